@@ -1,0 +1,114 @@
+"""Exact truths to test against: Gaussians and Gaussian mixtures with closed-form denoisers."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, covariance): mean (d,), covariance (d, d), states (B, d)."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(num_samples, len(self.mean), dtype=self.mean.dtype, generator=generator)
+        return self.mean + noise @ torch.linalg.cholesky(self.covariance).T
+
+    def jacobian(self, s: float) -> Tensor:
+        """dD/dy = C (C + s^2 I)^-1, the same everywhere."""
+        identity = torch.eye(len(self.mean), dtype=self.mean.dtype)
+        return torch.linalg.solve(self.covariance + s**2 * identity, self.covariance)
+
+    def denoiser(self, y: Tensor, s: float) -> Tensor:
+        """E[x0 | y], y = x0 + s eps."""
+        return self.mean + (y - self.mean) @ self.jacobian(s).T
+
+    def score(self, y: Tensor, s: float) -> Tensor:
+        return (self.denoiser(y, s) - y) / s**2
+
+    def divergence(self, y: Tensor, s: float) -> Tensor:
+        """div D at every y: (B,)."""
+        return self.jacobian(s).trace().expand(len(y))
+
+    def flow(self, y: Tensor, s: float, s_next: float) -> Tensor:
+        """The exact end of the probability-flow ODE from level s at level s_next."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        scale = ((values + s_next**2) / (values + s**2)).sqrt()
+        return self.mean + ((y - self.mean) @ vectors * scale) @ vectors.T
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """sum_k weights_k N(means_k, stds_k^2 I): weights (K,), means (K, d), stds (K,)."""
+
+    weights: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.multinomial(self.weights, num_samples, replacement=True, generator=generator)
+        noise = torch.randn(
+            num_samples, self.means.shape[1], dtype=self.means.dtype, generator=generator
+        )
+        return self.means[chosen] + self.stds[chosen, None] * noise
+
+    def _posterior(self, y: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Responsibilities (B, K), component posterior means (B, K, d) and variances (K,)."""
+        variance = self.stds**2
+        total = variance + s**2
+        offset = y[:, None, :] - self.means
+        log_likelihood = -0.5 * offset.square().sum(-1) / total
+        log_likelihood = log_likelihood - 0.5 * y.shape[1] * total.log() + self.weights.log()
+        means = self.means + (variance / total)[:, None] * offset
+        return log_likelihood.softmax(-1), means, variance * s**2 / total
+
+    def denoiser(self, y: Tensor, s: float) -> Tensor:
+        """E[x0 | y], y = x0 + s eps."""
+        responsibility, means, _ = self._posterior(y, s)
+        return torch.einsum("bk,bkd->bd", responsibility, means)
+
+    def score(self, y: Tensor, s: float) -> Tensor:
+        return (self.denoiser(y, s) - y) / s**2
+
+    def divergence(self, y: Tensor, s: float) -> Tensor:
+        """div D = tr Cov[x0 | y] / s^2 at every y: (B,)."""
+        responsibility, means, variance = self._posterior(y, s)
+        second = means.square().sum(-1) + y.shape[1] * variance
+        spread = (responsibility * second).sum(-1) - self.denoiser(y, s).square().sum(-1)
+        return spread / s**2
+
+
+def bench_mixture(seed: int, dimension: int = 16, components: int = 10) -> Mixture:
+    """The mixture of the analytic bench (methods.md section 3), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(components, dimension, dtype=torch.float64, generator=generator) + 0.3
+    stds = 0.25 * (0.5 + torch.rand(components, dtype=torch.float64, generator=generator))
+    weights = torch.rand(components, dtype=torch.float64, generator=generator) + 0.3
+    return Mixture(weights / weights.sum(), means, stds)
+
+
+def noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal float64."""
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def rms(difference: Tensor) -> float:
+    """Root mean square over all coordinates."""
+    return float(difference.square().mean().sqrt())
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, num_projections: int = 256, seed: int = 0) -> float:
+    """Sliced Wasserstein-2 distance of two samples of equal size, (n, d) each.
+
+    Root of the mean, over random directions, of the squared one-dimensional distance.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"samples have sizes {len(a)} and {len(b)}; give equal sizes")
+    directions = noise((a.shape[1], num_projections), seed).to(a)
+    directions = directions / directions.norm(dim=0)
+    gap = (a @ directions).sort(dim=0).values - (b @ directions).sort(dim=0).values
+    return math.sqrt(float(gap.square().mean()))
