@@ -1,0 +1,51 @@
+"""Weight averaging and the optimizer of the SiT family's training."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Exponential moving average of a network's weights, with a warm-up of the decay.
+
+    After update k = 0, 1, ...: average <- d average + (1-d) weights, d = min(decay, (1+k)/(10+k)).
+    `network` is a frozen copy in eval mode, ready to sample from. Give it the bare network, not
+    one wrapped for compilation or for many workers.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.9999, num_updates: int = 0):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}; it must lie in [0, 1)")
+        self.decay = decay
+        self.num_updates = num_updates
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take in the network's present weights; call it after each optimizer step."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        average, weights = _trained(self.network, network)
+        torch._foreach_lerp_(average, weights, 1 - decay)
+        for buffer, source in zip(self.network.buffers(), network.buffers(), strict=True):
+            buffer.copy_(source)
+        self.num_updates += 1
+
+
+def _trained(average: nn.Module, network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights that training changes, in both networks and in the same order."""
+    pairs = zip(average.parameters(), network.parameters(), strict=True)
+    pairs = [(a, p) for a, p in pairs if p.requires_grad]
+    return [a for a, _ in pairs], [p for _, p in pairs]
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter],
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> torch.optim.AdamW:
+    """Fused AdamW over the parameters that require gradients; the papers' settings by default."""
+    trained = [p for p in parameters if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

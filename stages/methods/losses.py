@@ -1,0 +1,142 @@
+"""What the training losses of the SiT family share: a batch, their terms, and the alignment.
+
+Each loss is a frozen dataclass in its paper's file, called as loss(network, batch) -> LossTerms.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.methods.draws import Draws
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data and randomness. Slicing it, `batch[:8]`, takes those samples.
+
+    images: (B, C, H, W) in [-1, 1], or latents. labels: (B,) long, or None (unconditional).
+    draws: the step's random draws for these samples.
+    patch_targets: (B, N, Z) teacher features of the clean images on the network's patch grid,
+        of unit length each: `patch_targets(features, ...)`, once for the data set.
+    class_features: (B, Z') the teacher's class token, raw and unscaled.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    draws: Draws
+    patch_targets: Tensor | None = None
+    class_features: Tensor | None = None
+
+    def __getitem__(self, which) -> "Batch":
+        def take(part):
+            return None if part is None else part[which]
+
+        return Batch(
+            take(self.images),
+            take(self.labels),
+            self.draws[which],
+            take(self.patch_targets),
+            take(self.class_features),
+        )
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """total: the scalar to differentiate. terms: its parts before weighting, scalars by name
+    (`velocity`, `alignment`, `class`), differentiable too.
+
+    Every one is a mean over samples of per-sample means, so that equal shares of a batch
+    average to the whole batch's value and gradient.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over samples and elements, in float32 at least. A scalar."""
+    return F.mse_loss(prediction.to(target.dtype), target)
+
+
+def alignment_loss(projection: Tensor, targets: Tensor) -> Tensor:
+    """Minus the mean over samples and tokens of cosine(target, projection) (REPA, eq. 8).
+
+    projection: (B, T, Z). targets: (B, T, Z), of unit length. A scalar in [-1, 1].
+    """
+    if projection.shape != targets.shape:
+        raise ValueError(
+            f"alignment targets have shape {tuple(targets.shape)}, the projection "
+            f"{tuple(projection.shape)}; set the network's teacher_dim to the teacher's width "
+            "and bring the targets to its patch grid with patch_targets(..., interpolate=True)"
+        )
+    return -(F.normalize(projection.to(targets.dtype), dim=-1) * targets).sum(-1).mean()
+
+
+def patch_targets(
+    features: Tensor,
+    grid: tuple[int, int],
+    teacher_grid: tuple[int, int] | None = None,
+    interpolate: bool = False,
+) -> Tensor:
+    """The teacher's patch features as alignment targets: on the network's grid, unit length.
+
+    features: (n, M, Z), in raster order over teacher_grid (default: `grid`). grid: the
+    network's patches, (rows, columns). With `interpolate` a different teacher grid is resampled
+    bilinearly; without it a mismatch raises ValueError. Returns (n, rows * columns, Z).
+    """
+    rows, columns = teacher_grid or grid
+    if (rows, columns) != tuple(grid) and not interpolate:
+        raise ValueError(
+            f"the teacher's grid {rows}x{columns} does not match the network's patch grid "
+            f"{grid[0]}x{grid[1]}; resize the teacher's input, or ask for interpolation"
+        )
+    if features.ndim != 3 or features.shape[1] != rows * columns:
+        raise ValueError(
+            f"teacher features have shape {tuple(features.shape)}, which is not "
+            f"(n, {rows * columns}, Z) for the grid {rows}x{columns}; pass their own teacher_grid"
+        )
+    if (rows, columns) != tuple(grid):
+        maps = features.transpose(1, 2).unflatten(2, (rows, columns))
+        maps = F.interpolate(maps, size=tuple(grid), mode="bilinear", antialias=True)
+        features = maps.flatten(2).transpose(1, 2)
+    return F.normalize(features, dim=-1)
+
+
+def alignment_targets(batch: Batch, keep: Tensor | None = None, class_token: bool = True) -> Tensor:
+    """The class token's target (if class_token) and the (kept) patches': (B, [1 +] K, Z)."""
+    if batch.patch_targets is None:
+        raise ValueError("this loss aligns with a teacher: the batch needs patch_targets")
+    targets = batch.patch_targets
+    if keep is not None:
+        targets = targets.gather(1, keep[..., None].expand(-1, -1, targets.shape[-1]))
+    if not class_token:
+        return targets
+    first = F.normalize(class_features(batch), dim=-1)[:, None]
+    return torch.cat([first.to(targets.dtype), targets], dim=1)
+
+
+def class_features(batch: Batch) -> Tensor:
+    """The batch's class features, or ValueError when it has none."""
+    if batch.class_features is None:
+        raise ValueError("this loss carries a class token: the batch needs class_features")
+    return batch.class_features
+
+
+def dropped_labels(batch: Batch, probability: float) -> Tensor | None:
+    """(B,) bool, the samples whose label is dropped; None when there is nothing to drop."""
+    return batch.draws.drop(probability) if probability and batch.labels is not None else None
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ValueError unless 0 <= value <= 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; it must lie in [0, 1]")
+
+
+def check_weight(name: str, value: float) -> None:
+    """Raise ValueError unless value >= 0."""
+    if not value >= 0:
+        raise ValueError(f"{name} is {value}; a weight must be 0 or more")
