@@ -1,0 +1,156 @@
+"""Nearest training images of generated samples, and the memorisation ratio made of them.
+
+A sample counts as memorised when its nearest training image is less than a third as far away as
+the second nearest (Yoon et al. 2023; the ratio that the ICR paper plots). A training image that
+occurs twice hides its own copies from this test: deduplicate the training set first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Neighbours", "nearest", "ratio"]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """indices (n, k) into the training images, and Euclidean distances (n, k), nearest first."""
+
+    indices: Tensor
+    distances: Tensor
+
+
+def ratio(
+    samples: Tensor, training_images: Tensor, threshold: float = 1 / 3, memory_mib: int = 256
+) -> float:
+    """Share of samples whose nearest training distance is below threshold x the second nearest.
+
+    samples: (n, ...), training_images: (m, ...), images or features of one shape. 0 to 1.
+
+    Raises ValueError for mismatched shapes, fewer than two training images, values that are not
+    finite, or a threshold outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; it is a ratio of distances in (0, 1]")
+    found = nearest(samples, training_images, k=2, memory_mib=memory_mib).distances
+    return (found[:, 0] < threshold * found[:, 1]).double().mean().item()
+
+
+def nearest(
+    samples: Tensor, training_images: Tensor, k: int = 2, memory_mib: int = 256
+) -> Neighbours:
+    """The k nearest training images of every sample by Euclidean distance, exactly.
+
+    samples: (n, ...), training_images: (m, ...). A search by matrix products in the images' own
+    precision finds k + 8 candidates; their distances are then taken from float64 differences, so
+    that a near-copy has its true small distance. Where rounding in the products could have hidden
+    a neighbour, that sample's products are repeated in float64, and at last all its differences
+    are taken. Working memory is about ``memory_mib``, whatever n and m. Ties go to the lower index.
+
+    Raises ValueError as for ratio, or when k exceeds the number of training images.
+    """
+    x, y = _flat(samples, "samples"), _flat(training_images, "training_images")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"samples have {x.shape[1]} values each and training_images {y.shape[1]}; bring both "
+            "to one size and number of channels"
+        )
+    if not 1 <= k <= len(y):
+        raise ValueError(f"k is {k}, but there are {len(y)} training_images to choose from")
+    rows = _rows_that_fit(memory_mib, x.shape[1], k)
+    # Reduced-precision products (TF32, bfloat16) would break the rounding bound.
+    exact = torch.get_float32_matmul_precision() == "highest"
+    dtype = torch.promote_types(x.dtype, y.dtype) if exact else torch.float64
+    parts = [_search(x[i : i + rows], y, k, rows, dtype) for i in range(0, len(x), rows)]
+    return Neighbours(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+def _search(x: Tensor, y: Tensor, k: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Exact neighbours of one batch: candidates by products in dtype, then float64 differences."""
+    width = min(k + 8, len(y))
+    squares, index, magnitude = _candidates(x, y, width, rows, dtype)
+    distances, index = _sorted(_distances(x, y, index), index)
+    distances, index = distances[:, :k], index[:, :k]
+    if width == len(y):
+        return index, distances
+    # A sum of d rounded products is off by less than (d + 4) eps of the magnitudes, and two such
+    # sums are compared.
+    rounding = 2 * (x.shape[1] + 4) * torch.finfo(dtype).eps * magnitude
+    doubtful = squares[:, -1] - rounding <= distances[:, -1].square()
+    if doubtful.any():
+        rest = x[doubtful]
+        if dtype == torch.float64:
+            index[doubtful], distances[doubtful] = _direct(rest, y, k, rows)
+        else:
+            index[doubtful], distances[doubtful] = _search(rest, y, k, rows, torch.float64)
+    return index, distances
+
+
+def _candidates(
+    x: Tensor, y: Tensor, width: int, rows: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The width nearest by rounded |x|^2 + |y|^2 - 2 x.y: squares, indices, |x|^2 + max |y|^2."""
+    centre = y[:rows].to(dtype).mean(0)  # distances do not change, rounding errors shrink
+    xc = x.to(dtype) - centre
+    x_square = xc.square().sum(1, keepdim=True)
+    best = x_square[:, :0]
+    index = torch.zeros((len(x), 0), dtype=torch.long, device=x.device)
+    largest = 0.0
+    for start in range(0, len(y), rows):
+        yc = y[start : start + rows].to(dtype) - centre
+        y_square = yc.square().sum(1)
+        largest = max(largest, y_square.max().item())
+        squares = torch.addmm(x_square + y_square, xc, yc.T, alpha=-2)
+        here = torch.arange(start, start + len(yc), device=x.device).expand(len(x), -1)
+        kept = min(width, best.shape[1] + len(yc))
+        best, order = torch.cat([best, squares], 1).topk(kept, largest=False)
+        index = torch.cat([index, here], 1).gather(1, order)
+    return best.double(), index, x_square[:, 0].double() + largest
+
+
+def _distances(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """Distances (n, c) of x (n, d) to the rows index (n, c) of y, from float64 differences."""
+    columns = [(x.double() - y[index[:, j]].double()).norm(dim=1) for j in range(index.shape[1])]
+    return torch.stack(columns, 1)
+
+
+def _sorted(distances: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the order of the distances; ties by the lower index."""
+    index, by_index = index.sort(dim=1)
+    distances, order = distances.gather(1, by_index).sort(dim=1, stable=True)
+    return distances, index.gather(1, order)
+
+
+def _direct(x: Tensor, y: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+    indices, distances = [], []
+    for one in x.double():
+        batches = (y[i : i + rows].double() - one for i in range(0, len(y), rows))
+        found, order = torch.cat([b.norm(dim=1) for b in batches]).sort(stable=True)
+        indices.append(order[:k])
+        distances.append(found[:k])
+    return torch.stack(indices), torch.stack(distances)
+
+
+def _rows_that_fit(memory_mib: int, d: int, k: int) -> int:
+    """Rows of a batch such that products (rows, rows) and images (rows, d) fit the memory."""
+    numbers = memory_mib * 2**20 / 8
+    rows = 1024
+    while rows > 16 and rows * (3 * rows + 4 * d + 4 * (k + 8)) > numbers:
+        rows //= 2
+    return rows
+
+
+def _flat(images: Tensor, name: str) -> Tensor:
+    images = torch.as_tensor(images)
+    if images.ndim < 2 or len(images) == 0 or images[0].numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(images.shape)}; give (images, ...), not empty")
+    flat = images.flatten(1)
+    if flat.dtype not in (torch.float32, torch.float64):
+        flat = flat.float()
+    bad = (~torch.isfinite(flat).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{name} has NaN or infinite values in {len(bad)} images, first {bad[0]}")
+    return flat
