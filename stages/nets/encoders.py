@@ -7,57 +7,68 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["EmbeddedCNN", "EmbeddedFeatures"]
 
+HIDDEN = 64
+GRID = 2  # the last map is averaged to 2x2 places before the hidden layer
+STRIDES = (1, 2, 2)
+
 
 class EmbeddedFeatures(NamedTuple):
-    """pooled: (B, 64) before the last activation; spatial: (B, 64, h, w), the same before pooling;
-    logits: (B, num_classes)."""
+    """What one pass gives.
 
-    pooled: Tensor
+    features: (B, 64), the hidden layer before its activation; spatial: (B, 64, ceil(H/2),
+    ceil(W/2)), the second convolution before its activation; logits: (B, num_classes).
+    """
+
+    features: Tensor
     spatial: Tensor
     logits: Tensor
 
 
 class EmbeddedCNN(nn.Module):
-    """Three 3x3 convolutions (32, 64, 64), batch norm and SiLU, and a linear classifier.
+    """Three 3x3 convolutions (32, 64, 64) with batch norm and SiLU, 64 hidden units, a classifier.
 
-    images: (B, C, H, W) in [-1, 1], at least 4x4. The first stage keeps the resolution and each
-    later one halves it. Features are read before the last SiLU, where they are closer to the
-    Gaussians that a Fréchet distance compares; their mean over space is ``pooled``. The classifier
-    reads the mean of the activated map.
+    images: (B, C, H, W) in [-1, 1], of any size from 4x4. The first convolution keeps the
+    resolution, the others halve it. Features are read before their SiLU: a rectified feature piles
+    up at zero, and the Fréchet distance compares Gaussians.
     """
 
     def __init__(self, in_channels: int, num_classes: int, widths: tuple[int, ...] = (32, 64, 64)):
         super().__init__()
+        if in_channels < 1 or num_classes < 2 or len(widths) != len(STRIDES):
+            raise ValueError(
+                f"in_channels={in_channels}, num_classes={num_classes}, widths={widths}: give at "
+                f"least 1 channel, 2 classes and {len(STRIDES)} widths"
+            )
         self.in_channels, self.num_classes, self.widths = in_channels, num_classes, tuple(widths)
-        channels = (in_channels, *widths)
+        channels = zip((in_channels, *widths[:-1]), widths, STRIDES, strict=True)
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1, bias=False)
-            for i, (a, b) in enumerate(zip(channels, widths, strict=False))
+            nn.Conv2d(a, b, 3, stride=stride, padding=1, bias=False) for a, b, stride in channels
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
-        self.classifier = nn.Linear(widths[-1], num_classes)
+        self.hidden = nn.Linear(widths[-1] * GRID**2, HIDDEN)
+        self.classifier = nn.Linear(HIDDEN, num_classes)
 
     def forward(self, images: Tensor) -> EmbeddedFeatures:
-        x = images
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x if i == 0 else nn.functional.silu(x)))
-        logits = self.classifier(nn.functional.silu(x).mean((2, 3)))
-        return EmbeddedFeatures(x.mean((2, 3)), x, logits)
+        maps = [images]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            inputs = maps[-1] if len(maps) == 1 else F.silu(maps[-1])
+            maps.append(norm(conv(inputs)))
+        features = self.hidden(F.adaptive_avg_pool2d(F.silu(maps[-1]), GRID).flatten(1))
+        return EmbeddedFeatures(features, maps[2], self.classifier(F.silu(features)))
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw all weights anew from the generator: normal with variance 2 / fan-in."""
-        for conv in self.convs:
-            fan_in = conv.in_channels * 9
-            conv.weight.normal_(0, math.sqrt(2 / fan_in), generator=generator)
+        """Draw all weights anew from the generator: uniform within 1 / sqrt(fan-in)."""
+        for layer in (*self.convs, self.hidden, self.classifier):
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            layer.weight.uniform_(-bound, bound, generator=generator)
+            if layer.bias is not None:
+                layer.bias.zero_()
         for norm in self.norms:
             norm.reset_running_stats()
             norm.weight.fill_(1)
             norm.bias.zero_()
-        self.classifier.weight.normal_(
-            0, 1 / math.sqrt(self.classifier.in_features), generator=generator
-        )
-        self.classifier.bias.zero_()
