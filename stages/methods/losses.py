@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.methods.draws import Draws
+from stages.methods.patches import take_tokens
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class LossTerms:
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over samples and elements, in float32 at least. A scalar."""
+    """Mean over samples and elements, in the target's precision. A scalar."""
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"the network predicts {tuple(prediction.shape)} where the target is "
+            f"{tuple(target.shape)}; check its image size, patch size and class_token_dim"
+        )
     return F.mse_loss(prediction.to(target.dtype), target)
 
 
@@ -107,15 +113,20 @@ def patch_targets(
 
 def alignment_targets(batch: Batch, keep: Tensor | None = None, class_token: bool = True) -> Tensor:
     """The class token's target (if class_token) and the (kept) patches': (B, [1 +] K, Z)."""
-    if batch.patch_targets is None:
-        raise ValueError("this loss aligns with a teacher: the batch needs patch_targets")
-    targets = batch.patch_targets
+    targets = aligned_patches(batch)
     if keep is not None:
-        targets = targets.gather(1, keep[..., None].expand(-1, -1, targets.shape[-1]))
+        targets = take_tokens(targets, keep)
     if not class_token:
         return targets
     first = F.normalize(class_features(batch), dim=-1)[:, None]
     return torch.cat([first.to(targets.dtype), targets], dim=1)
+
+
+def aligned_patches(batch: Batch) -> Tensor:
+    """The batch's patch targets, or ValueError when it has none."""
+    if batch.patch_targets is None:
+        raise ValueError("this loss aligns with a teacher: the batch needs patch_targets")
+    return batch.patch_targets
 
 
 def class_features(batch: Batch) -> Tensor:

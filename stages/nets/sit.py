@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.methods.patches import patchify, take_tokens, unpatchify
+
 # The published sizes: SiT's S, B, L and XL, to be used as SiT(**SIZES["B"]).
 SIZES = {
     "S": {"width": 384, "depth": 12, "num_heads": 6},
@@ -72,17 +74,17 @@ class SiT(nn.Module):
         alignment_depth: int = 4,
     ):
         super().__init__()
-        height, side = (image_size, image_size) if isinstance(image_size, int) else image_size
-        _check_sizes(height, side, patch_size, width, num_heads, num_classes)
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        _check_sizes(size, patch_size, width, num_heads, num_classes)
         if teacher_dim and not 1 <= alignment_depth <= depth:
             raise ValueError(
                 f"alignment_depth {alignment_depth} is not a block of this network; "
                 f"choose 1 to depth = {depth}"
             )
-        self.image_size = (height, side)
+        self.image_size = size
         self.channels = channels
         self.patch_size = patch_size
-        self.grid = (height // patch_size, side // patch_size)
+        self.grid = (size[0] // patch_size, size[1] // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         self.num_classes = num_classes
         self.class_token_dim = class_token_dim
@@ -155,7 +157,7 @@ class SiT(nn.Module):
             it False, and the projector costs nothing.
 
         Returns velocity (B, C, H, W); with a class token the pair (velocity, class_velocity);
-        with align a SiTOutput. Under `keep` velocity is (B, K, p*p*C), see `patchify`.
+        with align a SiTOutput. Under `keep` velocity is (B, K, p*p*C), laid out as `patchify` does.
         Raises ValueError on inputs that do not fit the network.
         """
         self._check_inputs(x, labels, class_token, align)
@@ -171,22 +173,10 @@ class SiT(nn.Module):
                 hidden = tokens
         velocity, class_velocity = self._heads(tokens, condition)
         if keep is None:
-            velocity = self.unpatchify(velocity)
+            velocity = unpatchify(velocity, self.grid, self.patch_size)
         if align:
             return SiTOutput(velocity, class_velocity, hidden, self.projector(hidden))
         return velocity if class_token is None else (velocity, class_velocity)
-
-    def patchify(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, p*p*C), patches in raster order, channels last in a patch."""
-        (rows, columns), p = self.grid, self.patch_size
-        x = x.reshape(-1, self.channels, rows, p, columns, p)
-        return x.permute(0, 2, 4, 3, 5, 1).reshape(len(x), rows * columns, -1)
-
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """(B, N, p*p*C) -> (B, C, H, W), the inverse of `patchify`."""
-        (rows, columns), p = self.grid, self.patch_size
-        x = patches.reshape(-1, rows, columns, p, p, self.channels)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, *self.image_size)
 
     def _embed_labels(self, x: Tensor, labels: Tensor | None, drop: Tensor | None) -> Tensor:
         if labels is None:
@@ -196,7 +186,9 @@ class SiT(nn.Module):
         return self.label_embedding(labels)
 
     def _embed_tokens(self, x: Tensor, class_token: Tensor | None) -> Tensor:
-        patches = self.patch_embedding(self.patchify(x)) + self.positions[-self.num_patches :]
+        patches = (
+            self.patch_embedding(patchify(x, self.patch_size)) + self.positions[-self.num_patches :]
+        )
         if class_token is None:
             return patches
         return torch.cat([self.class_embedding(class_token)[:, None], patches], dim=1)
@@ -300,11 +292,6 @@ def projector(width: int, hidden: int, teacher_dim: int) -> nn.Sequential:
     )
 
 
-def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
-    """tokens (B, N, D), keep (B, K) long -> the kept tokens (B, K, D), in the order of keep."""
-    return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     """Frozen 2D sine-cosine positions (rows * columns, width), raster order, float32.
 
@@ -326,7 +313,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
     Call it once on a data set's labels before training on a GPU, where a step does not look.
     """
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) <= num_classes):
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) > num_classes):
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; with num_classes = "
             f"{num_classes} they must be 0 to {num_classes}, {num_classes} being the null class"
@@ -334,12 +321,12 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def _check_sizes(
-    height: int, side: int, patch_size: int, width: int, num_heads: int, num_classes: int
+    size: tuple[int, int], patch_size: int, width: int, num_heads: int, num_classes: int
 ) -> None:
-    if height % patch_size or side % patch_size:
+    if size[0] % patch_size or size[1] % patch_size:
         raise ValueError(
-            f"image_size {height}x{side} is not divisible by patch_size {patch_size}; "
-            f"choose a patch_size that divides both sides"
+            f"image_size {size[0]}x{size[1]} is not divisible by patch_size {patch_size}; "
+            "choose a patch_size that divides both sides"
         )
     if width % num_heads or width % 4:
         raise ValueError(

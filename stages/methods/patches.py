@@ -1,0 +1,23 @@
+"""Images as rows of patches, and random subsets of them."""
+
+from torch import Tensor
+
+
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W) -> (B, N, p*p*C), patches in raster order, channels last inside a patch."""
+    B, C, H, W = x.shape
+    p = patch_size
+    x = x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 3, 5, 1)
+    return x.reshape(B, (H // p) * (W // p), p * p * C)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """(B, N, p*p*C), N = rows * columns of the grid -> (B, C, H, W), the inverse of `patchify`."""
+    (rows, columns), p = grid, patch_size
+    x = patches.unflatten(1, (rows, columns)).unflatten(3, (p, p, -1)).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(len(x), -1, rows * p, columns * p)
+
+
+def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
+    """tokens (B, N, D), keep (B, K) long -> the kept tokens (B, K, D), in the order of keep."""
+    return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
