@@ -1,0 +1,128 @@
+"""Feature taps: the output of any layer, by its name, pooled to one vector an image.
+
+A layer's name is the one `torch.nn.Module.named_modules` gives: `inner.mid` in the U-Net,
+`blocks.3` in SiT (the fourth block). The network is left as it was once the tap closes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+POOLINGS = ("spatial", "tokens", "class_token")
+
+
+def layer_names(module: nn.Module) -> list[str]:
+    """The names a tap accepts, in the order of definition."""
+    return [name for name, _ in module.named_modules() if name]
+
+
+def find_layer(module: nn.Module, layer: str) -> nn.Module:
+    """The layer of that name; ValueError lists those that exist, the nearest names first."""
+    layers = {name: found for name, found in module.named_modules() if name}
+    if layer in layers:
+        return layers[layer]
+    near = difflib.get_close_matches(layer, layers, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"no layer is named {layer!r}; {hint}this {type(module).__name__} has: {', '.join(layers)}"
+    )
+
+
+def pool(output: Tensor, pooling: str, skip: int = 0) -> Tensor:
+    """One vector an image, (B, d), from a layer's output.
+
+    "spatial": (B, d, H, W), mean over places. "tokens": (B, N, d), mean over the tokens after the
+    first `skip` (1 leaves out a class token put first). "class_token": the first of (B, N, d).
+    Raises ValueError for another pooling and an output of another shape.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is {pooling!r}; choose among {', '.join(POOLINGS)}")
+    rank, shape = (4, "(B, d, H, W)") if pooling == "spatial" else (3, "(B, N, d)")
+    if not isinstance(output, Tensor) or output.ndim != rank:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"pooling {pooling!r} takes a layer's output {shape}, this one gives {found}; choose "
+            "another pooling or layer"
+        )
+    if pooling == "spatial":
+        return output.mean(dim=(2, 3))
+    if pooling == "class_token":
+        return output[:, 0]
+    if not 0 <= skip < output.shape[1]:
+        raise ValueError(f"skip is {skip}; the layer gives {output.shape[1]} tokens")
+    return output[:, skip:].mean(dim=1)
+
+
+class Tap:
+    """Keeps a layer's pooled output while it is open:
+
+        with Tap(network, "inner.mid", "spatial") as tap:
+            network(y, sigma)
+        tap.features  # (B, d)
+
+    `features` is that of the layer's latest call; ValueError when the layer has not run.
+    """
+
+    def __init__(self, module: nn.Module, layer: str, pooling: str, skip: int = 0):
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; choose among {', '.join(POOLINGS)}")
+        self._found = find_layer(module, layer)
+        self._layer, self._pooling, self._skip = layer, pooling, skip
+        self._features: Tensor | None = None
+        self._handle = None
+
+    def __enter__(self) -> Tap:
+        self._handle = self._found.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _keep(self, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        self._features = pool(output, self._pooling, self._skip)
+
+    @property
+    def features(self) -> Tensor:
+        """The pooled output, (B, d)."""
+        if self._features is None:
+            raise ValueError(
+                f"layer {self._layer!r} has not run; call the network while the tap is open, and "
+                "choose a layer that its forward pass uses"
+            )
+        return self._features
+
+
+@torch.no_grad()
+def view_features(
+    module: nn.Module,
+    denoiser: Callable[[Tensor, float], Tensor],
+    views: Tensor,
+    sigma: float,
+    layer: str,
+    pooling: str,
+    batch_size: int = 512,
+    skip: int = 0,
+) -> Tensor:
+    """Features (n, V, d) of views (n, V, C, H, W) at level sigma, for the ICR.
+
+    denoiser(y, sigma) runs the network `module` once on y (B, C, H, W) in EDM coordinates: the
+    U-Net itself, or the adapter of a velocity network. The module is put in evaluation mode and
+    given back in the mode it had. Other arguments as in `pool`; the result is on the CPU.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    training = module.training
+    module.eval()
+    pieces = []
+    try:
+        with Tap(module, layer, pooling, skip) as tap:
+            for batch in views.flatten(0, 1).split(batch_size):
+                denoiser(batch, sigma)
+                pieces.append(tap.features.float().cpu())
+    finally:
+        module.train(training)
+    return torch.cat(pieces).unflatten(0, views.shape[:2])
