@@ -1,4 +1,4 @@
-"""Coefficients of the multistep formulas, as plain numbers.
+"""The solvers: coefficients of the multistep formulas as plain numbers, and the solver classes.
 
 In EDM coordinates, with r = s_next / s and the half log-SNR lambda = -ln s, a step over
 h = lambda_next - lambda solves dy/dlambda = D - y exactly when D is a polynomial in lambda:
@@ -11,8 +11,12 @@ they sum to 1 - r. `levels` is a sequence of floats, the step goes from levels[k
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
+
+from stages.methods.path import Denoiser
 
 
 def ratio(levels: Sequence[float], k: int) -> float:
@@ -80,3 +84,107 @@ def unic(levels: Sequence[float], k: int, order: int) -> tuple[float, ...]:
         rho = np.linalg.solve(matrix, moments)
     scaled = phi * rho / np.array(nodes)
     return float(scaled[-1]), float(phi - scaled.sum()), *(float(w) for w in scaled[:-1])
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """Linear multistep solver of one evaluation a step, order 1 (DDIM) to 3, by multistep.py."""
+
+    name: str
+    order: int
+
+    @property
+    def memory(self) -> int:
+        return self.order
+
+    def evaluations(self, num_levels: int) -> int:
+        return num_levels
+
+    def check(self, levels: Sequence[float]) -> None:
+        """Any grid will do."""
+
+    def evaluate(self, denoiser: Denoiser, y: Tensor, levels: Sequence[float], k: int) -> Tensor:
+        return denoiser(y, levels[k])
+
+    def weights(self, levels: Sequence[float], k: int) -> tuple[float, ...]:
+        formulas = (first_order, dpmpp_2m, dpmpp_3m)
+        return formulas[self.order - 1](levels, k)
+
+    def corrector(self, levels: Sequence[float], k: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Karras et al. 2022, Algorithm 1: Heun's step, Euler's to level 0; 2N - 1 evaluations.
+
+    With y' = r y + (1-r) D(y, s), the step is r y + (1-r) M, M = a D(y, s) + (1-a) D(y', s_next)
+    and a = 1 - 1/(2r). M is this solver's output: what corrections differentiate and cache is the
+    product through both evaluations.
+    """
+
+    name: str = "heun"
+    memory: int = 1
+
+    def evaluations(self, num_levels: int) -> int:
+        return 2 * num_levels - 1
+
+    def check(self, levels: Sequence[float]) -> None:
+        """Any grid will do."""
+
+    def evaluate(self, denoiser: Denoiser, y: Tensor, levels: Sequence[float], k: int) -> Tensor:
+        outputs = self.outputs(denoiser, y, levels, k)
+        if len(outputs) == 1:
+            return outputs[0]
+        trapezoid = 1 / (2 * ratio(levels, k))
+        return (1 - trapezoid) * outputs[0] + trapezoid * outputs[1]
+
+    def outputs(
+        self, denoiser: Denoiser, y: Tensor, levels: Sequence[float], k: int
+    ) -> list[Tensor]:
+        """D(y, s) and, unless the step goes to 0, D(y', s_next)."""
+        first = denoiser(y, levels[k])
+        if levels[k + 1] == 0:
+            return [first]
+        r = ratio(levels, k)
+        return [first, denoiser(r * y + (1 - r) * first, levels[k + 1])]
+
+    def weights(self, levels: Sequence[float], k: int) -> tuple[float, ...]:
+        return first_order(levels, k)
+
+    def corrector(self, levels: Sequence[float], k: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """The look-ahead corrector around a multistep solver of order p: UniC-p (Zhao et al. 2023).
+
+    When D_k is known, step k-1 is done again from its own state with D_k among the outputs; the
+    evaluation at the predicted state is kept, so no evaluation is added. Around DPM-Solver++ 2M
+    this is UniPC-2 (bh2), whose predictor is the same formula. It helps from about 10 evaluations
+    on. A correction's gamma rectifies the predicted state, before the corrector reads the output
+    there; the redone step itself is not rectified.
+    """
+
+    base: Multistep
+    name: str
+
+    @property
+    def memory(self) -> int:
+        return self.base.order + 1
+
+    def evaluations(self, num_levels: int) -> int:
+        return self.base.evaluations(num_levels)
+
+    def check(self, levels: Sequence[float]) -> None:
+        self.base.check(levels)
+
+    def evaluate(self, denoiser: Denoiser, y: Tensor, levels: Sequence[float], k: int) -> Tensor:
+        return self.base.evaluate(denoiser, y, levels, k)
+
+    def weights(self, levels: Sequence[float], k: int) -> tuple[float, ...]:
+        return self.base.weights(levels, k)
+
+    def corrector(self, levels: Sequence[float], k: int) -> tuple[float, ...] | None:
+        return unic(levels, k - 1, self.base.order) if k > 0 else None

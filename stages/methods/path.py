@@ -145,7 +145,7 @@ class VelocityDenoiser:
 
     network: called as network(x, t, **condition), x (B, ...), t (B,), returning v of x's shape.
         With `packing` the state holds an image and a class token (B, n), and it is called as
-        network(image, t, token, **condition), returning the pair of velocities.
+        network(image, t, class_token=token, **condition), returning the pair of velocities.
     condition: keyword arguments, such as labels of shape (B,).
     dtype: the network's own floating type; the state keeps its type. Default: the state's type.
     """
@@ -164,7 +164,8 @@ class VelocityDenoiser:
             v = self.network(inputs, times, **self.condition)
         else:
             image, token = self.packing.unpack(inputs)
-            v = self.packing.pack(*self.network(image, times, token, **self.condition))
+            pair = self.network(image, times, class_token=token, **self.condition)
+            v = self.packing.pack(*pair)
         return clean_from_velocity(x, v.to(y.dtype), t)
 
 

@@ -1,0 +1,181 @@
+"""The one loop that runs every solver, and what solvers and corrections are to it.
+
+EDM coordinates (path.py). Every step is a linear combination of the state and of current and
+cached outputs, newest first,
+
+    T(y) = r y + sum_j b_j D_j,   r = s_next / s,
+
+so that corrections, fits and diagnostics can read the terms of a step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stages.methods import grids
+from stages.methods.path import Denoiser
+
+Output = Callable[[Tensor], Tensor]
+"""A solver's output at one step as a function of the state there."""
+
+
+class Solver(Protocol):
+    """What `trajectory` needs of a solver. `levels` is a list of floats that ends with 0."""
+
+    name: str
+    memory: int  # outputs that a step reads, the current one included
+
+    def evaluations(self, num_levels: int) -> int:
+        """Denoiser calls over a grid of num_levels levels above 0."""
+
+    def check(self, levels: Sequence[float]) -> None:
+        """Raise ValueError when this solver cannot run on this grid."""
+
+    def evaluate(self, denoiser: Denoiser, y: Tensor, levels: Sequence[float], k: int) -> Tensor:
+        """The output D_k of step k at y, differentiable in y."""
+
+    def weights(self, levels: Sequence[float], k: int) -> tuple[float, ...]:
+        """b_0, b_1, ... of step k."""
+
+    def corrector(self, levels: Sequence[float], k: int) -> tuple[float, ...] | None:
+        """Weights over (D_k, D_k-1, ...) that redo step k-1 from its own state, or None."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One output D_j with the point and level it was made at, which corrections read.
+
+    divergence: an estimate of E div D_j at that point, where a correction asked for it.
+    """
+
+    point: Tensor
+    level: float
+    output: Tensor
+    divergence: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step k of a trajectory: proposal = r state + sum_j weights_j outputs_j."""
+
+    index: int
+    level: float
+    next_level: float
+    state: Tensor
+    weights: tuple[float, ...]
+    outputs: tuple[Evaluation, ...]  # newest first
+    proposal: Tensor
+
+    @property
+    def ratio(self) -> float:
+        return self.next_level / self.level
+
+
+class Rectifier(Protocol):
+    """A correction during one trajectory."""
+
+    def evaluate(self, output: Output, y: Tensor, level: float) -> Evaluation:
+        """Record output(y), with what the correction needs beside it."""
+
+    def gamma(self, step: Step) -> float:
+        """The factor of the residual: next state = state - gamma (state - proposal)."""
+
+
+class Correction(Protocol):
+    """A correction of large steps; immutable, it starts one `Rectifier` per trajectory."""
+
+    def begin(
+        self, solver: Solver, levels: Sequence[float], generator: torch.Generator | None
+    ) -> Rectifier:
+        """Raise ValueError where this correction does not belong to this solver or grid."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What `trajectory` yields: the step, its gamma (1 without correction) and where it led."""
+
+    step: Step
+    gamma: float
+    state: Tensor
+
+
+class Vanilla:
+    """No correction: gamma = 1."""
+
+    def begin(self, solver, levels, generator) -> "Vanilla":
+        return self
+
+    def evaluate(self, output: Output, y: Tensor, level: float) -> Evaluation:
+        return Evaluation(y, level, output(y))
+
+    def gamma(self, step: Step) -> float:
+        return 1.0
+
+
+def checked(denoiser: Denoiser, k: int, num_levels: int) -> Denoiser:
+    """The denoiser, raising where its output has the wrong shape or is not finite."""
+
+    def call(y: Tensor, s: float) -> Tensor:
+        clean = denoiser(y, s)
+        if clean.shape != y.shape:
+            raise ValueError(
+                f"denoiser returned shape {tuple(clean.shape)} for a state of shape "
+                f"{tuple(y.shape)}; it must return E[x0 | y] of the state's shape"
+            )
+        if not torch.isfinite(clean).all():
+            raise FloatingPointError(
+                f"denoiser returned NaN or infinity at step {k + 1} of {num_levels}, "
+                f"level s={s:.6g}"
+            )
+        return clean
+
+    return call
+
+
+def combine(r: float, y: Tensor, weights: Sequence[float], outputs: Sequence[Tensor]) -> Tensor:
+    """r y + sum_j weights_j outputs_j, over as many outputs as there are weights."""
+    result = r * y
+    for weight, output in zip(weights, outputs, strict=False):
+        result = result + weight * output
+    return result
+
+
+@torch.no_grad()
+def trajectory(
+    denoiser: Denoiser,
+    y: Tensor,
+    levels: Tensor,
+    solver: Solver,
+    correction: Correction | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Advance]:
+    """Run a solver and yield every step, with what corrections and diagnostics read.
+
+    Arguments and errors as in `solvers.solve`, which names solvers; this takes the object.
+    """
+    grid = grids.check(levels).tolist()
+    solver.check(grid)
+    rectifier = (correction or Vanilla()).begin(solver, grid, generator)
+    num_levels = len(grid) - 1
+    history: tuple[Evaluation, ...] = ()
+    previous = y
+    for k in range(num_levels):
+        guarded = checked(denoiser, k, num_levels)
+        current = rectifier.evaluate(
+            lambda point, k=k, guarded=guarded: solver.evaluate(guarded, point, grid, k), y, grid[k]
+        )
+        history = (current, *history)[: solver.memory]
+        outputs = [past.output for past in history]
+        redo = solver.corrector(grid, k)
+        if redo is not None:
+            y = combine(grid[k] / grid[k - 1], previous, redo, outputs)
+        weights = solver.weights(grid, k)
+        proposal = combine(grid[k + 1] / grid[k], y, weights, outputs)
+        step = Step(k, grid[k], grid[k + 1], y, weights, history, proposal)
+        gamma = rectifier.gamma(step)
+        previous = y
+        y = proposal if gamma == 1 else y - gamma * (y - proposal)
+        yield Advance(step, gamma, y)
