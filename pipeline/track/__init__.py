@@ -1,0 +1,245 @@
+"""Sends a run's metrics, settings and files to MLflow, without ever delaying the run.
+
+The engine's calls append to a durable spool and return. A process of its own (`sender`), started
+by `Tracker.start`, reads the spool and speaks to MLflow: the driver neither imports MLflow nor
+shares its interpreter with it, and a driver that is killed still has its last words sent.
+What is resent after a failure carries the time at which it was spooled, so that a tracking server
+recognises it: nothing is lost and nothing stands there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending, lock_file
+from pipeline.track.uri import check_uri, default_uri, redact
+
+__all__ = ["Tracker", "check_uri", "default_uri", "flush_pending"]
+
+_logger = logging.getLogger(__name__)
+
+Row = tuple[str, int, float]  # metric, step, value
+
+
+class Tracker:
+    """The engine's side: every method returns at once, whatever the tracking server does.
+
+    Args:
+        uri: where MLflow keeps its runs; `check_uri` it first.
+        run_dir: the run's own local directory. A second Tracker on it continues the same MLflow
+            run.
+        experiment: MLflow's experiment, "recipe/preset".
+        run_name: what the tables call the run; children are called "node · run_name".
+        run_id: the pipeline run's id, a tag of the parent and of each child.
+        params: resolved settings, flat or nested (flattened to dotted keys).
+        tags: tags of the parent: git_revision, recipe, preset.
+        warn: takes one sentence for the person at the terminal.
+        system_metrics: sample processor, memory, disk, network and GPU on the parent run.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        run_dir: Path,
+        *,
+        experiment: str,
+        run_name: str,
+        run_id: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        warn: Callable[[str], None] = _logger.warning,
+        system_metrics: bool = True,
+    ) -> None:
+        self._run_dir = Path(run_dir)
+        self._warn = warn
+        self._begin = {
+            "uri": uri,
+            "experiment": experiment,
+            "run_name": run_name,
+            "run_id": run_id,
+            "params": flatten(params),
+            "tags": {**tags, "pipeline.run_id": run_id},
+            "system_metrics": system_metrics,
+        }
+        self._spool: Spool | None = None
+        self._sender: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._away = False
+
+    def start(self) -> None:
+        """Open the spool and start the sender."""
+        self._spool = Spool(self._run_dir)
+        self._spool.append("begin", **self._begin)
+        self._sender = _spawn([str(self._run_dir)], log=self._run_dir / "mlflow.log", live=True)
+        self._reader = threading.Thread(target=self._relay, name="mlflow-warnings", daemon=True)
+        self._reader.start()
+
+    def _relay(self) -> None:
+        for line in self._sender.stdout:
+            kind, _, message = line.rstrip().partition(" ")
+            self._away = kind == "away"
+            self._warn(message)
+
+    def _append(self, event: str, **fields: Any) -> None:
+        if self._spool is not None:
+            self._spool.append(event, **fields)
+
+    def node_started(self, node: str, tags: Mapping[str, str]) -> None:
+        """Remember a node's tags; its child run appears with its first curve point."""
+        self._append("node", node=node, tags=dict(tags))
+
+    def points(self, node: str, abscissa: str, rows: Sequence[Row]) -> None:
+        """Curve points of a running node, shown as they come."""
+        self._append("points", node=node, abscissa=abscissa, rows=_plain_rows(rows))
+
+    def node_finished(
+        self,
+        node: str,
+        *,
+        status: str = "FINISHED",
+        metrics: Mapping[str, float] | None = None,
+        curves: Sequence[Row] = (),
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        abscissa: str | None = None,
+        cached: bool = False,
+    ) -> None:
+        """A node's headline metrics and whole curves; points sent before are not sent again."""
+        self._append(
+            "finish",
+            node=node,
+            status=status,
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            rows=_plain_rows(curves),
+            tags=dict(tags or {}) | ({"cached": "true"} if cached else {}),
+            params=flatten(params or {}),
+            abscissa=abscissa,
+        )
+
+    def dataset(
+        self,
+        node: str,
+        name: str,
+        digest: str,
+        source: str,
+        schema: Mapping[str, tuple[str, Sequence[int]]] | None = None,
+        profile: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A data set that the run reads.
+
+        Args:
+            schema: arrays by name, each its dtype and shape (-1 for any length).
+            profile: counts and the like.
+        """
+        spec = [
+            {"name": key, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}}
+            for key, (dtype, shape) in (schema or {}).items()
+        ]
+        self._append(
+            "dataset",
+            node=node,
+            name=name,
+            digest=digest[:36],
+            source=source,
+            schema={"mlflow_tensorspec": {"features": json.dumps(spec), "targets": None}},
+            profile=dict(profile or {}),
+        )
+
+    def artifact(self, path: Path, artifact_path: str = "", node: str | None = None) -> None:
+        """A file, or a folder's files, below `artifact_path` of the run (or of a node's child).
+
+        The file is read when it is sent: it must stay where it is.
+        """
+        path = str(Path(path).absolute())
+        self._append("artifact", path=path, artifact_path=artifact_path, node=node or "")
+
+    def close(self, status: str = "FINISHED", timeout: float = 10.0) -> None:
+        """End the MLflow run (FINISHED, FAILED or KILLED).
+
+        Waits until all is sent, `timeout` seconds at most, and hardly at all for a server that
+        is known to be away. A sender that is still busy then finishes in the background; what it
+        cannot send stays in the spool for `flush_pending`.
+        """
+        if self._spool is None:
+            return
+        self._append("end", status=status)
+        self._spool.close()
+        self._spool = None
+        self._sender.stdin.close()
+        uri = redact(self._begin["uri"])
+        try:
+            self._sender.wait(min(timeout, 1.0) if self._away else timeout)
+        except subprocess.TimeoutExpired:
+            if not self._away:
+                self._warn(f"records are still being sent to MLflow at {uri}, in the background")
+                return
+        self._reader.join(1.0)
+        if is_pending(self._run_dir):
+            self._warn(f"some records did not reach MLflow at {uri}; the next run sends them")
+
+
+def flush_pending(store_dir: Path, exclude: Path | None = None) -> int:
+    """Send, in the background, what earlier runs of a store could not; return how many runs.
+
+    Runs that another command is sending at this moment are left to it. Runs that never told
+    their end, because they were killed, end as KILLED; resuming one opens it again.
+    """
+    spools = sorted(Path(store_dir).glob(f"runs/*/{SPOOL}"))
+    pending = [spool.parent for spool in spools if is_pending(spool.parent)]
+    idle = []
+    for run_dir in pending:
+        if exclude is not None and run_dir.resolve() == Path(exclude).resolve():
+            continue
+        with lock_file(run_dir / LOCK, wait_seconds=0) as held:
+            if held:
+                idle.append(str(run_dir))
+    if idle:
+        _spawn(idle, log=Path(store_dir) / "runs" / "mlflow-pending.log", live=False)
+    return len(idle)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys and texts, the way MLflow's tables show them."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[f"{prefix}{key}"] = text
+    return flat
+
+
+def _plain_rows(rows: Iterable[Row]) -> list[Row]:
+    return [(name, int(step), float(value)) for name, step, value in rows]
+
+
+def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
+    """Start a sender in a session of its own, so that Ctrl-C reaches only the engine."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves, without blocking
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    with log.open("ab") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "pipeline.track.sender", *run_dirs],
+            stdin=subprocess.PIPE if live else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if live else subprocess.DEVNULL,
+            stderr=stderr,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
