@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending, lock_file
-from pipeline.track.uri import check_uri, default_uri, redact
+from pipeline.tracking_uri import check_uri, default_uri, redact
 
 __all__ = ["Tracker", "check_uri", "default_uri", "flush_pending"]
 
@@ -40,7 +40,7 @@ class Tracker:
         run_name: what the tables call the run; children are called "node · run_name".
         run_id: the pipeline run's id, a tag of the parent and of each child.
         params: resolved settings, flat or nested (flattened to dotted keys).
-        tags: tags of the parent: git_revision, recipe, preset.
+        tags: tags of the parent: git.revision, recipe, preset.
         warn: takes one sentence for the person at the terminal.
         system_metrics: sample processor, memory, disk, network and GPU on the parent run.
     """

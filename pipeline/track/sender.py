@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.track.spool import LOCK, State, last_begin, lock_file, read_events
-from pipeline.track.uri import redact, sqlite_path
+from pipeline.tracking_uri import redact, sqlite_path
 
 PARENT = ""  # the key of the parent run among a run's MLflow runs
 POLL_SECONDS = 0.3
@@ -264,7 +264,7 @@ class Sender:
         batch = self._batch(PARENT)
         batch.params |= event["params"]
         batch.tags |= event["tags"]
-        if revision := event["tags"].get("git_revision"):
+        if revision := event["tags"].get("git.revision"):
             batch.tags["mlflow.source.git.commit"] = revision
         batch.tags |= {"mlflow.source.name": "python -m pipeline", "mlflow.source.type": "LOCAL"}
         return [lambda: self._reopen(PARENT)]
