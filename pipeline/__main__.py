@@ -1,0 +1,138 @@
+"""Command line. The composition root: the only place of the engine that knows the stages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+DESCRIPTION = """Five diffusion papers on one bench.
+
+first steps:
+  python -m pipeline run full                     real results on a laptop, in minutes
+  python -m pipeline run full --preset smoke      every node at a tiny size
+  python -m pipeline plan full train.lr=0.002     what a change would run again, and why
+  python -m pipeline config full                  every setting and where it came from
+  python -m pipeline ui                           compare runs in MLflow
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", metavar="URI", help="where artifacts are kept (default: store)")
+    common.add_argument("--debug", action="store_true", help="show tracebacks of mistakes")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+
+    recipe = _recipe_options()
+    run = add("run", "run a recipe; what is cached is not run again", recipe)
+    run.add_argument("--dry-run", action="store_true", help="only say what would run")
+    run.add_argument("--jobs", type=int, metavar="N", help="CPU cores to use (default: all)")
+    run.add_argument("--address", metavar="ADDR", help="a Ray cluster to join (or RAY_ADDRESS)")
+    run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
+    plan = add("plan", "each node's state (cached, partial, to do) and why", recipe)
+    form = plan.add_mutually_exclusive_group()
+    form.add_argument("--mermaid", action="store_true", help="the graph as a Mermaid chart")
+    form.add_argument("--json", action="store_true", help="as JSON")
+    config = add("config", "the resolved settings, each with where it came from", recipe)
+    config.add_argument("--schema", action="store_true", help="JSON schema of all settings")
+    add("runs", "all runs, the newest first")
+    show = add("show", "one run: nodes, states, scores")
+    show.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    logs = add("logs", "what a node printed")
+    logs.add_argument("run", metavar="RUN", help="a run's id, a part of it, or 'latest'")
+    logs.add_argument("node", metavar="NODE")
+    report = add("report", "write a run's HTML report and say where it is")
+    report.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
+    ui = add("ui", "MLflow's comparison view of this store, on 127.0.0.1")
+    ui.add_argument("--port", type=int, default=5000, metavar="N")
+    ui.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
+    gc = add("gc", "remove artifacts that no kept run uses, and other leftovers")
+    gc.add_argument(
+        "--keep", type=int, default=3, metavar="N", help="runs kept per recipe and preset"
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    doctor = add("doctor", "environment, devices, versions, store, missing weights")
+    doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
+    return parser
+
+
+def _recipe_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("recipe", metavar="RECIPE", help="such as full, train")
+    options.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
+    options.add_argument("--preset", metavar="NAME|FILE", help="settings to start from")
+    options.add_argument(
+        "--only", action="append", default=[], metavar="NODE", help="this node and what it needs"
+    )
+    options.add_argument(
+        "--from",
+        dest="start",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="this node, what reads it, and what these need",
+    )
+    options.add_argument(
+        "--to", dest="end", action="append", default=[], metavar="NODE", help="up to this node"
+    )
+    options.add_argument(
+        "--force", action="append", default=[], metavar="NODE", help="make it again though cached"
+    )
+    return options
+
+
+def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None = None) -> int:
+    """Parse the command line, run the command, and return its exit code.
+
+    Args:
+        root: gives the catalog of stages and recipes; the project's own by default.
+    """
+    options = _parse(arguments)
+    from pipeline import commands
+    from pipeline.errors import INTERRUPTED, PipelineError
+
+    try:
+        return commands.COMMANDS[options.command](root or _catalog, options)
+    except PipelineError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has had enough.
+        sys.stderr.close()
+        return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Settings (`key=value`) may stand before, between and behind the options."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strange or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unknown argument '{(strange or rest)[0]}'; see --help")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def _catalog() -> Any:
+    from stages.table import CATALOG
+
+    return CATALOG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Artifacts: what a node wrote, as a directory of files beside a manifest.
+
+The manifest says what the files are (sizes and SHA-256), what made them (settings, inputs, source
+digests, package versions, git revision) and what was measured. Subclasses, one for each kind of
+artifact, stand beside the stage that writes them and add a `load()` that reads the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.errors import DamagedArtifactError
+
+MANIFEST = "manifest.json"
+CURVES = "curves.parquet"
+SCHEMA = 1
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """`{relative name: {"size", "sha256"}}` of every payload file below `folder`, sorted."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {
+        p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)}
+        for p in files
+    }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Provenance of one artifact. `timings`, `host` and the times are not part of the payload."""
+
+    key: str
+    stage: str
+    type: str
+    version: int
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    sources: dict[str, str]
+    threads: int
+    files: dict[str, dict[str, Any]]
+    metrics: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+    abscissa: str | None = None
+    curves: dict[str, int] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    git: dict[str, Any] = field(default_factory=dict)
+    host: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
+    seconds: float = 0.0
+    schema: int = SCHEMA
+
+    @property
+    def payload(self) -> str:
+        """Digest of all payload files: equal for two artifacts with the same bytes."""
+        text = json.dumps({n: f["sha256"] for n, f in self.files.items()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(f["size"] for f in self.files.values())
+
+    def dump(self) -> str:
+        return json.dumps(self.__dict__, indent=1)
+
+    @classmethod
+    def parse(cls, text: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            DamagedArtifactError: the text is not a manifest of a schema this version reads.
+        """
+        try:
+            fields = json.loads(text)
+            if fields["schema"] != SCHEMA:
+                raise DamagedArtifactError(
+                    f"manifest has schema {fields['schema']}, this version reads {SCHEMA}"
+                )
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedArtifactError(f"manifest cannot be read ({error})") from error
+
+
+class Artifact:
+    """A finished artifact on this machine's disk: `path` holds the payload files."""
+
+    # Glob patterns of payload files that MLflow shows.
+    tracked: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = Path(path)
+        self.manifest = manifest
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.manifest.stage} {self.manifest.key[:12]})"
+
+    @classmethod
+    def type_name(cls) -> str:
+        """`"module:Class"`, as stored in manifests."""
+        return f"{cls.__module__}:{cls.__qualname__}"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.manifest.metrics
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the stage that made it, as plain data."""
+        return self.manifest.settings
+
+    def verify(self) -> None:
+        """Check every file against the manifest.
+
+        Raises:
+            DamagedArtifactError: a file is missing, or its size or SHA-256 differs.
+        """
+        for name, expected in self.manifest.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise DamagedArtifactError(f"{name} is missing")
+            if file.stat().st_size != expected["size"]:
+                raise DamagedArtifactError(
+                    f"{name} has {file.stat().st_size} bytes, the manifest says {expected['size']}"
+                )
+            if sha256(file) != expected["sha256"]:
+                raise DamagedArtifactError(f"{name} does not match its SHA-256")
+
+    def load(self) -> Any:
+        """The payload in memory. Subclasses return what suits their kind."""
+        return {name: self.path / name for name in self.manifest.files}
+
+    def tracked_files(self) -> list[Path]:
+        """The payload files that MLflow shows."""
+        return sorted(found for pattern in self.tracked for found in self.path.glob(pattern))
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """Data sets to note in MLflow: `name`, `digest`, `source` and a small `profile`."""
+        return []
+
+    def curves(self) -> list[tuple[str, int, float]]:
+        """Rows `(metric, step, value)` that the node recorded; the step is its `abscissa`."""
+        return read_curves(self.path / CURVES) if CURVES in self.manifest.files else []
+
+
+def write_curves(path: Path, rows: list[tuple[str, int, float]]) -> None:
+    """Write `(metric, step, value)` rows as parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    metric, step, value = zip(*rows, strict=True) if rows else ((), (), ())
+    table = pyarrow.table(
+        {
+            "metric": pyarrow.array(metric, pyarrow.string()),
+            "step": pyarrow.array(step, pyarrow.int64()),
+            "value": pyarrow.array(value, pyarrow.float64()),
+        }
+    )
+    pyarrow.parquet.write_table(table, path)
+
+
+def read_curves(path: Path) -> list[tuple[str, int, float]]:
+    """Read what `write_curves` wrote."""
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_table(path).to_pydict()
+    return list(zip(columns["metric"], columns["step"], columns["value"], strict=True))
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Open an artifact directory as the class that its manifest names."""
+    manifest = Manifest.parse((path / MANIFEST).read_text())
+    module, _, name = manifest.type.partition(":")
+    return getattr(importlib.import_module(module), name)(path, manifest)

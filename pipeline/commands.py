@@ -1,0 +1,275 @@
+"""What each command of `python -m pipeline` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline import plan as planning
+from pipeline import progress, record, results
+from pipeline.errors import DONE, UsageError
+from pipeline.plan import Plan, Request
+from pipeline.stage import Catalog
+from pipeline.store import Store
+
+Root = Callable[[], Catalog]
+
+
+def _store(options: Namespace) -> Store:
+    return Store(options.store or results.default_store())
+
+
+def _request(options: Namespace) -> Request:
+    return Request(
+        recipe=options.recipe,
+        preset=options.preset,
+        overrides=tuple(options.overrides),
+        only=tuple(options.only),
+        start=tuple(options.start),
+        end=tuple(options.end),
+        force=tuple(options.force),
+    )
+
+
+def run(root: Root, options: Namespace) -> int:
+    """Run a recipe."""
+    from pipeline import session
+    from pipeline.supervise import supervise
+
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs {options.jobs}: give at least 1")
+    catalog, store, request = root(), _store(options), _request(options)
+    address = options.address or os.environ.get("RAY_ADDRESS") or None
+    how = session.Options(options.tracking_uri, address, options.jobs)
+    plan = planning.make(catalog, store, request)
+    if options.dry_run:
+        print(plan_text(plan))
+        return DONE
+    if not plan.todo:
+        found = record.finished_run(store, plan)
+        if found is not None:
+            print(f"nothing to do: run {found['id']} holds these results\n")
+            print(session.results_text(store, found))
+            return DONE
+    session.check(plan, store, how)
+    return supervise(
+        lambda attempt: session.run(catalog, store, request, how, attempt), session.say
+    )
+
+
+def plan(root: Root, options: Namespace) -> int:
+    """Print the state of every node."""
+    found = planning.make(root(), _store(options), _request(options))
+    states = {name: node.state for name, node in found.nodes.items()}
+    if options.mermaid:
+        print(found.graph.mermaid(states))
+    elif options.json:
+        print(json.dumps(plan_data(found), indent=1))
+    else:
+        print(plan_text(found))
+    return DONE
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data."""
+    nodes = {
+        name: {
+            "state": node.state,
+            "reason": node.reason,
+            "key": node.key,
+            "seconds": node.seconds,
+            "inputs": list(node.node.upstream),
+        }
+        for name, node in plan.nodes.items()
+    }
+    return {"recipe": plan.recipe, "preset": plan.resolved.preset, "nodes": nodes}
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as aligned lines, with what it will cost as far as earlier runs tell."""
+    width = max(map(len, plan.nodes), default=0)
+    lines = []
+    for name, node in plan.nodes.items():
+        cost = progress.duration(node.seconds) if node.seconds is not None else "?"
+        lines.append(f"{name:<{width}}  {node.state:<8} {cost:>12}  {node.reason}")
+    todo = [plan.nodes[name] for name in plan.todo]
+    known = sum(node.seconds or 0 for node in todo)
+    unknown = sum(node.seconds is None for node in todo)
+    cost = f"{progress.duration(known)} of work" if known else ""
+    if unknown:
+        cost += f"{', ' if cost else ''}{unknown} nodes of unknown cost"
+    lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do" + _bracket(cost))
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines)
+
+
+def _bracket(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def config(root: Root, options: Namespace) -> int:
+    """Print the resolved settings with their origins."""
+    catalog = root()
+    if options.schema:
+        print(json.dumps(catalog.settings.model_json_schema(), indent=1))
+        return DONE
+    resolved, _ = planning.build(catalog, _request(options))
+    flat = resolved.flat()
+    width = max(map(len, flat))
+    for key, value in flat.items():
+        shown = json.dumps(value)
+        print(f"{key:<{width}} = {shown:<24} # {resolved.origins[key]}")
+    return DONE
+
+
+def runs(root: Root, options: Namespace) -> int:
+    """List all runs."""
+    found = results.runs(_store(options))
+    if not found:
+        print("no runs yet; begin with: python -m pipeline run full")
+    for run in found:
+        states = [node["state"] for node in run.data["nodes"].values()]
+        done = sum(state in (progress.DONE, progress.REUSED) for state in states)
+        changes = " ".join(run.data["overrides"])
+        print(
+            f"{run.id:<36} {run.data['recipe']}/{run.data['preset']:<12} {run.state:<12} "
+            f"{done}/{len(states)} nodes  {run.data['created']}  {changes}".rstrip()
+        )
+    return DONE
+
+
+def show(root: Root, options: Namespace) -> int:
+    """Show one run."""
+    run = results.find(options.run, _store(options))
+    data = run.data
+    revision = data["git"].get("revision", "unknown")[:12]
+    dirty = " with uncommitted changes" if data["git"].get("dirty") else ""
+    print(f"{run.id}: {data['recipe']}/{data['preset']}, {run.state}, begun {data['created']}")
+    print(f"command: {data['command']}\ncode: {revision}{dirty}\n")
+    width = max(map(len, run), default=0)
+    for name in run:
+        node = run[name]
+        seconds = node.data["seconds"]
+        took = progress.duration(seconds) if seconds is not None else ""
+        metrics = "  ".join(f"{k} {v:.5g}" for k, v in node.metrics.items())
+        print(f"{name:<{width}}  {node.state:<8} {took:>12}  {metrics or node.data['error']}")
+    report = run.store.run_path(run.id) / "report.html"
+    if report.is_file():
+        print(f"\nreport: {report}")
+    return DONE
+
+
+def logs(root: Root, options: Namespace) -> int:
+    """Print a node's log."""
+    from pipeline.run import log_file
+
+    store = _store(options)
+    run = results.find(options.run, store)
+    node = run[options.node]
+    path = log_file(store.run_path(run.id) / "logs", options.node)
+    if not path.is_file():
+        print(f"{options.node} printed nothing in run {run.id} ({node.state})")
+        return DONE
+    print(path.read_text(), end="")
+    return DONE
+
+
+def report(root: Root, options: Namespace) -> int:
+    """Write a run's report and say where it is."""
+    from pipeline import publish
+
+    store = _store(options)
+    run = results.find(options.run, store)
+    path = publish.report(root(), store, run.data)
+    if path is None:
+        raise UsageError(f"run {run.id} has nothing to report yet")
+    print(path)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.as_uri())
+    return DONE
+
+
+def ui(root: Root, options: Namespace) -> int:
+    """Serve MLflow's UI."""
+    from pipeline import track
+    from pipeline import ui as server
+
+    uri = options.tracking_uri or track.default_uri(_store(options).local)
+    return server.serve(uri, options.port)
+
+
+def gc(root: Root, options: Namespace) -> int:
+    """Remove what no kept run uses."""
+    store = _store(options)
+    doomed, kept_runs = garbage(store, options.keep)
+    total = 0
+    for name in doomed:
+        size = store.location.size(name)
+        total += size
+        print(f"{'would remove' if options.dry_run else 'removed'} {name} ({size / 2**20:.1f} MiB)")
+        if not options.dry_run:
+            store.location.remove(name)
+    if not options.dry_run:
+        shutil.rmtree(store.local / "tmp", ignore_errors=True)
+    verb = "would be freed" if options.dry_run else "freed"
+    print(f"{total / 2**20:.1f} MiB {verb}; {kept_runs} runs kept")
+    return DONE
+
+
+def garbage(store: Store, keep: int) -> tuple[list[str], int]:
+    """Folders that can go: what no one of the newest `keep` runs of each recipe and preset uses.
+
+    Work areas of unfinished nodes of kept runs stay.
+
+    Raises:
+        UsageError: a run is going on, or `keep` is negative.
+    """
+    if keep < 0:
+        raise UsageError(f"--keep {keep}: give 0 or more")
+    kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    doomed = []
+    for data in store.runs():
+        with store.lock(f"run-{data['id']}") as free:
+            if not free:
+                raise UsageError(f"run {data['id']} is going on; wait for it, or stop it first")
+        group = kept.setdefault((data["recipe"], data["preset"]), [])
+        if len(group) < keep:
+            group.append(data)
+        else:
+            doomed.append(f"runs/{data['id']}")
+    runs = [data for group in kept.values() for data in group]
+    used = {(n["stage"], n["key"]) for data in runs for n in data["nodes"].values()}
+    doomed += [f"artifacts/{s}/{k}" for s, k in store.artifacts() if (s, k) not in used]
+    for stage in store.location.children("work"):
+        for key in store.location.children(f"work/{stage}"):
+            if (stage, key) not in used:
+                doomed.append(f"work/{stage}/{key}")
+    doomed += [f"quarantine/{name}" for name in store.location.children("quarantine")]
+    return doomed, len(runs)
+
+
+def doctor(root: Root, options: Namespace) -> int:
+    """Say what works here and what is missing."""
+    from pipeline import doctor as checks
+
+    return checks.examine(root(), options.store or results.default_store(), options.verify)
+
+
+COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
+    "run": run,
+    "plan": plan,
+    "config": config,
+    "runs": runs,
+    "show": show,
+    "logs": logs,
+    "report": report,
+    "ui": ui,
+    "gc": gc,
+    "doctor": doctor,
+}

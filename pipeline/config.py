@@ -1,0 +1,183 @@
+"""Settings from presets and overrides: `preset < --preset FILE < key=value`, each with its origin.
+
+Every mistake is one sentence (`UsageError`) that names the setting and, where there is one, the
+nearest known key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from pipeline.errors import UsageError, nearest
+from pipeline.stage import Catalog, Settings
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Validated settings, the preset's name, and where each value came from (by dotted key)."""
+
+    settings: Settings
+    preset: str
+    origins: Mapping[str, str]
+
+    def flat(self) -> dict[str, Any]:
+        """Every resolved value by dotted key."""
+        return dict(flatten(self.settings.model_dump(mode="json")))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(dotted key, value)` of all leaves."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def known_keys(model: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a settings class, groups included."""
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}"
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, pydantic.BaseModel):
+            yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def resolve(catalog: Catalog, preset: str | None, overrides: Sequence[str] = ()) -> Resolved:
+    """Resolve the settings of a run.
+
+    Args:
+        preset: a name in the catalog's folder or a path to a YAML file; None for the default.
+        overrides: `key=value` strings, the value read as YAML.
+
+    Raises:
+        UsageError: an unknown preset or key, an unreadable file, a wrong type, a value out of
+            bounds, or settings that contradict each other.
+    """
+    name, layers = _preset_layers(catalog, preset or catalog.default_preset)
+    layers += [_override(text) for text in overrides]
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        _merge(tree, layer, origin, origins)
+    try:
+        settings = catalog.settings.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise UsageError(_explain(catalog.settings, error, origins)) from error
+    for key, _ in flatten(settings.model_dump(mode="json")):
+        origins.setdefault(key, _group_origin(key, origins) or "default")
+    return Resolved(settings, name, origins)
+
+
+def preset_names(catalog: Catalog) -> list[str]:
+    return sorted(path.stem for path in catalog.presets.glob("*.yaml"))
+
+
+def _preset_layers(catalog: Catalog, preset: str) -> tuple[str, list[tuple[str, dict]]]:
+    """The layers of a preset, those it extends first."""
+    path = Path(preset)
+    if path.suffix not in (".yaml", ".yml"):
+        names = preset_names(catalog)
+        if preset not in names:
+            raise UsageError(
+                f"unknown preset '{preset}'{nearest(preset, names)} (known: {', '.join(names)}; "
+                "or give a .yaml file)"
+            )
+        path = catalog.presets / f"{preset}.yaml"
+    tree = read_yaml(path)
+    base = tree.pop("extends", None)
+    layers = [(f"preset {path.stem}", tree)]
+    if base is not None:
+        if base == preset:
+            raise UsageError(f"preset '{preset}' extends itself; name another preset")
+        layers = _preset_layers(catalog, str(base))[1] + layers
+    return path.stem, layers
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UsageError: the file cannot be read or is not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UsageError(f"preset file {path} cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise UsageError(f"preset file {path} is not valid YAML{where}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"preset file {path} must hold settings as 'key: value' lines")
+    return tree
+
+
+def _override(text: str) -> tuple[str, dict[str, Any]]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UsageError(f"'{text}' is not a setting; write key=value, such as train.lr=0.001")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    tree: Any = parsed
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    return "command line", tree
+
+
+def _merge(tree: dict, layer: Mapping, origin: str, origins: dict[str, str], at: str = "") -> None:
+    for name, value in layer.items():
+        key = f"{at}{name}"
+        if isinstance(value, Mapping) and isinstance(tree.get(name, {}), dict):
+            _merge(tree.setdefault(name, {}), value, origin, origins, f"{key}.")
+        else:
+            tree[name] = value
+            origins[key] = origin
+
+
+def _group_origin(key: str, origins: Mapping[str, str]) -> str | None:
+    """Origin of the innermost group of `key` that was set as a whole."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        if key in origins:
+            return origins[key]
+    return None
+
+
+def _explain(
+    model: type[pydantic.BaseModel], error: pydantic.ValidationError, origins: Mapping[str, str]
+) -> str:
+    """One sentence for the first mistake pydantic found."""
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    if problem["type"] == "extra_forbidden":
+        keys = list(known_keys(model))
+        hint = nearest(key, keys)
+        if not hint:
+            leaf = key.rpartition(".")[2]
+            hint = nearest(leaf, [k.rpartition(".")[2] for k in keys])
+        return f"unknown setting '{key}'{hint}"
+    origin = origins.get(key, "")
+    where = f" (from {origin})" if origin and origin != "command line" else ""
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
+        return f"{key}: {message}{where}" if key else message
+    if problem["type"] == "missing":
+        return f"{key} is required; set it in the preset or as {key}=VALUE"
+    given = problem["input"]
+    return f"{key}={given!r}{where}: {_lower(problem['msg'])}"
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,83 @@
+"""What works on this machine, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+
+from pipeline import plan as planning
+from pipeline import track
+from pipeline.errors import BAD_USAGE, DONE, DamagedArtifactError, UsageError
+from pipeline.provenance import installed
+from pipeline.stage import Catalog
+from pipeline.store import Store
+
+MINIMUM_PYTHON = (3, 11)
+
+
+def examine(catalog: Catalog, store_uri: str, verify: bool = False) -> int:
+    """Print one line a check; the exit code tells whether a run can work here."""
+    healthy = True
+    for good, text in _checks(catalog, store_uri, verify):
+        print(f"{'ok  ' if good else 'FAIL' if good is False else 'note'}  {text}")
+        healthy = healthy and good is not False
+    return DONE if healthy else BAD_USAGE
+
+
+def _checks(catalog: Catalog, store_uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
+    yield sys.version_info >= MINIMUM_PYTHON, f"Python {platform.python_version()}"
+    yield True, f"{len(os.sched_getaffinity(0))} CPU cores, {_memory_gib():.1f} GiB memory"
+    for package in catalog.packages:
+        version = installed(package)
+        yield version != "missing", f"{package} {version}"
+    yield from _torch()
+    yield from _store(store_uri, verify)
+    for weights in catalog.weights:
+        found = weights.find()
+        where = f"found at {found}" if found else f"not there (needed for {weights.purpose})"
+        yield True if found else None, f"{weights.file}: {where}{'' if found else weights.remedy}"
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _torch() -> Iterator[tuple[bool | None, str]]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield False, f"torch cannot be imported ({error}); install it again"
+        return
+    if not torch.cuda.is_available():
+        yield None, "no GPU that torch can use; everything runs on the CPU"
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield True, f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if planning.local_gpus() != torch.cuda.device_count():
+        yield None, f"the engine sees {planning.local_gpus()} GPUs; set CUDA_VISIBLE_DEVICES"
+
+
+def _store(uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
+    try:
+        store = Store(uri)
+        store.check_writable()
+    except UsageError as error:
+        yield False, str(error)
+        return
+    count = sum(1 for _ in store.artifacts())
+    free = shutil.disk_usage(store.local).free / 2**30
+    yield True, f"store {store.uri}: writable, {count} artifacts, {free:.0f} GiB free"
+    try:
+        warning = track.check_uri(track.default_uri(store.local))
+        yield not warning, warning or "MLflow's database can be written"
+    except UsageError as error:
+        yield False, str(error)
+    for stage, key in store.artifacts() if verify else ():
+        try:
+            store.open(stage, key)
+        except DamagedArtifactError as error:
+            yield False, f"{error}; the next run sets it aside and makes it again"

@@ -1,0 +1,34 @@
+"""Errors that a person reads: one clear sentence that names the setting and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+DONE, NODE_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class PipelineError(Exception):
+    """Something went wrong after work had begun. The command ends with `exit_code`."""
+
+    exit_code = NODE_FAILED
+
+
+class UsageError(PipelineError):
+    """Bad usage or settings, found before any work."""
+
+    exit_code = BAD_USAGE
+
+
+class DamagedArtifactError(PipelineError):
+    """A stored artifact no longer matches its manifest."""
+
+
+class StageError(PipelineError):
+    """A stage found something wrong with its data or settings and says so in one sentence."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the option closest to `word`, or an empty string."""
+    matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,242 @@
+"""What a run would do: for every node whether it is cached, and why not where it is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.artifact import Manifest
+from pipeline.config import Resolved, flatten
+from pipeline.errors import DamagedArtifactError, UsageError, nearest
+from pipeline.graph import Graph, Identity, Node
+from pipeline.provenance import installed
+from pipeline.stage import Catalog
+from pipeline.store import Store
+
+CACHED, PARTIAL, TODO, DAMAGED = "cached", "partial", "to do", "damaged"
+
+# Larger artifacts are checked when a node reads them, not each time a plan is made.
+VERIFY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """One node's state before a run.
+
+    Args:
+        reason: why it must run, or which artifact serves it.
+        seconds: how long it took last time, if it is known.
+    """
+
+    node: Node
+    key: str
+    state: str
+    reason: str
+    seconds: float | None
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The graph with the state of every wanted node."""
+
+    recipe: str
+    resolved: Resolved
+    graph: Graph
+    nodes: Mapping[str, NodePlan]
+    warnings: Sequence[str]
+
+    @property
+    def todo(self) -> list[str]:
+        """Names of the nodes to run, in an order that works."""
+        return [name for name, plan in self.nodes.items() if plan.state != CACHED]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which recipe to run with which settings, and what part of it."""
+
+    recipe: str
+    preset: str | None = None
+    overrides: Sequence[str] = ()
+    only: Sequence[str] = ()
+    start: Sequence[str] = ()
+    end: Sequence[str] = ()
+    force: Sequence[str] = ()
+
+
+def build(catalog: Catalog, request: Request) -> tuple[Resolved, Graph]:
+    """The resolved settings and the checked graph of a request.
+
+    Raises:
+        UsageError: see `pipeline.config.resolve` and `pipeline.graph.Graph`.
+    """
+    from pipeline import config
+
+    if request.recipe not in catalog.recipes:
+        hint = nearest(request.recipe, catalog.recipes)
+        raise UsageError(
+            f"unknown recipe '{request.recipe}'{hint} (known: {', '.join(sorted(catalog.recipes))})"
+        )
+    resolved = config.resolve(catalog, request.preset, request.overrides)
+    graph = Graph(catalog.recipes[request.recipe](resolved.settings), catalog.exclude_sources)
+    return resolved, graph
+
+
+def make(catalog: Catalog, store: Store, request: Request) -> Plan:
+    """Compare the graph of a request with what the store holds. Writes nothing."""
+    resolved, graph = build(catalog, request)
+    wanted = graph.select(request.only, request.start, request.end)
+    forced = {name for pattern in request.force for name in graph.matching(pattern)}
+    previous = _Previous(store, request.recipe)
+    nodes: dict[str, NodePlan] = {}
+    verified = 0
+    for node in graph:
+        if node.name not in wanted:
+            continue
+        found = _state(node, graph, store, nodes, forced, previous, verified)
+        verified += found.manifest.num_bytes if found.manifest else 0
+        nodes[node.name] = found
+    return Plan(request.recipe, resolved, graph, nodes, _version_warnings(catalog, nodes))
+
+
+def _state(
+    node: Node,
+    graph: Graph,
+    store: Store,
+    nodes: Mapping[str, NodePlan],
+    forced: set[str],
+    previous: _Previous,
+    verified: int,
+) -> NodePlan:
+    stage, key = node.stage.name, graph.keys[node.name]
+    manifest, state, reason, seconds = None, TODO, "", None
+    try:
+        manifest = store.manifest(stage, key)
+        if manifest is not None and not store.remote and verified < VERIFY_BYTES:
+            store.open(stage, key)
+    except DamagedArtifactError as error:
+        manifest, state, reason = None, DAMAGED, f"damaged: {error}"
+    if manifest is not None:
+        seconds = manifest.seconds
+        state, reason = CACHED, f"made {manifest.finished[:16].replace('T', ' ')}"
+        if node.name in forced:
+            state, reason = TODO, "forced"
+    elif state != DAMAGED:
+        waiting = [name for name in node.upstream if nodes[name].state != CACHED]
+        reason = previous.difference(node.name, graph.identities[node.name], waiting)
+        if store.has_work(stage, key):
+            state, reason = PARTIAL, "interrupted; continues from its last checkpoint"
+    if seconds is None:
+        seconds = previous.seconds(node.name)
+    return NodePlan(node, key, state, reason, seconds, manifest)
+
+
+class _Previous:
+    """What earlier runs of a recipe say of a node: read only when somebody asks."""
+
+    def __init__(self, store: Store, recipe: str) -> None:
+        self._store, self._recipe = store, recipe
+        self._found: dict[str, Manifest | None] = {}
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of the newest finished artifact that a node of this name gave."""
+        if name not in self._found:
+            self._found[name] = next(self._candidates(name), None)
+        return self._found[name]
+
+    def _candidates(self, name: str) -> Iterator[Manifest]:
+        for run in self._runs:
+            node = run["nodes"].get(name)
+            if node is not None:
+                try:
+                    manifest = self._store.manifest(node["stage"], node["key"])
+                except DamagedArtifactError:
+                    continue
+                if manifest is not None:
+                    yield manifest
+
+    @cached_property
+    def _runs(self) -> list[dict[str, Any]]:
+        runs = self._store.runs()[:100]
+        return sorted(runs, key=lambda run: run["recipe"] != self._recipe)
+
+    def seconds(self, name: str) -> float | None:
+        manifest = self.manifest(name)
+        return manifest.seconds if manifest else None
+
+    def difference(self, name: str, identity: Identity, waiting: Sequence[str]) -> str:
+        """In words, what changed since a node of this name last finished."""
+        manifest = self.manifest(name)
+        return _difference(manifest, identity, waiting) if manifest else "never made"
+
+
+def _difference(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
+    changes = []
+    before, after = dict(flatten(old.settings)), dict(flatten(new.settings))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            changes.append(f"{key} {before.get(key, '-')} -> {after.get(key, '-')}")
+    for module in sorted(old.sources.keys() | new.sources.keys()):
+        if old.sources.get(module) != new.sources.get(module):
+            changes.append(f"code of {module} changed")
+    if old.threads != new.threads:
+        changes.append(f"threads {old['threads']} -> {new.threads}")
+    if old.version != new.version:
+        changes.append(f"version {old['version']} -> {new.version}")
+    if old.inputs != new.inputs:
+        changes.append("reads " + (", ".join(waiting[:3]) or "other inputs") + _more(waiting))
+    return "; ".join(changes) or "not finished before"
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 3} more" if len(names) > 3 else ""
+
+
+def _version_warnings(catalog: Catalog, nodes: Mapping[str, NodePlan]) -> list[str]:
+    changed: dict[str, set[str]] = {}
+    for plan in nodes.values():
+        for package, version in (plan.manifest.packages if plan.manifest else {}).items():
+            if package in catalog.packages and version != installed(package):
+                changed.setdefault(package, set()).add(version)
+    return [
+        f"cached artifacts were made with {package} {', '.join(sorted(versions))}; "
+        f"{installed(package)} is installed (use --force to make them again)"
+        for package, versions in sorted(changed.items())
+    ]
+
+
+def check_resources(plan: Plan, cpus: float, gpus: float, where: str) -> None:
+    """Refuse a node that can never start.
+
+    Raises:
+        UsageError: a node to run asks for more than there is.
+    """
+    for name in plan.todo:
+        asked = plan.graph[name].resources
+        stage = plan.graph[name].stage.name
+        for kind, need, have in (("CPUs", asked.cpus, cpus), ("GPUs", asked.gpus, gpus)):
+            if need > have:
+                raise UsageError(
+                    f"{name} asks for {need:g} {kind}, {where} has {have:g}; "
+                    f"set resources.{stage}.{kind.lower()} to at most {have:g}"
+                )
+
+
+def local_gpus() -> int:
+    """GPUs of this machine as CUDA_VISIBLE_DEVICES and the driver show them; no torch needed."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
+    return len(list(_nvidia_devices()))
+
+
+def _nvidia_devices() -> Iterator[str]:
+    from pathlib import Path
+
+    devices = Path("/proc/driver/nvidia/gpus")
+    if devices.is_dir():
+        yield from (p.name for p in devices.iterdir())

@@ -1,0 +1,193 @@
+"""What a person sees while a run goes on: what runs, how far it is, how long it will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
+    "queued",
+    "waits for another run",
+    "running",
+    "done",
+    "cached",
+    "failed",
+    "not run",
+)
+ENDED = (DONE, REUSED, FAILED, BLOCKED)
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One line of the view. `expected` is how long it took last time, if known."""
+
+    name: str
+    state: str = QUEUED
+    done: float = 0.0
+    total: float = 0.0
+    unit: str = ""
+    note: str = ""
+    expected: float | None = None
+    begun: float = 0.0
+    seconds: float = 0.0
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds until it ends, as far as anybody can tell."""
+        if self.state in ENDED:
+            return 0.0
+        elapsed = now - self.begun if self.state == RUNNING else 0.0
+        if self.state == RUNNING and self.total and self.done / self.total > 0.05:
+            return elapsed * (self.total / self.done - 1)
+        return max(self.expected - elapsed, 1.0) if self.expected is not None else None
+
+
+class View(Protocol):
+    def update(self, name: str, **changes: Any) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def time_left(nodes: Mapping[str, NodeView], jobs: int, now: float) -> float | None:
+    """Seconds until all nodes end on `jobs` cores; None while some are unknown."""
+    left = [node.remaining(now) for node in nodes.values()]
+    if any(seconds is None for seconds in left):
+        return None
+    known = [seconds for seconds in left if seconds is not None]
+    return max(sum(known) / max(jobs, 1), max(known, default=0.0))
+
+
+def duration(seconds: float) -> str:
+    """`8.2 s`, `3 min 05 s`, `2 h 04 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _Lines:
+    """Shared state of both views."""
+
+    def __init__(self, expected: Mapping[str, float | None], jobs: int) -> None:
+        self.nodes = {name: NodeView(name, expected=s) for name, s in expected.items()}
+        self.jobs, self.begun = jobs, time.monotonic()
+
+    def update(self, name: str, **changes: Any) -> None:
+        before = self.nodes[name]
+        now = time.monotonic()
+        if changes.get("state") == RUNNING and before.state != RUNNING:
+            changes["begun"] = now
+        if changes.get("state") in ENDED and before.begun:
+            changes.setdefault("seconds", now - before.begun)
+        self.nodes[name] = replace(before, **changes)
+        self.changed(before, self.nodes[name])
+
+    def changed(self, before: NodeView, after: NodeView) -> None:
+        raise AssertionError("a view says what to do with a change")
+
+    def summary(self) -> str:
+        ended = sum(node.state in ENDED for node in self.nodes.values())
+        left = time_left(self.nodes, self.jobs, time.monotonic())
+        text = f"{ended}/{len(self.nodes)} nodes, {duration(time.monotonic() - self.begun)}"
+        if ended < len(self.nodes):
+            text += f", about {duration(left)} left" if left is not None else ""
+        return text
+
+
+class PlainView(_Lines):
+    """A line for every change, for pipes and log files."""
+
+    def __init__(self, expected: Mapping[str, float | None], jobs: int, every: float = 10) -> None:
+        super().__init__(expected, jobs)
+        self._every, self._said = every, dict.fromkeys(expected, 0.0)
+
+    def changed(self, before: NodeView, after: NodeView) -> None:
+        now = time.monotonic()
+        stamp = f"[{now - self.begun:6.1f} s]"
+        if after.state != before.state and after.state != QUEUED:
+            took = f" in {duration(after.seconds)}" if after.state == DONE else ""
+            note = f"  {after.note}" if after.note and after.state in ENDED else ""
+            tail = f"  ({self.summary()})" if after.state in ENDED else ""
+            print(f"{stamp} {after.name} {after.state}{took}{note}{tail}", flush=True)
+            self._said[after.name] = now
+        elif after.state == RUNNING and now - self._said[after.name] > self._every:
+            self._said[after.name] = now
+            print(f"{stamp} {after.name} {_how_far(after, now)}", flush=True)
+
+    def message(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _how_far(node: NodeView, now: float) -> str:
+    parts = []
+    if node.total:
+        parts.append(f"{node.done:g}/{node.total:g} {node.unit}".rstrip())
+    left = node.remaining(now)
+    if left is not None:
+        parts.append(f"about {duration(left)} left")
+    if node.note:
+        parts.append(node.note)
+    return ", ".join(parts)
+
+
+class LiveView(_Lines):
+    """A table that redraws itself: what runs, and the last nodes that ended."""
+
+    def __init__(self, expected: Mapping[str, float | None], jobs: int) -> None:
+        super().__init__(expected, jobs)
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console()
+        self._live = Live(
+            get_renderable=self._table, console=self._console, refresh_per_second=4, transient=True
+        )
+        self._live.start()
+
+    def changed(self, before: NodeView, after: NodeView) -> None:
+        if after.state in ENDED and before.state not in ENDED:
+            style = {DONE: "green", REUSED: "dim", FAILED: "bold red", BLOCKED: "yellow"}
+            took = duration(after.seconds) if after.state == DONE else after.state
+            self._console.print(
+                f"[{style[after.state]}]{'✗' if after.state == FAILED else '✓'}[/] "
+                f"{after.name:<40} {took:>12}  [dim]{_plain(after.note)}[/]",
+                highlight=False,
+            )
+
+    def message(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _table(self) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        now = time.monotonic()
+        table = Table.grid(padding=(0, 1))
+        active = [n for n in self.nodes.values() if n.state in (RUNNING, WAITING)]
+        for node in active[:12]:
+            bar = ProgressBar(total=node.total or 1, completed=node.done, width=24)
+            table.add_row("▸", node.name, bar, _plain(_how_far(node, now) or node.state))
+        table.add_row("", self.summary(), "", "")
+        return table
+
+
+def _plain(text: str) -> str:
+    """Text that rich must not read as markup."""
+    return text.replace("[", "\\[")
+
+
+def view(expected: Mapping[str, float | None], jobs: int) -> PlainView | LiveView:
+    """The live table on a terminal, plain lines elsewhere."""
+    return LiveView(expected, jobs) if sys.stdout.isatty() else PlainView(expected, jobs)

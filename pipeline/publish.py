@@ -1,0 +1,167 @@
+"""The HTML report of a run: what the report stage wrote, plus what only the engine knows.
+
+The report artifact is the same bytes for the same results. Times, states and the command belong
+to one run, so they are filled in here, at the marker that the stage leaves, and the file is
+written into the run's folder.
+"""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import progress, worker
+from pipeline.artifact import Artifact
+from pipeline.errors import DamagedArtifactError
+from pipeline.graph import Graph, Node
+from pipeline.stage import Catalog
+from pipeline.stage import resolve as resolve_name
+from pipeline.store import Store
+
+MARKER = "<!-- pipeline:run -->"
+STAGE, PAGE = "report", "report.html"
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 190, 40, 40, 12
+
+
+def report(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Path | None:
+    """Write `report.html` of a finished or partial run; None if the recipe has no report.
+
+    In a partial run the report stage is run here on what there is.
+    """
+    for node in data["nodes"].values():
+        if node["stage"] == STAGE and store.manifest(STAGE, node["key"]) is not None:
+            page = (store.open(STAGE, node["key"]).path / PAGE).read_text()
+            break
+    else:
+        page = _partial(catalog, store, data)
+    if page is None:
+        return None
+    path = store.run_path(data["id"]) / PAGE
+    path.write_text(page.replace(MARKER, section(store, data)))
+    return path
+
+
+def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> str | None:
+    settings = catalog.settings.model_validate(data["settings"])
+    graph = Graph(catalog.recipes[data["recipe"]](settings), catalog.exclude_sources)
+    for node in graph:
+        if node.stage.name == STAGE:
+            return _render(store, data, node, graph)
+    return None
+
+
+def _render(store: Store, data: Mapping[str, Any], node: Node, graph: Graph) -> str:
+    inputs: dict[str, Any] = {}
+    for slot, declared in node.stage.inputs.items():
+        found = {name: _available(store, data, name) for name in node.slot(slot)}
+        found = {name: artifact for name, artifact in found.items() if artifact is not None}
+        inputs[slot] = found if declared.many else next(iter(found.values()), None)
+    job = worker.Job(
+        node=node.name,
+        key="",
+        identity=graph.identities[node.name],
+        run=node.stage.run,
+        output=node.stage.output.type_name(),
+        settings=node.settings,
+        inputs={},
+        store=store.uri,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        context = worker.WorkerContext(job, inputs, path, path, _unheard, worker.run_inline)
+        resolve_name(node.stage.run)(context)
+        return (path / PAGE).read_text()
+
+
+def _unheard(event: tuple) -> None:
+    """Nobody watches the report of a partial run being made."""
+
+
+def _available(store: Store, data: Mapping[str, Any], name: str) -> Artifact | None:
+    node = data["nodes"].get(name)
+    try:
+        return store.open(node["stage"], node["key"]) if node else None
+    except DamagedArtifactError:
+        return None
+
+
+def section(store: Store, data: Mapping[str, Any]) -> str:
+    """The run itself as HTML: command, code, packages, and the graph with times."""
+    git = data["git"]
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    facts = {
+        "run": data["id"],
+        "state": data["state"],
+        "recipe and preset": f"{data['recipe']} / {data['preset']}",
+        "begun (UTC)": data["created"],
+        "ended (UTC)": data.get("ended", ""),
+        "code": git.get("revision", "unknown") + dirty,
+        "command": data["command"],
+        "the same again, exactly": f"python -m pipeline run {data['recipe']} "
+        f"--preset {store.run_path(data['id']) / 'settings.yaml'}",
+    }
+    rows = "".join(
+        f"<tr><th scope='row'>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
+        for k, v in facts.items()
+    )
+    failed = "".join(
+        f"<p class='failed'><b>{html.escape(name)}</b>: {html.escape(node['error'])}</p>"
+        for name, node in data["nodes"].items()
+        if node["state"] in (progress.FAILED, progress.BLOCKED)
+    )
+    return f"<table class='facts'>{rows}</table>{failed}{graph_svg(data)}"
+
+
+def graph_svg(data: Mapping[str, Any]) -> str:
+    """The graph as SVG, left to right, each box with its node's name, state and seconds."""
+    nodes = data["nodes"]
+    depth: dict[str, int] = {}
+    for name, node in nodes.items():
+        parents = [depth[p] for p in node["upstream"] if p in depth]
+        depth[name] = max(parents, default=-1) + 1
+    rows: dict[int, int] = {}
+    place: dict[str, tuple[int, int]] = {}
+    for name, column in depth.items():
+        row = rows.get(column, 0)
+        rows[column] = row + 1
+        place[name] = (column * (BOX_WIDTH + GAP_X) + 1, row * (BOX_HEIGHT + GAP_Y) + 1)
+    width = (max(depth.values(), default=0) + 1) * (BOX_WIDTH + GAP_X) - GAP_X + 2
+    height = max(rows.values(), default=1) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2
+    edges = "".join(
+        _edge(place[parent], place[name])
+        for name, node in nodes.items()
+        for parent in node["upstream"]
+        if parent in place
+    )
+    boxes = "".join(_box(name, nodes[name], *place[name]) for name in nodes)
+    return (
+        f"<div class='wide'><svg class='graph' width='{width}' height='{height}' "
+        f"viewBox='0 0 {width} {height}' role='img' "
+        f"aria-label='graph of the run with times'>{edges}{boxes}</svg></div>"
+    )
+
+
+def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
+    x1, y1 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2
+    x2, y2 = end[0], end[1] + BOX_HEIGHT / 2
+    middle = (x1 + x2) / 2
+    return (
+        f"<path d='M{x1} {y1} C{middle} {y1} {middle} {y2} {x2} {y2}' fill='none' "
+        "stroke='currentColor' stroke-opacity='.25'/>"
+    )
+
+
+def _box(name: str, node: Mapping[str, Any], x: int, y: int) -> str:
+    seconds = node["seconds"]
+    took = progress.duration(seconds) if seconds is not None else ""
+    kind = {progress.FAILED: "failed", progress.BLOCKED: "failed"}.get(node["state"], "node")
+    return (
+        f"<g class='{kind}'><rect x='{x}' y='{y}' width='{BOX_WIDTH}' height='{BOX_HEIGHT}' "
+        "rx='5' fill='none' stroke='currentColor' stroke-opacity='.6'/>"
+        f"<text x='{x + 8}' y='{y + 16}' font-size='12'>{html.escape(name)}</text>"
+        f"<text x='{x + 8}' y='{y + 32}' font-size='11' fill-opacity='.7'>"
+        f"{html.escape(node['state'])} {took}</text></g>"
+    )

@@ -1,0 +1,111 @@
+"""The record of a run: which recipe, settings and nodes, and how each node ended."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import progress, provenance
+from pipeline.plan import Plan
+from pipeline.store import Store
+
+FINISHED, FAILED, STOPPED, RUNNING = "finished", "failed", "interrupted", "running"
+
+
+def command_line() -> str:
+    """The command as the user typed it."""
+    return shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
+
+
+def same_nodes(data: dict[str, Any], plan: Plan) -> bool:
+    """Whether a record is of the same recipe with the same keys as a plan."""
+    keys = {name: node.key for name, node in plan.nodes.items()}
+    return data["recipe"] == plan.recipe and keys == {
+        name: node["key"] for name, node in data["nodes"].items()
+    }
+
+
+def finished_run(store: Store, plan: Plan) -> dict[str, Any] | None:
+    """The newest run that already holds every result of a plan."""
+    for data in store.runs():
+        if data["state"] == FINISHED and same_nodes(data, plan):
+            return data
+    return None
+
+
+class Record:
+    """A run's record, written to the store at every change."""
+
+    def __init__(self, store: Store, data: dict[str, Any]) -> None:
+        self._store, self.data = store, data
+        self.folder = store.run_path(data["id"])
+        (self.folder / "settings.yaml").write_text(yaml.safe_dump(data["settings"]))
+        self._save()
+
+    @property
+    def id(self) -> str:
+        return self.data["id"]
+
+    @classmethod
+    def open(
+        cls, store: Store, plan: Plan, overrides: list[str], stack: contextlib.ExitStack
+    ) -> Record:
+        """Continue the unfinished run with the same nodes, or begin a new one.
+
+        The run stays locked until `stack` closes, so that two commands never share a record.
+        """
+        for data in store.runs():
+            if data["state"] == FINISHED or not same_nodes(data, plan):
+                continue
+            if stack.enter_context(store.lock(f"run-{data['id']}")):
+                return cls(store, data | {"state": RUNNING, "continued": provenance.now()})
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        run_id = f"{stamp}-{plan.recipe}-{secrets.token_hex(2)}"
+        stack.enter_context(store.lock(f"run-{run_id}"))
+        return cls(store, _new(run_id, plan, overrides))
+
+    def node(self, name: str, state: str, seconds: float | None, error: str) -> None:
+        """Note how a node ended."""
+        self.data["nodes"][name] |= {"state": state, "seconds": seconds, "error": error}
+        self._save()
+
+    def end(self, state: str) -> None:
+        self.data |= {"state": state, "ended": provenance.now()}
+        self._save()
+
+    def _save(self) -> None:
+        self._store.write_run(self.id, self.data)
+
+
+def _new(run_id: str, plan: Plan, overrides: list[str]) -> dict[str, Any]:
+    nodes = {
+        name: {
+            "stage": node.node.stage.name,
+            "key": node.key,
+            "upstream": list(node.node.upstream),
+            "tags": dict(node.node.tags),
+            "state": progress.QUEUED,
+            "seconds": None,
+            "error": "",
+        }
+        for name, node in plan.nodes.items()
+    }
+    return {
+        "id": run_id,
+        "recipe": plan.recipe,
+        "preset": plan.resolved.preset,
+        "overrides": overrides,
+        "command": command_line(),
+        "created": provenance.now(),
+        "state": RUNNING,
+        "settings": plan.resolved.settings.model_dump(mode="json"),
+        "git": provenance.git_state(Path(__file__).parent),
+        "nodes": nodes,
+    }

@@ -1,0 +1,154 @@
+"""Read runs back: `run = results.latest("full"); run["train/sit"].metrics; run.table()`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact, Manifest
+from pipeline.errors import UsageError, nearest
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    import pandas
+
+DEFAULT_STORE = "store"
+
+
+def default_store() -> str:
+    """The store of this folder: `PIPELINE_STORE`, or `store` in the current directory."""
+    return os.environ.get("PIPELINE_STORE", DEFAULT_STORE)
+
+
+class RunNode:
+    """One node of a run."""
+
+    def __init__(self, store: Store, name: str, data: dict[str, Any]) -> None:
+        self._store, self.name, self.data = store, name, data
+
+    @property
+    def state(self) -> str:
+        return self.data["state"]
+
+    @property
+    def manifest(self) -> Manifest | None:
+        return self._store.manifest(self.data["stage"], self.data["key"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Headline numbers; empty while the node has not finished."""
+        manifest = self.manifest
+        return dict(manifest.metrics) if manifest else {}
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact, checked against its manifest.
+
+        Raises:
+            UsageError: the node has not finished.
+        """
+        if self.manifest is None:
+            raise UsageError(f"{self.name} has no artifact: {self.state}")
+        return self._store.open(self.data["stage"], self.data["key"])
+
+    def load(self) -> Any:
+        """The artifact's payload in memory; its class says in what form."""
+        return self.artifact.load()
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """`{metric: [(step, value), ...]}`."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for metric, step, value in self.artifact.curves():
+            found.setdefault(metric, []).append((step, value))
+        return found
+
+
+class Run:
+    """One run of a recipe."""
+
+    def __init__(self, store: Store, data: dict[str, Any]) -> None:
+        self.store, self.data = store, data
+
+    def __repr__(self) -> str:
+        return f"Run({self.id}, {self.state})"
+
+    @property
+    def id(self) -> str:
+        return self.data["id"]
+
+    @property
+    def state(self) -> str:
+        return self.data["state"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.data["settings"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data["nodes"])
+
+    def __getitem__(self, name: str) -> RunNode:
+        if name not in self.data["nodes"]:
+            hint = nearest(name, self.data["nodes"])
+            raise UsageError(f"run {self.id} has no node '{name}'{hint}")
+        return RunNode(self.store, name, self.data["nodes"][name])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain row a node: name, state, seconds and its metrics."""
+        return [
+            {"node": name, "state": self[name].state, "seconds": self[name].data["seconds"]}
+            | self[name].metrics
+            for name in self
+        ]
+
+    def table(self) -> pandas.DataFrame:
+        """The rows as a data frame, indexed by node."""
+        import pandas
+
+        return pandas.DataFrame(self.rows()).set_index("node")
+
+    def text(self) -> str:
+        """The nodes that measured something, as aligned lines."""
+        rows = [(name, self[name].metrics) for name in self]
+        width = max((len(name) for name in self), default=0)
+        return "\n".join(
+            f"{name:<{width}}  " + "  ".join(f"{k} {v:.5g}" for k, v in metrics.items())
+            for name, metrics in rows
+            if metrics
+        )
+
+
+def runs(store: str | Store | None = None) -> list[Run]:
+    """All runs of a store, the newest first."""
+    opened = store if isinstance(store, Store) else Store(store or default_store())
+    return [Run(opened, data) for data in opened.runs()]
+
+
+def latest(recipe: str | None = None, store: str | Store | None = None) -> Run:
+    """The newest run, of one recipe if named.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for run in runs(store):
+        if recipe is None or run.data["recipe"] == recipe:
+            return run
+    raise UsageError(f"no run of '{recipe}' in this store" if recipe else "no run in this store")
+
+
+def find(name: str, store: str | Store | None = None) -> Run:
+    """A run by its id, by a unique part of it, or `latest`.
+
+    Raises:
+        UsageError: no run, or several, match.
+    """
+    found = runs(store)
+    if name == "latest":
+        return latest(store=store)
+    matches = [run for run in found if run.id == name] or [r for r in found if name in r.id]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"'{name}' names {len(matches)} runs: {', '.join(r.id for r in matches)}")
+    raise UsageError(f"unknown run '{name}'{nearest(name, [r.id for r in found])}")

@@ -1,0 +1,286 @@
+"""Runs the nodes of a plan on Ray: what is ready starts, what fails stops only what needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import cluster, progress, provenance, worker
+from pipeline.artifact import Manifest
+from pipeline.errors import PipelineError
+from pipeline.graph import Node
+from pipeline.plan import CACHED, Plan
+from pipeline.store import Store
+
+BUSY_RETRY_SECONDS = 0.5
+
+
+class RayLostError(PipelineError):
+    """Ray's own processes are gone; the state is kept and the run can go on with a new Ray."""
+
+
+@dataclass
+class Progress:
+    """What the scheduler knows of one node."""
+
+    node: Node
+    key: str
+    state: str = progress.QUEUED
+    manifest: Manifest | None = None
+    error: str = ""
+    not_before: float = 0.0
+    deadline: float | None = None
+
+
+@dataclass
+class Listener:
+    """Where news of a run goes: the terminal, the log files, the run record, MLflow."""
+
+    view: progress.View
+    logs: Path
+    tracker: Any = None
+    on_change: Any = None
+    _files: dict[str, Any] = field(default_factory=dict)
+
+    def log(self, node: str, text: str) -> None:
+        if node not in self._files:
+            self._files[node] = log_file(self.logs, node).open("a")
+        self._files[node].write(text)
+        self._files[node].flush()
+
+    def close(self) -> None:
+        for stream in self._files.values():
+            stream.close()
+
+
+def log_file(folder: Path, node: str) -> Path:
+    """The log of one node of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{node.replace('/', '.')}.log"
+
+
+class Execution:
+    """One pass over the graph. Needs Ray connected; may run inside a larger Ray program.
+
+    Args:
+        plan: what to run.
+        packages: distributions whose versions go into manifests.
+    """
+
+    def __init__(self, plan: Plan, store: Store, listener: Listener, packages: Sequence[str]):
+        self.plan, self.store, self.listener = plan, store, listener
+        self.packages = tuple(packages)
+        self.git = provenance.git_state(Path(__file__).parent)
+        self.nodes = {
+            name: Progress(item.node, item.key, manifest=item.manifest)
+            for name, item in plan.nodes.items()
+        }
+        for name, item in plan.nodes.items():
+            if item.state == CACHED:
+                self._end(name, progress.REUSED)
+        self.running: dict[Any, str] = {}
+        self.board: Any = None
+
+    @property
+    def failed(self) -> list[str]:
+        return [name for name, item in self.nodes.items() if item.state == progress.FAILED]
+
+    def run(self) -> dict[str, Progress]:
+        """Run until every node has ended.
+
+        Raises:
+            RayLostError: Ray's processes died.
+        """
+        import ray
+
+        self.board = cluster.start_board()
+        try:
+            while any(item.state not in progress.ENDED for item in self.nodes.values()):
+                self._submit_ready()
+                self._collect()
+                self._drain()
+                self._stop_late()
+            self._drain(final=True)
+        except (ray.exceptions.RaySystemError, ConnectionError) as error:
+            raise RayLostError(f"Ray's processes were lost ({error})") from error
+        finally:
+            self.listener.close()
+        return self.nodes
+
+    def _submit_ready(self) -> None:
+        now = time.monotonic()
+        busy = {self.nodes[name].key for name in self.running.values()}
+        for name, item in self.nodes.items():
+            waits = item.state in (progress.QUEUED, progress.WAITING)
+            if not waits or name in self.running.values() or now < item.not_before:
+                continue
+            parents = [self.nodes[p] for p in item.node.upstream if p in self.nodes]
+            if any(p.state in (progress.FAILED, progress.BLOCKED) for p in parents):
+                self._end(name, progress.BLOCKED, "needs a node that failed")
+            elif item.key not in busy and all(p.state in progress.ENDED for p in parents):
+                busy.add(item.key)
+                resources = item.node.resources
+                reference = cluster.submit(
+                    self._job(item), self.board, resources.cpus, resources.gpus, resources.retries
+                )
+                self.running[reference] = name
+
+    def _job(self, item: Progress) -> worker.Job:
+        node = item.node
+        inputs: dict[str, Any] = {}
+        for slot, declared in node.stage.inputs.items():
+            where = {name: self._where(name) for name in node.slot(slot)}
+            if declared.many:
+                inputs[slot] = where
+            elif where:
+                inputs[slot] = next(iter(where.values()))
+            else:
+                inputs[slot] = {} if declared.many else None
+        return worker.Job(
+            node=node.name,
+            key=item.key,
+            identity=self.plan.graph.identities[node.name],
+            run=node.stage.run,
+            output=node.stage.output.type_name(),
+            settings=node.settings,
+            inputs=inputs,
+            store=self.store.uri,
+            packages=self.packages,
+            git=self.git,
+        )
+
+    def _where(self, name: str) -> tuple[str, str]:
+        return self.plan.graph[name].stage.name, self.plan.graph.keys[name]
+
+    def _collect(self) -> None:
+        import ray
+
+        if not self.running:
+            time.sleep(0.05)
+            return
+        done, _ = ray.wait(list(self.running), num_returns=1, timeout=0.2)
+        for reference in done:
+            name = self.running.pop(reference)
+            try:
+                outcome = ray.get(reference)
+            except ray.exceptions.TaskCancelledError:
+                limit = self.nodes[name].node.resources.timeout_seconds
+                outcome = worker.Outcome(worker.FAILED, error=f"ran longer than {limit:g} s")
+            except ray.exceptions.RayError as error:
+                if not _ray_alive():
+                    raise RayLostError("Ray's processes were lost") from error
+                reason = str(error).strip().splitlines()[0]
+                outcome = worker.Outcome(worker.FAILED, error=f"its worker was lost: {reason}")
+            self._handle(name, outcome)
+
+    def _handle(self, name: str, outcome: worker.Outcome) -> None:
+        item = self.nodes[name]
+        if outcome.state == worker.DONE:
+            self._drain()
+            item.manifest = outcome.manifest
+            self._end(name, progress.DONE if outcome.made else progress.REUSED)
+        elif outcome.state == worker.BUSY:
+            item.not_before = time.monotonic() + BUSY_RETRY_SECONDS
+            self._change(name, progress.WAITING)
+        elif outcome.state == worker.DAMAGED:
+            self._remake(name, outcome)
+        else:
+            self._drain()
+            self._end(name, progress.FAILED, outcome.error)
+
+    def _remake(self, name: str, outcome: worker.Outcome) -> None:
+        """An input is damaged: set it aside and make it again, then come back to this node."""
+        stage, key = outcome.damaged
+        owner = next((n for n, p in self.nodes.items() if p.key == key), None)
+        if owner is None:
+            self._end(name, progress.FAILED, outcome.error)
+            return
+        place = self.store.set_aside(stage, key)
+        self.listener.view.message(f"{outcome.error}; set aside as {place}, made again")
+        self._change(owner, progress.QUEUED)
+        self._change(name, progress.QUEUED)
+
+    def _change(self, name: str, state: str) -> None:
+        self.nodes[name].state = state
+        self.listener.view.update(name, state=state)
+
+    def _end(self, name: str, state: str, error: str = "") -> None:
+        item = self.nodes[name]
+        item.state, item.error = state, error
+        note = error or headline(item.manifest)
+        self.listener.view.update(name, state=state, note=note)
+        if self.listener.on_change is not None:
+            self.listener.on_change(name, item)
+
+    def _drain(self, final: bool = False) -> None:
+        import ray
+
+        try:
+            events = ray.get(self.board.drain.remote(), timeout=5)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            if not _ray_alive():
+                raise RayLostError("Ray's processes were lost") from error
+            return
+        for kind, node, *rest in events:
+            self._event(kind, node, rest)
+        if final:
+            time.sleep(0.05)
+            self._drain()
+
+    def _event(self, kind: str, node: str, rest: Sequence[Any]) -> None:
+        item = self.nodes[node]
+        if kind == "log":
+            self.listener.log(node, rest[0])
+        elif item.state in progress.ENDED:
+            return
+        elif kind == "started":
+            limit = item.node.resources.timeout_seconds
+            item.deadline = time.monotonic() + limit if limit else None
+            self._change(node, progress.RUNNING)
+            if self.listener.tracker is not None:
+                self.listener.tracker.node_started(node, dict(item.node.tags))
+        elif kind == "progress":
+            done, total, unit, note = rest
+            self.listener.view.update(node, done=done, total=total, unit=unit, note=note)
+        elif kind == "points" and self.listener.tracker is not None:
+            self.listener.tracker.points(node, rest[0], rest[1])
+
+    def _stop_late(self) -> None:
+        import ray
+
+        for reference, name in self.running.items():
+            deadline = self.nodes[name].deadline
+            if deadline is not None and time.monotonic() > deadline:
+                self.nodes[name].deadline = None
+                ray.cancel(reference, force=True, recursive=True)
+
+    def cancel(self) -> None:
+        """Stop what runs, as well as the connection allows."""
+        import ray
+
+        for reference in self.running:
+            try:
+                ray.cancel(reference, force=True, recursive=True)
+            except Exception as error:
+                self.listener.view.message(f"could not stop a task: {error}")
+                return
+
+
+def _ray_alive() -> bool:
+    """Whether Ray still answers."""
+    import ray
+
+    try:
+        ray.cluster_resources()
+    except Exception:
+        return False
+    return ray.is_initialized()
+
+
+def headline(manifest: Manifest | None) -> str:
+    """A few of a node's metrics in one short line."""
+    metrics: Mapping[str, float] = manifest.metrics if manifest else {}
+    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:4])

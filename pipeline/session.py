@@ -1,0 +1,227 @@
+"""One `pipeline run` from start to end: plan, record, Ray, MLflow, report, last words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import plan as planning
+from pipeline import progress, record, track
+from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, UsageError
+from pipeline.plan import CACHED, DAMAGED, Plan, Request
+from pipeline.stage import Catalog
+from pipeline.store import Store
+from pipeline.supervise import RAY_LOST
+
+CODE = Path(__file__).resolve().parent.parent
+_MLFLOW_STATUS = {record.FINISHED: "FINISHED", record.FAILED: "FAILED", record.STOPPED: "KILLED"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of a run does not change its results."""
+
+    tracking_uri: str | None = None
+    address: str | None = None
+    jobs: int | None = None
+
+    @property
+    def cores(self) -> int:
+        """CPU cores that a local Ray may use."""
+        return self.jobs or len(os.sched_getaffinity(0))
+
+
+def check(plan: Plan, store: Store, options: Options) -> None:
+    """Refuse what can be refused before work starts.
+
+    Raises:
+        UsageError: the store cannot be written, a node asks for more than this machine has, or
+            the tracking URI is bad.
+    """
+    store.check_writable()
+    if options.address is None:
+        gpus = planning.local_gpus()
+        planning.check_resources(plan, options.cores, gpus, f"--jobs {options.cores} here")
+    warning = track.check_uri(_uri(store, options))
+    for text in (*plan.warnings, *([warning] if warning else [])):
+        say(f"warning: {text}")
+
+
+def run(catalog: Catalog, store: Store, request: Request, options: Options, attempt: int) -> int:
+    """Run what is to do, in this process, and return the exit code."""
+    if attempt > 1:
+        request = replace(request, force=())
+    plan = planning.make(catalog, store, request)
+    with contextlib.ExitStack() as stack:
+        entry = record.Record.open(store, plan, list(request.overrides), stack)
+        say(f"run {entry.id}: {len(plan.todo)} of {len(plan.nodes)} nodes to do, store {store.uri}")
+        set_aside(plan, store)
+        try:
+            return _Session(catalog, store, plan, options, entry).run()
+        except UsageError as error:
+            entry.end(record.FAILED)
+            say(f"error: {error}")
+            return error.exit_code
+
+
+def set_aside(plan: Plan, store: Store) -> None:
+    """Move damaged artifacts, and those that `--force` makes again, out of the way."""
+    for name, node in plan.nodes.items():
+        if node.state == DAMAGED or (node.state != CACHED and node.manifest is not None):
+            place = store.set_aside(node.node.stage.name, node.key)
+            say(f"{name}: {node.reason}; set aside as {place}")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _uri(store: Store, options: Options) -> str:
+    return options.tracking_uri or track.default_uri(store.local)
+
+
+class _Session:
+    """The moving parts of one run."""
+
+    def __init__(
+        self, catalog: Catalog, store: Store, plan: Plan, options: Options, entry: record.Record
+    ) -> None:
+        from pipeline.relay import Relay
+
+        self.catalog, self.store, self.plan, self.options = catalog, store, plan, options
+        self.entry = entry
+        expected = {name: node.seconds for name, node in plan.nodes.items()}
+        self.view = progress.view(expected, options.cores)
+        self.tracker = _start_tracker(plan, store, entry, _uri(store, options), self.view)
+        self.relay = Relay(self.tracker, store)
+
+    def run(self) -> int:
+        from pipeline.run import RayLostError
+
+        state = record.FAILED
+        try:
+            state = self._execute()
+        except KeyboardInterrupt:
+            state = record.STOPPED
+        except RayLostError as error:
+            self.view.message(str(error))
+            return RAY_LOST
+        finally:
+            self.view.close()
+            self._close(state)
+        return self._last_words(state)
+
+    def _execute(self) -> str:
+        from pipeline import run
+
+        listener = run.Listener(self.view, self.entry.folder / "logs", self.tracker, self._ended)
+        if self.plan.todo:
+            self._connect()
+        execution = run.Execution(self.plan, self.store, listener, self.catalog.packages)
+        try:
+            if self.plan.todo:
+                execution.run()
+        except KeyboardInterrupt:
+            if self.options.address is not None:
+                execution.cancel()
+            raise
+        return record.FAILED if execution.failed else record.FINISHED
+
+    def _connect(self) -> None:
+        from pipeline import cluster
+
+        have = cluster.connect(
+            self.options.address, self.options.cores, planning.local_gpus(), CODE
+        )
+        planning.check_resources(self.plan, *have, "the cluster")
+
+    def _ended(self, name: str, item: Any) -> None:
+        seconds = item.manifest.seconds if item.manifest else None
+        self.entry.node(name, item.state, seconds, item.error)
+        self.relay.ended(name, item)
+
+    def _close(self, state: str) -> None:
+        self.entry.end(state)
+        stopped = state == record.STOPPED
+        self.relay.close(timeout_seconds=0.5 if stopped else 30)
+        if not stopped:
+            self._publish()
+        for problem in self.relay.problems:
+            say(f"warning: {problem}")
+        self.tracker.close(_MLFLOW_STATUS[state], timeout=1 if stopped else 10)
+        if self.plan.todo:
+            from pipeline import cluster
+
+            cluster.disconnect()
+
+    def _publish(self) -> None:
+        from pipeline import publish
+
+        path = publish.report(self.catalog, self.store, self.entry.data)
+        if path is not None:
+            self.tracker.artifact(path, "report")
+
+    def _last_words(self, state: str) -> int:
+        if state == record.STOPPED:
+            say(f"interrupted; nothing finished is lost. Go on with:\n  {record.command_line()}")
+            return INTERRUPTED
+        if state == record.FAILED:
+            say(failure_text(self.entry.data, self.entry.folder))
+            return NODE_FAILED
+        say(results_text(self.store, self.entry.data))
+        return DONE
+
+
+def _start_tracker(
+    plan: Plan, store: Store, entry: record.Record, uri: str, view: progress.View
+) -> track.Tracker:
+    git: Mapping[str, Any] = entry.data["git"]
+    tracker = track.Tracker(
+        uri,
+        entry.folder,
+        experiment=f"{plan.recipe}/{plan.resolved.preset}",
+        run_name=entry.id,
+        run_id=entry.id,
+        params=plan.resolved.flat(),
+        tags={
+            "recipe": plan.recipe,
+            "preset": plan.resolved.preset,
+            "git_revision": git.get("revision", ""),
+            "git_dirty": str(git.get("dirty", "")).lower(),
+        },
+        warn=view.message,
+    )
+    tracker.start()
+    track.flush_pending(store.local, exclude=entry.folder)
+    return tracker
+
+
+def failure_text(data: Mapping[str, Any], folder: Path) -> str:
+    """Which nodes failed and why, where their logs are, and how to go on."""
+    lines = []
+    for name, node in data["nodes"].items():
+        if node["state"] == progress.FAILED:
+            log = folder / "logs" / f"{name.replace('/', '.')}.log"
+            lines.append(f"{name} failed: {node['error']}\n  log: {log}")
+    blocked = [n for n, node in data["nodes"].items() if node["state"] == progress.BLOCKED]
+    if blocked:
+        lines.append(f"not run because of that: {', '.join(blocked)}")
+    lines.append(f"what finished is kept; after mending, go on with:\n  {record.command_line()}")
+    return "\n".join(lines)
+
+
+def results_text(store: Store, data: Mapping[str, Any]) -> str:
+    """The scores of a run and where to look further."""
+    from pipeline.results import Run
+
+    run = Run(store, dict(data))
+    lines = [run.text(), ""]
+    report = store.run_path(data["id"]) / "report.html"
+    if report.is_file():
+        lines.append(f"report:  {report}")
+    lines.append("compare: python -m pipeline ui")
+    return "\n".join(lines)

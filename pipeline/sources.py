@@ -1,0 +1,107 @@
+"""What code an artifact depends on: the syntax trees of the modules that made it.
+
+The closure of a node is its stage module plus the modules its settings name, plus everything of
+the same package that these import, inside functions too. Comments, docstrings, formatting and the
+`description` of a settings field change nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Collection, Iterable
+from functools import cache
+from pathlib import Path
+
+
+def closure(roots: Iterable[str], exclude: Collection[str] = ()) -> dict[str, str]:
+    """`{module: digest}` of `roots` and what they import from their own top-level packages."""
+    found: dict[str, str] = {}
+    waiting = sorted(set(roots))
+    packages = {root.partition(".")[0] for root in waiting}
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in exclude:
+            continue
+        digest, imports = scan(name)
+        found[name] = digest
+        waiting += [module for module in imports if module.partition(".")[0] in packages]
+    return dict(sorted(found.items()))
+
+
+@cache
+def scan(module: str) -> tuple[str, tuple[str, ...]]:
+    """Digest of a module's syntax tree, and the modules it imports."""
+    tree = ast.parse(_path(module).read_text())
+    return hashlib.sha256("".join(_tokens(tree)).encode()).hexdigest(), tuple(
+        _imports(tree, module.partition(".")[0])
+    )
+
+
+@cache
+def _path(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no source for module {module}")
+    return Path(spec.origin)
+
+
+@cache
+def _is_module(name: str) -> bool:
+    """Whether a dotted name is a module file (`from a import b` may name either)."""
+    parent, _, leaf = name.rpartition(".")
+    if not parent:
+        return False
+    folder = _path(parent).parent
+    return (folder / f"{leaf}.py").is_file() or (folder / leaf / "__init__.py").is_file()
+
+
+def _imports(tree: ast.AST, package: str) -> list[str]:
+    """Dotted names that a tree imports; `from package import member` counts as both."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.append(node.module)
+            if node.module.partition(".")[0] == package:
+                members = (f"{node.module}.{alias.name}" for alias in node.names)
+                names += [member for member in members if _is_module(member)]
+    return sorted(set(names))
+
+
+def _tokens(node: object) -> Iterable[str]:
+    """A canonical text of a syntax tree that is the same for every Python version."""
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if name == "body" and isinstance(value, list):
+                value = _without_docstring(value)
+            elif name == "keywords":
+                value = [k for k in value if k.arg != "description"]
+            if value is None or value == [] or name in ("ctx", "kind", "type_comment"):
+                continue
+            yield f" {name}="
+            yield from _tokens(value)
+        yield ")"
+    elif isinstance(node, list):
+        yield "["
+        for item in node:
+            yield from _tokens(item)
+            yield ","
+        yield "]"
+    else:
+        yield repr(node)
+
+
+def _without_docstring(body: list) -> list:
+    first = body[0] if body else None
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
+        return body[1:]
+    return body

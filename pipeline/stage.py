@@ -1,0 +1,196 @@
+"""How a stage is declared: typed settings and artifacts in, one typed artifact out.
+
+A stage module holds its `Settings`, its `Artifact` and its `Stage` at the top, which import
+nothing heavy, and a run function `run(context) -> Result` that imports torch and the mathematics
+inside.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pydantic
+
+from pipeline.artifact import Artifact
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings: frozen, unknown keys refused, each field described and bounded.
+
+    A field declared with `json_schema_extra={"keyed": False}` does not change results and so does
+    not enter an artifact's key (how many shards run at once, say).
+    """
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, validate_default=True
+    )
+
+    def revised(self, **changes: Any) -> Settings:
+        """A validated copy with some fields changed."""
+        return type(self).model_validate(self.model_dump() | changes)
+
+    def keyed(self) -> dict[str, Any]:
+        """The fields that results depend on, as plain JSON data."""
+        return _keyed(self)
+
+
+def _keyed(model: pydantic.BaseModel) -> dict[str, Any]:
+    dump = model.model_dump(mode="json")
+    for name, info in type(model).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("keyed") is False:
+            del dump[name]
+        elif isinstance(value := getattr(model, name), pydantic.BaseModel):
+            dump[name] = _keyed(value)
+    return dump
+
+
+class Resources(Settings):
+    """What a node asks of the machine or cluster."""
+
+    cpus: float = pydantic.Field(1, ge=0, description="CPU cores a task reserves")
+    gpus: float = pydantic.Field(0, ge=0, description="GPUs a task reserves (fractions allowed)")
+    threads: int = pydantic.Field(
+        1, ge=1, le=256, description="threads of torch and BLAS; part of the artifact's key"
+    )
+    timeout_seconds: float | None = pydantic.Field(
+        None, gt=0, description="a node that runs longer is stopped and fails"
+    )
+    retries: int = pydantic.Field(
+        3, ge=0, le=100, description="retries after a lost worker or machine (not after errors)"
+    )
+
+
+@dataclass(frozen=True)
+class Input:
+    """A slot for one artifact of `type`, or for any number of them by node name (`many`)."""
+
+    type: type[Artifact]
+    many: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A declared kind of work.
+
+    Args:
+        name: the first part of its nodes' names.
+        settings: the class of its settings.
+        output: the class of the artifact it writes.
+        run: `"module:function"` of `run(context) -> Result`.
+        inputs: its input slots.
+        version: raise it when the artifact's layout or meaning changes.
+        sources: the dotted names (`"module:attribute"`) of the methods and networks that given
+            settings name; their modules enter the artifact's key.
+    """
+
+    name: str
+    settings: type[Settings]
+    output: type[Artifact]
+    run: str
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    version: int = 1
+    sources: Callable[[Any], Iterable[str]] = lambda settings: ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run function returns beside the files it wrote.
+
+    Args:
+        metrics: headline numbers, by the shared names.
+        curves: rows `(metric, step, value)`; must not hold times, which differ between runs.
+        abscissa: what the step of the curves is (`training_step`, `nfe`, `sigma_1000`).
+        timings: measured times and speeds, kept in the manifest outside the payload; lists of
+            `(step, value)` become curves in MLflow.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curves: Sequence[tuple[str, int, float]] = ()
+    abscissa: str | None = None
+    timings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Work(Protocol):
+    """Where a node keeps resumable state, outside the artifact, until it has finished."""
+
+    path: Path
+
+    def push(self) -> None:
+        """Make what is in `path` safe against the loss of this machine."""
+
+
+class Context(Protocol):
+    """What the engine hands to a run function."""
+
+    node: str
+    settings: Any
+    inputs: Mapping[str, Any]
+    path: Path
+    work: Work
+    threads: int
+
+    def log(self, message: str) -> None:
+        """Write a line to the node's log."""
+
+    def progress(self, done: float, total: float, unit: str = "", note: str = "") -> None:
+        """Tell the person who waits how far the node is."""
+
+    def points(self, abscissa: str, rows: Sequence[tuple[str, int, float]]) -> None:
+        """Show curve points in MLflow while the node runs."""
+
+    def map(self, function: Callable[..., Any], items: Sequence[Any], *common: Any) -> list[Any]:
+        """`[function(item, *common) for item in items]`, spread over the workers, in order."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weight file that a person must place: nothing is downloaded.
+
+    Args:
+        file: the file's name.
+        purpose: what needs it.
+        remedy: where to get it and which setting names it.
+        find: returns its path, or None while it is missing.
+    """
+
+    file: str
+    purpose: str
+    remedy: str
+    find: Callable[[], Path | None]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What the composition root hands to the engine: settings, stages, recipes and presets.
+
+    Args:
+        settings: the class of a preset.
+        stages: every stage, by name.
+        recipes: functions from resolved settings to a list of nodes, by name.
+        presets: the folder of preset files.
+        default_preset: the preset used when none is named.
+        exclude_sources: modules that hold tables of names and never enter a key.
+        packages: distributions whose versions stand in the manifests.
+        weights: files that some settings need and nobody downloads.
+    """
+
+    settings: type[Settings]
+    stages: Mapping[str, Stage]
+    recipes: Mapping[str, Callable[[Any], list[Any]]]
+    presets: Path
+    default_preset: str = "digits"
+    exclude_sources: frozenset[str] = frozenset()
+    packages: Sequence[str] = ()
+    weights: Sequence[Weights] = ()
+
+
+def resolve(dotted: str) -> Any:
+    """The object that `"module:attribute"` names."""
+    module, _, attribute = dotted.partition(":")
+    return getattr(importlib.import_module(module), attribute)

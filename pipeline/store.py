@@ -1,0 +1,204 @@
+"""Artifacts by the hash of what made them, written once, in a local directory or an object store.
+
+Layout: `artifacts/STAGE/KEY/` (payload and manifest), `work/STAGE/KEY/` (resumable state),
+`runs/RUN/` (records, logs, report), `quarantine/` (damaged artifacts set aside).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
+from pipeline.errors import DamagedArtifactError
+from pipeline.locations import LocalLocation, Location, RemoteLocation, files_below
+
+
+class Store:
+    """The artifacts, work areas and run records of one project.
+
+    Args:
+        uri: a local directory, or a URI that fsspec knows (`s3://bucket/prefix`, `gs://...`).
+
+    Raises:
+        UsageError: no package is installed for that kind of URI.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri)
+        self.remote = "://" in self.uri and not self.uri.startswith("file://")
+        if self.remote:
+            slug = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+            base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+            self.local = base / "diffusion-bench" / slug
+            self.location: Location = RemoteLocation(self.uri, self.local)
+        else:
+            self.local = Path(self.uri.removeprefix("file://")).expanduser().resolve()
+            self.uri = str(self.local)
+            self.location = LocalLocation(self.local)
+
+    def check_writable(self) -> None:
+        """Raise `UsageError` if the store, or its local side, cannot be written."""
+        LocalLocation(self.local).check_writable()
+        self.location.check_writable()
+
+    # Artifacts
+
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of a finished artifact, or None.
+
+        Raises:
+            DamagedArtifactError: there is a manifest that cannot be read.
+        """
+        data = self.location.read(f"artifacts/{stage}/{key}/{MANIFEST}")
+        if data is None:
+            return None
+        try:
+            return Manifest.parse(data.decode())
+        except (DamagedArtifactError, UnicodeDecodeError) as error:
+            raise DamagedArtifactError(f"artifact {stage}/{key}: {error}") from error
+
+    def open(self, stage: str, key: str) -> Artifact:
+        """Open an artifact, every file checked against its SHA-256.
+
+        Raises:
+            DamagedArtifactError: it is not there, or does not match its manifest.
+        """
+        name = f"artifacts/{stage}/{key}"
+        try:
+            return self._open(name)
+        except DamagedArtifactError:
+            if not self.remote:
+                raise
+        shutil.rmtree(self.local / name, ignore_errors=True)  # perhaps only our copy is damaged
+        return self._open(name)
+
+    def _open(self, name: str) -> Artifact:
+        path = self.location.get(name)
+        if path is None:
+            raise DamagedArtifactError(f"{name} is not in the store")
+        try:
+            artifact = open_artifact(path)
+            artifact.verify()
+        except (DamagedArtifactError, OSError) as error:
+            raise DamagedArtifactError(f"{name}: {error}") from error
+        return artifact
+
+    def scratch(self, key: str) -> Path:
+        """A fresh folder on the store's own disk to write a payload in."""
+        path = self.local / "tmp" / f"{key}-{os.getpid()}-{time.monotonic_ns()}"
+        path.mkdir(parents=True)
+        return path
+
+    def commit(self, folder: Path, describe: Callable[[dict[str, Any]], Manifest]) -> Manifest:
+        """Checksum the files in `folder` and make them an artifact at once.
+
+        Args:
+            describe: called with the description of the files, returns the manifest.
+        """
+        manifest = describe(describe_files(folder))
+        (folder / MANIFEST).write_text(manifest.dump())
+        self.location.put(folder, f"artifacts/{manifest.stage}/{manifest.key}", last=MANIFEST)
+        shutil.rmtree(folder, ignore_errors=True)
+        return manifest
+
+    def set_aside(self, stage: str, key: str) -> str:
+        """Move a damaged artifact out of the way; returns where it is now."""
+        name = f"quarantine/{stage}-{key}-{time.strftime('%Y%m%dT%H%M%S')}"
+        self.location.move(f"artifacts/{stage}/{key}", name)
+        return name
+
+    def artifacts(self) -> Iterator[tuple[str, str]]:
+        """`(stage, key)` of every artifact."""
+        for stage in self.location.children("artifacts"):
+            for key in self.location.children(f"artifacts/{stage}"):
+                yield stage, key
+
+    # Work areas
+
+    def work_path(self, stage: str, key: str) -> Path:
+        return self.local / "work" / stage / key
+
+    def has_work(self, stage: str, key: str) -> bool:
+        """Whether an unfinished node left state to continue from."""
+        name = f"work/{stage}/{key}"
+        if self.remote:
+            return bool(self.location.children(name))
+        path = self.work_path(stage, key)
+        return path.is_dir() and any(path.iterdir())
+
+    def work(self, stage: str, key: str) -> WorkArea:
+        """The work area of a node, with what an earlier attempt left in it."""
+        path = self.work_path(stage, key)
+        if self.remote:
+            self.location.get(f"work/{stage}/{key}")
+        path.mkdir(parents=True, exist_ok=True)
+        return WorkArea(self, stage, key, path)
+
+    def drop_work(self, stage: str, key: str) -> None:
+        self.location.remove(f"work/{stage}/{key}")
+        shutil.rmtree(self.work_path(stage, key), ignore_errors=True)
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[bool]:
+        """Try to hold a lock among all processes that share the store's disk.
+
+        Yields whether it is held; never waits. A process that dies lets go of it.
+        """
+        path = self.local / "locks" / name.replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+
+    # Run records
+
+    def write_run(self, run_id: str, record: dict[str, Any]) -> None:
+        text = json.dumps(record, indent=1)
+        self.location.write(f"runs/{run_id}/run.json", text.encode())
+
+    def read_run(self, run_id: str) -> dict[str, Any] | None:
+        data = self.location.read(f"runs/{run_id}/run.json")
+        if data is None:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError:
+            return None
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All run records, the newest first."""
+        found = (self.read_run(name) for name in self.location.children("runs"))
+        records = [record for record in found if record]
+        return sorted(records, key=lambda r: (r["created"], r["id"]), reverse=True)
+
+    def run_path(self, run_id: str) -> Path:
+        """This machine's folder for a run's logs, report and MLflow spool."""
+        path = self.local / "runs" / run_id
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+class WorkArea:
+    """Resumable state of one node."""
+
+    def __init__(self, store: Store, stage: str, key: str, path: Path) -> None:
+        self._store, self._name, self.path = store, f"work/{stage}/{key}", path
+
+    def push(self) -> None:
+        """Copy new files to a remote store; on a local one they are safe already."""
+        if self._store.remote:
+            for relative, path in files_below(self.path):
+                self._store.location.write(f"{self._name}/{relative}", path.read_bytes())
