@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.methods.draws import Draws
@@ -139,6 +139,61 @@ def class_features(batch: Batch) -> Tensor:
 def dropped_labels(batch: Batch, probability: float) -> Tensor | None:
     """(B,) bool, the samples whose label is dropped; None when there is nothing to drop."""
     return batch.draws.drop(probability) if probability and batch.labels is not None else None
+
+
+def check_fit(loss, network: nn.Module, batch: Batch) -> None:
+    """Raise ValueError, in one sentence, unless loss, network and data fit together.
+
+    Call it once before training, with all of the data as the batch if they are at hand: it reads
+    the labels, which a step on a GPU does not. network: a bare SiT.
+    """
+    if batch.images.shape[1:] != (network.channels, *network.image_size):
+        raise ValueError(
+            f"the images are {tuple(batch.images.shape[1:])}, the network takes "
+            f"{(network.channels, *network.image_size)}; set its channels and image_size"
+        )
+    if batch.labels is not None and batch.labels.numel():
+        low, high = int(batch.labels.min()), int(batch.labels.max())
+        if low < 0 or high >= max(network.num_classes, 1):
+            raise ValueError(
+                f"labels run from {low} to {high}, but the network has num_classes = "
+                f"{network.num_classes}; number them from 0, or leave them out with num_classes 0"
+            )
+    if loss.uses_class_token != bool(network.class_token_dim):
+        raise ValueError(
+            f"the network has class_token_dim = {network.class_token_dim}, and the loss "
+            f"{'needs' if loss.uses_class_token else 'does not use'} a class token; "
+            f"{'set it to the width of class_features' if loss.uses_class_token else 'set it to 0'}"
+        )
+    if loss.uses_class_token and class_features(batch).shape[1] != network.class_token_dim:
+        raise ValueError(
+            f"class_features are {batch.class_features.shape[1]} wide, the network's "
+            f"class_token_dim is {network.class_token_dim}; make them equal"
+        )
+    if loss.uses_teacher:
+        _check_teacher(loss, network, batch)
+
+
+def _check_teacher(loss, network: nn.Module, batch: Batch) -> None:
+    num_patches, width = aligned_patches(batch).shape[1:]
+    if num_patches != network.num_patches:
+        raise ValueError(
+            f"the teacher gives {num_patches} patches, the network's grid is "
+            f"{network.grid[0]}x{network.grid[1]}; ask patch_targets for interpolation"
+        )
+    if width != network.teacher_dim:
+        raise ValueError(
+            f"the teacher's features are {width} wide, the network's teacher_dim is "
+            f"{network.teacher_dim}; make them equal"
+        )
+    if loss.uses_class_token and class_features(batch).shape[1] != width:
+        raise ValueError(
+            f"class_features are {batch.class_features.shape[1]} wide and the patch targets "
+            f"{width}; one projector aligns both, so take them from one layer of the teacher"
+        )
+    norms = batch.patch_targets[:1].norm(dim=-1)
+    if not torch.allclose(norms, torch.ones_like(norms), atol=1e-2):
+        raise ValueError("patch_targets are not of unit length; make them with patch_targets(...)")
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -1,5 +1,6 @@
 """Images as rows of patches, and random subsets of them."""
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,11 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tenso
 def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
     """tokens (B, N, D), keep (B, K) long -> the kept tokens (B, K, D), in the order of keep."""
     return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def take_kept(tokens: Tensor, keep: Tensor, class_token: bool) -> Tensor:
+    """tokens (B, [1 +] N, D), the class token first if there is one -> it and the patches `keep`
+    (B, [1 +] K, D)."""
+    if class_token:
+        keep = torch.cat([torch.zeros_like(keep[:, :1]), keep + 1], dim=1)
+    return take_tokens(tokens, keep)

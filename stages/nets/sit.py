@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.methods.patches import patchify, take_tokens, unpatchify
+from stages.methods.patches import patchify, take_kept, unpatchify
 
 # The published sizes: SiT's S, B, L and XL, to be used as SiT(**SIZES["B"]).
 SIZES = {
@@ -75,12 +75,21 @@ class SiT(nn.Module):
     ):
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        _check_sizes(size, patch_size, width, num_heads, num_classes)
+        _check_sizes(size, patch_size, width, num_heads)
         if teacher_dim and not 1 <= alignment_depth <= depth:
             raise ValueError(
                 f"alignment_depth {alignment_depth} is not a block of this network; "
                 f"choose 1 to depth = {depth}"
             )
+        counts = {
+            "num_classes": num_classes,
+            "class_token_dim": class_token_dim,
+            "mix_layers": mix_layers,
+            "teacher_dim": teacher_dim,
+        }
+        for name, value in counts.items():
+            if value < 0:
+                raise ValueError(f"{name} is {value}; it must be 0 (none) or more")
         self.image_size = size
         self.channels = channels
         self.patch_size = patch_size
@@ -88,6 +97,7 @@ class SiT(nn.Module):
         self.num_patches = self.grid[0] * self.grid[1]
         self.num_classes = num_classes
         self.class_token_dim = class_token_dim
+        self.teacher_dim = teacher_dim
         self.alignment_depth = alignment_depth
 
         patch_dim = patch_size * patch_size * channels
@@ -166,7 +176,7 @@ class SiT(nn.Module):
         for block in self.mixing:
             tokens = block(tokens, condition)
         if keep is not None:
-            tokens = self._kept(tokens, keep)
+            tokens = take_kept(tokens, keep, bool(self.class_token_dim))
         for index, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, condition)
             if index == self.alignment_depth:
@@ -192,13 +202,6 @@ class SiT(nn.Module):
         if class_token is None:
             return patches
         return torch.cat([self.class_embedding(class_token)[:, None], patches], dim=1)
-
-    def _kept(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """The class token, if there is one, and the patches `keep`: (B, [1 +] K, width)."""
-        if self.class_token_dim:
-            first = torch.zeros_like(keep[:, :1])
-            keep = torch.cat([first, keep + 1], dim=1)
-        return take_tokens(tokens, keep)
 
     def _heads(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
         shift, scale = self.final_modulation(condition)[:, None].chunk(2, dim=-1)
@@ -320,9 +323,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _check_sizes(
-    size: tuple[int, int], patch_size: int, width: int, num_heads: int, num_classes: int
-) -> None:
+def _check_sizes(size: tuple[int, int], patch_size: int, width: int, num_heads: int) -> None:
     if size[0] % patch_size or size[1] % patch_size:
         raise ValueError(
             f"image_size {size[0]}x{size[1]} is not divisible by patch_size {patch_size}; "
@@ -332,5 +333,3 @@ def _check_sizes(
         raise ValueError(
             f"width {width} must be divisible by num_heads {num_heads} and by 4 (positions)"
         )
-    if num_classes < 0:
-        raise ValueError(f"num_classes {num_classes} is negative; 0 means unconditional")
