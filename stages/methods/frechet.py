@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.methods.jackknife import deal, standard_error
+
 __all__ = [
     "FrechetResult",
     "RealFloor",
@@ -205,10 +207,7 @@ class _Sample:
 
     def __init__(self, x: Tensor, blocks: int, generator: torch.Generator | None = None):
         self.x, self.n, self.d = x, len(x), x.shape[1]
-        order = torch.arange(self.n)
-        if generator is not None:
-            order = torch.randperm(self.n, generator=generator, device=generator.device)
-        self.blocks = order.to(x.device).tensor_split(blocks)
+        self.blocks = tuple(block.to(x.device) for block in deal(self.n, blocks, generator))
         self.mean = sum(x[block].double().sum(0) for block in self.blocks) / self.n
         self._scatter: Tensor | None = None
 
@@ -271,14 +270,11 @@ def _nuclear_norm(m: Tensor) -> float:
 def _result(
     whole: float, deleted: list[float], shrinkage: float, n1: int, n2: int | None, d: int
 ) -> FrechetResult:
-    values = torch.tensor(deleted, dtype=torch.float64)
-    blocks, mean = len(values), values.mean()
-    variance = (blocks - 1) / blocks * (values - mean).square().sum()
-    infinity = whole - (mean.item() - whole) / shrinkage
+    growth = sum(deleted) / len(deleted) - whole
+    infinity = whole - growth / shrinkage
+    error = standard_error(deleted)
     fewest = n1 if n2 is None else min(n1, n2)
-    return FrechetResult(
-        max(whole, 0.0), variance.sqrt().item(), infinity, n1, n2, d, _caution(fewest, d)
-    )
+    return FrechetResult(max(whole, 0.0), error, infinity, n1, n2, d, _caution(fewest, d))
 
 
 def _caution(n: int, d: int) -> str:

@@ -1,0 +1,213 @@
+"""Scores that carry how they were measured, and refuse to be compared with others.
+
+A score is a number, the protocol it was measured under, and an error of a stated kind. None of the
+three can be left out, and arithmetic between scores checks all three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = [
+    "ERROR_KINDS",
+    "Difference",
+    "Protocol",
+    "ProtocolError",
+    "Score",
+    "difference",
+    "over_seeds",
+]
+
+ERROR_KINDS = ("seeds", "jackknife", "subsets", "none")
+
+
+class ProtocolError(ValueError):
+    """Scores of different protocols, metrics or kinds of error were put together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a score was measured; two scores compare only where all of it agrees.
+
+    ``name`` is what people quote, such as "digits-embedded-1500"; ``extractor_hash`` the sha256 of
+    its weights; ``resize`` how images reach the extractor's size; ``reference`` data set and split.
+    """
+
+    name: str
+    extractor: str
+    extractor_hash: str
+    resize: str
+    reference: str
+    num_reference: int
+    num_samples: int
+
+    def __post_init__(self) -> None:
+        for key in ("name", "extractor", "extractor_hash", "resize", "reference"):
+            value = getattr(self, key)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(
+                    f"protocol {key} is {value!r}; a score cannot exist without it: say it in words"
+                )
+        for key in ("num_reference", "num_samples"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"protocol {key} is {value!r}; give the number of images, at least 1"
+                )
+
+    def differs(self, other: Protocol) -> str:
+        """What differs, in words; empty where the protocols agree."""
+        return "; ".join(
+            f"{field.name} {getattr(self, field.name)!r} against {getattr(other, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One measured number. ``metric`` is its name in every run, such as "fid" or "precision".
+
+    ``error_kind`` says where ``error`` (one standard error) comes from: "seeds" (training or
+    sampling repeated ``num_seeds`` times), "jackknife" or "subsets" (one set of samples), or
+    "none", with error None. ``floor`` is the value that real images score at the same sizes.
+    ``caution`` is empty or a sentence on why not to trust the number.
+    """
+
+    metric: str
+    value: float
+    protocol: Protocol
+    error: float | None
+    error_kind: str
+    num_seeds: int = 1
+    floor: float | None = None
+    caution: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.protocol, Protocol):
+            raise ValueError(
+                f"score {self.metric!r} has the protocol {self.protocol!r}; a score cannot exist "
+                "without a Protocol, which names extractor, reference and N"
+            )
+        if not self.metric or not math.isfinite(self.value):
+            raise ValueError(
+                f"score {self.metric!r} is {self.value}; give it a name and a finite value"
+            )
+        if self.error_kind not in ERROR_KINDS:
+            raise ValueError(
+                f"error_kind is {self.error_kind!r}; choose one of {', '.join(ERROR_KINDS)}"
+            )
+        if (self.error is None) != (self.error_kind == "none"):
+            raise ValueError(
+                f"score {self.metric!r} has error {self.error} of kind {self.error_kind!r}; an "
+                'error needs its kind, and "none" goes with None'
+            )
+        if self.error is not None and not (math.isfinite(self.error) and self.error >= 0):
+            raise ValueError(f"score {self.metric!r} has error {self.error}; it must be >= 0")
+        if (self.error_kind == "seeds") != (self.num_seeds > 1):
+            raise ValueError(
+                f"score {self.metric!r} has {self.num_seeds} seeds and an error of kind "
+                f'{self.error_kind!r}; "seeds" needs several, and several seeds need "seeds"'
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON or a table; from_dict reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Score:
+        """Raises ValueError where the protocol or another field is missing or unknown."""
+        values = dict(values)
+        protocol = values.pop("protocol", None)
+        try:
+            return cls(protocol=Protocol(**(protocol or {})), **values)
+        except TypeError as error:
+            raise ValueError(
+                f"stored score {values.get('metric')!r} is incomplete or has fields of another "
+                f"version: {error}"
+            ) from None
+
+    def __str__(self) -> str:
+        error = "" if self.error is None else f" ± {self.error:.2g} ({self._error_words()})"
+        caution = f" [{self.caution}]" if self.caution else ""
+        return (
+            f"{self.metric} {self.value:.4g}{error}, {self.protocol.name}, "
+            f"N={self.protocol.num_samples}{caution}"
+        )
+
+    def _error_words(self) -> str:
+        return f"{self.num_seeds} seeds" if self.error_kind == "seeds" else self.error_kind
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a - b and its standard error; ``error_kind`` as in Score."""
+
+    value: float
+    error: float | None
+    error_kind: str
+
+    @property
+    def standard_errors(self) -> float:
+        """The difference in units of its error; NaN where there is none."""
+        if self.error is None:
+            return math.nan
+        return self.value / self.error if self.error > 0 else math.copysign(math.inf, self.value)
+
+
+def difference(a: Score, b: Score) -> Difference:
+    """a - b, with independent errors added in quadrature.
+
+    Raises ProtocolError where metric, protocol or kind of error differ: an error over seeds holds
+    the spread of training, a jackknife's only that of one set of samples.
+    """
+    _same_measurement([a, b])
+    if a.error_kind != b.error_kind:
+        raise ProtocolError(
+            f"{a.metric} has errors of kind {a.error_kind!r} and {b.error_kind!r}; score both over "
+            "several seeds, or both from one"
+        )
+    error = None if a.error is None or b.error is None else math.hypot(a.error, b.error)
+    return Difference(a.value - b.value, error, a.error_kind)
+
+
+def over_seeds(scores: Sequence[Score]) -> Score:
+    """One score out of those of several seeds: their mean, and its error from their spread.
+
+    The errors of the single scores are dropped, not mixed in. Raises ProtocolError where metric or
+    protocol differ or a score already is over seeds, ValueError for fewer than two.
+    """
+    if len(scores) < 2:
+        raise ValueError(f"{len(scores)} score given; an error over seeds needs at least two")
+    _same_measurement(scores)
+    if any(score.error_kind == "seeds" for score in scores):
+        raise ProtocolError(f"{scores[0].metric} has scores that are already means over seeds")
+    values = [score.value for score in scores]
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    floors = {score.floor for score in scores}
+    return Score(
+        metric=scores[0].metric,
+        value=mean,
+        protocol=scores[0].protocol,
+        error=math.sqrt(variance / len(values)),
+        error_kind="seeds",
+        num_seeds=len(values),
+        floor=floors.pop() if len(floors) == 1 else None,
+        caution=next((score.caution for score in scores if score.caution), ""),
+    )
+
+
+def _same_measurement(scores: Sequence[Score]) -> None:
+    first = scores[0]
+    for other in scores[1:]:
+        if other.metric != first.metric:
+            raise ProtocolError(f"{first.metric} and {other.metric} are different metrics")
+        if differing := first.protocol.differs(other.protocol):
+            raise ProtocolError(
+                f"these {first.metric} scores were measured differently and cannot be compared: "
+                f"{differing}; score both under one protocol"
+            )

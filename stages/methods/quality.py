@@ -1,0 +1,226 @@
+"""Scores of sample quality beside the Fréchet distance, each with its error.
+
+What libraries compute well is called: prdc for precision, recall, density and coverage, clean-fid
+for the kernel distance. The Inception score is two lines and has no light library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.methods.frechet import FrechetResult, from_features
+from stages.methods.jackknife import complements, deal, standard_error
+
+__all__ = [
+    "Estimate",
+    "Manifolds",
+    "inception_score",
+    "kernel_distance",
+    "precision_recall",
+    "spatial_frechet",
+]
+
+LARGEST_MANIFOLD = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its standard error (None where none was asked for)."""
+
+    value: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Manifolds:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
+
+    precision: Estimate
+    recall: Estimate
+    density: Estimate
+    coverage: Estimate
+
+
+def kernel_distance(
+    samples: Tensor,
+    reference: Tensor,
+    subset_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Kernel distance (KID): unbiased squared MMD with the kernel (x.y/d + 1)^3, by clean-fid.
+
+    samples: (n, d), reference: (m, d). Binkowski et al. 2018, section 4. It is the mean over
+    disjoint random subsets, ``subset_size`` from each side (default: a tenth of the smaller set,
+    at most 1,000); usual codes let the subsets overlap, which keeps the expectation and loses the
+    error bar. The standard error (**ours**) is that of a mean of independent subsets.
+
+    Raises ValueError where fewer than two subsets fit.
+    """
+    samples, reference = _pair(samples, reference)
+    n = min(len(samples), len(reference))
+    size = min(1000, n // 10) if subset_size is None else subset_size
+    subsets = n // size if size > 0 else 0
+    if size < 2 or subsets < 2:
+        raise ValueError(
+            f"subset_size is {size} with {n} images on the smaller side; at least two subsets of "
+            "two images or more must fit: give more images or a smaller subset_size"
+        )
+    generator = generator or torch.Generator().manual_seed(0)
+    ours, theirs = (deal(len(x), subsets, generator) for x in (samples, reference))
+    values = torch.tensor(
+        [
+            _clean_fid_kernel_distance(samples[a[:size]], reference[b[:size]])
+            for a, b in zip(ours, theirs, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    return Estimate(values.mean().item(), (values.std() / subsets**0.5).item())
+
+
+def precision_recall(
+    samples: Tensor,
+    reference: Tensor,
+    neighbours: int = 5,
+    blocks: int = 20,
+    generator: torch.Generator | None = None,
+) -> Manifolds:
+    """Precision, recall, density and coverage from k-th neighbour balls, by prdc.
+
+    samples: (n, d), reference: (m, d). All in [0, 1] but density, which may exceed 1. They depend
+    on n and m: compare at equal sizes only. Standard errors: jackknife over ``blocks`` blocks left
+    out of both sets at once, 21 times the work; ``blocks=0`` leaves them out.
+
+    Raises ValueError above 10,000 images, whose distance matrices no longer fit a usual memory.
+    """
+    samples, reference = _pair(samples, reference)
+    fewest, most = sorted((len(samples), len(reference)))
+    if most > LARGEST_MANIFOLD:
+        raise ValueError(
+            f"{most} images need distance matrices of {most}^2 numbers; score the first "
+            f"{LARGEST_MANIFOLD} of each set"
+        )
+    blocks = min(blocks, fewest // 2)
+    remaining = fewest - -(-fewest // blocks) if blocks >= 2 else fewest
+    if not 1 <= neighbours < remaining - 1:
+        raise ValueError(
+            f"neighbours is {neighbours} and {remaining} images remain when a block is left out; "
+            f"use 1 to {remaining - 2} neighbours"
+        )
+    whole = _prdc(samples, reference, neighbours)
+    errors: dict[str, float | None] = dict.fromkeys(whole)
+    if blocks >= 2:
+        generator = generator or torch.Generator().manual_seed(0)
+        kept = zip(
+            *(complements(deal(len(x), blocks, generator)) for x in (samples, reference)),
+            strict=True,
+        )
+        deleted = [_prdc(samples[a], reference[b], neighbours) for a, b in kept]
+        errors = {name: standard_error([values[name] for values in deleted]) for name in whole}
+    return Manifolds(**{name: Estimate(whole[name], errors[name]) for name in whole})
+
+
+def inception_score(
+    logits: Tensor, blocks: int = 20, generator: torch.Generator | None = None
+) -> Estimate:
+    """exp of the mean KL(p(class | image) || p(class)): 1 to the number of classes.
+
+    logits: (n, num_classes). Salimans et al. 2016, section 4, over all images at once; splitting
+    them in ten, as is usual, adds a bias of its own. Jackknife error.
+    """
+    logits = _checked(logits, "logits").double()
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"logits has {logits.shape[1]} class; the score needs a classifier of at least 2"
+        )
+    blocks = min(blocks, len(logits) // 2)
+    generator = generator or torch.Generator().manual_seed(0)
+    error = None
+    if blocks >= 2:
+        kept = complements(deal(len(logits), blocks, generator))
+        error = standard_error([_inception_score(logits[chosen]) for chosen in kept])
+    return Estimate(_inception_score(logits), error)
+
+
+def spatial_frechet(
+    samples: Tensor, reference: Tensor, blocks: int = 20, generator: torch.Generator | None = None
+) -> FrechetResult:
+    """Fréchet distance of spatial features (sFID; Nash et al. 2021, section 5).
+
+    samples: (n, channels, h, w), reference: (m, channels, h, w): the first few channels of a
+    feature map, flattened, so that it notices where things are and not only whether they are.
+    """
+    for name, x in (("samples", samples), ("reference", reference)):
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; spatial features are (images, channels, h, w)"
+            )
+    if samples.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"samples have maps of {tuple(samples.shape[1:])} and reference of "
+            f"{tuple(reference.shape[1:])}; both must come from one extractor at one image size"
+        )
+    return from_features(samples.flatten(1), reference.flatten(1), blocks, generator)
+
+
+def _inception_score(logits: Tensor) -> float:
+    log_p = logits.log_softmax(1)
+    log_mean = log_p.logsumexp(0) - np.log(len(logits))
+    return (log_p.exp() * (log_p - log_mean)).sum(1).mean().exp().item()
+
+
+def _prdc(samples: Tensor, reference: Tensor, neighbours: int) -> dict[str, float]:
+    from prdc import compute_prdc
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
+        found = compute_prdc(_numpy(reference), _numpy(samples), nearest_k=neighbours)
+    return {name: float(value) for name, value in found.items()}
+
+
+def _clean_fid_kernel_distance(samples: Tensor, reference: Tensor) -> float:
+    from stages.torchvision_shim import prepare_torchvision
+
+    prepare_torchvision()
+    from cleanfid.fid import kernel_distance as clean_fid
+
+    # One subset of everything: clean-fid then only permutes, and its global draws change nothing.
+    before = np.random.get_state()
+    try:
+        x, y = _numpy(reference), _numpy(samples)
+        return clean_fid(x, y, num_subsets=1, max_subset_size=len(x))
+    finally:
+        np.random.set_state(before)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.double().cpu().numpy()
+
+
+def _pair(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    samples, reference = _checked(samples, "samples"), _checked(reference, "reference")
+    if samples.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"samples have {samples.shape[1]} features and reference {reference.shape[1]}; both "
+            "must come from the same extractor"
+        )
+    return samples, reference
+
+
+def _checked(x: Tensor, name: str) -> Tensor:
+    x = torch.as_tensor(x)
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; give (images, dimensions), at least two images"
+        )
+    bad = (~torch.isfinite(x).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{name} has NaN or infinite values in {len(bad)} of {len(x)} images, first in image "
+            f"{bad[0]}; look at it, or at the network that made them"
+        )
+    return x

@@ -1,0 +1,158 @@
+"""Quality scores against the libraries they come from, and their error bars against truth."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stages.methods import quality
+from stages.torchvision_shim import prepare_torchvision
+
+
+def normal(n, d, seed=0, shift=0.0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def test_kernel_distance_of_one_subset_is_clean_fids_and_torch_fidelitys():
+    prepare_torchvision()
+    from cleanfid.fid import kernel_distance
+    from torch_fidelity.metric_kid import mmd2
+
+    x, y = normal(40, 8).double(), normal(40, 8, 1, shift=0.5).double()
+    theirs = kernel_distance(y.numpy(), x.numpy(), num_subsets=1, max_subset_size=40)
+    kernels = [((a @ b.T / 8 + 1) ** 3).numpy() for a, b in ((x, x), (x, y), (y, y))]
+    assert theirs == pytest.approx(mmd2(*kernels), rel=1e-10)
+    # Two halves of twenty, dealt by the same generator, averaged.
+    found = quality.kernel_distance(x, y, 20, torch.Generator().manual_seed(7))
+    dealt = torch.Generator().manual_seed(7)
+    a, b = (torch.randperm(40, generator=dealt).tensor_split(2) for _ in range(2))
+    halves = []
+    for i, j in zip(a, b, strict=True):
+        pairs = ((x[i], x[i]), (x[i], y[j]), (y[j], y[j]))
+        halves.append(mmd2(*(((u @ v.T / 8 + 1) ** 3).numpy() for u, v in pairs)))
+    assert found.value == pytest.approx(np.mean(halves), rel=1e-9)
+    assert found.standard_error == pytest.approx(abs(halves[0] - halves[1]) / 2, rel=1e-9)
+
+
+def test_kernel_distance_is_unbiased_and_its_error_bar_is_right():
+    found = [
+        quality.kernel_distance(normal(300, 6, 2 * i), normal(300, 6, 2 * i + 1)) for i in range(60)
+    ]
+    values = torch.tensor([f.value for f in found])
+    errors = torch.tensor([f.standard_error for f in found])
+    assert abs(values.mean()) < 4 * values.std() / 60**0.5
+    assert 0.7 < errors.mean() / values.std() < 1.4
+    moved = quality.kernel_distance(normal(300, 6), normal(300, 6, 1, shift=0.5))
+    assert moved.value > 5 * moved.standard_error
+
+
+def test_kernel_distance_leaves_numpys_global_state_alone():
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    first = quality.kernel_distance(normal(60, 4), normal(60, 4, 1))
+    assert np.array_equal(np.random.get_state()[1], before)
+    np.random.seed(6)
+    second = quality.kernel_distance(normal(60, 4), normal(60, 4, 1))
+    assert second.value == pytest.approx(first.value, rel=1e-10)
+
+
+def test_manifolds_by_hand(capsys):
+    # Reference on a line at 0..9, so k=1 balls have radius 1; half of the samples far away.
+    reference = torch.arange(10.0)[:, None]
+    samples = torch.cat([torch.arange(4)[:, None] + 0.25, torch.full((4, 1), 100.0)])
+    samples[4:, 0] += torch.arange(4) * 0.01
+    found = quality.precision_recall(samples, reference, neighbours=1, blocks=0)
+    assert found.precision.value == 0.5
+    # 0.25 lies in the balls of 0 and 1; so does each of the four: two balls each, eight samples.
+    assert found.density.value == pytest.approx(1.0)
+    # Balls that hold a sample: 0, 1, 2, 3 and 4 (3.25).
+    assert found.coverage.value == pytest.approx(0.5)
+    # Sample balls have radius 1 around .25, 1.25, 2.25, 3.25: they hold 0, 1, 2, 3, 4.
+    assert found.recall.value == pytest.approx(0.5)
+    assert found.precision.standard_error is None
+    assert capsys.readouterr().out == ""
+
+
+def test_manifolds_see_fidelity_and_diversity():
+    reference = normal(300, 4)
+    same = quality.precision_recall(normal(300, 4, 1), reference, blocks=0)
+    narrow = quality.precision_recall(0.3 * normal(300, 4, 1), reference, blocks=0)
+    wide = quality.precision_recall(3 * normal(300, 4, 1), reference, blocks=0)
+    assert narrow.precision.value > same.precision.value > wide.precision.value
+    assert wide.recall.value > same.recall.value > narrow.recall.value
+    assert same.coverage.value > max(narrow.coverage.value, wide.coverage.value)
+
+
+def test_error_bars_of_manifolds_are_of_the_right_size():
+    found = [
+        quality.precision_recall(
+            normal(120, 3, 2 * i, 0.5), normal(120, 3, 2 * i + 1), blocks=20 if i < 2 else 0
+        )
+        for i in range(30)
+    ]
+    for name in ("precision", "recall", "density", "coverage"):
+        estimates = [getattr(f, name) for f in found]
+        spread = np.std([e.value for e in estimates], ddof=1)
+        error = np.mean([e.standard_error for e in estimates[:2]])
+        assert 0.5 < error / spread < 2.5, name
+
+
+def test_inception_score_is_torch_fidelitys():
+    prepare_torchvision()
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = 3 * normal(200, 10)
+    theirs = isc_features_to_metric(logits, splits=1)["inception_score_mean"]
+    assert quality.inception_score(logits).value == pytest.approx(theirs, rel=1e-10)
+
+
+def test_inception_score_at_its_ends():
+    certain = 100 * torch.eye(5).repeat(20, 1)
+    assert quality.inception_score(certain).value == pytest.approx(5)
+    assert quality.inception_score(certain[::5]).value == pytest.approx(1)
+    assert quality.inception_score(torch.zeros(50, 5)).value == pytest.approx(1)
+
+
+def test_inception_scores_error_bar_is_of_the_right_size():
+    found = [quality.inception_score(2 * normal(200, 5, i)) for i in range(40)]
+    values = np.array([f.value for f in found])
+    errors = np.array([f.standard_error for f in found])
+    assert 0.6 < errors.mean() / values.std(ddof=1) < 1.6
+
+
+def test_spatial_distance_notices_where_things_are():
+    maps = normal(400, 2 * 3 * 3).reshape(400, 2, 3, 3)
+    moved = maps.clone()
+    moved[:, :, 0] += 1  # the mean over places moves by 1/3 in both
+    everywhere = maps + 1 / 3
+    other = normal(400, 18, 1).reshape(400, 2, 3, 3)
+    distance = quality.spatial_frechet(moved, other).infinity
+    assert distance == pytest.approx(6, rel=0.15)
+    assert quality.spatial_frechet(everywhere, other).infinity == pytest.approx(2, rel=0.2)
+
+
+def test_bad_input():
+    x, y = normal(60, 4), normal(60, 4, 1)
+    bad = x.clone()
+    bad[11, 0] = math.nan
+    calls = (quality.kernel_distance, quality.precision_recall)
+    for call in calls:
+        with pytest.raises(ValueError, match=r"samples has NaN .* first in image 11"):
+            call(bad, y)
+        with pytest.raises(ValueError, match="reference has NaN"):
+            call(x, bad)
+        with pytest.raises(ValueError, match="4 features and reference 3"):
+            call(x, y[:, :3])
+    with pytest.raises(ValueError, match="logits has NaN"):
+        quality.inception_score(bad)
+    with pytest.raises(ValueError, match="logits has 1 class"):
+        quality.inception_score(x[:, :1])
+    with pytest.raises(ValueError, match="subset_size is 50"):
+        quality.kernel_distance(x, y, subset_size=50)
+    with pytest.raises(ValueError, match="neighbours is 57 and 57 images remain"):
+        quality.precision_recall(x, y, neighbours=57)
+    with pytest.raises(ValueError, match="score the first 10000"):
+        quality.precision_recall(torch.zeros(10_001, 1), y[:, :1])
+    with pytest.raises(ValueError, match="spatial features are"):
+        quality.spatial_frechet(x, y)
