@@ -8,6 +8,7 @@ import torch
 from stages.methods import sde
 from stages.methods.draws import Draws
 from stages.methods.path import Guidance, Packing, VelocityDenoiser
+from stages.nets.sit import SiT
 
 MEAN, STD = 0.7, 0.5
 
@@ -63,11 +64,9 @@ def drift_velocity(x, t, shift):
     return torch.sin(3 * x + shift) * (1 - t.reshape(-1, *[1] * (x.ndim - 1))) + shift
 
 
-def network(image, t, token=None, labels=0.0, class_token=None):
-    token = class_token if token is None else token
-    if token is None:
-        return drift_velocity(image, t, labels)
-    return drift_velocity(image, t, labels) + token.mean(), drift_velocity(token, t, 2 * labels)
+def network(image, t, labels, class_token):
+    velocity = drift_velocity(image, t, labels) + class_token.mean(1)[:, None, None, None]
+    return velocity, drift_velocity(class_token, t, 2 * labels)
 
 
 def test_guidance_in_an_interval_and_the_class_token_follow_the_papers_loop():
@@ -90,7 +89,7 @@ def test_guidance_in_an_interval_and_the_class_token_follow_the_papers_loop():
         at = torch.full((4,), min(t, 0.999), dtype=torch.float64)
         drifts = []
         for labels in (0.4, 0.1):
-            v, v_cls = network(x, at, c, labels)
+            v, v_cls = network(x, at, labels, c)
             drifts.append((x + (2 - t) * v, c + (2 - t) * v_cls))
         (d, d_cls), (d_u, d_cls_u) = drifts
         if low <= t <= high:
@@ -101,6 +100,25 @@ def test_guidance_in_an_interval_and_the_class_token_follow_the_papers_loop():
     torch.testing.assert_close(result, packing.pack(x, c), rtol=1e-9, atol=1e-9)
     unguided = sde.sample(denoiser(0.4), start, draws, num_steps=S)
     assert (result - unguided).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("class_token_dim", [0, 6])
+def test_it_samples_from_a_sit(class_token_dim):
+    torch.manual_seed(0)
+    sit = SiT(8, 1, 2, 16, 2, 2, num_classes=10, class_token_dim=class_token_dim).eval()
+    for parameter in sit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    draws, packing = Draws(0, torch.arange(3)), Packing((1, 8, 8)) if class_token_dim else None
+    shape = (64 + class_token_dim,) if class_token_dim else (1, 8, 8)
+    labels = {"labels": torch.arange(3)}
+    null = {"labels": torch.full((3,), sit.num_classes)}
+    conditional = VelocityDenoiser(sit, labels, packing)
+    guided = Guidance(conditional, VelocityDenoiser(sit, null, packing), 2.0, (0.1, 0.8))
+    plain = sde.sample(conditional, draws.at(0).noise(shape), draws, num_steps=6)
+    other = sde.sample(guided, draws.at(0).noise(shape), draws, num_steps=6)
+    assert plain.shape == (3, *shape)
+    assert plain.isfinite().all()
+    assert not torch.allclose(plain, other)
 
 
 def test_it_evaluates_the_network_once_a_step_by_default_250_times():
