@@ -23,7 +23,7 @@ class Alarm:
     minimum         mean ICR there
     confirmed_step  the first later step whose rise is large enough; None while there is none
     rise            ICR at the last checkpoint minus the minimum, >= 0
-    standard_error  of `rise`, over view seeds; nan at the minimum itself
+    standard_error  of `rise`, over view seeds; 0 at the minimum itself
     """
 
     step: int
@@ -55,16 +55,16 @@ def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0
     values = torch.as_tensor(values, dtype=torch.float64).cpu()
     _check(steps, values, num_standard_errors)
     lowest = int(values.mean(dim=1).argmin())
-    rises = values[lowest + 1 :] - values[lowest]
+    rises = values[lowest:] - values[lowest]
     means, errors = rises.mean(dim=1), rises.std(dim=1) / math.sqrt(values.shape[1])
     confirming = ((means > 0) & (means >= num_standard_errors * errors)).nonzero()
-    first = lowest + 1 + int(confirming[0]) if len(confirming) else None
+    first = lowest + int(confirming[0]) if len(confirming) else None
     return Alarm(
         step=int(steps[lowest]),
         minimum=values[lowest].mean().item(),
         confirmed_step=None if first is None else int(steps[first]),
-        rise=means[-1].item() if len(means) else 0.0,
-        standard_error=errors[-1].item() if len(errors) else math.nan,
+        rise=means[-1].item(),
+        standard_error=errors[-1].item(),
     )
 
 
