@@ -1,0 +1,138 @@
+"""Extractors with weights made elsewhere: clean-fid's Inception, and DINOv2 by timm.
+
+Nothing is downloaded: a missing file is one sentence that names it, its place and the setting.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.features import SPATIAL_CHANNELS, Extractor, Features
+from stages.torchvision_shim import prepare_torchvision
+
+__all__ = ["NAMES", "WEIGHT_FILES", "MissingWeightsError", "load", "weight_file"]
+
+# Any one of the files serves; they hold the same weights.
+WEIGHT_FILES: dict[str, tuple[str, ...]] = {
+    "inception": ("inception-2015-12-05.pt",),
+    "dinov2-small": ("dinov2_vits14_pretrain.pth", "vit_small_patch14_dinov2.safetensors"),
+    "dinov2-base": ("dinov2_vitb14_pretrain.pth", "vit_base_patch14_dinov2.safetensors"),
+    "dinov2-large": ("dinov2_vitl14_pretrain.pth", "vit_large_patch14_dinov2.safetensors"),
+}
+NAMES = ("embedded", *WEIGHT_FILES)
+
+DINO_SIDE = 224
+
+
+class MissingWeightsError(FileNotFoundError):
+    """A weight file has to be placed by hand; the message says which, where and how."""
+
+
+def load(
+    name: str, weights_dir: str | Path, setting: str = "weights_dir", device: str = "cpu"
+) -> Extractor:
+    """The extractor of that name from a weight file in ``weights_dir``.
+
+    ``setting`` is how the caller's users set that directory; it appears in messages. The embedded
+    extractor is trained, not loaded from there: see ``embedded``.
+
+    Raises ValueError for an unknown name (with the nearest known one), MissingWeightsError where
+    the file is absent.
+    """
+    if name == "embedded":
+        raise ValueError(
+            "the extractor 'embedded' has no weight file; train it with train_classifier and give "
+            "its state to embedded()"
+        )
+    path = weight_file(name, weights_dir, setting)
+    build = _inception if name == "inception" else _dinov2
+    return build(name, path, torch.device(device))
+
+
+def weight_file(name: str, weights_dir: str | Path, setting: str = "weights_dir") -> Path:
+    """The weight file of an extractor; raises as load does. Reads nothing."""
+    if name not in WEIGHT_FILES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown extractor {name!r}{hint} (known: {', '.join(NAMES)})")
+    directory = Path(weights_dir).expanduser()
+    for file_name in WEIGHT_FILES[name]:
+        if (directory / file_name).is_file():
+            return directory / file_name
+    wanted = " or ".join(WEIGHT_FILES[name])
+    raise MissingWeightsError(
+        f"the extractor {name!r} needs the file {wanted}: place it in {directory.absolute()}, or "
+        f"set {setting} to the directory that holds it"
+    )
+
+
+def _inception(name: str, path: Path, device: torch.device) -> Extractor:
+    """clean-fid's Inception on images resized by clean-fid's own resizer."""
+    prepare_torchvision()
+    from cleanfid.inception_torchscript import InceptionV3W
+    from cleanfid.resize import build_resizer
+
+    network = InceptionV3W(str(path.parent), download=False).to(device).eval()
+    resize = build_resizer("clean")
+
+    def compute(images: Tensor) -> Features:
+        # Rounded to 8 bits first, as the files are that clean-fid reads.
+        pixels = ((_rgb(images) + 1) * 127.5).round().clamp(0, 255).byte()
+        resized = np.stack([resize(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])
+        inputs = torch.from_numpy(resized).permute(0, 3, 1, 2).to(device)
+        return Features(network(inputs))
+
+    resized = "8 bits, then PIL bicubic to 299 as in clean-fid"
+    return Extractor(name, _file_hash(path), resized, 2048, compute, device)
+
+
+def _dinov2(name: str, path: Path, device: torch.device) -> Extractor:
+    """The class token of DINOv2 after the final norm (Stein et al. 2023); 16x16 patch tokens."""
+    prepare_torchvision()
+    import timm
+
+    network: nn.Module = timm.create_model(
+        f"vit_{name.removeprefix('dinov2-')}_patch14_dinov2",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(path)},
+        num_classes=0,
+        img_size=DINO_SIDE,
+    )
+    network.to(device).eval().requires_grad_(False)
+    config = network.pretrained_cfg
+    mean, std = (
+        torch.tensor(config[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std")
+    )
+
+    def compute(images: Tensor) -> Features:
+        resized = F.interpolate(
+            _rgb(images), size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True
+        )
+        tokens = network.forward_features(((resized.clamp(-1, 1) + 1) / 2 - mean) / std)
+        patches = tokens[:, network.num_prefix_tokens :, :SPATIAL_CHANNELS].mT
+        side = round(patches.shape[-1] ** 0.5)
+        return Features(tokens[:, 0], patches.unflatten(-1, (side, side)))
+
+    resized = f"antialiased bicubic to {DINO_SIDE}"
+    return Extractor(name, _file_hash(path), resized, network.num_features, compute, device)
+
+
+def _rgb(images: Tensor) -> Tensor:
+    if images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"images have {images.shape[1]} channels; this extractor reads grey or RGB images "
+            "(decode latents first)"
+        )
+    return images.expand(-1, 3, -1, -1)
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
