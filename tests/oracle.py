@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,10 +85,10 @@ class Mixture:
 
 def bench_mixture(seed: int, dimension: int = 16, components: int = 10) -> Mixture:
     """The mixture of the analytic bench (methods.md section 3), float64."""
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.randn(components, dimension, dtype=torch.float64, generator=generator) + 0.3
-    stds = 0.25 * (0.5 + torch.rand(components, dtype=torch.float64, generator=generator))
-    weights = torch.rand(components, dtype=torch.float64, generator=generator) + 0.3
+    generator = np.random.default_rng(seed)
+    means = torch.from_numpy(generator.standard_normal((components, dimension)) + 0.3)
+    stds = torch.from_numpy(0.25 * (0.5 + generator.random(components)))
+    weights = torch.from_numpy(generator.random(components) + 0.3)
     return Mixture(weights / weights.sum(), means, stds)
 
 

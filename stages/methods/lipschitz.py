@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stages.methods import grids
@@ -40,7 +39,7 @@ def step_norms(
     y: (B, ...) at levels[0]. iterations: of the power method; 20 serve the mean, 40 the maximum.
     The estimate is a lower bound that rises with the iterations. Errors as `solvers.solve`.
     generator: draws the first vectors; None is a fresh one with seed 0.
-    Attention runs in its plain (math) form, since the fused one has no forward derivative.
+    Attention runs in its plain (math) form, since the fused one has no second derivative.
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; the power method needs at least 1")
@@ -69,7 +68,8 @@ def largest_singular(
 ) -> Tensor:
     """Largest singular value of d function / dy at every sample of y (B, ...): (B,).
 
-    Power iteration on J^T J by a product (forward mode) and a transposed product (reverse mode).
+    Power iteration on J^T J. J^T w is one reverse pass; being linear in w, its own derivative in w
+    gives J v as another, over a graph that is built once.
     """
     direction = torch.randn(
         y.shape, generator=generator, device=generator.device, dtype=torch.float64
@@ -77,19 +77,13 @@ def largest_singular(
     with torch.enable_grad():
         point = y.detach().requires_grad_()
         value = function(point)
-        for _ in range(iterations):
-            direction = _unit(direction)
-            product = _product(function, y, direction)
-            (direction,) = torch.autograd.grad(value, point, product, retain_graph=True)
-    return _product(function, y, _unit(direction)).flatten(1).norm(dim=1)
-
-
-@torch.no_grad()
-def _product(function: Callable[[Tensor], Tensor], y: Tensor, direction: Tensor) -> Tensor:
-    """J direction, forward mode."""
-    with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(y, direction))).tangent
-    return torch.zeros_like(y) if tangent is None else tangent.detach()
+        w = torch.zeros_like(value, requires_grad=True)
+        (transposed,) = torch.autograd.grad(value, point, w, create_graph=True)
+    product = torch.zeros_like(direction)
+    for _ in range(iterations):
+        (product,) = torch.autograd.grad(transposed, w, _unit(direction), retain_graph=True)
+        (direction,) = torch.autograd.grad(value, point, product, retain_graph=True)
+    return product.flatten(1).norm(dim=1)
 
 
 def _unit(x: Tensor) -> Tensor:

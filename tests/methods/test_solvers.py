@@ -1,0 +1,349 @@
+import math
+
+import pytest
+import torch
+
+from stages.methods import grids, solvers
+from stages.methods.path import T_START
+from stages.methods.trajectories import trajectory
+from tests import oracle
+
+NAMES = sorted(solvers.SOLVERS)
+
+
+def gaussian(dimension: int = 4) -> oracle.Gaussian:
+    factor = oracle.noise((dimension, dimension), 1)
+    covariance = factor @ factor.T / dimension + 0.1 * torch.eye(dimension)
+    return oracle.Gaussian(oracle.noise((dimension,), 2), covariance)
+
+
+# ------------------------------------------------------------------ grids
+
+
+def test_edm_grid_is_evenly_spaced_in_its_root():
+    levels = grids.edm(8, 80, 0.02, 7)
+    roots = levels[:-1] ** (1 / 7)
+    assert levels[0] == 80
+    assert float(levels[-2]) == pytest.approx(0.02)
+    assert levels[-1] == 0
+    assert torch.allclose(roots.diff(), roots.diff()[0].expand(7))
+
+
+def test_log_snr_and_uniform_time_grids_are_even_in_their_own_variable():
+    ratios = grids.log_snr(6, 50, 0.1)[:-1].log().diff()
+    assert torch.allclose(ratios, ratios[0].expand(5))
+    levels = grids.uniform_t(5)
+    times = levels / (1 + levels)
+    assert torch.allclose(times.diff(), torch.full((5,), -T_START / 5, dtype=torch.float64))
+    assert float(levels[0]) == pytest.approx(999)
+
+
+def test_any_time_grid_gives_levels_that_start_short_of_infinity():
+    levels = grids.from_times(torch.tensor([1.0, 0.75, 0.5, 0.0]))
+    assert levels.tolist() == pytest.approx([999, 3, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([1.0, 2.0, 0.0], "do not descend at index 1"),
+        ([2.0, 1.0, 1.0, 0.0], "do not descend at index 2"),
+        ([2.0, 1.0, 0.1], "last level must be 0"),
+        ([2.0, float("nan"), 0.0], "NaN"),
+        ([float("inf"), 1.0, 0.0], "infinity"),
+        ([0.0], "at least two"),
+        ([[2.0, 0.0]], "1-D"),
+    ],
+)
+def test_bad_levels_are_refused_in_one_sentence(levels, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.solve(lambda y, s: y, torch.zeros(2, 3), torch.tensor(levels))
+
+
+def test_bad_grid_settings_are_refused():
+    with pytest.raises(ValueError, match="num_levels is 0"):
+        grids.edm(0)
+    with pytest.raises(ValueError, match="s_min"):
+        grids.log_snr(5, 1.0, 2.0)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        grids.from_times(torch.tensor([1.5, 0.0]))
+
+
+# ------------------------------------------------------------------ evaluations
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_levels", [1, 2, 5])
+def test_evaluations_are_the_true_number_of_denoiser_calls(name, num_levels):
+    calls = []
+
+    def denoiser(y, s):
+        calls.append(s)
+        return 0.5 * y
+
+    levels = grids.edm(num_levels, 80, 0.02)
+    solvers.solve(denoiser, torch.ones(1, 2), levels, name)
+    assert len(calls) == solvers.evaluations(name, num_levels)
+    assert solvers.levels_for_evaluations(name, len(calls)) == num_levels
+    assert min(calls) > 0
+
+
+def test_an_impossible_number_of_evaluations_names_the_nearest():
+    with pytest.raises(ValueError, match=r"cannot make 6 evaluations.*5 and 7"):
+        solvers.levels_for_evaluations("heun", 6)
+    with pytest.raises(ValueError, match=r"cannot make 0 evaluations.*1$"):
+        solvers.levels_for_evaluations("dpmpp2m", 0)
+    with pytest.raises(ValueError, match="num_levels is 0"):
+        solvers.evaluations("heun", 0)
+
+
+def test_an_unknown_solver_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'dpmpp2m'"):
+        solvers.solve(lambda y, s: y, torch.zeros(1, 1), grids.edm(3), "dpmpp_2m")
+
+
+# ------------------------------------------------------------------ the steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_is_affine_in_state_and_outputs_and_keeps_constants(name):
+    solver, levels = solvers.named(name), grids.edm(7, 80, 0.02).tolist()
+    for k in range(7):
+        weights = solver.weights(levels, k)
+        assert len(weights) <= solver.memory
+        assert sum(weights) == pytest.approx(1 - levels[k + 1] / levels[k])
+        redo = solver.corrector(levels, k)
+        if redo is not None:
+            assert sum(redo) == pytest.approx(1 - levels[k] / levels[k - 1])
+            assert len(redo) <= solver.memory
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_at_one_point_are_reached_in_any_number_of_steps(name):
+    point = oracle.noise((3,), 4)
+    y = point + 80 * oracle.noise((5, 3), 0)
+    end = solvers.solve(lambda y, s: point.expand_as(y), y, grids.edm(4, 80, 0.02), name)
+    assert torch.allclose(end, point.expand_as(y), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_terms_make_up_every_step(name):
+    data = gaussian()
+    y = 80 * oracle.noise((3, 4), 0)
+    levels = grids.edm(6, 80, 0.02)
+    for advance in trajectory(data.denoiser, y, levels, solvers.named(name)):
+        step = advance.step
+        total = step.ratio * step.state
+        for weight, past in zip(step.weights, step.outputs, strict=False):
+            total = total + weight * past.output
+        assert torch.allclose(total, advance.state, atol=1e-12)
+        if name != "heun":
+            newest = step.outputs[0]
+            assert torch.equal(newest.output, data.denoiser(newest.point, newest.level))
+    end = solvers.solve(data.denoiser, y, levels, name)
+    assert torch.equal(advance.state, end)
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("euler", 0.85, 1.25),
+        ("heun", 1.8, 2.5),
+        ("dpmpp2m", 1.8, 2.4),
+        ("dpmpp3m", 1.9, 3.0),
+        ("unipc", 2.6, 3.5),
+        (solvers.LookAhead(solvers.Multistep("euler", 1), "unic1"), 1.8, 2.4),
+    ],
+)
+def test_orders_of_convergence_on_the_exact_gaussian_flow(name, lowest, highest):
+    """Uniform log-SNR, short of s=0, where every solver's last step is of first order.
+
+    From a level so high that the low-order start-up of the multistep solvers costs nothing.
+    """
+    data = gaussian()
+    y = 1000 * oracle.noise((64, 4), 0)
+    errors = []
+    for num_levels in (81, 161):
+        levels = grids.log_snr(num_levels, 1000, 0.05)
+        *_, before, _ = trajectory(data.denoiser, y, levels, solvers.named(name))
+        state = before.state
+        redo = solvers.named(name).corrector(levels.tolist(), num_levels - 1)
+        if redo is not None:  # the state a look-ahead solver stands for is the redone one
+            *_, last = trajectory(data.denoiser, y, levels, solvers.named(name))
+            state = last.step.state
+        errors.append(oracle.rms(state - data.flow(y, 1000, 0.05)))
+    order = math.log2(errors[0] / errors[1])
+    assert lowest < order < highest
+
+
+def test_end_points_of_many_steps_agree_with_the_exact_flow():
+    data = gaussian()
+    y = 80 * oracle.noise((64, 4), 0)
+    exact = data.flow(y, 80, 0.0)
+    for name, bound in (("euler", 0.1), ("heun", 4e-3), ("dpmpp2m", 4e-3), ("unipc", 4e-3)):
+        end = solvers.solve(data.denoiser, y, grids.edm(100, 80, 0.002), name)
+        assert oracle.rms(end - exact) < bound
+
+
+def test_the_look_ahead_corrector_around_2m_is_unipc():
+    data, y, levels = gaussian(), 80 * oracle.noise((3, 4), 0), grids.edm(6, 80, 0.02)
+    around = solvers.LookAhead(solvers.Multistep("dpmpp2m", 2), "dpmpp2m-lookahead")
+    unipc = solvers.solve(data.denoiser, y, levels, "unipc")
+    assert torch.equal(solvers.solve(data.denoiser, y, levels, around), unipc)
+    assert not torch.allclose(solvers.solve(data.denoiser, y, levels, "dpmpp2m"), unipc)
+
+
+def test_the_states_type_is_kept():
+    y = torch.ones(2, 3)
+    for name in NAMES:
+        assert solvers.solve(lambda y, s: 0.5 * y, y, grids.uniform_t(3), name).dtype == y.dtype
+
+
+# ------------------------------------------------------------------ errors from the denoiser
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_from_the_denoiser_names_step_and_level(name):
+    levels = torch.tensor([10.0, 2.0, 0.5, 0.0])
+
+    def denoiser(y, s):
+        return y * float("nan") if s == 0.5 else 0.5 * y
+
+    step = 2 if name == "heun" else 3
+    with pytest.raises(FloatingPointError, match=rf"step {step} of 3, level s=0\.5$"):
+        solvers.solve(denoiser, torch.ones(2, 3), levels, name)
+
+
+def test_a_wrong_output_shape_is_named():
+    with pytest.raises(ValueError, match=r"shape \(2, 1\) for a state of shape \(2, 3\)"):
+        solvers.solve(lambda y, s: y[:, :1], torch.ones(2, 3), grids.edm(3))
+
+
+# ------------------------------------------------------------------ an independent library
+
+
+def diffusers_solver(name: str):
+    diffusers = pytest.importorskip("diffusers")
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    if name == "heun":
+        return diffusers.HeunDiscreteScheduler(
+            prediction_type="sample", timestep_spacing="linspace"
+        )
+    if name == "unipc":
+        return diffusers.UniPCMultistepScheduler(solver_order=2, solver_type="bh2", **flow)
+    order = {"euler": 1, "dpmpp2m": 2, "dpmpp3m": 3}[name]
+    return diffusers.DPMSolverMultistepScheduler(
+        solver_order=order, algorithm_type="dpmsolver++", **flow
+    )
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_end_points_agree_with_diffusers(name):
+    """Median over samples of the distance, the schedulers computing in float32."""
+    mixture = oracle.bench_mixture(0)
+    num_levels = 20
+    levels = grids.log_snr(num_levels, 80, 0.02)
+    z = oracle.noise((200, 16), 0)
+    scheduler = diffusers_solver(name)
+    scheduler.set_timesteps(num_levels)
+    scheduler.set_begin_index(0)
+    times = levels / (1 + levels)
+    if name == "heun":  # EDM coordinates; inner levels occur twice
+        twice = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
+        scheduler.sigmas = twice.float()
+        x = (levels[0] * z).float()
+        for s, t in zip(twice[:-1].tolist(), scheduler.timesteps, strict=True):
+            clean = mixture.denoiser(x.double(), s)
+            x = scheduler.step(clean.float(), t, x).prev_sample
+    else:
+        scheduler.sigmas = times.float()
+        x = (times[0] * z).float()
+        for t, step_time in zip(times[:-1].tolist(), scheduler.timesteps, strict=True):
+            clean = mixture.denoiser(x.double() / (1 - t), t / (1 - t))
+            v = (x.double() - clean) / t
+            x = scheduler.step(v.float(), step_time, x).prev_sample
+    ours = solvers.solve(mixture.denoiser, levels[0] * z, levels, name)
+    distance = (ours - x.double()).square().mean(1).sqrt()
+    assert float(distance.median()) < 1e-3
+
+
+# ------------------------------------------------------------------ fitted solvers
+
+
+def test_a_fitted_solver_is_exact_where_one_coefficient_suffices():
+    """For centred isotropic Gaussian data the exact flow is a multiple of state and output."""
+    zero, identity = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    data = oracle.Gaussian(zero, 0.3 * identity)
+    levels = grids.edm(4, 80, 0.02)
+    fitted = solvers.fit(data.denoiser, 80 * oracle.noise((32, 3), 0), levels, 1, substeps=64)
+    y = 80 * oracle.noise((16, 3), 1)
+    exact = data.denoiser(data.flow(y, 80, 0.02), 0.02)  # the last step is D
+    assert torch.allclose(solvers.solve(data.denoiser, y, levels, fitted), exact, atol=1e-3)
+    plain = solvers.solve(data.denoiser, y, levels, "dpmpp2m")
+    assert not torch.allclose(plain, exact, atol=1e-2)
+
+
+def test_no_other_coefficients_of_a_step_come_nearer_to_the_fine_solution():
+    data = oracle.bench_mixture(0)
+    levels, y = grids.edm(5, 80, 0.02), 80 * oracle.noise((256, 16), 0)
+    fitted = solvers.fit(data.denoiser, y, levels)
+    assert fitted.coefficients.shape == (5, 4)
+    assert fitted.coefficients[-1].tolist() == [1, 0, 0, 0]
+    for advance in list(trajectory(data.denoiser, y, levels, fitted))[:-1]:
+        step = advance.step
+        fine = torch.cat(
+            [
+                grids.log_snr(65, step.level, step.next_level)[:-1],
+                torch.tensor([0.0], dtype=torch.float64),
+            ]
+        )
+        *_, before, _ = trajectory(data.denoiser, step.state, fine, solvers.named("heun"))
+        miss = before.state - advance.state
+        for past in step.outputs:  # least squares: the miss is orthogonal to every output
+            cosine = (miss * past.output).sum() / (miss.norm() * past.output.norm())
+            assert abs(float(cosine)) < 0.02
+
+
+def test_fitted_solvers_beat_the_plain_ones_on_the_bench_mixture():
+    data = oracle.bench_mixture(0)
+    noise, z = 80 * oracle.noise((256, 16), 0), 80 * oracle.noise((1000, 16), 1)
+    truth = data.sample(1000, torch.Generator().manual_seed(2))
+
+    def distance(levels, solver):
+        return oracle.sliced_wasserstein(solvers.solve(data.denoiser, z, levels, solver), truth)
+
+    levels = grids.edm(6, 80, 0.02)
+    assert distance(levels, solvers.fit(data.denoiser, noise, levels)) < 0.75 * distance(
+        levels, "dpmpp2m"
+    )
+    levels = grids.edm(5, 80, 0.02)
+    assert distance(levels, solvers.fit_heun(data.denoiser, noise, levels)) < 0.5 * distance(
+        levels, "heun"
+    )
+
+
+def test_a_fitted_solver_is_its_tensors_and_refuses_another_grid():
+    data = gaussian()
+    levels, y = grids.edm(5, 80, 0.02), 80 * oracle.noise((64, 4), 0)
+    for made in (
+        solvers.fit(data.denoiser, y, levels, memory=2, substeps=4),
+        solvers.fit_heun(data.denoiser, y, levels, substeps=4),
+    ):
+        again = type(made)(made.levels.clone(), made.coefficients.clone())
+        end = solvers.solve(data.denoiser, y, levels, made)
+        assert torch.equal(solvers.solve(data.denoiser, y, levels, again), end)
+        solvers.solve(data.denoiser, y, levels.float(), again)  # the same grid to rounding
+        for other in (grids.edm(6, 80, 0.02), grids.edm(5, 80, 0.03)):
+            with pytest.raises(ValueError, match="made for another grid"):
+                solvers.solve(data.denoiser, y, other, made)
+
+
+def test_a_fit_names_its_bad_arguments_and_the_step_of_a_nan():
+    y, levels = torch.ones(4, 2), torch.tensor([10.0, 2.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match="memory is 0"):
+        solvers.fit(lambda y, s: y, y, levels, memory=0)
+    with pytest.raises(ValueError, match="substeps is 0"):
+        solvers.fit(lambda y, s: y, y, levels, substeps=0)
+    with pytest.raises(FloatingPointError, match="step 2 of 3"):
+        solvers.fit(lambda y, s: y * float("nan") if s < 1.9 else 0.5 * y, y, levels)
