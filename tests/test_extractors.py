@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stages import features, image_files, pretrained
-from stages.methods import frechet, quality
+from stages.methods import frechet
 from stages.methods.classifier import accuracy, train_classifier
 from stages.nets.encoders import EmbeddedCNN
 from stages.torchvision_shim import prepare_torchvision
@@ -95,8 +95,10 @@ def test_embedded_distance_rises_with_noise_blur_and_dropped_classes(digits, emb
     def distance(changed):
         found = features.extract(embedded, changed)
         if spatial:
-            return quality.spatial_frechet(found.spatial, reference.spatial, blocks=2).distance
-        return frechet.from_features(found.features, reference.features, blocks=2).distance
+            return frechet.distance_from_features(
+                found.spatial.flatten(1), reference.spatial.flatten(1)
+            )
+        return frechet.distance_from_features(found.features, reference.features)
 
     by_noise = [distance(degraded + s * noise) for s in (0, 0.1, 0.2, 0.4, 0.8)]
     by_blur = [distance(blurred(degraded, s)) for s in (0, 0.1, 0.2, 0.4, 0.8)]

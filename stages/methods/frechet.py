@@ -11,7 +11,9 @@ themselves are the factor, and the matrix is only n wide.
 A distance from N images is biased upwards by about a constant / N (Chong and Forsyth 2020). Where
 they refit the distance on random subsets, the extrapolation here (**ours**) uses the sets left by
 deleting each of 20 blocks in turn: the same pass gives the jackknife standard error, every image
-has the same weight, and the spread of FD-infinity is that of the distance itself.
+has the same weight, and the spread of FD-infinity is that of the distance itself. Measured on
+Gaussians, what is left of the bias is below 2 % of it from N = d images on, but half of it at
+N = d / 4: below N = d the result carries a caution.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from stages.methods.jackknife import deal, standard_error
 __all__ = [
     "FrechetResult",
     "RealFloor",
+    "distance_from_features",
     "frechet_distance",
     "from_features",
     "from_reference",
@@ -109,6 +112,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return sample.mean, sample.scatter() / (sample.n - 1)
 
 
+def distance_from_features(x1: Tensor, x2: Tensor) -> float:
+    """The distance of from_features alone, without the 20 further distances of its error.
+
+    x1: (n1, d), x2: (n2, d). Raises ValueError as from_features does.
+    """
+    x1, x2 = _check_pair(x1, x2)
+    return max(_distance(_Sample(x1, 1).gaussian(), _Sample(x2, 1).gaussian()), 0.0)
+
+
 def from_features(
     x1: Tensor, x2: Tensor, blocks: int = 20, generator: torch.Generator | None = None
 ) -> FrechetResult:
@@ -122,12 +134,7 @@ def from_features(
     Raises ValueError for other shapes, fewer than 4 images, or features that are not finite (the
     message names the images).
     """
-    x1, x2 = _check_features(x1, "x1"), _check_features(x2, "x2")
-    if x1.shape[1] != x2.shape[1]:
-        raise ValueError(
-            f"x1 has {x1.shape[1]} features and x2 has {x2.shape[1]}; both must come from the "
-            "same extractor"
-        )
+    x1, x2 = _check_pair(x1, x2)
     blocks = min(_check_blocks(blocks), len(x1) // 2, len(x2) // 2)
     generator = generator or torch.Generator().manual_seed(0)
     first, second = (_Sample(x, blocks, generator) for x in (x1, x2))
@@ -190,8 +197,8 @@ def real_floor(
     distances = []
     for _ in range(repeats):
         order = torch.randperm(len(real), generator=generator).to(real.device)
-        pair = (_Sample(real[order[a:b]], 1) for a, b in ((0, n1), (n1, n1 + n2)))
-        distances.append(_distance(*(sample.gaussian() for sample in pair)))
+        first, second = real[order[:n1]], real[order[n1 : n1 + n2]]
+        distances.append(distance_from_features(first, second))
     correction = (1 / num_images1 + 1 / num_images2) / (1 / n1 + 1 / n2) if scale < 1 else 1.0
     found = torch.tensor(distances, dtype=torch.float64) * correction
     return RealFloor(
@@ -303,6 +310,16 @@ def _check_features(x: Tensor, name: str) -> Tensor:
             "look at these images, or at the network that made them"
         )
     return x
+
+
+def _check_pair(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    x1, x2 = _check_features(x1, "x1"), _check_features(x2, "x2")
+    if x1.shape[1] != x2.shape[1]:
+        raise ValueError(
+            f"x1 has {x1.shape[1]} features and x2 has {x2.shape[1]}; both must come from the "
+            "same extractor"
+        )
+    return x1, x2
 
 
 def _check_blocks(blocks: int) -> int:

@@ -110,6 +110,7 @@ def test_features_agree_with_clean_fid_and_torch_fidelity(n1, n2, d):
 
     x, y = features(n1, d), features(n2, d, seed=1, shift=0.1)
     found = frechet.from_features(x, y).distance
+    assert frechet.distance_from_features(x, y) == pytest.approx(found, rel=1e-12)
     assert found == pytest.approx(fid_from_feats(x.numpy(), y.numpy()), rel=1e-5)
     statistics = (fid_features_to_statistics(z) for z in (x, y))
     theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
@@ -189,7 +190,7 @@ def test_floor_of_real_images():
     real = features(1200, 16)
     floor = frechet.real_floor(real, 300, 300, repeats=20)
     fresh = [
-        frechet.from_features(features(300, 16, i + 50), features(300, 16, i + 90), 2).distance
+        frechet.distance_from_features(features(300, 16, i + 50), features(300, 16, i + 90))
         for i in range(20)
     ]
     assert not floor.extrapolated
@@ -197,7 +198,7 @@ def test_floor_of_real_images():
     # 1,200 images cannot be split 1,200 : 1,200; the floor scales as 1/n1 + 1/n2.
     larger = frechet.real_floor(real, 1200, 1200, repeats=20)
     fresh = [
-        frechet.from_features(features(1200, 16, i + 50), features(1200, 16, i + 90), 2).distance
+        frechet.distance_from_features(features(1200, 16, i + 50), features(1200, 16, i + 90))
         for i in range(20)
     ]
     assert larger.extrapolated
