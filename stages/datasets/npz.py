@@ -1,0 +1,61 @@
+"""A NumPy archive with the arrays `x_train`, `y_train` and, if it has a split, `x_test`, `y_test`.
+
+Images are (n, H, W) or (n, H, W, channels), uint8 in 0..255 or floating point in [-1, 1]; labels
+are integers from 0. Object arrays are refused: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+
+from stages.datasets.images import ImageSet, Source, required, split
+
+
+def read(settings) -> Source:
+    """`settings.path`: the file. Without a test pair `settings.held_out` images (default: a
+    sixth) are held out."""
+    path = required(settings.path, "npz", ".npz file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+    train = _pair(arrays, "train", path)
+    if "x_test" in arrays or "y_test" in arrays:
+        if settings.held_out is not None:
+            raise ValueError(
+                f"data.held_out is {settings.held_out}, but {path.name} holds its own x_test; "
+                "leave data.held_out unset"
+            )
+        test = _pair(arrays, "test", path)
+    else:
+        number = len(train) // 6 if settings.held_out is None else settings.held_out
+        train, test = split(train, number)
+    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    return Source(train, test, tuple(str(label) for label in range(num_classes)))
+
+
+def _pair(arrays: dict[str, np.ndarray], part: str, path) -> ImageSet:
+    missing = [name for name in (f"x_{part}", f"y_{part}") if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"{path} has no array {missing[0]} (it has {', '.join(arrays) or 'none'}); images go "
+            "into x_train, labels into y_train"
+        )
+    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4:
+        raise ValueError(f"x_{part} has shape {images.shape}; give (n, H, W) or (n, H, W, C)")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"y_{part} has shape {labels.shape} and type {labels.dtype}; give one integer each"
+        )
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"y_{part} holds {labels.min()}; labels count from 0")
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return ImageSet(images, labels.astype(np.int64))

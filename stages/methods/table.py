@@ -1,0 +1,59 @@
+"""The names that settings may choose, each with the place of what it names (`module:attribute`).
+
+Strings, resolved when a stage runs: only what a node's settings name enters its artifact's key.
+Adding a member is one line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+DATASETS = {
+    "digits": "stages.datasets.digits:read",
+    "mnist": "stages.datasets.mnist:read",
+    "cifar10": "stages.datasets.cifar:read",
+    "folder": "stages.datasets.folder:read",
+    "npz": "stages.datasets.npz:read",
+}
+
+EXTRACTORS = {
+    "embedded": "stages.features:embedded",
+    "inception": "stages.pretrained:load",
+    "dinov2-small": "stages.pretrained:load",
+    "dinov2-base": "stages.pretrained:load",
+    "dinov2-large": "stages.pretrained:load",
+}
+
+NETWORKS = {"sit": "stages.nets.sit:SiT"}
+
+LOSSES = {"sit": "stages.methods.sit:Loss"}
+
+GRIDS = {
+    "uniform_t": "stages.methods.grids:uniform_t",
+    "edm": "stages.methods.grids:edm",
+    "log_snr": "stages.methods.grids:log_snr",
+}
+
+SOLVERS = dict.fromkeys(
+    ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc"), "stages.methods.solvers:named"
+)
+
+# Solvers that take two evaluations a step and one on the last: their NFE is odd.
+ODD_SOLVERS = frozenset({"heun"})
+
+
+def choice(kind: str, table: Mapping[str, str]) -> type[str]:
+    """A settings type: one of a table's names, the nearest suggested for any other."""
+
+    def check(name: str) -> str:
+        if name in table:
+            return name
+        close = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise ValueError(f"unknown {kind} '{name}'{hint} (known: {', '.join(table)})")
+
+    return Annotated[str, AfterValidator(check), Field(json_schema_extra={"enum": sorted(table)})]

@@ -1,0 +1,248 @@
+"""The stage `prepare`: a data set from its own format to arrays, split, sized and measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from pipeline.artifact import Artifact
+from pipeline.errors import StageError
+from pipeline.stage import Context, Result, Settings, Stage, resolve
+from stages.methods import table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from stages.datasets.images import Source
+
+OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32}
+OWN_SPLITS = frozenset({"mnist", "cifar10"})
+NEED_PATH = frozenset({"mnist", "cifar10", "folder", "npz"})
+
+
+class PrepareSettings(Settings):
+    """Which data, of what size, and how much of it. The split does not depend on a run's seed."""
+
+    dataset: table.choice("data set", table.DATASETS) = Field(
+        "digits",
+        description="digits (scikit-learn's, no download), mnist (IDX files), cifar10 (python "
+        "version), folder (class folders of images) or npz",
+    )
+    path: str | None = Field(None, description="file or folder of the data; digits needs none")
+    size: int | None = Field(
+        None, ge=4, le=4096, description="side in pixels to resize to; unset keeps the data's own"
+    )
+    limit: int | None = Field(
+        None, ge=2, description="training images to keep, the first of the split; unset keeps all"
+    )
+    limit_held_out: int | None = Field(
+        None, ge=2, description="held-out images to keep; unset keeps all"
+    )
+    held_out: int | None = Field(
+        None,
+        ge=1,
+        description="images to hold out of data without a split of its own; unset is 297 for "
+        "digits and a sixth for others",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PrepareSettings:
+        if self.path is not None and self.dataset not in NEED_PATH:
+            raise ValueError(
+                f"path={self.path} and dataset={self.dataset} contradict each other: "
+                f"{self.dataset} reads no file; leave path unset or choose another dataset"
+            )
+        if self.path is None and self.dataset in NEED_PATH:
+            raise ValueError(f"dataset={self.dataset} needs path: set data.path to where it is")
+        if self.held_out is not None and self.dataset in OWN_SPLITS:
+            raise ValueError(
+                f"held_out={self.held_out} and dataset={self.dataset} contradict each other: "
+                f"{self.dataset} brings its own test images; leave held_out unset"
+            )
+        return self
+
+    @property
+    def image_size(self) -> int | None:
+        """The side of the images, where it is known before they are read."""
+        return self.size or OWN_SIZES.get(self.dataset)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images on disk, converted as they are taken: `images[indices]` is float32 in [-1, 1].
+
+    stored: (n, C, H, W) array, memory-mapped. labels: (n,) long. white: the stored value that
+    becomes 1 where `stored` is uint8.
+    """
+
+    stored: np.ndarray
+    labels: Tensor
+    white: int
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, which: Any) -> Tensor:
+        """(B, C, H, W) float32; `which`: a slice, or integer indices (B,) as tensor or array."""
+        import numpy as np
+        import torch
+
+        chosen = self.stored[which if isinstance(which, slice) else np.asarray(which)]
+        images = torch.from_numpy(np.array(chosen))
+        if images.dtype == torch.uint8:
+            images = images.float().div_(self.white / 2).sub_(1)
+        return images
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A prepared data set.
+
+    shape: (C, H, W). mean, std: over all training pixels. mu: (C, H, W) mean training image and
+    V = E|x0 - mu|^2, its total variance (float64), as online corrections of solvers need them.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+    mean: float
+    std: float
+    mu: Tensor
+    V: float
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.train.stored.shape[1:])
+
+
+class Data(Artifact):
+    """Training and held-out images and labels, and statistics of the training pixels."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: name, shape, class names, counts, mean, std, V."""
+        return json.loads((self.path / "data.json").read_text())
+
+    def load(self) -> DataSet:
+        """Open the data set; images stay on disk until they are taken."""
+        import numpy as np
+        import torch
+
+        facts = self.description
+
+        def part(name: str) -> Images:
+            stored = np.load(self.path / f"{name}.npy", mmap_mode="r")
+            labels = torch.from_numpy(np.load(self.path / f"{name}_labels.npy"))
+            return Images(stored, labels, facts["white"])
+
+        return DataSet(
+            name=facts["name"],
+            train=part("train"),
+            test=part("test"),
+            class_names=tuple(facts["class_names"]),
+            mean=facts["mean"],
+            std=facts["std"],
+            mu=torch.from_numpy(np.load(self.path / "mu.npy")),
+            V=facts["V"],
+        )
+
+    def datasets(self) -> list[dict[str, Any]]:
+        facts = self.description
+        profile = {k: facts[k] for k in ("shape", "num_train", "num_test", "mean", "std")}
+        return [
+            {
+                "name": facts["name"],
+                "digest": self.manifest.payload[:32],
+                "source": self.settings["path"] or "scikit-learn",
+                "profile": profile | {"num_classes": len(facts["class_names"])},
+            }
+        ]
+
+
+def run(context: Context) -> Result:
+    """Read, cut, resize, measure and write the data set."""
+    import numpy as np
+
+    from stages.datasets import images as shared
+
+    settings: PrepareSettings = context.settings
+    try:
+        source = resolve(table.DATASETS[settings.dataset])(settings)
+        train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
+        source = _sized(source, train, test, settings.size)
+        shared.check(source)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    for name, part in (("train", source.train), ("test", source.test)):
+        np.save(context.path / f"{name}.npy", part.images)
+        np.save(context.path / f"{name}_labels.npy", part.labels)
+    mu, mean, std, V = _statistics(source.train.images, source.white)
+    np.save(context.path / "mu.npy", mu)
+    facts = {
+        "name": settings.dataset if settings.size is None else f"{settings.dataset}{settings.size}",
+        "shape": list(source.train.images.shape[1:]),
+        "class_names": list(source.class_names),
+        "num_train": len(source.train),
+        "num_test": len(source.test),
+        "white": source.white,
+        "mean": mean,
+        "std": std,
+        "V": V,
+    }
+    (context.path / "data.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    context.log(
+        f"{facts['name']}: {len(source.train)} training and {len(source.test)} held-out images of "
+        f"{facts['shape']}, mean {mean:.4f}, std {std:.4f}"
+    )
+    return Result(metrics={"num_train": len(source.train), "num_test": len(source.test)})
+
+
+def _sized(source: Source, train: Any, test: Any, size: int | None) -> Source:
+    from dataclasses import replace
+
+    from stages.datasets.images import resized
+
+    if size is not None:
+        train, test = (
+            replace(part, images=resized(part.images, size, source.white)) for part in (train, test)
+        )
+    return replace(source, train=train, test=test)
+
+
+def _statistics(images: np.ndarray, white: int) -> tuple[np.ndarray, float, float, float]:
+    """Mean image (C, H, W), mean and std over all pixels, V = E|x0 - mu|^2; in float64.
+
+    Two passes over the images, in blocks that fit the memory.
+    """
+    import numpy as np
+
+    from stages.datasets.images import to_float
+
+    def blocks():
+        for start in range(0, len(images), 4096):
+            yield to_float(images[start : start + 4096], white).astype(np.float64)
+
+    mu = sum(block.sum(0) for block in blocks()) / len(images)
+    spread = sum(((block - mu) ** 2).sum(0) for block in blocks()) / len(images)
+    mean = float(mu.mean())
+    std = float(np.sqrt((spread + (mu - mean) ** 2).mean()))
+    return mu, mean, std, float(spread.sum())
+
+
+STAGE = Stage(
+    name="prepare",
+    settings=PrepareSettings,
+    output=Data,
+    run="stages.prepare:run",
+    sources=lambda settings: [table.DATASETS[settings.dataset]],
+)

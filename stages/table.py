@@ -1,0 +1,252 @@
+"""All stages and recipes, and the settings of a preset: what the composition root hands over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from pipeline.graph import Node
+from pipeline.stage import Catalog, Resources, Settings
+from stages import evaluate, extract, prepare, sample, train
+from stages.evaluate import EvaluateOptions, EvaluateSettings
+from stages.extract import ExtractorOptions, ExtractorSettings
+from stages.methods import table
+from stages.prepare import PrepareSettings
+from stages.sample import SampleOptions, SampleSettings
+from stages.train import TrainOptions, TrainSettings
+
+STAGES = {
+    stage.name: stage
+    for stage in (prepare.STAGE, extract.STAGE, train.STAGE, sample.STAGE, evaluate.STAGE)
+}
+
+
+class SampleSweep(SampleOptions):
+    """How samples are made, and over which solvers and NFE they are swept on the last checkpoint."""
+
+    solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
+        ("euler", "heun", "dpmpp2m"), description="solvers compared over nfes"
+    )
+    nfes: tuple[int, ...] = Field(
+        (5, 10, 20),
+        min_length=1,
+        description="network evaluations compared; a solver that takes an odd number only runs at "
+        "the odd number just below an even one",
+    )
+    reference_nfe: int = Field(
+        100, ge=2, le=10_000, description="evaluations of the samples trajectory_rms refers to"
+    )
+
+    @model_validator(mode="after")
+    def _nfes_fit(self) -> SampleSweep:
+        if min(self.nfes) < 1:
+            raise ValueError(f"nfes has {min(self.nfes)}; an NFE is at least 1")
+        if max(self.nfes) >= self.reference_nfe:
+            raise ValueError(
+                f"nfes reaches {max(self.nfes)}, not below reference_nfe={self.reference_nfe}; "
+                "raise sample.reference_nfe, or lower sample.nfes"
+            )
+        return self
+
+    def nfes_of(self, solver: str) -> tuple[int, ...]:
+        """The NFE this solver is run at, ascending."""
+        if solver in table.ODD_SOLVERS:
+            return tuple(sorted({nfe - (nfe % 2 == 0) for nfe in self.nfes}))
+        return tuple(sorted(set(self.nfes)))
+
+    def options(self, **changes: object) -> SampleSettings:
+        """The settings of one sample node."""
+        common = {name: getattr(self, name) for name in SampleOptions.model_fields}
+        return SampleSettings(**common | changes)
+
+
+class StageResources(Settings):
+    """Resources by stage."""
+
+    prepare: Resources = Field(Resources(), description="of prepare")
+    extractor: Resources = Field(Resources(), description="of extractor")
+    train: Resources = Field(Resources(), description="of train nodes")
+    sample: Resources = Field(Resources(), description="of sample nodes")
+    evaluate: Resources = Field(Resources(), description="of evaluate nodes")
+
+
+class Bench(Settings):
+    """Everything a preset holds."""
+
+    seed: int = Field(0, ge=0, description="of all randomness but the data's split")
+    data: PrepareSettings = Field(PrepareSettings(), description="the data set")
+    extractor: ExtractorOptions = Field(
+        ExtractorOptions(), description="the network whose features score samples"
+    )
+    train: TrainOptions = Field(TrainOptions(), description="training")
+    sample: SampleSweep = Field(SampleSweep(), description="sampling")
+    evaluate: EvaluateOptions = Field(EvaluateOptions(), description="scores")
+    resources: StageResources = Field(StageResources(), description="of nodes, by stage")
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Bench:
+        wanted, made = self.evaluate.num_samples, self.sample.num_samples
+        if wanted > made:
+            raise ValueError(
+                f"evaluate.num_samples={wanted} is above sample.num_samples={made}; raise "
+                "sample.num_samples, or lower evaluate.num_samples"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Bench:
+        size, patch = self.data.image_size, self.train.network.patch
+        if size is not None and size % patch:
+            raise ValueError(
+                f"train.network.patch={patch} does not divide the images' side of {size} pixels; "
+                f"change it, or set data.size to a multiple such as {(size // patch + 1) * patch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_fit(self) -> Bench:
+        for name in ("extractor", "train", "sample"):
+            device, gpus = getattr(self, name).device, getattr(self.resources, name).gpus
+            workers = self.train.num_workers if name == "train" else 0
+            if workers and gpus:
+                raise ValueError(
+                    f"resources.train.gpus={gpus:g} and train.num_workers={workers} contradict "
+                    "each other: the workers ask for their own GPUs; set resources.train.gpus=0"
+                )
+            if device == "cuda" and not gpus and not workers:
+                raise ValueError(
+                    f"{name}.device=cuda, but resources.{name}.gpus=0; set resources.{name}.gpus=1"
+                )
+            if device == "cpu" and gpus:
+                raise ValueError(
+                    f"resources.{name}.gpus={gpus:g}, but {name}.device=cpu would leave it idle; "
+                    f"set {name}.device=cuda"
+                )
+        return self
+
+
+def prepare_nodes(bench: Bench) -> list[Node]:
+    """The data set."""
+    return [Node("prepare", prepare.STAGE, bench.data, resources=bench.resources.prepare)]
+
+
+def train_nodes(bench: Bench) -> list[Node]:
+    """The trainings."""
+    settings = TrainSettings(**_fields(bench.train), seed=bench.seed)
+    return [
+        Node(
+            f"train/{settings.method}",
+            train.STAGE,
+            settings,
+            inputs={"data": "prepare"},
+            resources=bench.resources.train,
+            tags={"method": settings.method},
+        )
+    ]
+
+
+def extractor_nodes(bench: Bench) -> list[Node]:
+    """The extractor."""
+    settings = ExtractorSettings(**_fields(bench.extractor), seed=bench.seed)
+    inputs = {"data": "prepare"}
+    return [Node("extractor", extract.STAGE, settings, inputs, bench.resources.extractor)]
+
+
+def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
+    """Samples of every checkpoint, and their scores over training steps."""
+    nodes = [
+        _sample_node(bench, method, f"step{step}", step=step) for step in bench.train.kept_steps
+    ]
+    names = [node.name for node in nodes]
+    return [*nodes, _evaluate_node(bench, method, f"evaluate/{method}", names)]
+
+
+def solver_nodes(bench: Bench, method: str) -> list[Node]:
+    """Samples of the last checkpoint over solvers and NFE, and their scores over NFE."""
+    reference = _sample_node(bench, method, "reference", nfe=_reference_nfe(bench))
+    nodes = [reference]
+    for solver in bench.sample.solvers:
+        swept = [
+            _sample_node(bench, method, f"{solver}-nfe{nfe}", solver=solver, nfe=nfe)
+            for nfe in bench.sample.nfes_of(solver)
+        ]
+        names = [node.name for node in swept]
+        name = f"evaluate/{method}-{solver}"
+        nodes += [*swept, _evaluate_node(bench, method, name, names, reference.name, solver)]
+    return nodes
+
+
+def _reference_nfe(bench: Bench) -> int:
+    nfe = bench.sample.reference_nfe
+    return nfe - (bench.sample.solver in table.ODD_SOLVERS and nfe % 2 == 0)
+
+
+def _sample_node(bench: Bench, method: str, variant: str, **changes: object) -> Node:
+    settings = bench.sample.options(seed=bench.seed, **changes)
+    return Node(
+        f"sample/{method}-{variant}",
+        sample.STAGE,
+        settings,
+        inputs={"model": f"train/{method}"},
+        resources=bench.resources.sample,
+        tags={"method": method, "solver": settings.solver},
+    )
+
+
+def _evaluate_node(
+    bench: Bench,
+    method: str,
+    name: str,
+    samples: list[str],
+    reference: str | None = None,
+    solver: str | None = None,
+) -> Node:
+    settings = EvaluateSettings(
+        **_fields(bench.evaluate),
+        seed=bench.seed,
+        abscissa="nfe" if reference else "training_step",
+    )
+    inputs = {"samples": samples, "extractor": "extractor", "data": "prepare"}
+    return Node(
+        name,
+        evaluate.STAGE,
+        settings,
+        inputs=inputs | ({"reference": reference} if reference else {}),
+        resources=bench.resources.evaluate,
+        tags={"method": method, "solver": solver or bench.sample.solver},
+    )
+
+
+def _fields(settings: Settings) -> dict[str, object]:
+    return {name: getattr(settings, name) for name in type(settings).model_fields}
+
+
+def full(bench: Bench) -> list[Node]:
+    """Everything: data, extractor, trainings, samples over steps and over solvers, scores."""
+    method = bench.train.method
+    return [
+        *prepare_nodes(bench),
+        *extractor_nodes(bench),
+        *train_nodes(bench),
+        *checkpoint_nodes(bench, method),
+        *solver_nodes(bench, method),
+    ]
+
+
+def training(bench: Bench) -> list[Node]:
+    """Data and trainings only."""
+    return [*prepare_nodes(bench), *train_nodes(bench)]
+
+
+RECIPES = {"full": full, "train": training}
+
+CATALOG = Catalog(
+    settings=Bench,
+    stages=STAGES,
+    recipes=RECIPES,
+    presets=Path(__file__).parent / "presets",
+    default_preset="digits",
+    exclude_sources=frozenset({"stages.table", "stages.methods.table", "stages.methods.slots"}),
+    packages=("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pyarrow", "ray"),
+)
