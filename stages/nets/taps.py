@@ -110,8 +110,9 @@ def view_features(
     """Features (n, V, d) of views (n, V, C, H, W) at level sigma, for the ICR.
 
     denoiser(y, sigma) runs the network `module` once on y (B, C, H, W) in EDM coordinates: the
-    U-Net itself, or the adapter of a velocity network. The module is put in evaluation mode and
-    given back in the mode it had. Other arguments as in `pool`; the result is on the CPU.
+    U-Net itself, or the adapter of a velocity network; where the network carries a class token,
+    `denoiser` adds it. The module is put in evaluation mode and given back in the mode it had.
+    Other arguments as in `pool`; the result is on the CPU.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")

@@ -20,8 +20,9 @@ from stages.methods.path import EDMDenoiser
 class UNet(nn.Module):
     """Denoiser D(y, sigma) = c_skip y + c_out F(c_in y, c_noise) around the conv U-Net `inner` = F.
 
-    image_size: side in pixels, divisible by 2 ** (len(multipliers) - 1). width: channels of the
-    first level; each level has width * multiplier channels and half the side of the one before.
+    image_size: side, or (height, width), in pixels, divisible by 2 ** (len(multipliers) - 1).
+    width: channels of the first level; each level has width * multiplier channels and half the side
+    of the one before.
     blocks: residual blocks a level, on the way down and again on the way up. num_classes: labels
     run from 0 to num_classes - 1 and num_classes itself is the null class; 0 is an unconditional
     network. sigma_data: standard deviation of the data in [-1, 1].
@@ -29,7 +30,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        image_size: int = 8,
+        image_size: int | tuple[int, int] = 8,
         channels: int = 1,
         width: int = 32,
         multipliers: Sequence[int] = (1, 2),
@@ -39,9 +40,10 @@ class UNet(nn.Module):
     ):
         super().__init__()
         factor = 2 ** (len(multipliers) - 1)
-        if not multipliers or image_size % factor:
+        height, side = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if not multipliers or height % factor or side % factor:
             raise ValueError(
-                f"image_size {image_size} is not divisible by {factor}, the reduction of "
+                f"image_size {height}x{side} is not divisible by {factor}, the reduction of "
                 f"{len(multipliers)} levels; give fewer multipliers or resize the images"
             )
         for name, count in (("width", width), ("blocks", blocks), ("channels", channels)):
@@ -49,7 +51,7 @@ class UNet(nn.Module):
                 raise ValueError(f"{name} is {count}; it must be at least 1")
         if not sigma_data > 0:
             raise ValueError(f"sigma_data is {sigma_data}; it must be above 0")
-        self.image_size, self.channels = image_size, channels
+        self.image_size, self.channels = (height, side), channels
         self.sigma_data, self.num_classes = sigma_data, num_classes
         self.inner = Backbone(channels, width, tuple(multipliers), blocks, num_classes)
         self.reset_parameters()
@@ -88,7 +90,7 @@ class UNet(nn.Module):
         replaced by the null class. Raises ValueError for shapes that do not fit and for labels
         given to an unconditional network.
         """
-        size = (self.channels, self.image_size, self.image_size)
+        size = (self.channels, *self.image_size)
         if y.shape[1:] != size:
             raise ValueError(
                 f"y has shape {tuple(y.shape)}; this network takes (B, {', '.join(map(str, size))})"

@@ -56,11 +56,11 @@ def test_levels_and_images_do_not_mix_within_a_batch():
 
 @pytest.mark.parametrize(
     ("image_size", "channels", "multipliers", "blocks"),
-    [(16, 3, (1, 2, 2), 2), (12, 1, (1, 3, 4), 1), (7, 2, (1,), 1), (32, 3, (1, 2), 1)],
+    [(16, 3, (1, 2, 2), 2), ((12, 8), 1, (1, 3, 4), 1), (7, 2, (1,), 1), (32, 3, (1, 2), 1)],
 )
 def test_other_sizes_and_channels(image_size, channels, multipliers, blocks):
     network = awake(UNet(image_size, channels, 8, multipliers, blocks))
-    y = torch.randn(2, channels, image_size, image_size, requires_grad=True)
+    y = torch.randn(2, channels, *network.image_size, requires_grad=True)
     output = network(y, torch.tensor([0.2, 3.0]))
     assert output.shape == y.shape
     output.sum().backward()
@@ -127,7 +127,7 @@ def test_learns_to_denoise():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: UNet(image_size=9), "image_size 9 is not divisible by 2"),
+        (lambda: UNet(image_size=9), "image_size 9x9 is not divisible by 2"),
         (lambda: UNet(multipliers=()), "0 levels"),
         (lambda: UNet(width=0), "width is 0"),
         (lambda: UNet(sigma_data=0), "sigma_data is 0"),

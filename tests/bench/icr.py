@@ -1,0 +1,241 @@
+"""ICR's numbers beside their targets: `python -m tests.bench.icr [PART ...]`, all parts by default.
+
+synthetic  Gaussian features of known ratio; invariance; shards          seconds
+cost       a scan of 10 checkpoints, without the network's forward time  seconds
+digits     training on 64 and on 1,500 digits, 3 seeds each              about 15 core-minutes
+sigma      the scan over noise levels of a rich run, with the probe      about 3 core-minutes
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from stages.methods import edm, grids
+from stages.methods.alarm import alarm
+from stages.methods.draws import Draws
+from stages.methods.ema import EMA, adamw
+from stages.methods.icr import ViewMoments, icr, merge
+from stages.methods.losses import Batch
+from stages.methods.memorization import ratio
+from stages.methods.representation import alignment, probe_accuracy, rankme, uniformity
+from stages.methods.solvers import solve
+from stages.methods.views import Views
+from stages.nets.taps import view_features
+from stages.nets.unet import UNet
+
+SEEDS = (0, 1, 2)
+CHECKPOINTS = (25, 35, 50, 71, 100, 141, 200, 283, 400, 566, 800, 1131, 1333)
+LIMITED, RICH, HELD_OUT = 64, 1500, 256
+SIGMA, NUM_VIEWS, VIEW_SEEDS = 0.15, 6, (0, 1, 2, 3)
+BATCH, LEARNING_RATE, WARM_UP, EMA_DECAY = 64, 1e-3, 20, 0.99
+
+
+def synthetic() -> None:
+    """Known ratio, invariance to linear maps, shards against the whole."""
+    print("synthetic: d = 32, true ICR .754, tau 1e-3; mean over 200 draws")
+    lambdas = torch.linspace(0.2, 1.8, 32, dtype=torch.float64) * (1 / 0.754 - 1)
+
+    def features(num_images: int, num_views: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        signal = torch.randn(num_images, 1, 32, generator=generator, dtype=torch.float64)
+        noise = torch.randn(num_images, num_views, 32, generator=generator, dtype=torch.float64)
+        return signal * lambdas.sqrt() + noise
+
+    for num_views, num_images, naive, unbiased in (
+        (2, 64, 0.366, 0.747),
+        (4, 16, 0.351, 0.752),
+        (8, 256, 0.687, 0.756),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            runs = [icr(features(num_images, num_views, seed), tau=1e-3) for seed in range(200)]
+        found_naive = np.mean([run.naive_value for run in runs])
+        values = np.array([run.value for run in runs])
+        print(
+            f"  V {num_views} n {num_images:3d}: naive {found_naive:.3f} (target {naive:.3f}), "
+            f"unbiased {values.mean():.3f} +- {values.std() / 200**0.5:.3f} (target {unbiased:.3f})"
+        )
+    plain = features(256, 6, 0)
+    mix = torch.randn(32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    change = abs(icr(plain @ mix, tau=0).value - icr(plain, tau=0).value)
+    shifted = plain + 1e4
+    shards = [ViewMoments.collect(part, shifted[0, 0]) for part in shifted.split(17)]
+    difference = abs(merge(shards).icr().value / icr(shifted).value - 1)
+    print(f"  a random invertible map changes it by {change:.1e} (target at most 1e-6)")
+    print(f"  shards against whole, offset 1e4: {difference:.1e} relative (target at most 1e-12)")
+
+
+def cost() -> None:
+    """Core-seconds of a scan of 10 checkpoints beyond the network's own."""
+    _, held_out, _ = digits()
+    network = UNet()
+    start = time.process_time()
+    views = _views(held_out)
+    elapsed = time.process_time() - start
+    features = view_features(network, network, views[0], SIGMA, "inner.mid", "spatial")
+    features = features + 0.1 * torch.randn(features.shape)
+    start = time.process_time()
+    for _ in range(10):
+        for _ in VIEW_SEEDS:
+            icr(features), icr(features, components=16)
+        alignment(features), uniformity(features), rankme(features)
+    elapsed += time.process_time() - start
+    print(
+        f"cost: 10 checkpoints, n {HELD_OUT}, V {NUM_VIEWS}, {len(VIEW_SEEDS)} view seeds, d 64: "
+        f"{elapsed:.2f} core-seconds beside the forward passes (target at most 5)"
+    )
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor]:
+    """(1500, 1, 8, 8) training images, (297, 1, 8, 8) held out, in [-1, 1], and all labels."""
+    data = load_digits()
+    order = np.random.RandomState(0).permutation(len(data.data))
+    images = torch.tensor(data.data[order], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    return images[:RICH], images[RICH:], torch.tensor(data.target[order])
+
+
+def train(images: Tensor, seed: int) -> Iterator[tuple[int, UNet]]:
+    """Train a U-Net; yields each checkpoint's step and its averaged network."""
+    generator = torch.Generator().manual_seed(seed)
+    network, loss = UNet(), edm.Loss()
+    network.reset_parameters(generator)
+    average = EMA(network, EMA_DECAY)
+    optimizer = adamw(network.parameters(), lr=LEARNING_RATE)
+    for step in range(1, CHECKPOINTS[-1] + 1):
+        chosen = torch.randint(len(images), (BATCH,), generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1, step / WARM_UP)
+        batch = Batch(images[chosen], None, Draws(seed, torch.arange(BATCH), step))
+        optimizer.zero_grad()
+        loss(network, batch).total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average.update(network)
+        if step in CHECKPOINTS:
+            yield step, average.network
+
+
+@torch.no_grad()
+def memorised(network: UNet, training_images: Tensor) -> float:
+    """Memorisation ratio of 256 samples: DPM-Solver++ 2M, 12 evaluations."""
+    noise = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return ratio(solve(network, 80 * noise, grids.edm(12, s_max=80.0)), training_images)
+
+
+def run(name: str, images: Tensor, held_out: Tensor, seed: int) -> tuple[Tensor, list[float]]:
+    """ICR (checkpoints, view seeds) and the memorisation ratio along one training."""
+    views, values, memorisation = _views(held_out), [], []
+    for step, network in train(images, seed):
+        results = [
+            icr(view_features(network, network, view, SIGMA, "inner.mid", "spatial"))
+            for view in views
+        ]
+        values.append([result.value for result in results])
+        memorisation.append(memorised(network, images))
+        mean, spread = np.mean(values[-1]), np.std(values[-1], ddof=1) / len(views) ** 0.5
+        naive = np.mean([result.naive_value for result in results])
+        print(
+            f"  {name} seed {seed} step {step:4d}: ICR {mean:.4f} +- {spread:.4f} over view seeds, "
+            f"naive {naive:.4f}, memorised {memorisation[-1]:.3f}",
+            flush=True,
+        )
+    return torch.tensor(values, dtype=torch.float64), memorisation
+
+
+def digits_table() -> None:
+    """The limited and the rich run, over the seeds."""
+    print(f"digits: sigma {SIGMA}, strong views, n {HELD_OUT} held out, V {NUM_VIEWS}")
+    training_images, held_out, _ = digits()
+    rises, falls, margins = [], [], []
+    for seed in SEEDS:
+        values, memorisation = run("limited", training_images[:LIMITED], held_out, seed)
+        passed = [s for s, m in zip(CHECKPOINTS, memorisation, strict=True) if m > 0.05]
+        found = alarm(CHECKPOINTS, values)
+        rises.append(found.rise)
+        margins.append(bool(passed) and found.step < passed[0])
+        print(
+            f"  limited seed {seed}: minimum {found.minimum:.4f} at {found.step}, confirmed at "
+            f"{found.confirmed_step}, memorisation above .05 at {passed[0] if passed else None}"
+        )
+        values, _ = run("rich", training_images, held_out, seed)
+        falls.append((values[0] - values[-1]).mean().item())
+        found = alarm(CHECKPOINTS, values)
+        print(
+            f"  rich seed {seed}: {values[0].mean():.4f} to {values[-1].mean():.4f}, minimum at "
+            f"{found.step}, an alarm confirmed at {found.confirmed_step}"
+        )
+    print(f"  limited: minimum before memorisation passes .05: {margins} (target: every seed)")
+    for name, values, target in (
+        ("limited: final minus minimum", rises, 0.015),
+        ("rich: start minus final", falls, 0.03),
+    ):
+        print(
+            f"  {name}: {np.mean(values):.4f} +- {np.std(values, ddof=1):.4f} over seeds, least "
+            f"{min(values):.4f} (target at least {target})"
+        )
+
+
+def sigma_table() -> None:
+    """ICR and probe accuracy over noise levels at the end of a rich run, as seen."""
+    print("sigma: rich run, last checkpoint; probe trained on 1,500, tested on 297 noisy images")
+    training_images, held_out, labels = digits()
+    *_, (_, network) = train(training_images, seed=0)
+    for sigma in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8):
+        rows = []
+        for seed in VIEW_SEEDS:
+            views = Views("strong", NUM_VIEWS, seed)(
+                held_out[:HELD_OUT], range(RICH, RICH + HELD_OUT), sigma
+            )
+            features = view_features(network, network, views, sigma, "inner.mid", "spatial")
+            rows.append(
+                (
+                    icr(features).value,
+                    icr(features, components=16).value,
+                    alignment(features),
+                    uniformity(features),
+                    rankme(features),
+                )
+            )
+        images = torch.cat([training_images, held_out])
+        noisy = Views("none", 2)(images, range(len(images)), sigma)
+        probed = view_features(network, network, noisy, sigma, "inner.mid", "spatial")[:, 0]
+        accuracy = probe_accuracy(probed[:RICH], labels[:RICH], probed[RICH:], labels[RICH:])
+        means, errors = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / len(rows) ** 0.5
+        print(
+            f"  sigma {sigma:4.2f}: ICR {means[0]:.4f} +- {errors[0]:.4f}, PCA-16 {means[1]:.4f} "
+            f"+- {errors[1]:.4f}, probe {accuracy:.3f}, alignment {means[2]:.4f}, uniformity "
+            f"{means[3]:.3f}, RankMe {means[4]:.2f}",
+            flush=True,
+        )
+
+
+def _views(held_out: Tensor) -> list[Tensor]:
+    indices = range(RICH, RICH + HELD_OUT)
+    return [
+        Views("strong", NUM_VIEWS, seed)(held_out[:HELD_OUT], indices, SIGMA) for seed in VIEW_SEEDS
+    ]
+
+
+PARTS = {"synthetic": synthetic, "cost": cost, "digits": digits_table, "sigma": sigma_table}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.icr", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parts = parser.parse_args().parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part is named {', '.join(sorted(unknown))}; choose of {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    for part in parts:
+        PARTS[part]()
+
+
+if __name__ == "__main__":
+    main()
