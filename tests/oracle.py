@@ -57,30 +57,31 @@ class Mixture:
         )
         return self.means[chosen] + self.stds[chosen, None] * noise
 
-    def _posterior(self, y: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Responsibilities (B, K), component posterior means (B, K, d) and variances (K,)."""
-        variance = self.stds**2
-        total = variance + s**2
-        offset = y[:, None, :] - self.means
-        log_likelihood = -0.5 * offset.square().sum(-1) / total
-        log_likelihood = log_likelihood - 0.5 * y.shape[1] * total.log() + self.weights.log()
-        means = self.means + (variance / total)[:, None] * offset
-        return log_likelihood.softmax(-1), means, variance * s**2 / total
+    def _posterior(self, y: Tensor, s: float) -> tuple[Tensor, Tensor]:
+        """Responsibilities (B, K) and gains (K,): a component's posterior mean is
+        (1 - gain) mean_k + gain y, its posterior variance gain s^2 per coordinate."""
+        total = self.stds**2 + s**2
+        squares = y.square().sum(1, keepdim=True) - 2 * y @ self.means.T
+        squares = squares + self.means.square().sum(1)
+        log_likelihood = -0.5 * squares / total - 0.5 * y.shape[1] * total.log()
+        return (log_likelihood + self.weights.log()).softmax(-1), self.stds**2 / total
 
     def denoiser(self, y: Tensor, s: float) -> Tensor:
         """E[x0 | y], y = x0 + s eps."""
-        responsibility, means, _ = self._posterior(y, s)
-        return torch.einsum("bk,bkd->bd", responsibility, means)
+        responsibility, gain = self._posterior(y, s)
+        return (responsibility * (1 - gain)) @ self.means + (responsibility @ gain)[:, None] * y
 
     def score(self, y: Tensor, s: float) -> Tensor:
         return (self.denoiser(y, s) - y) / s**2
 
     def divergence(self, y: Tensor, s: float) -> Tensor:
         """div D = tr Cov[x0 | y] / s^2 at every y: (B,)."""
-        responsibility, means, variance = self._posterior(y, s)
-        second = means.square().sum(-1) + y.shape[1] * variance
-        spread = (responsibility * second).sum(-1) - self.denoiser(y, s).square().sum(-1)
-        return spread / s**2
+        responsibility, gain = self._posterior(y, s)
+        squares = (1 - gain) ** 2 * self.means.square().sum(1)
+        squares = squares + 2 * gain * (1 - gain) * (y @ self.means.T)
+        squares = squares + gain**2 * y.square().sum(1, keepdim=True)
+        second = (responsibility * (squares + y.shape[1] * gain * s**2)).sum(1)
+        return (second - self.denoiser(y, s).square().sum(1)) / s**2
 
 
 def bench_mixture(seed: int, dimension: int = 16, components: int = 10) -> Mixture:

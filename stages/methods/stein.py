@@ -49,6 +49,9 @@ from stages.methods.trajectories import (
 Coordinates = int | slice | None
 """A number of leading coordinates of the flattened state, a slice of them, or all (None)."""
 
+DEFAULT_SEED = 2606_07835
+"""Seed where no generator is given; no common one, see the warning at `calibrate`."""
+
 CLIPS = {"multistep": (0.5, 1.5), "heun": (0.2, 3.0), "online": (0.8, 1.2)}
 
 
@@ -104,8 +107,8 @@ def _rademacher(y: Tensor, coordinates: Coordinates, generator: torch.Generator)
 
 
 def _seeded(generator: torch.Generator | None) -> torch.Generator:
-    """The generator given, or a fresh one with seed 0."""
-    return generator if generator is not None else torch.Generator().manual_seed(0)
+    """The generator given, or a fresh one with `DEFAULT_SEED`."""
+    return generator if generator is not None else torch.Generator().manual_seed(DEFAULT_SEED)
 
 
 # ---------------------------------------------------------------- calibration, offline
@@ -166,7 +169,8 @@ def calibrate(
     with x0 is exact, on the straight path y_k = x0 + s_k eps, never on a solver's trajectory.
     target: "matched" (ours) or "literal" (the paper's).
     clip: bounds of gamma; None is the solver's default, (0.2, 3) for Heun, (0.5, 1.5) else.
-    generator: draws eps; None is a fresh one with seed 0.
+    generator: draws eps; None is a fresh one with `DEFAULT_SEED`. Where clean are the model's own
+        samples, it must not repeat the noise they were made from.
     For UniPC the predictor's step is measured. Raises as `solvers.solve` does.
     """
     products = residual_products(denoiser, clean, levels, solver, generator, coordinates)
