@@ -78,7 +78,10 @@ def alignment_loss(projection: Tensor, targets: Tensor) -> Tensor:
             f"{tuple(projection.shape)}; set the network's teacher_dim to the teacher's width "
             "and bring the targets to its patch grid with patch_targets(..., interpolate=True)"
         )
-    return -(F.normalize(projection.to(targets.dtype), dim=-1) * targets).sum(-1).mean()
+    projection = projection.to(targets.dtype)
+    norms = torch.linalg.vector_norm(projection, dim=-1).clamp_min(1e-12)
+    # A product and a quotient of reductions: a third of the memory traffic of normalising.
+    return -(torch.linalg.vecdot(projection, targets) / norms).mean()
 
 
 def patch_targets(

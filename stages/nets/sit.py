@@ -244,8 +244,8 @@ class Block(nn.Module):
         """x: (B, T, width), condition: (B, width), already through its SiLU -> (B, T, width)."""
         modulation = self.modulation(condition)[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        x = x + gate1 * self.attention(modulate(x, shift1, scale1))
-        return x + gate2 * self.mlp(modulate(x, shift2, scale2))
+        x = torch.addcmul(x, gate1, self.attention(modulate(x, shift1, scale1)))
+        return torch.addcmul(x, gate2, self.mlp(modulate(x, shift2, scale2)))
 
     def attention(self, x: Tensor) -> Tensor:
         B, T, width = x.shape
