@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline import worker
 from pipeline.errors import UsageError
 
@@ -58,8 +60,24 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
                 f"no Ray cluster answers at '{address}' ({str(error).splitlines()[0]}); "
                 "check --address and RAY_ADDRESS"
             ) from error
+    _watched.clear()
+    if address is None:
+        family = psutil.Process().children(recursive=True)
+        _watched.extend(p for p in family if p.name() in ("raylet", "gcs_server"))
     total = ray.cluster_resources()
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+# Processes of a Ray that we started: without them nothing goes on.
+_watched: list[psutil.Process] = []
+
+
+def alive() -> bool:
+    """Whether the Ray that we started still has its own processes."""
+    try:
+        return all(p.status() != psutil.STATUS_ZOMBIE for p in _watched)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _quiet() -> None:

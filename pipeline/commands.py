@@ -137,7 +137,7 @@ def runs(root: Root, options: Namespace) -> int:
         changes = " ".join(run.data["overrides"])
         print(
             f"{run.id:<36} {run.data['recipe']}/{run.data['preset']:<12} {run.state:<12} "
-            f"{done}/{len(states)} nodes  {run.data['created']}  {changes}".rstrip()
+            f"{done}/{len(states)} nodes  {run.data['created'][:19]}  {changes}".rstrip()
         )
     return DONE
 
@@ -148,7 +148,8 @@ def show(root: Root, options: Namespace) -> int:
     data = run.data
     revision = data["git"].get("revision", "unknown")[:12]
     dirty = " with uncommitted changes" if data["git"].get("dirty") else ""
-    print(f"{run.id}: {data['recipe']}/{data['preset']}, {run.state}, begun {data['created']}")
+    begun = data["created"][:19]
+    print(f"{run.id}: {data['recipe']}/{data['preset']}, {run.state}, begun {begun} UTC")
     print(f"command: {data['command']}\ncode: {revision}{dirty}\n")
     width = max(map(len, run), default=0)
     for name in run:

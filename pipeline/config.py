@@ -176,6 +176,9 @@ def _explain(
     if problem["type"] == "missing":
         return f"{key} is required; set it in the preset or as {key}=VALUE"
     given = problem["input"]
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        inner = next((k for k in known_keys(model) if k.startswith(f"{key}.")), f"{key}.KEY")
+        return f"{key} is a group of settings{where}; set one of its keys, such as {inner}"
     return f"{key}={given!r}{where}: {_lower(problem['msg'])}"
 
 

@@ -184,9 +184,9 @@ def _difference(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
         if old.sources.get(module) != new.sources.get(module):
             changes.append(f"code of {module} changed")
     if old.threads != new.threads:
-        changes.append(f"threads {old['threads']} -> {new.threads}")
+        changes.append(f"threads {old.threads} -> {new.threads}")
     if old.version != new.version:
-        changes.append(f"version {old['version']} -> {new.version}")
+        changes.append(f"version {old.version} -> {new.version}")
     if old.inputs != new.inputs:
         changes.append("reads " + (", ".join(waiting[:3]) or "other inputs") + _more(waiting))
     return "; ".join(changes) or "not finished before"

@@ -96,8 +96,8 @@ def section(store: Store, data: Mapping[str, Any]) -> str:
         "run": data["id"],
         "state": data["state"],
         "recipe and preset": f"{data['recipe']} / {data['preset']}",
-        "begun (UTC)": data["created"],
-        "ended (UTC)": data.get("ended", ""),
+        "begun (UTC)": data["created"][:19],
+        "ended (UTC)": data.get("ended", "")[:19],
         "code": git.get("revision", "unknown") + dirty,
         "command": data["command"],
         "the same again, exactly": f"python -m pipeline run {data['recipe']} "

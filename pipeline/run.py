@@ -99,6 +99,7 @@ class Execution:
         self.board = cluster.start_board()
         try:
             while any(item.state not in progress.ENDED for item in self.nodes.values()):
+                _check_ray()
                 self._submit_ready()
                 self._collect()
                 self._drain()
@@ -170,8 +171,7 @@ class Execution:
                 limit = self.nodes[name].node.resources.timeout_seconds
                 outcome = worker.Outcome(worker.FAILED, error=f"ran longer than {limit:g} s")
             except ray.exceptions.RayError as error:
-                if not _ray_alive():
-                    raise RayLostError("Ray's processes were lost") from error
+                _check_ray()
                 reason = str(error).strip().splitlines()[0]
                 outcome = worker.Outcome(worker.FAILED, error=f"its worker was lost: {reason}")
             self._handle(name, outcome)
@@ -220,10 +220,8 @@ class Execution:
 
         try:
             events = ray.get(self.board.drain.remote(), timeout=5)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            if not _ray_alive():
-                raise RayLostError("Ray's processes were lost") from error
-            return
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return  # it restarts by itself
         for kind, node, *rest in events:
             self._event(kind, node, rest)
         if final:
@@ -269,15 +267,10 @@ class Execution:
                 return
 
 
-def _ray_alive() -> bool:
-    """Whether Ray still answers."""
-    import ray
-
-    try:
-        ray.cluster_resources()
-    except Exception:
-        return False
-    return ray.is_initialized()
+def _check_ray() -> None:
+    """Raise `RayLostError` if the Ray that we started is gone."""
+    if not cluster.alive():
+        raise RayLostError("Ray's processes were lost")
 
 
 def headline(manifest: Manifest | None) -> str:

@@ -102,17 +102,21 @@ class _Session:
     def run(self) -> int:
         from pipeline.run import RayLostError
 
-        state = record.FAILED
         try:
             state = self._execute()
+        except UsageError:
+            self.view.close()
+            self.tracker.close("FAILED", timeout=1)
+            raise
         except KeyboardInterrupt:
             state = record.STOPPED
-        except RayLostError as error:
-            self.view.message(str(error))
-            return RAY_LOST
-        finally:
+        except RayLostError:
+            # Saying goodbye to a dead Ray takes long and prints its log: leave at once.
             self.view.close()
-            self._close(state)
+            self.tracker.close("KILLED", timeout=0)
+            return RAY_LOST
+        self.view.close()
+        self._close(state)
         return self._last_words(state)
 
     def _execute(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -9,7 +10,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def set_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _captured(node: str, send: Send) -> Iterator[None]:
     """Send what this process prints (at the level of file descriptors) to the node's log."""
     sys.stdout.flush()
@@ -215,10 +215,14 @@ def _captured(node: str, send: Send) -> Iterator[None]:
     thread = threading.Thread(target=_pump, args=(reader, node, send), daemon=True)
     thread.start()
     try:
-        yield
+        # Python's own streams may be bound elsewhere (notebooks, test runners).
+        with (
+            os.fdopen(os.dup(1), "w", buffering=1) as text,
+            contextlib.redirect_stdout(text),
+            contextlib.redirect_stderr(text),
+        ):
+            yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
         for descriptor in saved:

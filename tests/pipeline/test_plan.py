@@ -1,0 +1,157 @@
+"""A plan says for every node whether it is cached, and why it is not."""
+
+import json
+
+import pytest
+
+from pipeline import plan as planning
+from pipeline.commands import garbage, plan_text
+from pipeline.errors import UsageError
+from pipeline.plan import CACHED, DAMAGED, PARTIAL, TODO, Request
+from pipeline.record import Record, finished_run
+from pipeline.store import Store
+from tests.inline import run_all
+from tests.toy.table import CATALOG
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def make(store, *overrides, **selection):
+    return planning.make(CATALOG, store, Request("chain", overrides=overrides, **selection))
+
+
+def record(store, plan, state="finished"):
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+        entry = Record.open(store, plan, [], stack)
+        entry.end(state)
+    return entry
+
+
+def ran(store, *overrides):
+    """A plan that was run and recorded."""
+    artifacts = run_all(CATALOG, store, Request("chain", overrides=overrides))
+    record(store, make(store, *overrides))
+    return artifacts
+
+
+def test_a_fresh_store_has_everything_to_do(store):
+    plan = make(store)
+    assert {node.state for node in plan.nodes.values()} == {TODO}
+    assert {node.reason for node in plan.nodes.values()} == {"never made"}
+
+
+def test_finished_nodes_are_cached_and_their_cost_known(store):
+    artifacts = ran(store)
+    assert artifacts["total"].load() == 10
+    plan = make(store)
+    assert plan.todo == []
+    assert all(node.seconds is not None for node in plan.nodes.values())
+    assert "4 cached, 0 to do" in plan_text(plan)
+
+
+def test_reasons_name_what_changed(store):
+    ran(store)
+    plan = make(store, "a.value=9")
+    reasons = {name: node.reason for name, node in plan.nodes.items() if node.state != CACHED}
+    assert reasons["number/a"] == "value 3 -> 9"
+    assert reasons["apply/a"] == "reads number/a"
+    assert reasons["total"] == "reads apply/a"
+    assert plan.nodes["number/b"].state == CACHED
+    assert (
+        make(store, "apply.function=square")
+        .nodes["apply/a"]
+        .reason.startswith("function double -> square")
+    )
+    threads = make(store, "resources.number.threads=2").nodes["number/a"].reason
+    assert threads == "threads 1 -> 2"
+
+
+def test_unkeyed_settings_run_nothing_again(store):
+    ran(store)
+    assert make(store, "apply.shards=7", "resources.apply.cpus=2").todo == []
+
+
+def test_interrupted_work_shows_as_partial(store):
+    plan = make(store)
+    node = plan.nodes["number/a"]
+    (store.work("number", node.key).path / "step").write_text("3")
+    found = make(store).nodes["number/a"]
+    assert found.state == PARTIAL
+    assert "continues" in found.reason
+
+
+def test_a_flipped_byte_is_found_and_named(store):
+    artifacts = ran(store)
+    (artifacts["number/a"].path / "number.json").write_text("4")
+    plan = make(store)
+    assert plan.todo == ["number/a"]
+    assert plan.nodes["number/a"].state == DAMAGED
+    assert "number.json does not match" in plan.nodes["number/a"].reason
+
+
+def test_force_makes_again_what_is_cached(store):
+    ran(store)
+    assert make(store, force=["apply"]).todo == ["apply/a"]
+
+
+def test_a_node_that_can_never_start_is_refused(store):
+    plan = make(store, "resources.number.cpus=64", "resources.number.gpus=0")
+    with pytest.raises(UsageError, match=r"number/a asks for 64 CPUs.*resources\.number\.cpus"):
+        planning.check_resources(plan, cpus=2, gpus=0, where="this machine")
+    gpu = make(store, "resources.apply.gpus=1")
+    with pytest.raises(UsageError, match="apply/a asks for 1 GPUs"):
+        planning.check_resources(gpu, cpus=2, gpus=0, where="this machine")
+
+
+def test_library_versions_that_changed_are_told(store, monkeypatch):
+    from tests.inline import job_of
+
+    plan = make(store)
+    from pipeline import worker
+
+    worker.execute(job_of(plan.graph, store, "number/a", ("pydantic",)), lambda event: None)
+    assert make(store).warnings == []
+    monkeypatch.setattr(planning, "installed", lambda package: "99")
+    assert "pydantic" in make(store).warnings[0]
+
+
+def test_an_interrupted_run_goes_on_under_its_own_id(store):
+    import contextlib
+
+    plan = make(store)
+    with contextlib.ExitStack() as stack:
+        first = Record.open(store, plan, [], stack).id
+        with contextlib.ExitStack() as other:
+            assert Record.open(store, plan, [], other).id != first, "it is still going on"
+    with contextlib.ExitStack() as stack:
+        again = Record.open(store, plan, [], stack)
+        assert again.data["state"] == "running"
+        again.end("finished")
+    assert finished_run(store, plan)["id"] == again.id
+    assert finished_run(store, make(store, "a.value=9")) is None
+
+
+def test_garbage_is_what_no_kept_run_uses(store):
+    ran(store, "a.value=1")
+    ran(store, "a.value=2")
+    old = {p.key for p in make(store, "a.value=1").nodes.values()}
+    new = {p.key for p in make(store, "a.value=2").nodes.values()}
+    doomed, kept = garbage(store, keep=1)
+    gone = {name.rpartition("/")[2] for name in doomed if name.startswith("artifacts/")}
+    assert gone == old - new
+    assert kept == 1
+    assert garbage(store, keep=5)[0] == []
+    with store.lock(f"run-{store.runs()[0]['id']}"), pytest.raises(UsageError, match="going on"):
+        garbage(store, keep=1)
+
+
+def test_run_records_are_plain_json(store):
+    ran(store)
+    data = store.runs()[0]
+    assert json.loads(json.dumps(data)) == data
+    assert list(data["nodes"]) == ["number/a", "number/b", "apply/a", "total"]

@@ -1,0 +1,92 @@
+"""Which edits change a key, and which do not."""
+
+import importlib
+import sys
+
+import pytest
+
+from pipeline import sources
+
+BASE = '''"""Docstring."""
+import json
+from package.helper import add
+
+
+def run(x: int = 3) -> int:
+    """Say something."""
+    from package import late
+    # a comment
+    return add(x, late.ONE)
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "main.py").write_text(BASE)
+    (folder / "helper.py").write_text("def add(a, b):\n    return a + b\n")
+    (folder / "late.py").write_text("ONE = 1\n")
+    (folder / "unused.py").write_text("TWO = 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    sys.modules.pop("package", None)
+    importlib.invalidate_caches()
+    _forget()
+
+
+def _forget():
+    for cached in (sources.scan, sources._path, sources._is_module):
+        cached.cache_clear()
+
+
+def digests(exclude=()):
+    _forget()
+    return sources.closure(["package.main"], exclude)
+
+
+def test_closure_follows_imports_inside_functions(package):
+    assert set(digests()) == {"package", "package.main", "package.helper", "package.late"}
+    assert "package.helper" not in digests(exclude={"package.helper"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# a comment", "# another comment, longer"),
+        ('"""Say something."""', '"""Say something else."""'),
+        ('"""Docstring."""', '"""Other."""'),
+        ("return add(x, late.ONE)", "return add(\n        x,\n        late.ONE,\n    )"),
+    ],
+)
+def test_comments_docstrings_and_layout_change_nothing(package, old, new):
+    before = digests()
+    (package / "main.py").write_text(BASE.replace(old, new))
+    assert digests() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("= 3", "= 4"), ("x, late", "late.ONE + x, late"), ("add(x", "add(-x"), ("json", "math")],
+)
+def test_code_changes_the_digest(package, old, new):
+    before = digests()
+    (package / "main.py").write_text(BASE.replace(old, new))
+    assert digests() != before
+
+
+def test_a_description_of_a_setting_changes_nothing(package):
+    text = "class S:\n    a: int = Field(1, ge={}, description='{}')\n"
+    (package / "late.py").write_text(text.format(0, "one"))
+    first = digests()
+    (package / "late.py").write_text(text.format(0, "two"))
+    assert digests() == first
+    (package / "late.py").write_text(text.format(1, "two"))
+    assert digests() != first
+
+
+def test_an_unused_module_does_not_matter(package):
+    before = digests()
+    (package / "unused.py").write_text("TWO = 3\n")
+    assert digests() == before

@@ -1,0 +1,141 @@
+"""Artifacts are whole or absent, checked on read, and written once."""
+
+import json
+
+import pytest
+
+from pipeline.artifact import MANIFEST, Manifest
+from pipeline.errors import DamagedArtifactError, UsageError
+from pipeline.store import Store
+
+KEY = "0" * 32
+
+
+def manifest(files, key=KEY):
+    return Manifest(
+        key=key,
+        stage="number",
+        type="tests.toy.stages:Number",
+        version=1,
+        settings={},
+        inputs={},
+        sources={},
+        threads=1,
+        files=files,
+    )
+
+
+def put(store, value=3, key=KEY):
+    folder = store.scratch(key)
+    (folder / "number.json").write_text(json.dumps(value))
+    return store.commit(folder, lambda files: manifest(files, key))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def test_what_is_put_can_be_opened(store):
+    written = put(store)
+    artifact = store.open("number", KEY)
+    assert artifact.load() == 3
+    assert artifact.manifest == written
+    assert type(artifact).__name__ == "Number"
+    assert list(store.artifacts()) == [("number", KEY)]
+    assert not list((store.local / "tmp").iterdir())
+
+
+def test_the_first_of_two_writers_wins(store):
+    put(store, 3)
+    put(store, 3)
+    assert store.open("number", KEY).load() == 3
+    assert [p.name for p in (store.local / "artifacts/number").iterdir()] == [KEY]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_damage_is_found_on_read_and_set_aside(store, damage):
+    put(store, 12345)
+    folder = store.local / "artifacts/number" / KEY
+    file = folder / "number.json"
+    if damage == "flip":
+        file.write_text("12346")
+    elif damage == "truncate":
+        file.write_text("1")
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (folder / MANIFEST).write_text("{")
+    with pytest.raises(DamagedArtifactError, match=f"number/{KEY}"):
+        store.open("number", KEY)
+    place = store.set_aside("number", KEY)
+    assert (store.local / place).is_dir()
+    assert store.manifest("number", KEY) is None
+
+
+def test_payload_digest_ignores_times_and_host(store):
+    first = put(store)
+    data = first.__dict__ | {"seconds": 9.0, "host": {"name": "elsewhere"}}
+    assert Manifest(**data).payload == first.payload
+
+
+def test_half_written_work_is_invisible(store):
+    folder = store.scratch(KEY)
+    (folder / "number.json").write_text("3")
+    assert store.manifest("number", KEY) is None
+    assert list(store.artifacts()) == []
+
+
+def test_a_lock_is_held_by_one(store):
+    with store.lock("x") as first, store.lock("x") as second, store.lock("y") as other:
+        assert (first, second, other) == (True, False, True)
+    with store.lock("x") as again:
+        assert again
+
+
+def test_work_area_survives_until_dropped(store):
+    assert not store.has_work("number", KEY)
+    (store.work("number", KEY).path / "state").write_text("1")
+    assert store.has_work("number", KEY)
+    assert (store.work("number", KEY).path / "state").read_text() == "1"
+    store.drop_work("number", KEY)
+    assert not store.has_work("number", KEY)
+
+
+def test_a_store_can_be_moved(store, tmp_path):
+    put(store)
+    moved = tmp_path / "elsewhere"
+    store.local.rename(moved)
+    assert Store(moved).open("number", KEY).load() == 3
+
+
+def test_an_object_store_works_alike(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remote = Store("memory://bucket/prefix")
+    remote.check_writable()
+    put(remote, 7)
+    assert remote.open("number", KEY).load() == 7
+    assert list(remote.artifacts()) == [("number", KEY)]
+    # Our copy is damaged, the stored one is not: it is fetched again.
+    (remote.local / "artifacts/number" / KEY / "number.json").write_text("8")
+    assert remote.open("number", KEY).load() == 7
+    area = remote.work("number", KEY)
+    (area.path / "state").write_text("5")
+    area.push()
+    (area.path / "state").unlink()
+    assert (remote.work("number", KEY).path / "state").read_text() == "5"
+    remote.drop_work("number", KEY)
+    assert not remote.has_work("number", KEY)
+    remote.write_run("r1", {"id": "r1", "created": "2026"})
+    assert [run["id"] for run in remote.runs()] == ["r1"]
+    remote.set_aside("number", KEY)
+    assert remote.manifest("number", KEY) is None
+
+
+def test_an_unwritable_store_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UsageError, match=r"not writable.*--store"):
+        Store(file / "store").check_writable()
+    with pytest.raises(UsageError, match="nosuch"):
+        Store("nosuch://bucket")
