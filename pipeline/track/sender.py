@@ -285,29 +285,39 @@ class Sender:
 
     def _on_points(self, event: dict[str, Any]) -> list[Action]:
         batch = self._child(event)
-        self._add_rows(event["node"], batch, event["rows"], event["time_ms"])
+        self._add_curves(event["node"], event["rows"], event["time_ms"])
         if event["abscissa"]:
             batch.tags["abscissa"] = event["abscissa"]
         return []
 
     def _on_finish(self, event: dict[str, Any]) -> list[Action]:
         node, time_ms, headline = event["node"], event["time_ms"], event["metrics"]
-        parent_rows = [(f"{node}/{name}", 0, value) for name, value in headline.items()]
-        self._add_rows(PARENT, self._batch(PARENT), parent_rows, time_ms)
         if not event["rows"] and node not in self._state.runs:
+            rows = [(f"{node}/{name}", 0, value) for name, value in headline.items()]
+            self._add_rows(PARENT, rows, time_ms)
             return []
         batch = self._child(event)
-        self._add_rows(node, batch, event["rows"], time_ms)
+        self._add_curves(node, event["rows"], time_ms)
         curves = {metric for metric, _ in batch.steps} | self._state.metrics(node)
         alone = [(name, 0, v) for name, v in headline.items() if metric_name(name) not in curves]
-        self._add_rows(node, batch, alone, time_ms)
+        self._add_curves(node, alone, time_ms)
         batch.tags |= event["tags"]
         batch.params |= event["params"]
         if event["abscissa"]:
             batch.tags["abscissa"] = event["abscissa"]
         return [lambda: self._terminate(node, event["status"], time_ms)]
 
-    def _add_rows(self, key: str, batch: Batch, rows: Sequence[Row], time_ms: int) -> None:
+    def _add_curves(self, node: str, rows: Sequence[Row], time_ms: int) -> None:
+        """Points of a node: under shared names in its child, under the node's in the parent.
+
+        The parent has them too because MLflow's page opens with children folded away: so two
+        runs compare, curve by curve, before anything is clicked.
+        """
+        self._add_rows(node, rows, time_ms)
+        self._add_rows(PARENT, [(f"{node}/{name}", step, v) for name, step, v in rows], time_ms)
+
+    def _add_rows(self, key: str, rows: Sequence[Row], time_ms: int) -> None:
+        batch = self._batch(key)
         for metric, step, value in rows:
             metric = metric_name(metric)
             if step in self._state.steps(key, metric) or (metric, step) in batch.steps:
