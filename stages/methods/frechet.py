@@ -220,7 +220,7 @@ class _Sample:
 
     def scatter(self) -> Tensor:
         if self._scatter is None:
-            self._scatter = sum(c.T @ c for c in map(self._centred, self.blocks))
+            self._scatter = sum(_gram(self._centred(block)) for block in self.blocks)
         return self._scatter
 
     def _centred(self, block: Tensor) -> Tensor:
@@ -235,7 +235,9 @@ class _Sample:
             kept = torch.cat([b for i, b in enumerate(self.blocks) if i != without])
             factor = (self.x[kept].double() - mean).T / math.sqrt(n - 1)
             return _Gaussian(mean, factor.square().sum().item(), factor)
-        scatter = self.scatter() - gone.T @ gone - torch.outer(total, total) / n
+        scatter = self.scatter()
+        if len(gone):
+            scatter = scatter - _gram(gone) - torch.outer(total, total) / n
         return _from_covariance(mean, scatter / (n - 1), name="the features' covariance")
 
     def shrinkage(self) -> float:
@@ -268,10 +270,18 @@ def _nuclear_norm(m: Tensor) -> float:
     if m.numel() == 0:
         return 0.0
     if m.shape[0] == m.shape[1]:
-        squares = torch.linalg.eigvalsh(m @ m.T)
+        squares = torch.linalg.eigvalsh(_gram(m.T))
         if squares[0] > squares[-1] * len(squares) * torch.finfo(m.dtype).eps:
             return squares.sqrt().sum().item()
     return torch.linalg.svdvals(m).sum().item()
+
+
+def _gram(x: Tensor) -> Tensor:
+    """x^T x. On the CPU by numpy, which computes only one triangle of it; torch computes both."""
+    if x.device.type == "cpu":
+        array = x.numpy()
+        return torch.from_numpy(array.T @ array)
+    return x.T @ x
 
 
 def _result(
@@ -294,7 +304,7 @@ def _caution(n: int, d: int) -> str:
 
 
 def _check_features(x: Tensor, name: str) -> Tensor:
-    x = torch.as_tensor(x)
+    x = torch.as_tensor(x).detach()
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; features are (images, dimensions), so flatten or "
@@ -331,8 +341,8 @@ def _check_blocks(blocks: int) -> int:
 def _check_gaussian(
     mean: Tensor, cov: Tensor, mean_name: str, cov_name: str
 ) -> tuple[Tensor, Tensor]:
-    mean = torch.as_tensor(mean, dtype=torch.float64)
-    cov = torch.as_tensor(cov, dtype=torch.float64)
+    mean = torch.as_tensor(mean, dtype=torch.float64).detach()
+    cov = torch.as_tensor(cov, dtype=torch.float64).detach()
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(
             f"{mean_name} has shape {tuple(mean.shape)} and {cov_name} {tuple(cov.shape)}; they "

@@ -14,6 +14,8 @@ from torch import Tensor
 
 __all__ = ["Neighbours", "nearest", "ratio"]
 
+ROWS = 1024  # of a batch, at most
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -44,11 +46,12 @@ def nearest(
 ) -> Neighbours:
     """The k nearest training images of every sample by Euclidean distance, exactly.
 
-    samples: (n, ...), training_images: (m, ...). A search by matrix products in the images' own
-    precision finds k + 8 candidates; their distances are then taken from float64 differences, so
-    that a near-copy has its true small distance. Where rounding in the products could have hidden
-    a neighbour, that sample's products are repeated in float64, and at last all its differences
-    are taken. Working memory is about ``memory_mib``, whatever n and m. Ties go to the lower index.
+    samples: (n, ...), training_images: (m, ...). A search by matrix products in float32 (float64
+    for float64 images) finds k + 8 candidates; their distances are then taken from float64
+    differences, so that a near-copy has its true small distance. Where rounding in the products
+    could have hidden a neighbour, that sample's products are repeated in float64, and at last all
+    its differences are taken. Working memory is about ``memory_mib``, whatever n and m. Ties go to
+    the lower index.
 
     Raises ValueError as for ratio, or when k exceeds the number of training images.
     """
@@ -63,7 +66,8 @@ def nearest(
     rows = _rows_that_fit(memory_mib, x.shape[1], k)
     # Reduced-precision products (TF32, bfloat16) would break the rounding bound.
     exact = torch.get_float32_matmul_precision() == "highest"
-    dtype = torch.promote_types(x.dtype, y.dtype) if exact else torch.float64
+    single = exact and torch.float64 not in (x.dtype, y.dtype)
+    dtype = torch.float32 if single else torch.float64
     parts = [_search(x[i : i + rows], y, k, rows, dtype) for i in range(0, len(x), rows)]
     return Neighbours(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
@@ -137,7 +141,7 @@ def _direct(x: Tensor, y: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
 def _rows_that_fit(memory_mib: int, d: int, k: int) -> int:
     """Rows of a batch such that products (rows, rows) and images (rows, d) fit the memory."""
     numbers = memory_mib * 2**20 / 8
-    rows = 1024
+    rows = ROWS
     while rows > 16 and rows * (3 * rows + 4 * d + 4 * (k + 8)) > numbers:
         rows //= 2
     return rows
@@ -147,10 +151,12 @@ def _flat(images: Tensor, name: str) -> Tensor:
     images = torch.as_tensor(images)
     if images.ndim < 2 or len(images) == 0 or images[0].numel() == 0:
         raise ValueError(f"{name} has shape {tuple(images.shape)}; give (images, ...), not empty")
-    flat = images.flatten(1)
-    if flat.dtype not in (torch.float32, torch.float64):
-        flat = flat.float()
-    bad = (~torch.isfinite(flat).all(1)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"{name} has NaN or infinite values in {len(bad)} images, first {bad[0]}")
+    flat = images.detach().flatten(1)
+    for start in range(0, len(flat), ROWS):
+        bad = (~torch.isfinite(flat[start : start + ROWS]).all(1)).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"{name} has NaN or infinite values in image {start + bad[0].item()}; remove it, "
+                "or look at what made it"
+            )
     return flat

@@ -24,9 +24,9 @@ def brute_force(x, y, k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.uint8])
 def test_agrees_with_brute_force(k, dtype):
-    x, y = images(70).to(dtype), images(300, 1).to(dtype)
+    x, y = (((z + 1) * 100).to(dtype) for z in (images(70), images(300, 1)))
     indices, distances = brute_force(x, y, k)
     found = memorization.nearest(x, y, k)
     assert torch.equal(found.indices, indices)
@@ -56,15 +56,24 @@ def test_exact_where_products_cannot_resolve_the_distances(dtype):
     torch.testing.assert_close(found.distances, distances, rtol=1e-14, atol=0)
 
 
-def test_exact_under_reduced_precision_products():
+def test_reduced_precision_products_are_not_trusted(monkeypatch):
+    dtypes = []
+    candidates = memorization._candidates
+
+    def recorded(x, y, width, rows, dtype):
+        dtypes.append(dtype)
+        return candidates(x, y, width, rows, dtype)
+
+    monkeypatch.setattr(memorization, "_candidates", recorded)
     x, y = images(20), images(400, 1)
-    expected = memorization.nearest(x, y)
     before = torch.get_float32_matmul_precision()
+    expected = memorization.nearest(x, y)
     torch.set_float32_matmul_precision("medium")
     try:
         found = memorization.nearest(x, y)
     finally:
         torch.set_float32_matmul_precision(before)
+    assert dtypes == [torch.float32, torch.float64]
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.distances, expected.distances)
 
@@ -115,5 +124,5 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"samples has shape \(0, 1, 8, 8\)"):
         memorization.ratio(x[:0], y)
     y[6, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"training_images has NaN .* first 6"):
+    with pytest.raises(ValueError, match=r"training_images has NaN .* in image 6"):
         memorization.ratio(x, y)
