@@ -106,13 +106,15 @@ def contrast_sensitivity(frequency_cpd: Tensor | float) -> Tensor:
 # --- the weights ------------------------------------------------------------------------------
 
 
-def retained_signal(power: Tensor, clean_fraction: Tensor, noise_power: float = 1.0) -> Tensor:
-    """r = tau^2 P / (tau^2 P + (1 - tau)^2 P_n): the share of signal in the power of x_t.
+def retained_signal(power: Tensor, clean_fraction: Tensor) -> Tensor:
+    """r = tau^2 P / (tau^2 P + (1 - tau)^2): the share of signal in the power of x_t.
+
+    The power of the noise, P_n in the paper, is 1 at every frequency.
 
     power: (F,); clean_fraction: (M,), tau = 1 - t; returns (M, F) in [0, 1].
     """
     tau = clean_fraction[:, None]
-    signal, noise = tau**2 * power, (1 - tau) ** 2 * noise_power
+    signal, noise = tau**2 * power, (1 - tau) ** 2
     return torch.where(signal > 0, signal / (signal + noise), 0.0)
 
 
@@ -121,12 +123,22 @@ def generated(power: Tensor, num_intervals: int = 500) -> Tensor:
 
     power: (F,); returns (num_intervals, F), not negative, interval 0 starting from pure noise.
     A column sums to 1, or to 0 where the power is 0. float64.
+
+    Ours: the difference in closed form, with n = 1 - tau and d = tau^2 P + n^2 at both ends,
+
+        r_2 - r_1 = P (tau_2 n_1 - tau_1 n_2) (tau_2 n_1 + tau_1 n_2) / (d_1 d_2),
+
+    which is never negative and keeps its digits where r is near 1; no clipping is needed.
     """
     if num_intervals < 1:
         raise ValueError(f"num_intervals must be at least 1, got {num_intervals}")
     power = torch.as_tensor(power, dtype=torch.float64)
-    tau = torch.arange(num_intervals + 1, dtype=torch.float64) / num_intervals
-    return retained_signal(power, tau).diff(dim=0).clamp(min=0)
+    tau = torch.arange(num_intervals + 1, dtype=torch.float64)[:, None] / num_intervals
+    noise = 1 - tau
+    total = tau**2 * power + noise**2
+    width = 1 / num_intervals  # tau_2 n_1 - tau_1 n_2
+    cross = tau[1:] * noise[:-1] + tau[:-1] * noise[1:]
+    return torch.where(power > 0, power / total[:-1] / total[1:] * (width * cross), 0.0)
 
 
 def interval_weights(
@@ -142,7 +154,7 @@ def interval_weights(
 
     The weight of interval i is the eye's mean sensitivity over what is generated in it: the
     integral over u of S dr_i, divided by that of dr_i, by the trapezoidal rule, u in cycles per
-    degree. Where nothing at all is generated the weight is 0. A flat spectrum of any height
+    degree. A flat spectrum of any height
     gives equal weights, since all frequencies then appear together.
 
     frequency: (F,), cycles per pixel, increasing, F >= 2; power: (F,), as from `radial_power`.

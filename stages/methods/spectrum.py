@@ -154,7 +154,7 @@ def radial_power(
 
 @dataclass(frozen=True)
 class _Bins:
-    index: Tensor  # (H (W // 2 + 1),), the bin of each frequency of the real transform
+    index: Tensor  # ((H // 2 + 1) (W // 2 + 1),), the bin of each |fy|, |fx|
     counts: tuple[int, ...]  # frequencies of the whole plane in each bin
     frequency: Tensor  # (K,), bin centres
 
@@ -164,14 +164,13 @@ def _radial_bins(height: int, width: int) -> _Bins:
     num_bins = max(height, width) // 2
     if min(height, width) < 1 or num_bins < 1:
         raise ValueError(f"images of {height} x {width} pixels are too small for a spectrum")
-    fy, fx = np.abs(np.fft.fftfreq(height))[:, None], np.fft.rfftfreq(width)
+    fy, fx = np.fft.rfftfreq(height)[:, None], np.fft.rfftfreq(width)
     bin_width = math.hypot(fy.max(), fx.max()) / num_bins
     # Many frequencies lie on the edge of two bins; 1e-9 keeps rounding from deciding.
     index = np.floor(np.hypot(fy, fx) / bin_width + 1e-9).astype(np.int64)
     index = index.clip(max=num_bins - 1)
-    columns = np.full(width // 2 + 1, 2)
-    columns[_single_columns(width)] = 1
-    counts = np.bincount(index.ravel(), np.broadcast_to(columns, index.shape).ravel(), num_bins)
+    signs = _signs(height)[:, None] * _signs(width)
+    counts = np.bincount(index.ravel(), signs.ravel(), num_bins)
     frequency = (np.arange(num_bins) + 0.5) * bin_width
     return _Bins(
         torch.from_numpy(index.ravel()),
@@ -180,9 +179,9 @@ def _radial_bins(height: int, width: int) -> _Bins:
     )
 
 
-def _single_columns(width: int) -> list[int]:
-    """Columns of the real transform that are their own mirror image: they count once, not twice."""
-    return [0, width // 2] if width % 2 == 0 else [0]
+def _signs(length: int) -> np.ndarray:
+    """How many frequencies of a transform of this length have each absolute value: 1 or 2."""
+    return np.bincount(np.abs(np.fft.fftfreq(length, 1 / length)).round().astype(int))
 
 
 def _chunk_size(height: int, width: int) -> int:
@@ -211,17 +210,21 @@ def _bin_sums(images: Tensor, latent: bool, size: int) -> np.ndarray:
         grey = red + green + blue
     else:
         grey = images[:, 0]
-    if len(grey) < size:
-        grey = torch.cat([grey, grey.new_zeros(size - len(grey), *grey.shape[1:])])
-    width = grey.shape[-1]
-    parts = torch.view_as_real(torch.fft.rfft2(grey.contiguous())).numpy()
-    squares = parts * parts
-    power = squares[..., 0] + squares[..., 1]
-    power[:, :, 1 : (width + 1) // 2] *= 2  # the mirror images, which a real transform leaves out
-    bins = _radial_bins(*grey.shape[1:])
-    sums = torch.zeros(size, len(bins.frequency), dtype=torch.float64)
-    sums.index_add_(1, bins.index, torch.from_numpy(power.reshape(size, -1)).double())
-    return sums[: len(images)].numpy()
+    num_images, height, width = grey.shape
+    if num_images < size:
+        grey = torch.cat([grey, grey.new_zeros(size - num_images, height, width)])
+    parts = torch.view_as_real(torch.fft.rfft2(grey.contiguous())[:num_images]).numpy()
+    parts *= parts
+    power = parts[..., 0] + parts[..., 1]
+    # Rows of opposite frequency share a bin; so do the columns that a real transform leaves out.
+    # All columns count twice but those that are their own mirror image, which are halved.
+    mirrored = (height + 1) // 2
+    power[:, 1:mirrored] += power[:, : height - mirrored : -1]
+    power[:, :, :: width // 2 if width % 2 == 0 else width] *= 0.5
+    bins = _radial_bins(height, width)
+    cells = torch.from_numpy(power[:, : height // 2 + 1]).double().flatten(1)
+    sums = torch.zeros(num_images, len(bins.frequency), dtype=torch.float64)
+    return 2 * sums.index_add_(1, bins.index, cells).numpy()
 
 
 def _exact_sums(values: np.ndarray) -> list[int]:

@@ -131,13 +131,31 @@ def test_display_scale():
             csflow.cycles_per_degree(frequency, **{name: 0})
 
 
-@pytest.mark.parametrize("height", [1.0, 1e-4, 700.0])
+@pytest.mark.parametrize("height", [1.0, 1e-30, 700.0, 1e30])
 def test_flat_spectrum_weighs_all_intervals_alike(height):
     frequency = torch.tensor(IMAGENET_FREQUENCY)
-    weights = csflow.interval_weights(frequency, torch.full((128,), height), 50)
+    weights = csflow.interval_weights(frequency, torch.full((128,), height).double(), 50)
     torch.testing.assert_close(weights, torch.full((50,), 1 / 50, dtype=torch.float64))
     grid = csflow.time_grid(weights, 7, mix=1)
     torch.testing.assert_close(grid, torch.linspace(1, 0, 8, dtype=torch.float64))
+
+
+def test_gains_are_the_differences_of_the_retained_signal():
+    power = torch.tensor([0.0, 1e-8, 0.1, 1.0, 30.0, 1e6], dtype=torch.float64)
+    tau = torch.linspace(0, 1, 31, dtype=torch.float64)
+    gains = csflow.generated(power, 30)
+    torch.testing.assert_close(gains, csflow.retained_signal(power, tau).diff(dim=0))
+    torch.testing.assert_close(gains.sum(0), (power > 0).double())
+    # Far below the rounding of r itself, the gain still follows 2 n dn / P.
+    gain = float(csflow.generated([1e40], 1000)[500])
+    assert gain == pytest.approx(8e-43, rel=0.01, abs=0)
+
+
+@pytest.mark.parametrize("power", [5e-324, 1e-300, 1e300])
+def test_extreme_powers_give_finite_weights(power):
+    weights = csflow.interval_weights([0.1, 0.2, 0.3], [power, power / 2, power], 10)
+    assert weights.isfinite().all()
+    assert weights.sum() == pytest.approx(1)
 
 
 def test_white_noise_as_data_weighs_all_intervals_alike():
