@@ -44,11 +44,16 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Mixture:
-    """sum_k weights_k N(means_k, stds_k^2 I): weights (K,), means (K, d), stds (K,)."""
+    """sum_k weights_k N(means_k, stds_k^2 I): weights (K,), means (K, d), stds (K,).
+
+    sharpness: 1 is the truth; above 1 the denoiser is wrong on purpose, being too sure which
+    component a state belongs to (logits times sharpness). Samples are the truth's.
+    """
 
     weights: Tensor
     means: Tensor
     stds: Tensor
+    sharpness: float = 1.0
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(self.weights, num_samples, replacement=True, generator=generator)
@@ -64,7 +69,8 @@ class Mixture:
         squares = y.square().sum(1, keepdim=True) - 2 * y @ self.means.T
         squares = squares + self.means.square().sum(1)
         log_likelihood = -0.5 * squares / total - 0.5 * y.shape[1] * total.log()
-        return (log_likelihood + self.weights.log()).softmax(-1), self.stds**2 / total
+        logits = self.sharpness * (log_likelihood + self.weights.log())
+        return logits.softmax(-1), self.stds**2 / total
 
     def denoiser(self, y: Tensor, s: float) -> Tensor:
         """E[x0 | y], y = x0 + s eps."""
