@@ -19,9 +19,10 @@ so every output needs one divergence, cached with it (**ours**: differentiating 
 history held constant is biased). This is exact when all y_j share x0 and eps; along a solver's own
 trajectory it is an approximation.
 
-gamma is one number for the batch, never per sample. Where a state packs a class token beside the
-image (path.Packing), `coordinates` restricts inner products, divergence and dimension to the
-image, for which the identity holds by itself; the same gamma moves both parts.
+gamma is one number for the batch, never per sample, and 1 where a step does not move. Where a
+state packs a class token beside the image (path.Packing), `coordinates` restricts inner products,
+divergence and dimension to the image, for which the identity holds by itself; the same gamma moves
+both parts.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,13 @@ import torch
 from torch import Tensor
 
 from stages.methods import grids
+from stages.methods.divergence import (
+    Coordinates,
+    chosen,
+    mean_inner,
+    output_and_divergence,
+    residual,
+)
 from stages.methods.fitted import check_grid, fine_solution
 from stages.methods.path import Denoiser
 from stages.methods.solvers import named
@@ -46,64 +54,10 @@ from stages.methods.trajectories import (
     trajectory,
 )
 
-Coordinates = int | slice | None
-"""A number of leading coordinates of the flattened state, a slice of them, or all (None)."""
-
 DEFAULT_SEED = 2606_07835
 """Seed where no generator is given; no common one, see the warning at `calibrate`."""
 
 CLIPS = {"multistep": (0.5, 1.5), "heun": (0.2, 3.0), "online": (0.8, 1.2)}
-
-
-# ---------------------------------------------------------------- inner products, divergence
-
-
-def chosen(x: Tensor, coordinates: Coordinates) -> Tensor:
-    """The chosen coordinates of x (B, ...), flattened to (B, n), in float64."""
-    where = slice(coordinates) if isinstance(coordinates, int) else coordinates
-    return x.flatten(1)[:, where or slice(None)].double()
-
-
-def mean_inner(a: Tensor, b: Tensor, coordinates: Coordinates = None) -> float:
-    """E<a, b>: batch mean of the inner product over the chosen coordinates."""
-    return float((chosen(a, coordinates) * chosen(b, coordinates)).sum() / len(a))
-
-
-def output_and_divergence(
-    output: Output,
-    y: Tensor,
-    generator: torch.Generator,
-    coordinates: Coordinates = None,
-    num_probes: int = 1,
-) -> tuple[Tensor, float]:
-    """output(y) and Hutchinson's estimate of the batch mean of its divergence at y.
-
-    Rademacher probes; reverse mode on the one evaluation that also gives the output. Freeze the
-    network's parameters (requires_grad_(False)) to spare their share of the work.
-    """
-    total = 0.0
-    with torch.enable_grad():
-        point = y.detach().requires_grad_()
-        value = output(point)
-        if not value.requires_grad:
-            raise ValueError(
-                "denoiser cannot be differentiated, which this correction needs; remove "
-                "torch.no_grad or detach inside it, or use a calibrated correction"
-            )
-        for left in reversed(range(num_probes)):
-            probe = _rademacher(y, coordinates, generator)
-            (product,) = torch.autograd.grad(value, point, probe, retain_graph=left > 0)
-            total += mean_inner(probe, product)
-    return value.detach(), total / num_probes
-
-
-def _rademacher(y: Tensor, coordinates: Coordinates, generator: torch.Generator) -> Tensor:
-    """+-1 on the chosen coordinates, 0 elsewhere."""
-    signs = torch.randint(0, 2, y.shape, generator=generator, device=generator.device).to(y)
-    probe = torch.zeros_like(y)
-    where = slice(coordinates) if isinstance(coordinates, int) else coordinates or slice(None)
-    probe.flatten(1)[:, where] = 2 * signs.flatten(1)[:, where] - 1
-    return probe
 
 
 def _seeded(generator: torch.Generator | None) -> torch.Generator:
@@ -127,13 +81,11 @@ def residual_products(
     Taken on the straight path y_k = x0 + s_k eps with one eps per sample at all levels. Products
     of several batches add up, so a calibration can be sharded; `gammas_from_products` ends it.
     """
-    products = [
-        (
-            mean_inner(step.state - step.proposal, step.state - clean, coordinates),
-            mean_inner(step.state - step.proposal, step.state - step.proposal, coordinates),
-        )
-        for step in straight_path(denoiser, clean, levels, named(solver), generator)
-    ]
+    products = []
+    for step in straight_path(denoiser, clean, levels, named(solver), generator):
+        u = residual(step)
+        along = mean_inner(u, step.state - clean, coordinates)
+        products.append((along, mean_inner(u, u, coordinates)))
     return torch.tensor(products, dtype=torch.float64) * len(clean)
 
 
@@ -150,7 +102,8 @@ def gammas_from_products(
     low, high = clip or CLIPS.get(named(solver).name, CLIPS["multistep"])
     levels = grids.check(levels)
     scale = 1 - levels[1:] / levels[:-1] if target == "matched" else 1.0
-    return (scale * products[:, 0] / products[:, 1]).clamp(low, high)
+    gammas = scale * products[:, 0] / products[:, 1]
+    return gammas.where(products[:, 1] > 0, 1.0).clamp(low, high)
 
 
 def calibrate(
@@ -251,9 +204,10 @@ class _FitGamma:
         target = fine_solution(
             self.denoiser, step.state, step.level, step.next_level, self.substeps
         )
-        u = step.state - step.proposal
+        u = residual(step)
         wanted = mean_inner(u, step.state - target, self.coordinates)
-        return wanted / mean_inner(u, u, self.coordinates)
+        square = mean_inner(u, u, self.coordinates)
+        return wanted / square if square > 0 else 1.0
 
 
 # ---------------------------------------------------------------- corrections for solve
@@ -348,9 +302,12 @@ class SteinCorrection:
             data_std = (self.moments[1] / self.dimension(step.state)) ** 0.5
             if step.level < 0.3 * data_std:
                 return 1.0
-        u = step.state - step.proposal
+        u = residual(step)
+        square = mean_inner(u, u, self.coordinates)
+        if square == 0:
+            return 1.0
         scale = 1 - step.ratio if self.target == "matched" else 1.0
-        estimate = scale * self.inner(step) / mean_inner(u, u, self.coordinates)
+        estimate = scale * self.inner(step) / square
         low, high = self.clip
         return min(max(estimate, low), high)
 

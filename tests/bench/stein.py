@@ -17,6 +17,7 @@ from statistics import mean, stdev
 import torch
 
 from stages.methods import grids, lipschitz, path, solvers, stein
+from stages.methods.divergence import output_and_divergence
 from stages.methods.trajectories import trajectory
 from stages.nets.sit import SiT
 from tests import oracle
@@ -243,7 +244,7 @@ def divergence_cost(seeds: int) -> None:
         return denoiser(point, 2.0)
 
     def with_divergence() -> None:
-        stein.output_and_divergence(output, y, generator(1))
+        output_and_divergence(output, y, generator(1))
 
     with torch.no_grad():
         plain, whole = least_seconds(lambda: output(y), with_divergence)

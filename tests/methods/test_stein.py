@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from stages.methods import grids, solvers, stein
+from stages.methods.divergence import mean_inner, output_and_divergence
 from stages.methods.path import Packing
 from stages.methods.trajectories import Evaluation, Step, trajectory
 from tests import oracle
@@ -41,8 +42,8 @@ def straight(data, solver, num_samples, rectifier=None, levels=LEVELS):
 
 def matched_gamma(step: Step, clean: torch.Tensor) -> float:
     u = step.state - step.proposal
-    inner = stein.mean_inner(u, step.state - clean)
-    return (1 - step.ratio) * inner / stein.mean_inner(u, u)
+    inner = mean_inner(u, step.state - clean)
+    return (1 - step.ratio) * inner / mean_inner(u, u)
 
 
 def with_history_held_constant(step: Step) -> float:
@@ -50,7 +51,7 @@ def with_history_held_constant(step: Step) -> float:
     u = step.state - step.proposal
     phi, dimension = 1 - step.ratio, step.state.shape[1]
     divergence = phi * dimension - step.weights[0] * step.outputs[0].divergence
-    return phi * step.level**2 * divergence / stein.mean_inner(u, u)
+    return phi * step.level**2 * divergence / mean_inner(u, u)
 
 
 # ------------------------------------------------------------------ Stein's identity
@@ -92,7 +93,7 @@ def test_hutchinsons_estimate_is_the_exact_divergence():
     def output(point):
         return data.denoiser(point, 0.5)
 
-    value, estimate = stein.output_and_divergence(output, y, generator(), num_probes=4)
+    value, estimate = output_and_divergence(output, y, generator(), num_probes=4)
     assert torch.equal(value, data.denoiser(y, 0.5))
     assert not value.requires_grad
     assert estimate == pytest.approx(float(data.divergence(y, 0.5).mean()), rel=0.01)
@@ -106,7 +107,7 @@ def test_a_divergence_shares_the_primal_pass():
         return point**2
 
     y = oracle.noise((8, 3), 0)
-    _, divergence = stein.output_and_divergence(output, y, generator(), num_probes=3)
+    _, divergence = output_and_divergence(output, y, generator(), num_probes=3)
     assert len(calls) == 1
     assert divergence == pytest.approx(float(2 * y.sum() / 8))  # a diagonal Jacobian is exact
 
@@ -115,7 +116,7 @@ def test_partial_divergence_counts_the_chosen_coordinates_only():
     scales = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
     y = oracle.noise((4, 2, 2), 0)
     for coordinates, expected in ((3, 7), (slice(1, 3), 6), (None, 15)):
-        _, divergence = stein.output_and_divergence(
+        _, divergence = output_and_divergence(
             lambda point: point * scales.reshape(2, 2), y, generator(), coordinates
         )
         assert divergence == pytest.approx(expected)
@@ -322,6 +323,14 @@ def test_the_literal_gamma_leaves_the_noise_level_and_diverges():
     assert min(advance.gamma for advance in floored) >= 0.97
 
 
+def test_a_step_that_does_not_move_is_left_alone():
+    y = oracle.noise((4, 3), 0)
+    correction = stein.online(0.0, 1.0)
+    assert torch.allclose(solvers.solve(lambda y, s: 1.0 * y, y, LEVELS, "euler", correction), y)
+    assert stein.calibrate(lambda y, s: y, y, LEVELS, "euler").tolist() == [1, 1, 1]
+    assert stein.fit_gammas(lambda y, s: y, y, LEVELS, "euler", 2).tolist() == [1, 1, 1]
+
+
 def test_bad_settings_of_online_are_named():
     with pytest.raises(ValueError, match="variance is 0"):
         stein.online(0.0, 0.0)
@@ -348,8 +357,8 @@ def test_the_partial_identity_is_exact_on_the_images_coordinates():
     clean, steps = straight(data, "dpmpp2m", 60_000, begun)
     for step in steps[:-1]:
         u = step.state - step.proposal
-        exact = (1 - step.ratio) * stein.mean_inner(u, step.state - clean, where)
-        exact /= stein.mean_inner(u, u, where)
+        exact = (1 - step.ratio) * mean_inner(u, step.state - clean, where)
+        exact /= mean_inner(u, u, where)
         assert correction.gamma(step) == pytest.approx(exact, abs=0.02)
     assert abs(exact - matched_gamma(step, clean)) > 0.02  # the token would have changed it
 
