@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.track import views
 from pipeline.track.spool import LOCK, State, last_begin, lock_file, read_events
 from pipeline.tracking_uri import redact, sqlite_path
 
@@ -214,7 +215,10 @@ class Sender:
             path = sqlite_path(self.uri)
             location = path and str(path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name))
             try:
-                return self._client.create_experiment(name, artifact_location=location)
+                # The tag opens the experiment at its runs instead of at language-model traces.
+                return self._client.create_experiment(
+                    name, artifact_location=location, tags=dict([views.KIND_TAG])
+                )
             except MlflowException:
                 found = self._client.get_experiment_by_name(name)  # made by another command
                 if found is None:
@@ -286,9 +290,7 @@ class Sender:
     def _on_points(self, event: dict[str, Any]) -> list[Action]:
         batch = self._child(event)
         self._add_curves(event["node"], event["rows"], event["time_ms"])
-        if event["abscissa"]:
-            batch.tags["abscissa"] = event["abscissa"]
-        return []
+        return self._measured_along(batch, event["abscissa"])
 
     def _on_finish(self, event: dict[str, Any]) -> list[Action]:
         node, time_ms, headline = event["node"], event["time_ms"], event["metrics"]
@@ -303,9 +305,24 @@ class Sender:
         self._add_curves(node, alone, time_ms)
         batch.tags |= event["tags"]
         batch.params |= event["params"]
-        if event["abscissa"]:
-            batch.tags["abscissa"] = event["abscissa"]
-        return [lambda: self._terminate(node, event["status"], time_ms)]
+        after = self._measured_along(batch, event["abscissa"])
+        return [*after, lambda: self._terminate(node, event["status"], time_ms)]
+
+    def _measured_along(self, batch: Batch, abscissa: str | None) -> list[Action]:
+        if not abscissa:
+            return []
+        batch.tags["abscissa"] = abscissa
+        return [lambda: self._save_view(abscissa)]
+
+    def _save_view(self, abscissa: str) -> None:
+        state = self._state
+        if abscissa in state.views:
+            return
+        experiment = self._client.get_experiment(state.experiment_id)
+        tag, value = views.tag(abscissa)
+        if tag not in experiment.tags:
+            self._client.set_experiment_tag(state.experiment_id, tag, value)
+        state.views.append(abscissa)
 
     def _add_curves(self, node: str, rows: Sequence[Row], time_ms: int) -> None:
         """Points of a node: under shared names in its child, under the node's in the parent.
