@@ -142,7 +142,7 @@ def _rows_that_fit(memory_mib: int, d: int, k: int) -> int:
     """Rows of a batch such that products (rows, rows) and images (rows, d) fit the memory."""
     numbers = memory_mib * 2**20 / 8
     rows = ROWS
-    while rows > 16 and rows * (3 * rows + 4 * d + 4 * (k + 8)) > numbers:
+    while rows > 16 and rows * (4 * rows + 8 * d + 4 * (k + 8)) > numbers:
         rows //= 2
     return rows
 
