@@ -179,42 +179,47 @@ def take_turns(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, f
     return {name: median(seconds) for name, seconds in spent.items()}
 
 
-def small_sit(depth: int, hidden: int, class_token: bool = True, mix_layers: int = 0) -> SiT:
+def small_sit(depth: int, hidden: int, mix_layers: int = 0) -> SiT:
     """Width 192 on 64 tokens of 3 channels, for CPU measurements."""
-    network = SiT(
+    return SiT(
         image_size=16,
         channels=3,
         width=192,
         depth=depth,
         num_heads=3,
         num_classes=10,
-        class_token_dim=TEACHER if class_token else 0,
+        class_token_dim=TEACHER,
         mix_layers=mix_layers,
         teacher_dim=TEACHER,
         projector_width=hidden,
     )
-    return network
 
 
 def reg_step(rounds: int) -> list[tuple[str, float, float]]:
     """A REG step against its plain counterpart: depth 6, projector 512, batch 64."""
     inputs = data(64, 8, 3)
     ours = Training(small_sit(6, 512), reg.Loss(), *inputs)
-    low = Training(small_sit(6, 512), reg.Loss(), *inputs, bfloat16=True)
     plain = PlainTraining(PlainREG(8, 3, 192, 6, 3, 512), *inputs)
     sides = {"plain": plain.step, "ours": ours.step}
-    if wins(low.step, ours.step):
-        sides["bfloat16"] = low.step
+    if bfloat16_wins():
+        low = Training(small_sit(6, 512), reg.Loss(), *inputs, bfloat16=True)
+        sides["ours in bfloat16"] = low.step
+    else:
+        print("bfloat16 is slower than float32 on this CPU: not used")
     seconds = take_turns(sides, rounds)
     show("REG step, ms", seconds)
-    best = min(seconds["ours"], seconds.get("bfloat16", math.inf))
+    best = min(seconds["ours"], seconds.get("ours in bfloat16", math.inf))
     return [("REG step / plain REG step", best / seconds["plain"], 0.8)]
 
 
-def wins(candidate: Callable[[], None], other: Callable[[], None]) -> bool:
-    """Whether the candidate is the faster one, by one warm call of each."""
-    seconds = take_turns({"candidate": candidate, "other": other}, rounds=1)
-    return seconds["candidate"] < seconds["other"]
+def bfloat16_wins() -> bool:
+    """Whether this CPU multiplies a block's matrices faster in bfloat16 than in float32."""
+    sides = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.randn(512, 192).to(dtype), torch.randn(768, 192).to(dtype)
+        sides[str(dtype)] = lambda x=x, weight=weight: F.linear(x, weight)
+    seconds = take_turns(sides, rounds=3)
+    return seconds["torch.bfloat16"] < seconds["torch.float32"]
 
 
 def sampling(rounds: int) -> list[tuple[str, float, float]]:
@@ -273,30 +278,31 @@ def training_flops(network: SiT, num_tokens: int, mixed_tokens: int) -> float:
 
 def gpu(peak_flops: float, batch: int = 64, rounds: int = 20) -> None:
     """Steps a second and model-flops utilisation on a GPU, latents 32x32x4, bfloat16."""
-    images, features, labels = data(batch, 16, 4, "cuda")
+    inputs = data(batch, 16, 4, "cuda")
+    sides = {"REG": (reg.Loss(), 0, 257), "MaskAlign": (maskalign.Loss(), 2, 193)}
     for size in ("B", "XL"):
         for compiled in (False, True):
-            per_second = {}
-            for name, loss, mix_layers in (
-                ("REG", reg.Loss(), 0),
-                ("MaskAlign", maskalign.Loss(), 2),
-            ):
-                options = {"class_token_dim": TEACHER, "teacher_dim": TEACHER}
-                network = SiT(**SIZES[size], **options, mix_layers=mix_layers).cuda()
-                training = Training(network, loss, images, features, labels, bfloat16=True)
+            rates = {}
+            for name, (loss, mix_layers, num_tokens) in sides.items():
+                network = SiT(
+                    **SIZES[size],
+                    class_token_dim=TEACHER,
+                    teacher_dim=TEACHER,
+                    mix_layers=mix_layers,
+                    alignment_depth=4 if size == "B" else 8,
+                ).cuda()
+                training = Training(network, loss, *inputs, bfloat16=True)
                 if compiled:
                     training.run = torch.compile(network)
-                per_second[name] = steps_per_second(training.step, rounds)
-                flops = training_flops(network, 1 + (192 if mix_layers else 256), 257) * batch
-                used = flops * per_second[name] / peak_flops
-                state = "compiled" if compiled else "eager"
+                rates[name] = steps_per_second(training.step, rounds)
+                flops = training_flops(network, num_tokens, mixed_tokens=257) * batch
                 print(
-                    f"{name}-{size}/2 {state}: {per_second[name]:.2f} steps/s at batch {batch}, "
-                    f"utilisation {used:.1%}"
+                    f"{name} {size}/2 {'compiled' if compiled else 'eager'}: "
+                    f"{rates[name]:.2f} steps/s at batch {batch}, "
+                    f"utilisation {flops * rates[name] / peak_flops:.1%}"
                 )
                 del training, network
-                torch.cuda.empty_cache()
-            ratio = per_second["REG"] / per_second["MaskAlign"]
+            ratio = rates["REG"] / rates["MaskAlign"]
             print(f"  MaskAlign step / REG step: {ratio:.3f} (the paper: 0.883)")
 
 
