@@ -51,7 +51,8 @@ class Contamination:
     mean_snr     unbiased mean lambda, clipped at 0; value = 1 / (1 + mean_snr)
     naive_value  ICR with B taken for Sigma_s and no correction, the paper's plug-in form
     traces       tr Sigma_s, tr Sigma_xi, tr B (after projection, where one was asked for)
-    dimension    d that the ratio was taken in (the number of components where projected)
+    dimension    d that the ratio was taken in
+    components   how many principal components the features were projected on; None without
     tau          what was added to Sigma_xi's diagonal, in squared feature units
     retained     share of the features' total variance that the projection kept (1 without one)
     guards       one sentence for each safeguard that acted; empty when none did
@@ -62,6 +63,7 @@ class Contamination:
     naive_value: float
     traces: Traces
     dimension: int
+    components: int | None
     num_images: int
     num_views: int
     tau: float
@@ -187,6 +189,7 @@ class ViewMoments:
             naive_value=1 / (1 + naive_snr),
             traces=Traces(between - noise / self.num_views, noise, between),
             dimension=dimension,
+            components=components,
             num_images=self.num_images,
             num_views=self.num_views,
             tau=problem.tau,
@@ -264,11 +267,6 @@ def _prepare(moments: ViewMoments, tau: float | None, components: int | None) ->
         between, within, retained = _project(moments, between, within, components)
     dimension, degrees = len(within), moments.degrees
     guards = _check_degrees(moments, dimension)
-    if components is not None:
-        guards += (
-            f"projected on {components} of {len(moments.reference)} principal components, "
-            f"{retained:.1%} of the variance",
-        )
     share = 1e-3 if degrees < 2 * dimension else 1e-6
     if tau is None:
         tau = share * within.trace().item() / dimension

@@ -111,12 +111,12 @@ def view_features(
 
     denoiser(y, sigma) runs the network `module` once on y (B, C, H, W) in EDM coordinates: the
     U-Net itself, or the adapter of a velocity network; where the network carries a class token,
-    `denoiser` adds it. The module is put in evaluation mode and given back in the mode it had.
-    Other arguments as in `pool`; the result is on the CPU.
+    `denoiser` adds it. The module is put in evaluation mode and its parts are given back in the
+    modes they had. Other arguments as in `pool`; the result is on the CPU.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    training = module.training
+    modes = {part: part.training for part in module.modules()}
     module.eval()
     pieces = []
     try:
@@ -125,5 +125,6 @@ def view_features(
                 denoiser(batch, sigma)
                 pieces.append(tap.features.float().cpu())
     finally:
-        module.train(training)
+        for part, training in modes.items():
+            part.training = training
     return torch.cat(pieces).unflatten(0, views.shape[:2])

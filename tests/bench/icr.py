@@ -9,7 +9,7 @@ sigma      the scan over noise levels of a rich run, with the probe      about 3
 import argparse
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -129,7 +129,10 @@ def memorised(network: UNet, training_images: Tensor) -> float:
 
 
 def run(name: str, images: Tensor, held_out: Tensor, seed: int) -> tuple[Tensor, list[float]]:
-    """ICR (checkpoints, view seeds) and the memorisation ratio along one training."""
+    """ICR (checkpoints, view seeds) and the memorisation ratio along one training.
+
+    The rich run, which does not memorise, is sampled at its last checkpoint only (nan before).
+    """
     views, values, memorisation = _views(held_out), [], []
     for step, network in train(images, seed):
         results = [
@@ -137,7 +140,8 @@ def run(name: str, images: Tensor, held_out: Tensor, seed: int) -> tuple[Tensor,
             for view in views
         ]
         values.append([result.value for result in results])
-        memorisation.append(memorised(network, images))
+        sampled = name == "limited" or step == CHECKPOINTS[-1]
+        memorisation.append(memorised(network, images) if sampled else float("nan"))
         mean, spread = np.mean(values[-1]), np.std(values[-1], ddof=1) / len(views) ** 0.5
         naive = np.mean([result.naive_value for result in results])
         print(
@@ -148,12 +152,20 @@ def run(name: str, images: Tensor, held_out: Tensor, seed: int) -> tuple[Tensor,
     return torch.tensor(values, dtype=torch.float64), memorisation
 
 
-def digits_table() -> None:
+def first_alarm(values: Tensor) -> int | None:
+    """The checkpoint at which a run that is watched live is first alarmed."""
+    for count in range(2, len(CHECKPOINTS) + 1):
+        if alarm(CHECKPOINTS[:count], values[:count]).confirmed:
+            return CHECKPOINTS[count - 1]
+    return None
+
+
+def digits_table(seeds: Sequence[int] = SEEDS) -> None:
     """The limited and the rich run, over the seeds."""
     print(f"digits: sigma {SIGMA}, strong views, n {HELD_OUT} held out, V {NUM_VIEWS}")
     training_images, held_out, _ = digits()
     rises, falls, margins = [], [], []
-    for seed in SEEDS:
+    for seed in seeds:
         values, memorisation = run("limited", training_images[:LIMITED], held_out, seed)
         passed = [s for s, m in zip(CHECKPOINTS, memorisation, strict=True) if m > 0.05]
         found = alarm(CHECKPOINTS, values)
@@ -161,14 +173,16 @@ def digits_table() -> None:
         margins.append(bool(passed) and found.step < passed[0])
         print(
             f"  limited seed {seed}: minimum {found.minimum:.4f} at {found.step}, confirmed at "
-            f"{found.confirmed_step}, memorisation above .05 at {passed[0] if passed else None}"
+            f"{found.confirmed_step} (live: {first_alarm(values)}), memorisation above .05 at "
+            f"{passed[0] if passed else None}"
         )
         values, _ = run("rich", training_images, held_out, seed)
         falls.append((values[0] - values[-1]).mean().item())
         found = alarm(CHECKPOINTS, values)
         print(
             f"  rich seed {seed}: {values[0].mean():.4f} to {values[-1].mean():.4f}, minimum at "
-            f"{found.step}, an alarm confirmed at {found.confirmed_step}"
+            f"{found.step}, an alarm confirmed at {found.confirmed_step} (live: "
+            f"{first_alarm(values)})"
         )
     print(f"  limited: minimum before memorisation passes .05: {margins} (target: every seed)")
     for name, values, target in (
@@ -229,12 +243,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.icr", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
-    parts = parser.parse_args().parts or list(PARTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of part digits")
+    arguments = parser.parse_args()
+    parts = arguments.parts or list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part is named {', '.join(sorted(unknown))}; choose of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     for part in parts:
-        PARTS[part]()
+        PARTS[part](arguments.seeds) if part == "digits" else PARTS[part]()
 
 
 if __name__ == "__main__":

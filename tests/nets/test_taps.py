@@ -81,10 +81,12 @@ def test_a_layer_that_did_not_run_says_so():
 
 def test_view_features_in_any_batches_and_the_networks_mode():
     network = UNet(width=8).train()
+    network.inner.head.eval()
     views = torch.randn(5, 3, 1, 8, 8)
     whole = view_features(network, network, views, 0.3, "inner.mid", "spatial")
     assert whole.shape == (5, 3, 16)
     assert network.training
+    assert not network.inner.head.training
     parts = view_features(network, network, views, 0.3, "inner.mid", "spatial", batch_size=4)
     torch.testing.assert_close(parts, whole)
     with Tap(network, "inner.mid", "spatial") as tap:
