@@ -24,7 +24,9 @@ class Number(Artifact):
 
 class NumberSettings(Settings):
     value: int = pydantic.Field(1, ge=0, le=1000, description="the number")
-    seconds: float = pydantic.Field(0.0, ge=0, description="how long it takes")
+    seconds: float = pydantic.Field(
+        0.0, ge=0, description="how long it takes", json_schema_extra={"keyed": False}
+    )
     fail: bool = pydantic.Field(False, description="fail instead")
     steps: int = pydantic.Field(0, ge=0, description="count to this, keeping state")
     marks: str = pydantic.Field(
