@@ -60,6 +60,7 @@ class Row:
     node: str
     method: str
     solver: str
+    grid: str
     nfe: int
     training_step: int
     score: Score
@@ -186,7 +187,7 @@ def _rows(node: str, artifact: Samples, reference: Samples | None, bench: Bench)
     samples = artifact.load()
     scores = list(_feature_scores(samples.images[:count], bench))
     scores += _image_scores(samples.images[:count], reference.load() if reference else None, bench)
-    which = {k: facts[k] for k in ("method", "solver", "nfe", "training_step")}
+    which = {k: facts[k] for k in ("method", "solver", "grid", "nfe", "training_step")}
     return [Row(node=node, score=score, **which) for score in scores]
 
 

@@ -38,6 +38,10 @@ class SampleOptions(Settings):
     grid: table.choice("grid", table.GRIDS) = Field(
         "uniform_t", description="where the solver's levels lie"
     )
+    s_max: float = Field(
+        80.0, gt=0, le=1e4, description="grids edm, log_snr: the first level, s = t / (1 - t)"
+    )
+    s_min: float = Field(0.02, gt=0, description="grids edm, log_snr: the last level above 0")
     guidance: float = Field(
         1.0, ge=0, le=100, description="classifier-free guidance scale; 1 is none"
     )
@@ -60,6 +64,10 @@ class SampleOptions(Settings):
             raise ValueError(
                 f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
+            )
+        if self.s_min >= self.s_max:
+            raise ValueError(
+                f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
             )
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
@@ -144,8 +152,11 @@ def sample_block(network: Any, model: Any, indices: Tensor, settings: SampleSett
     from stages.methods.solvers import levels_for_evaluations, solve
 
     z, labels = noise_and_labels(settings.seed, indices, model.shape, model.num_classes)
-    num_levels = levels_for_evaluations(settings.solver, settings.nfe)
-    levels = resolve(table.GRIDS[settings.grid])(num_levels)
+    bounds = {"s_max": settings.s_max, "s_min": settings.s_min}
+    levels = resolve(table.GRIDS[settings.grid])(
+        levels_for_evaluations(settings.solver, settings.nfe),
+        **(bounds if settings.grid in table.BOUNDED_GRIDS else {}),
+    )
     denoiser = VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
     if settings.guidance != 1:
         unconditional = VelocityDenoiser(network, dtype=torch.float32)

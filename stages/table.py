@@ -23,7 +23,7 @@ STAGES = {
 
 
 class SampleSweep(SampleOptions):
-    """How samples are made, and over which solvers and NFE they are swept on the last checkpoint."""
+    """How samples are made, and over which solvers and NFE on the last checkpoint."""
 
     solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
         ("euler", "heun", "dpmpp2m"), description="solvers compared over nfes"
@@ -33,6 +33,13 @@ class SampleSweep(SampleOptions):
         min_length=1,
         description="network evaluations compared; a solver that takes an odd number only runs at "
         "the odd number just below an even one",
+    )
+    solver_grids: dict[table.choice("solver", table.SOLVERS), table.choice("grid", table.GRIDS)] = (
+        Field(
+            {"heun": "edm"},
+            description="grids of swept solvers that need their own: Heun amplifies errors at the "
+            "long first step of a grid uniform in t",
+        )
     )
     reference_nfe: int = Field(
         100, ge=2, le=10_000, description="evaluations of the samples trajectory_rms refers to"
@@ -54,6 +61,10 @@ class SampleSweep(SampleOptions):
         if solver in table.ODD_SOLVERS:
             return tuple(sorted({nfe - (nfe % 2 == 0) for nfe in self.nfes}))
         return tuple(sorted(set(self.nfes)))
+
+    def grid_of(self, solver: str) -> str:
+        """The grid this solver is swept on."""
+        return self.solver_grids.get(solver, self.grid)
 
     def options(self, **changes: object) -> SampleSettings:
         """The settings of one sample node."""
@@ -168,7 +179,14 @@ def solver_nodes(bench: Bench, method: str) -> list[Node]:
     nodes = [reference]
     for solver in bench.sample.solvers:
         swept = [
-            _sample_node(bench, method, f"{solver}-nfe{nfe}", solver=solver, nfe=nfe)
+            _sample_node(
+                bench,
+                method,
+                f"{solver}-nfe{nfe}",
+                solver=solver,
+                nfe=nfe,
+                grid=bench.sample.grid_of(solver),
+            )
             for nfe in bench.sample.nfes_of(solver)
         ]
         names = [node.name for node in swept]
@@ -190,7 +208,7 @@ def _sample_node(bench: Bench, method: str, variant: str, **changes: object) -> 
         settings,
         inputs={"model": f"train/{method}"},
         resources=bench.resources.sample,
-        tags={"method": method, "solver": settings.solver},
+        tags={"method": method, "solver": settings.solver, "grid": settings.grid},
     )
 
 
@@ -214,7 +232,11 @@ def _evaluate_node(
         settings,
         inputs=inputs | ({"reference": reference} if reference else {}),
         resources=bench.resources.evaluate,
-        tags={"method": method, "solver": solver or bench.sample.solver},
+        tags={
+            "method": method,
+            "solver": solver or bench.sample.solver,
+            "grid": bench.sample.grid_of(solver) if solver else bench.sample.grid,
+        },
     )
 
 

@@ -38,6 +38,9 @@ GRIDS = {
     "log_snr": "stages.methods.grids:log_snr",
 }
 
+# Grids that run between two levels of the user's choice; the others start at t=0.999.
+BOUNDED_GRIDS = frozenset({"edm", "log_snr"})
+
 SOLVERS = dict.fromkeys(
     ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc"), "stages.methods.solvers:named"
 )

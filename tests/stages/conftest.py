@@ -1,0 +1,53 @@
+"""Small artifacts that several test files read, made once."""
+
+import pytest
+import torch
+
+from stages import extract, prepare, train
+from tests.stages.context import Context, context, make, sealed
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> prepare.Data:
+    """All training digits."""
+    return make(tmp_path_factory.mktemp("data"), prepare.STAGE, prepare.PrepareSettings())
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory) -> prepare.Data:
+    """96 training and 48 held-out digits."""
+    settings = prepare.PrepareSettings(limit=96, limit_held_out=48)
+    return make(tmp_path_factory.mktemp("few"), prepare.STAGE, settings)
+
+
+@pytest.fixture(scope="session")
+def extractor(tmp_path_factory, few) -> extract.Extractor:
+    """A barely trained extractor."""
+    settings = extract.ExtractorSettings(epochs=1, min_accuracy=0)
+    return make(tmp_path_factory.mktemp("extractor"), extract.STAGE, settings, data=few)
+
+
+TINY = train.TrainSettings(
+    network=train.NetworkSettings(width=16, depth=1, heads=2, patch=4),
+    batch_size=20,
+    steps=18,
+    warmup_steps=2,
+    checkpoint_steps=(7, 14),
+    log_every=4,
+    save_every=5,
+    ema=0.9,
+)
+
+
+def trained_in(at: Context) -> train.TrainedNetwork:
+    """Train without Ray around it."""
+    train.train_worker(at)
+    return sealed(at, train.STAGE, train.finish(at))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, few) -> train.TrainedNetwork:
+    """A tiny network after 18 steps."""
+    return trained_in(context(tmp_path_factory.mktemp("model"), TINY, data=few))

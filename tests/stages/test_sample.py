@@ -1,0 +1,126 @@
+"""Samples: independent of shards and of their number, balanced, at exactly the asked NFE."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.errors import StageError
+from stages import sample
+from stages.methods import grids, solvers, table
+from stages.methods.path import VelocityDenoiser
+from tests.stages.context import digests, make
+
+SETTINGS = sample.SampleSettings(nfe=3, num_samples=44, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory, model) -> sample.Samples:
+    return make(tmp_path_factory.mktemp("samples"), sample.STAGE, SETTINGS, model=model)
+
+
+@pytest.mark.parametrize("shard_size", [1, 8, 20, 43])
+def test_bytes_do_not_depend_on_shards(tmp_path, model, samples, shard_size):
+    settings = SETTINGS.revised(shard_size=shard_size)
+    assert settings.keyed() == SETTINGS.keyed()
+    other = make(tmp_path, sample.STAGE, settings, model=model)
+    assert digests(other.path) == digests(samples.path)
+
+
+def test_shards_are_whole_blocks():
+    assert sample.shards(44, 8, 20) == [(0, 24), (24, 44)]
+    assert sample.shards(44, 8, 1) == [(i, min(i + 8, 44)) for i in range(0, 44, 8)]
+    assert sample.shards(44, 8, 1000) == [(0, 44)]
+
+
+def test_a_sample_depends_on_seed_and_index_only(tmp_path, model, samples):
+    images = samples.load().images
+    fewer = make(tmp_path / "fewer", sample.STAGE, SETTINGS.revised(num_samples=21), model=model)
+    assert torch.equal(fewer.load().images, images[:21])
+    other = SETTINGS.revised(batch_size=5)
+    regrouped = make(tmp_path / "regrouped", sample.STAGE, other, model=model).load().images
+    torch.testing.assert_close(regrouped, images, rtol=0, atol=1e-5)
+    reseeded = make(tmp_path / "seed", sample.STAGE, SETTINGS.revised(seed=1), model=model)
+    assert (reseeded.load().images - images).abs().mean() > 0.1
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 44
+
+
+def test_labels_are_balanced_and_used(model, samples):
+    loaded = samples.load()
+    assert loaded.labels.tolist() == [i % 10 for i in range(44)]
+    network = model.load().network()
+    z, labels = sample.noise_and_labels(0, torch.arange(8), (1, 8, 8), 10)
+    levels = grids.uniform_t(3)
+    denoiser = VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
+    expected = solvers.solve(denoiser, 999 * z.double(), levels, "dpmpp2m").float()
+    torch.testing.assert_close(loaded.images[:8], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("solver", "nfe"), [("euler", 4), ("heun", 5), ("unipc", 4)])
+def test_the_network_is_called_nfe_times(model, solver, nfe):
+    loaded, calls = model.load(), []
+
+    def network(x, t, labels=None):
+        calls.append(t[0].item())
+        return torch.zeros_like(x)
+
+    settings = SETTINGS.revised(solver=solver, nfe=nfe, grid="edm")
+    sample.sample_block(network, loaded, torch.arange(4), settings)
+    assert len(calls) == nfe
+    assert calls[0] == pytest.approx(80 / 81)
+
+
+def test_guidance_moves_away_from_the_unconditional_velocity(model):
+    loaded = model.load()
+
+    def network(x, t, labels=None):  # the path of a point mass at 1 (conditional) or 0
+        return (x - (0.0 if labels is None else 1.0)) / t[:, None, None, None]
+
+    for guidance, expected in ((1.0, 1.0), (3.0, 3.0), (0.0, 0.0)):
+        settings = SETTINGS.revised(guidance=guidance)
+        found = sample.sample_block(network, loaded, torch.arange(4), settings)
+        torch.testing.assert_close(found, torch.full_like(found, expected), rtol=0, atol=1e-4)
+    outside = SETTINGS.revised(guidance=3.0, guidance_interval=(0.0, 0.0))
+    found = sample.sample_block(network, loaded, torch.arange(4), outside)
+    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-4)
+
+
+def test_checkpoint_and_facts(tmp_path, model, samples):
+    assert samples.description["training_step"] == 18
+    early = make(tmp_path / "early", sample.STAGE, SETTINGS.revised(step=7), model=model)
+    assert early.description["training_step"] == 7
+    assert not torch.equal(early.load().images, samples.load().images)
+    with pytest.raises(StageError, match="no checkpoint of step 8"):
+        make(tmp_path / "none", sample.STAGE, SETTINGS.revised(step=8), model=model)
+
+
+def test_the_picture_shows_the_samples_in_order(tmp_path):
+    images = np.linspace(-1.5, 1.5, 12, dtype=np.float32)[:, None, None, None]
+    sample.write_grid(tmp_path / "grid.png", np.broadcast_to(images, (12, 3, 8, 8)))
+    with Image.open(tmp_path / "grid.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == ((2 * 9 - 1) * 6, (10 * 9 - 1) * 6, 3)
+    for i in range(12):
+        centre = pixels[(i // 10 * 9 + 4) * 6, (i % 10 * 9 + 4) * 6]
+        expected = round((min(max(float(images[i].item()), -1), 1) + 1) * 127.5)
+        assert centre.tolist() == [expected] * 3
+
+
+def test_the_table_knows_all_solvers():
+    assert set(table.SOLVERS) == set(solvers.SOLVERS)
+    odd = {name for name in solvers.SOLVERS if solvers.evaluations(name, 3) == 5}
+    assert odd == table.ODD_SOLVERS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"solver": "heun", "nfe": 10}, "solver=heun takes an odd .* nfe=10 .* 9 or 11"),
+        ({"solver": "hoin"}, "unknown solver 'hoin'; did you mean 'heun'"),
+        ({"s_min": 90}, "s_min=90.* s_max=80"),
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
+    ],
+)
+def test_contradictions_are_refused_in_words(changes, words):
+    with pytest.raises(ValueError, match=words):
+        sample.SampleSettings(**changes)
