@@ -188,6 +188,7 @@ WEIGHTS = {
     "only the first": [1] + [0] * 499,
     "only the last": [0] * 499 + [1],
     "far apart": [1e-300, 1, 1e-300, 1e300],
+    "huge": [1e308, 1e308, 1e308],
     "one interval": [2.0],
     "random": torch.rand(500, generator=torch.Generator().manual_seed(2)).tolist(),
 }

@@ -155,6 +155,14 @@ def test_known_grids():
     torch.testing.assert_close(Shifted(Uniform(), 3.0).grid(2), torch.tensor([1, 0.75, 0]).double())
 
 
+def test_the_inverse_at_the_ends_of_a_narrow_support():
+    density = PiecewiseConstant([0, 1, 0])
+    u = torch.tensor([0, 0.5, 1], dtype=torch.float64)
+    torch.testing.assert_close(density.inverse_cdf(u), torch.tensor([0, 1 / 2, 2 / 3]).double())
+    mixed = Mixture(density, Uniform(), 0.5)
+    torch.testing.assert_close(mixed.inverse_cdf(u), torch.tensor([0, 0.5, 1]).double())
+
+
 def test_samples_keep_shape_and_dtype():
     u = torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
     for density, _, _ in CASES.values():
