@@ -1,0 +1,115 @@
+"""The engine's budgets on this machine: measured beside target.
+
+    python -m tests.bench.engine [--full]
+
+Times are wall-clock seconds of whole commands, the least of a few tries where they are short.
+`--full` adds the first and second run of `full` on the default preset (minutes).
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.results import latest
+from pipeline.store import Store
+
+
+def timed(*command: str, tries: int = 1) -> float:
+    """Least wall-clock seconds of a command that must succeed."""
+    return min(_once(command) for _ in range(tries))
+
+
+def _once(command: tuple[str, ...]) -> float:
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    return seconds
+
+
+def line(what: str, measured: float, target: float, unit: str = "s") -> None:
+    verdict = "held" if measured <= target else "MISSED"
+    print(f"{what:<52} {measured:>9.3f} {unit:<3} target {target:>7g}  {verdict}", flush=True)
+
+
+def light_commands(store: str) -> None:
+    line("--help", timed("pipeline", "--help", tries=5), 0.25)
+    line(
+        "plan full, nothing made yet", timed("pipeline", "plan", "full", *_at(store), tries=5), 0.6
+    )
+
+
+def smoke(store: str) -> None:
+    command = ("pipeline", "run", "full", "--preset", "smoke", *_at(store))
+    line("run full --preset smoke, first", timed(*command), 90)
+    line("run full --preset smoke, unchanged", timed(*command, tries=5), 1.0)
+    line("plan full --preset smoke, all cached", timed(*_plan(command), tries=5), 0.6)
+
+
+def _plan(command: tuple[str, ...]) -> tuple[str, ...]:
+    return ("pipeline", "plan", *command[2:])
+
+
+def full(store: str) -> None:
+    command = ("pipeline", "run", "full", *_at(store))
+    line("run full, first", timed(*command), 600)
+    line("run full, unchanged", timed(*command, tries=5), 1.0)
+    run = latest("full", Store(store))
+    began = _seconds_to_first_step(Path(store) / "runs" / run.id)
+    if began is not None:
+        line("from the command to the first training step", began, 10)
+
+
+def _seconds_to_first_step(folder: Path) -> float | None:
+    """From the run record's beginning to the train node's start, by its manifest."""
+    import datetime
+
+    store = Store(folder.parent.parent)
+    data = store.read_run(folder.name)
+    for node in data["nodes"].values():
+        if node["stage"] == "train":
+            started = store.manifest("train", node["key"]).started
+            parse = datetime.datetime.fromisoformat
+            return (parse(started) - parse(data["created"])).total_seconds()
+    return None
+
+
+def node_overhead(store: str) -> None:
+    """Slope between runs of 10 and 110 nodes that do nothing: start-up falls out."""
+    seconds = {}
+    for width in (10, 110):
+        arguments = ("tests.toy", "run", "wide", f"width={width}", "--jobs", "1")
+        run = subprocess.run(
+            [sys.executable, "-m", *arguments, *_at(f"{store}-{width}")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        stamps = [float(s) for s in re.findall(r"\[ *([\d.]+) s\]", run.stdout)]
+        seconds[width] = stamps[-1] - stamps[0]
+    line("engine time a node", 1000 * (seconds[110] - seconds[10]) / 100, 20, "ms")
+
+
+def _at(store: str) -> tuple[str, str]:
+    return "--store", store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="also time the main job (minutes)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        light_commands(f"{folder}/light")
+        node_overhead(f"{folder}/toy")
+        smoke(f"{folder}/smoke")
+        if options.full:
+            full(f"{folder}/full")
+
+
+if __name__ == "__main__":
+    main()
