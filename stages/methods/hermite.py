@@ -93,13 +93,12 @@ class PolynomialFeatures:
 
         scaled: kappa^a kappa^b Q_ab, (g, p, p). rho2: rho^(2 k) for every feature, (g, p).
         """
-        gram = scaled.clone()
-        for k, above, below, root in self._shifts:
-            weight = (root[:, None] * root).to(scaled)
-            rows = below.to(scaled.device)
-            moved = scaled[:, rows[:, None], rows] * (rho2[:, k, None, None] * weight)
-            columns = above.to(scaled.device)
-            gram[:, columns[:, None], columns] += moved
+        source, target, shift, weight = (x.to(scaled.device) for x in self._shifts)
+        entries = scaled.flatten(1)
+        moved = entries.index_select(1, source)
+        moved *= rho2.index_select(1, shift)
+        moved *= weight.to(scaled)
+        gram = entries.index_add(1, target, moved).unflatten(1, scaled.shape[1:])
         top = self._top.to(scaled.device)
         gram[:, top, top] += rho2[:, top]
         return gram
@@ -116,27 +115,30 @@ class PolynomialFeatures:
         indices = (torch.tensor(x) for x in (target, feature, lower))
         return *indices, torch.tensor(root, dtype=torch.float64)
 
-    def _all_shifts(self) -> list[tuple[int, Tensor, Tensor, Tensor]]:
-        """For each k with 0 < |k| < degree: its place, the places of all a >= k and of a - k, and
-        sqrt(C(a, k)). The k of full degree meet only themselves: they are kept as `_top`."""
+    def _all_shifts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The terms of G with 0 < |k| < degree, one entry for each (a, b, k): flat place of
+        (a-k, b-k), flat place of (a, b), place of k, and sqrt(C(a, k) C(b, k)). The k of full
+        degree meet only a = b = k: they are kept as `_top`."""
         total = [sum(n for _, n in term) for term in self.terms]
         self._top = torch.tensor([i for i, n in enumerate(total) if n == self.degree])
-        found: dict[int, list[tuple[int, int, float]]] = {
-            i: [] for i, n in enumerate(total) if 0 < n < self.degree
-        }
-        for a, term in enumerate(self.terms) if found else ():
+        above: dict[int, list[tuple[int, int, float]]] = {}  # k: a, a - k, sqrt(C(a, k))
+        for a, term in enumerate(self.terms) if self.degree > 1 else ():
             for part in product(*(range(n + 1) for _, n in term)):
-                lower = tuple((v, q) for (v, _), q in zip(term, part, strict=True) if q)
-                k = self.place[lower]
-                if k in found:
+                if 0 < sum(part) < self.degree:
+                    lower = tuple((v, q) for (v, _), q in zip(term, part, strict=True) if q)
                     ways = math.prod(math.comb(n, q) for (_, n), q in zip(term, part, strict=True))
-                    found[k].append((a, self.place[_minus(term, lower)], math.sqrt(ways)))
-        shifts = []
-        for k, rows in found.items():
-            above, below, root = zip(*rows, strict=True)
+                    row = (a, self.place[_minus(term, lower)], math.sqrt(ways))
+                    above.setdefault(self.place[lower], []).append(row)
+        entries = [(torch.empty(0, dtype=torch.long),) * 3 + (torch.empty(0, dtype=torch.float64),)]
+        for k, rows in above.items():
+            a, rest, root = zip(*rows, strict=True)
+            a, rest = torch.tensor(a), torch.tensor(rest)
             root = torch.tensor(root, dtype=torch.float64)
-            shifts.append((k, torch.tensor(above), torch.tensor(below), root))
-        return shifts
+            source = (rest[:, None] * len(self.terms) + rest).flatten()
+            target = (a[:, None] * len(self.terms) + a).flatten()
+            weight = (root[:, None] * root).flatten()
+            entries.append((source, target, torch.full_like(source, k), weight))
+        return tuple(torch.cat(column) for column in zip(*entries, strict=True))
 
 
 @lru_cache(maxsize=32)

@@ -137,9 +137,9 @@ class WaveletStatistics:
         for block in system.blocks:
             gram, slopes = system.assemble(block)
             weights = system.penalty(block, penalty)
-            prior = system.wiener(block) if centre == "wiener" else torch.zeros_like(slopes)
+            prior = system.wiener(block, gram) if centre == "wiener" else None
             for ridge, out in zip(ridges, betas, strict=True):
-                out.append(solve(gram, slopes, prior, weights, ridge))
+                out.append(solve(gram, slopes, weights, ridge, prior))
         return [
             WaveletScore(self, sigma, ridge, system.tau, torch.cat(out))
             for ridge, out in zip(ridges, betas, strict=True)

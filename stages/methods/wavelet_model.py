@@ -17,6 +17,8 @@ GIB = 2**30
 SHARD_IMAGES = 512  # images whose coefficients are held at once
 CHUNK_BYTES = 2**21  # features of one block of groups: they stay in the processor's cache
 SOLVE_BYTES = 2**22  # Gram matrices of one block of groups while solving
+SOLVE_ARRAYS = 10  # arrays of that size while solving
+WORKING_BYTES = 2**26  # blocks of features and the allocator's slack
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ class WaveletModel:
         statistics = self.statistics_bytes(shape)
         basis = WaveletBasis(self.wavelet, self.levels, *shape)
         one_group = statistics // self._num_groups(basis)
-        coefficients = 8 * basis.num_coefficients * SHARD_IMAGES * (self.degree + 3)
-        solving = 5 * max(min(SOLVE_BYTES, statistics), one_group)
-        return copies * statistics + max(coefficients + 4 * CHUNK_BYTES, solving)
+        coefficients = 8 * basis.num_coefficients * SHARD_IMAGES * (self.degree + 6)
+        solving = SOLVE_ARRAYS * max(SOLVE_BYTES, one_group)
+        return copies * statistics + max(coefficients, solving) + WORKING_BYTES
 
     def check_memory(
         self, shape: tuple[int, int, int], max_bytes: int = 2 * GIB, copies: int = 1

@@ -62,13 +62,17 @@ class NoisyMoments:
             diagonal[:, 1:] = 1 / tau**2
         return diagonal
 
-    def wiener(self, block: slice) -> Tensor:
-        """Coefficients of the diagonal Wiener score -y_i / tau_i, (g, targets, p)."""
-        tau, features = self._tau(block), self.layout.features
-        prior = tau.new_zeros(len(tau), self.layout.num_targets, len(features))
-        target = torch.arange(self.layout.num_targets, device=tau.device)
-        prior[:, target, 1 + target * features.degree] = -1 / tau[:, target]
-        return prior
+    def wiener(self, block: slice, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of the diagonal Wiener score -y_i / tau_i, and these times G; both
+        (g, targets, p)."""
+        num_targets = self.layout.num_targets
+        target = torch.arange(num_targets, device=gram.device)
+        linear = 1 + target * self.layout.features.degree
+        slope = -1 / self._tau(block)[:, :num_targets]
+        pull = gram[:, linear] * slope[..., None]
+        prior = torch.zeros_like(pull)
+        prior[:, target, linear] = slope
+        return prior, pull
 
     def risk(self, gram: Tensor, slopes: Tensor, beta: Tensor) -> Tensor:
         """R = sigma^2 + sigma^4 (beta^T G beta + 2 b^T beta) of every target, (g, targets).
@@ -92,9 +96,12 @@ class NoisyMoments:
         return self.layout.features.products(single[..., None])[..., 0]
 
 
-def solve(gram: Tensor, slopes: Tensor, prior: Tensor, penalty: Tensor, ridge: float) -> Tensor:
+def solve(
+    gram: Tensor, slopes: Tensor, penalty: Tensor, ridge: float, prior: tuple[Tensor, Tensor] | None
+) -> Tensor:
     """beta of (G + ridge P)(beta - prior) = -b - G prior, (g, targets, p).
 
+    prior: the centre and G times it, as `NoisyMoments.wiener` gives them, or None for zero.
     Raises ValueError when the system is singular, which only a vanishing ridge allows.
     """
     if penalty.ndim == 3:
@@ -108,4 +115,7 @@ def solve(gram: Tensor, slopes: Tensor, prior: Tensor, penalty: Tensor, ridge: f
             f"ridge {ridge:g} is too small: the moments are singular at this sigma; use a larger "
             "ridge, for example 1e-6, or more images."
         )
-    return prior + torch.cholesky_solve(-(slopes + prior @ gram).mT, factor).mT
+    if prior is None:
+        return -torch.cholesky_solve(slopes.mT, factor).mT
+    centre, pull = prior
+    return centre - torch.cholesky_solve((slopes + pull).mT, factor).mT
