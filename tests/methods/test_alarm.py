@@ -56,6 +56,10 @@ def test_a_live_run_seldom_alarms_on_a_curve_that_stays_flat():
     assert alarms <= 8
 
 
+def test_equal_values_are_no_rise():
+    assert not alarm([1, 2, 3], torch.full((3, 4), 0.7)).confirmed
+
+
 def test_a_falling_curve_is_not_confirmed():
     found = alarm([1, 2, 3], curve([0.8, 0.75, 0.7], spread=1e-3))
     assert (found.step, found.confirmed) == (3, False)
