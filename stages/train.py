@@ -196,6 +196,15 @@ def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
         return resolve(table.NETWORKS[kind])(**config)
 
 
+def num_parameters(kind: str, config: dict[str, Any]) -> int:
+    """Trained parameters of a network; nothing is allocated."""
+    import torch
+
+    with torch.device("meta"):
+        network = resolve(table.NETWORKS[kind])(**config)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
 def network_config(settings: TrainOptions, shape: tuple[int, ...], num_classes: int) -> dict:
     """Keyword arguments of the network for images of `shape` (C, H, W)."""
     size = settings.network
@@ -418,6 +427,7 @@ def finish(context: Context) -> Result:
         "steps": list(settings.kept_steps),
         "shape": list(data.shape),
         "num_classes": data.num_classes,
+        "parameters": num_parameters(settings.network.kind, config),
     }
     (context.path / "model.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     curves = [tuple(row) for row in record["curves"]]

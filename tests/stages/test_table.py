@@ -26,7 +26,9 @@ def changed(*overrides) -> set[str]:
 
 def test_nodes_of_the_full_recipe():
     nodes = graph("sample.nfes=[5,6,10]")
-    assert {"prepare", "extractor", "train/sit", "sample/sit-reference"} <= set(nodes.nodes)
+    assert {"prepare", "extractor", "train/sit", "sample/sit-reference", "report"} <= set(
+        nodes.nodes
+    )
     steps = [nodes[f"sample/sit-step{step}"].settings for step in (300, 600, 900, 1200)]
     assert [s.step for s in steps] == [300, 600, 900, 1200]
     assert {s.nfe for s in steps} == {20}
@@ -49,7 +51,7 @@ def test_the_train_recipe_trains_only():
 
 def test_an_evaluation_setting_repeats_evaluation_only():
     assert changed("evaluate.num_samples=1000") == {
-        name for name in graph().nodes if name.startswith("evaluate")
+        name for name in graph().nodes if name.startswith(("evaluate", "report"))
     }
 
 

@@ -108,6 +108,9 @@ def test_checkpoints_hold_the_moving_average(few, model):
     network = loaded.network(14)
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
+    trained = train.build_network("sit", loaded.config, 0).parameters()
+    numbers = sum(p.numel() for p in trained if p.requires_grad)
+    assert model.description["parameters"] == numbers
     stored = load_file(model.path / "checkpoints/step-000014.safetensors")
     assert all(torch.equal(v, stored[k]) for k, v in network.state_dict().items())
     # The average after 7 steps by its definition, from the raw weights of every step.
