@@ -134,12 +134,7 @@ class Execution:
         inputs: dict[str, Any] = {}
         for slot, declared in node.stage.inputs.items():
             where = {name: self._where(name) for name in node.slot(slot)}
-            if declared.many:
-                inputs[slot] = where
-            elif where:
-                inputs[slot] = next(iter(where.values()))
-            else:
-                inputs[slot] = {} if declared.many else None
+            inputs[slot] = where if declared.many else next(iter(where.values()), None)
         return worker.Job(
             node=node.name,
             key=item.key,

@@ -53,7 +53,10 @@ def _is_module(name: str) -> bool:
     parent, _, leaf = name.rpartition(".")
     if not parent:
         return False
-    folder = _path(parent).parent
+    origin = _path(parent)
+    if origin.name != "__init__.py":
+        return False  # a module's members are no modules
+    folder = origin.parent
     return (folder / f"{leaf}.py").is_file() or (folder / leaf / "__init__.py").is_file()
 
 

@@ -153,7 +153,9 @@ def _make(job: Job, store: Store, send: Send, mapper: Mapper) -> Manifest:
 
 
 def _open(store: Store, value: Any) -> Any:
-    """`(stage, key)` becomes an artifact; a mapping by node name becomes a mapping."""
+    """`(stage, key)` becomes an artifact; a mapping by node name a mapping; None stays."""
+    if value is None:
+        return None
     if isinstance(value, Mapping):
         return {name: _open(store, item) for name, item in value.items()}
     try:

@@ -86,6 +86,13 @@ def test_a_description_of_a_setting_changes_nothing(package):
     assert digests() != first
 
 
+def test_a_function_that_shares_its_name_with_a_module_is_no_module(package):
+    (package / "late.py").write_text("from package.helper import unused\nONE = 1\n")
+    assert "package.unused" not in digests()
+    (package / "late.py").write_text("from package import unused\nONE = 1\n")
+    assert "package.unused" in digests()
+
+
 def test_an_unused_module_does_not_matter(package):
     before = digests()
     (package / "unused.py").write_text("TWO = 3\n")
