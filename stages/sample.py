@@ -20,7 +20,7 @@ from pipeline.artifact import Artifact, open_artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
 from stages.methods import table
-from stages.train import TrainedNetwork
+from stages.model import TrainedNetwork
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.artifact import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
 from stages.methods import table
+from stages.model import TrainedNetwork, build_network, checkpoint_name
 from stages.prepare import Data
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from stages.loop import Step, TrainState
+    from stages.loop import TrainState
+    from stages.losslog import LossLog
 
 ABSCISSA = "training_step"
 
@@ -130,72 +126,6 @@ class TrainSettings(TrainOptions):
     seed: int = Field(0, ge=0, description="of initial weights, order of images, and all draws")
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained network and its checkpoints.
-
-    steps: the checkpoints, ascending. method: the training loss. shape: (C, H, W) of images.
-    """
-
-    folder: Path
-    kind: str
-    config: dict[str, Any]
-    method: str
-    steps: tuple[int, ...]
-    shape: tuple[int, int, int]
-    num_classes: int
-
-    def network(self, step: int | None = None, device: str = "cpu") -> nn.Module:
-        """The network with the EMA weights of a checkpoint (default: the last), frozen.
-
-        Raises ValueError when that step was not kept.
-        """
-        from safetensors.torch import load_file
-
-        step = self.steps[-1] if step is None else step
-        if step not in self.steps:
-            kept = ", ".join(map(str, self.steps))
-            raise ValueError(f"no checkpoint of step {step} was kept (there are {kept})")
-        network = build_network(self.kind, self.config, seed=0)
-        network.load_state_dict(load_file(self.folder / checkpoint_name(step)))
-        return network.to(device).eval().requires_grad_(False)
-
-
-class TrainedNetwork(Artifact):
-    """EMA weights at the kept steps, and how to build the network."""
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: network, its configuration, method, steps, shape, number of classes."""
-        return json.loads((self.path / "model.json").read_text())
-
-    def load(self) -> TrainedModel:
-        facts = self.description
-        return TrainedModel(
-            folder=self.path,
-            kind=facts["network"],
-            config=facts["config"],
-            method=facts["method"],
-            steps=tuple(facts["steps"]),
-            shape=tuple(facts["shape"]),
-            num_classes=facts["num_classes"],
-        )
-
-
-def checkpoint_name(step: int) -> str:
-    """Where the EMA weights after `step` steps stand in the artifact."""
-    return f"checkpoints/step-{step:06d}.safetensors"
-
-
-def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
-    """A freshly initialised network; the process's own random state is left as it was."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return resolve(table.NETWORKS[kind])(**config)
-
-
 def num_parameters(kind: str, config: dict[str, Any]) -> int:
     """Trained parameters of a network; nothing is allocated."""
     import torch
@@ -219,77 +149,6 @@ def network_config(settings: TrainOptions, shape: tuple[int, ...], num_classes: 
     }
 
 
-@dataclass
-class Log:
-    """Curve points so far, and the losses of the window that is not yet full.
-
-    What a killed run needs to end with the same curves; `record` and `window` go into the state.
-    """
-
-    every: int
-    curves: list[tuple[str, int, float]] = field(default_factory=list)
-    step_seconds: list[tuple[int, float]] = field(default_factory=list)
-    window: list[dict[str, Tensor]] = field(default_factory=list)
-    _clock: float = field(default_factory=time.perf_counter)
-    _timed: int = 0
-
-    def add(self, step: Step) -> list[tuple[str, int, float]]:
-        """Take a step in; returns the new curve points when it fills the window."""
-        losses = {f"loss/{name}": value for name, value in step.losses.items()}
-        self.window.append(losses | {"gradient_norm": step.gradient_norm})
-        self._timed += 1
-        if step.step % self.every:
-            return []
-        means = self.values(step.step).mean(0).tolist()
-        rows = [(name, step.step, mean) for name, mean in zip(self.window[0], means, strict=True)]
-        self.curves += rows
-        self.step_seconds.append((step.step, (time.perf_counter() - self._clock) / self._timed))
-        self.window, self._timed, self._clock = [], 0, time.perf_counter()
-        return rows
-
-    def values(self, last_step: int) -> Tensor:
-        """(steps, names) of the window, averaged over the workers, in float64.
-
-        Raises StageError, naming the step, when one is NaN or infinite.
-        """
-        import torch
-
-        from stages.loop import mean_over_processes
-
-        values = torch.stack([torch.stack(list(row.values())) for row in self.window])
-        values = mean_over_processes(values.double()).cpu()
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            step = last_step - len(self.window) + row + 1
-            raise StageError(
-                f"{list(self.window[0])[column]} is {values[row, column].item()} at step {step}; "
-                "training stopped, its last good state is kept: lower train.lr or raise "
-                "train.warmup_steps"
-            )
-        return values
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The window as `{"window.NAME": (steps,)}`, to be saved."""
-        import torch
-
-        names = list(self.window[0]) if self.window else []
-        return {f"window.{name}": torch.stack([row[name] for row in self.window]) for name in names}
-
-    def record(self) -> dict[str, Any]:
-        """The rest, as JSON data."""
-        names = list(self.window[0]) if self.window else []
-        return {"curves": self.curves, "step_seconds": self.step_seconds, "window": names}
-
-    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Continue from what `tensors` and `record` returned."""
-        self.curves = [tuple(row) for row in record["curves"]]
-        self.step_seconds = [tuple(row) for row in record["step_seconds"]]
-        columns = [tensors[f"window.{name}"] for name in record["window"]]
-        rows = zip(*columns, strict=True)
-        self.window = [dict(zip(record["window"], row, strict=True)) for row in rows]
-
-
 def run(context: Context) -> Result:
     """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk."""
     import os
@@ -306,11 +165,28 @@ def run(context: Context) -> Result:
             num_workers=settings.num_workers, use_gpu=settings.device == "cuda"
         ),
         run_config=RunConfig(
-            name=context.path.name, storage_path=str(context.path.parent / "ray-train")
+            name=context.path.name, storage_path=str(context.work.path / "ray-train")
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except Exception as error:
+        # Errors of workers arrive inside one of Ray's own.
+        for failure in getattr(error, "worker_failures", {}).values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, StageError):
+                raise cause from error
+        raise
     return finish(context)
+
+
+def _device(settings: TrainOptions) -> Any:
+    """Where this process trains; a worker of several on a machine has its own GPU."""
+    if settings.device == "cuda" and settings.num_workers:
+        from ray.train.torch import get_device
+
+        return get_device()
+    return settings.device
 
 
 def train_worker(context: Context) -> None:
@@ -328,14 +204,14 @@ def train_worker(context: Context) -> None:
     state, log = _start(context, data)
     loss = resolve(table.LOSSES[settings.method])(label_dropout=settings.label_dropout)
     batches = loop.Batches(
-        data.train, data.train.labels, settings.batch_size, settings.seed, settings.device
+        data.train, data.train.labels, settings.batch_size, settings.seed, _device(settings)
     )
     kept = set(settings.kept_steps)
     for step in loop.train(state, loss, batches, settings.steps):
         rows = log.add(step)
         keep, save = step.step in kept, step.step % settings.save_every == 0
-        if (keep or save) and log.window:
-            log.values(step.step)  # never keep what a broken loss has made
+        if keep or save:
+            log.check(step.step)  # never keep what a broken loss has made
         if first:
             if rows:
                 context.points(ABSCISSA, rows)
@@ -346,12 +222,14 @@ def train_worker(context: Context) -> None:
             _tell(context, step.step, log)
 
 
-def _start(context: Context, data: Any) -> tuple[TrainState, Log]:
+def _start(context: Context, data: Any) -> tuple[TrainState, LossLog]:
     """The state to train from: fresh, or the last that an interrupted run saved."""
     from stages import resume
     from stages.loop import Optimization, TrainState
+    from stages.losslog import LossLog
 
     settings: TrainSettings = context.settings
+    device = _device(settings)
     config = network_config(settings, data.shape, data.num_classes)
     try:
         network = build_network(settings.network.kind, config, settings.seed)
@@ -366,15 +244,15 @@ def _start(context: Context, data: Any) -> tuple[TrainState, Log]:
         ema_decay=settings.ema,
         precision=settings.precision,
     )
-    state = TrainState(network.to(settings.device), optimization)
+    state = TrainState(network.to(device), optimization)
     if settings.compile:
         network.compile()
-    log = Log(settings.log_every)
+    log = LossLog(settings.log_every)
     found = resume.latest(context.work.path)
     if found is not None:
         step, tensors, record = found
         state.restore(step, tensors)
-        log.restore(tensors, record)
+        log.restore(tensors, record, device)
         context.log(f"continuing after step {step} of {settings.steps}")
     return state, log
 
@@ -390,7 +268,7 @@ def _keep(folder: Path, step: int, state: TrainState) -> None:
     write_atomically(path, lambda p: save_file(state.ema.network.state_dict(), p))
 
 
-def _save(context: Context, state: TrainState, log: Log) -> None:
+def _save(context: Context, state: TrainState, log: LossLog) -> None:
     """Write the resumable state; the one before stays until this one is whole."""
     from stages import resume
 
@@ -398,7 +276,7 @@ def _save(context: Context, state: TrainState, log: Log) -> None:
     context.work.push()
 
 
-def _tell(context: Context, step: int, log: Log) -> None:
+def _tell(context: Context, step: int, log: LossLog) -> None:
     recent = [value for name, _, value in log.curves[-4:] if name == "loss/velocity"]
     note = f"loss {recent[-1]:.4f}" if recent else ""
     context.progress(step, context.settings.steps, "steps", note)

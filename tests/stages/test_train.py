@@ -193,3 +193,20 @@ def test_contradictions_are_refused_in_words(changes, words):
     with pytest.raises(ValueError, match=words[0]) as refused:
         train.TrainOptions(**changes)
     assert all(word in str(refused.value) for word in words)
+
+
+@pytest.mark.slow
+def test_two_ray_workers_train_as_one(tmp_path, few, model):
+    two = make(tmp_path, train.STAGE, TINY.revised(num_workers=2), data=few)
+    for step in model.load().steps:
+        one = model.load().network(step).state_dict()
+        for name, value in two.load().network(step).state_dict().items():
+            torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-6)
+    assert two.metrics["loss/velocity"] == pytest.approx(model.metrics["loss/velocity"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_worker_s_error_arrives_as_its_own(tmp_path, few):
+    settings = TINY.revised(num_workers=2, network=train.NetworkSettings(patch=3, width=16))
+    with pytest.raises(StageError, match="not divisible by patch_size 3"):
+        make(tmp_path, train.STAGE, settings, data=few)

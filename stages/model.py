@@ -1,0 +1,82 @@
+"""A trained network on disk: EMA weights at its checkpoints, and how to build it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+from pipeline.stage import resolve
+from stages.methods import table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained network and its checkpoints.
+
+    steps: the checkpoints, ascending. method: the training loss. shape: (C, H, W) of images.
+    """
+
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+    method: str
+    steps: tuple[int, ...]
+    shape: tuple[int, int, int]
+    num_classes: int
+
+    def network(self, step: int | None = None, device: str = "cpu") -> nn.Module:
+        """The network with the EMA weights of a checkpoint (default: the last), frozen.
+
+        Raises ValueError when that step was not kept.
+        """
+        from safetensors.torch import load_file
+
+        step = self.steps[-1] if step is None else step
+        if step not in self.steps:
+            kept = ", ".join(map(str, self.steps))
+            raise ValueError(f"no checkpoint of step {step} was kept (there are {kept})")
+        network = build_network(self.kind, self.config, seed=0)
+        network.load_state_dict(load_file(self.folder / checkpoint_name(step)))
+        return network.to(device).eval().requires_grad_(False)
+
+
+class TrainedNetwork(Artifact):
+    """EMA weights at the kept steps, and how to build the network."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: network, its configuration, method, steps, shape, number of classes."""
+        return json.loads((self.path / "model.json").read_text())
+
+    def load(self) -> TrainedModel:
+        facts = self.description
+        return TrainedModel(
+            folder=self.path,
+            kind=facts["network"],
+            config=facts["config"],
+            method=facts["method"],
+            steps=tuple(facts["steps"]),
+            shape=tuple(facts["shape"]),
+            num_classes=facts["num_classes"],
+        )
+
+
+def checkpoint_name(step: int) -> str:
+    """Where the EMA weights after `step` steps stand in the artifact."""
+    return f"checkpoints/step-{step:06d}.safetensors"
+
+
+def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
+    """A freshly initialised network; the process's own random state is left as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return resolve(table.NETWORKS[kind])(**config)
