@@ -8,11 +8,16 @@ the same package that these import, inside functions too. Comments, docstrings, 
 from __future__ import annotations
 
 import ast
+import atexit
+import contextlib
 import hashlib
 import importlib.util
+import json
+import os
 from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 def closure(roots: Iterable[str], exclude: Collection[str] = ()) -> dict[str, str]:
@@ -30,13 +35,58 @@ def closure(roots: Iterable[str], exclude: Collection[str] = ()) -> dict[str, st
     return dict(sorted(found.items()))
 
 
-@cache
+# Raise it when the way of hashing changes.
+FORMAT = 1
+
+
 def scan(module: str) -> tuple[str, tuple[str, ...]]:
-    """Digest of a module's syntax tree, and the modules it imports."""
-    tree = ast.parse(_path(module).read_text())
-    return hashlib.sha256("".join(_tokens(tree)).encode()).hexdigest(), tuple(
-        _imports(tree, module.partition(".")[0])
-    )
+    """Digest of a module's syntax tree, and the modules it imports.
+
+    Remembered between commands by the file's path, size and time of change, as Python remembers
+    compiled modules.
+    """
+    path = _path(module)
+    status = path.stat()
+    mark = f"{FORMAT} {path} {status.st_size} {status.st_mtime_ns}"
+    remembered = _memory()
+    if mark not in remembered:
+        remembered[mark] = _scan(path, module)
+    digest, imports = remembered[mark]
+    return digest, tuple(imports)
+
+
+def _memory_file() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "diffusion-bench" / "sources.json"
+
+
+@cache
+def _memory() -> dict[str, Any]:
+    """What earlier commands found; written back when this one ends, if it found more."""
+    try:
+        found = json.loads(_memory_file().read_text())
+    except (OSError, ValueError):
+        found = {}
+    atexit.register(_remember, found, len(found))
+    return found
+
+
+def _remember(found: dict[str, Any], known: int) -> None:
+    if len(found) == known:
+        return
+    file = _memory_file()
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    newest = dict(list(found.items())[-2000:])
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(newest))
+        temporary.replace(file)
+
+
+def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
+    tree = ast.parse(path.read_text())
+    digest = hashlib.sha256("".join(_tokens(tree)).encode()).hexdigest()
+    return digest, tuple(_imports(tree, module.partition(".")[0]))
 
 
 @cache

@@ -37,7 +37,7 @@ def package(tmp_path, monkeypatch):
 
 
 def _forget():
-    for cached in (sources.scan, sources._path, sources._is_module):
+    for cached in (sources._path, sources._is_module):
         cached.cache_clear()
 
 
@@ -91,6 +91,18 @@ def test_a_function_that_shares_its_name_with_a_module_is_no_module(package):
     assert "package.unused" not in digests()
     (package / "late.py").write_text("from package import unused\nONE = 1\n")
     assert "package.unused" in digests()
+
+
+def test_scans_are_remembered_and_an_edit_is_seen(package, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = digests()
+    sources._remember(dict(sources._memory()), known=0)
+    sources._memory.cache_clear()
+    monkeypatch.setattr(sources, "_scan", None)  # a remembered file is not read again
+    assert digests() == before
+    monkeypatch.undo()
+    (package / "late.py").write_text("ONE = 3\n")
+    assert digests() != before
 
 
 def test_an_unused_module_does_not_matter(package):
