@@ -49,6 +49,7 @@ class Manifest:
     sources: dict[str, str]
     threads: int
     files: dict[str, dict[str, Any]]
+    external: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     abscissa: str | None = None

@@ -183,6 +183,9 @@ def _difference(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
     for module in sorted(old.sources.keys() | new.sources.keys()):
         if old.sources.get(module) != new.sources.get(module):
             changes.append(f"code of {module} changed")
+    for name in sorted(old.external.keys() | new.files.keys()):
+        if old.external.get(name) != new.files.get(name):
+            changes.append(f"{name} changed on disk")
     if old.threads != new.threads:
         changes.append(f"threads {old.threads} -> {new.threads}")
     if old.version != new.version:

@@ -87,6 +87,8 @@ class Stage:
         version: raise it when the artifact's layout or meaning changes.
         sources: the dotted names (`"module:attribute"`) of the methods and networks that given
             settings name; their modules enter the artifact's key.
+        files: the files and folders outside the store that given settings name; their contents
+            (of folders: names, sizes and times of change) enter the key.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Stage:
     inputs: Mapping[str, Input] = field(default_factory=dict)
     version: int = 1
     sources: Callable[[Any], Iterable[str]] = lambda settings: ()
+    files: Callable[[Any], Iterable[Path]] = lambda settings: ()
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,7 @@ def _manifest(
         sources=dict(job.identity.sources),
         threads=job.identity.threads,
         files=files,
+        external=dict(job.identity.files),
         metrics={name: float(value) for name, value in result.metrics.items()},
         timings=dict(result.timings),
         abscissa=result.abscissa,

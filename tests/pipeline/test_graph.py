@@ -1,10 +1,12 @@
 """The checks made before anything runs, selection, and keys."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
-from pipeline.graph import Graph, Node
+from pipeline.graph import Graph, Node, fingerprint
 from pipeline.stage import Input, Resources, Stage
 from tests.toy import stages
 from tests.toy.table import CATALOG, Toy, chain
@@ -111,3 +113,25 @@ def test_a_many_slot_may_be_empty_and_its_names_enter_the_key():
     assert len(keys) == 3
     assert Input(Other).optional is False
     assert Resources().threads == 1
+
+
+def test_files_that_settings_name_enter_the_key(tmp_path):
+    file, folder = tmp_path / "data.bin", tmp_path / "folder"
+    file.write_bytes(b"one")
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"a")
+    reader = replace(stages.NUMBER, files=lambda settings: [file, folder])
+
+    def key():
+        fingerprint.cache_clear()
+        return Graph([Node("x", reader, stages.NumberSettings())]).keys["x"]
+
+    first = key()
+    assert key() == first
+    file.write_bytes(b"two")
+    second = key()
+    (folder / "b.png").write_bytes(b"b")
+    assert len({first, second, key()}) == 3
+    file.unlink()
+    with pytest.raises(UsageError, match=r"data\.bin does not exist"):
+        key()
