@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from pipeline.graph import Node
-from pipeline.stage import Catalog, Resources, Settings
-from stages import evaluate, extract, prepare, sample, train
+from pipeline.stage import Catalog, Resources, Settings, Stage
+from stages import evaluate, extract, prepare, report, sample, train
 from stages.evaluate import EvaluateOptions, EvaluateSettings
 from stages.extract import ExtractorOptions, ExtractorSettings
 from stages.methods import table
 from stages.prepare import PrepareSettings
+from stages.report import ReportSettings
 from stages.sample import SampleOptions, SampleSettings
 from stages.train import TrainOptions, TrainSettings
 
 STAGES = {
     stage.name: stage
-    for stage in (prepare.STAGE, extract.STAGE, train.STAGE, sample.STAGE, evaluate.STAGE)
+    for stage in (
+        prepare.STAGE,
+        extract.STAGE,
+        train.STAGE,
+        sample.STAGE,
+        evaluate.STAGE,
+        report.STAGE,
+    )
 }
 
 
@@ -80,6 +89,7 @@ class StageResources(Settings):
     train: Resources = Field(Resources(), description="of train nodes")
     sample: Resources = Field(Resources(), description="of sample nodes")
     evaluate: Resources = Field(Resources(), description="of evaluate nodes")
+    report: Resources = Field(Resources(), description="of report")
 
 
 class Bench(Settings):
@@ -93,6 +103,7 @@ class Bench(Settings):
     train: TrainOptions = Field(TrainOptions(), description="training")
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
     evaluate: EvaluateOptions = Field(EvaluateOptions(), description="scores")
+    report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
 
     @model_validator(mode="after")
@@ -240,20 +251,38 @@ def _evaluate_node(
     )
 
 
+def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
+    """The report of what all other nodes give."""
+
+    def of(stage: Stage) -> list[str]:
+        return [node.name for node in nodes if node.stage is stage]
+
+    inputs = {
+        "data": "prepare",
+        "extractor": "extractor",
+        "training": of(train.STAGE),
+        "scores": of(evaluate.STAGE),
+        "samples": of(sample.STAGE),
+    }
+    return Node("report", report.STAGE, bench.report, inputs, bench.resources.report)
+
+
 def _fields(settings: Settings) -> dict[str, object]:
     return {name: getattr(settings, name) for name in type(settings).model_fields}
 
 
 def full(bench: Bench) -> list[Node]:
-    """Everything: data, extractor, trainings, samples over steps and over solvers, scores."""
+    """Everything: data, extractor, trainings, samples over steps and over solvers, scores,
+    report."""
     method = bench.train.method
-    return [
+    nodes = [
         *prepare_nodes(bench),
         *extractor_nodes(bench),
         *train_nodes(bench),
         *checkpoint_nodes(bench, method),
         *solver_nodes(bench, method),
     ]
+    return [*nodes, report_node(bench, nodes)]
 
 
 def training(bench: Bench) -> list[Node]:

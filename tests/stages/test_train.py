@@ -198,11 +198,13 @@ def test_contradictions_are_refused_in_words(changes, words):
 @pytest.mark.slow
 def test_two_ray_workers_train_as_one(tmp_path, few, model):
     two = make(tmp_path, train.STAGE, TINY.revised(num_workers=2), data=few)
-    for step in model.load().steps:
-        one = model.load().network(step).state_dict()
-        for name, value in two.load().network(step).state_dict().items():
-            torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-6)
-    assert two.metrics["loss/velocity"] == pytest.approx(model.metrics["loss/velocity"], rel=1e-5)
+    # Rounding grows: AdamW normalises even gradients that are nothing but rounding.
+    for step, tolerance in ((7, 2e-6), (18, 1e-4)):
+        pairs = [artifact.load().network(step).parameters() for artifact in (two, model)]
+        ours, theirs = (torch.cat([p.flatten() for p in found]).double() for found in pairs)
+        assert (ours - theirs).norm() < tolerance * theirs.norm()
+    for name, value in model.metrics.items():
+        assert two.metrics[name] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.slow
