@@ -6,8 +6,8 @@ Every command that runs something imports this module; what speaks HTTP is in `t
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -95,9 +95,15 @@ def _check_sqlite(uri: str) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise UsageError(f"tracking URI '{uri}': {folder} is not a folder; choose another path")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        place = path if path.exists() else folder
-        raise UsageError(f"tracking URI '{uri}': {place} is not writable; choose another path")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise UsageError(
+            f"tracking URI '{uri}': {error.filename or folder} is not writable "
+            f"({error.strerror}); choose another path"
+        ) from error
     if path.exists() and path.stat().st_size:
         with path.open("rb") as stream:
             if stream.read(16) != b"SQLite format 3\0":

@@ -12,6 +12,7 @@ import contextlib
 import getpass
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -34,6 +35,7 @@ MAX_BACKOFF_SECONDS = 10.0
 LAST_WORDS_SECONDS = 60.0  # how long a sender outlives a driver that was killed
 SYSTEM_METRICS_SECONDS = 5.0
 AWAY = "MLflow at {} is away; the run goes on and its records are sent when it is back ({})"
+SKIPPED = "MLflow refused a record, which is skipped: {}"
 BACK = "MLflow at {} is back; the kept records have been sent"
 SAME_FAILURES = 6  # of a server that answers other requests: then the record is at fault
 REFUSALS = {
@@ -132,14 +134,10 @@ class Sender:
         try:
             return call()
         except Exception as error:
-            self._refused_or_away(error)
+            if not self._is_refusal(error):
+                raise Away(_first_line(error)) from error
+            self._warn_once(SKIPPED.format(_first_line(error)))
             return None
-
-    def _refused_or_away(self, error: Exception) -> None:
-        message = _first_line(error)
-        if not self._is_refusal(error):
-            raise Away(message) from error
-        self._warn_once(f"MLflow refused a record, which is skipped: {message}")
 
     def _is_refusal(self, error: Exception) -> bool:
         """Whether repeating the call is vain: the server is there and says no."""
@@ -340,7 +338,9 @@ class Sender:
             if step in self._state.steps(key, metric) or (metric, step) in batch.steps:
                 continue
             batch.steps[metric, step] = None
-            batch.metrics.append((metric, value, time_ms, step))
+            # MLflow would draw an infinity as 1.8e308, and the curve as a flat line.
+            finite = value if math.isfinite(value) else math.nan
+            batch.metrics.append((metric, finite, time_ms, step))
 
     def _on_dataset(self, event: dict[str, Any]) -> list[Action]:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -404,8 +404,10 @@ class Sender:
                 tags=[RunTag(k[:MAX_KEY_CHARS], str(v)[:MAX_TAG_CHARS]) for k, v in tags],
             )
         except Exception as error:
-            if len(metrics) + len(params) + len(tags) == 1 or not self._is_refusal(error):
-                self._refused_or_away(error)
+            if not self._is_refusal(error):
+                raise Away(_first_line(error)) from error
+            if len(metrics) + len(params) + len(tags) == 1:
+                self._warn_once(SKIPPED.format(_first_line(error)))
                 return
             for half in (0, 1):
                 self._log_batch(run, *(_half(items, half) for items in (metrics, params, tags)))
@@ -508,9 +510,14 @@ def _user() -> str:
         return "unknown"
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+def _first_line(error: BaseException) -> str:
+    """What went wrong in a few words: the operating system's where it has some."""
+    text, cause = str(error).strip() or type(error).__name__, error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            text = cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return redact(text.splitlines()[0])[:300]
 
 
 def serve(run_dir: Path, closing: threading.Event, tell: Callable[[str, str], None]) -> None:

@@ -1,0 +1,635 @@
+"""What reaches MLflow, whatever dies or goes away in between.
+
+Most tests run the sender in this process against a sqlite database; those marked slow start real
+senders and a real server, and kill them.
+"""
+
+import http.server
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import track
+from pipeline.errors import UsageError
+from pipeline.track import views
+from pipeline.track.spool import (
+    LOCK,
+    SPOOL,
+    STATE,
+    Spool,
+    State,
+    Steps,
+    is_pending,
+    lock_file,
+    read_events,
+)
+from pipeline.tracking_uri import check_uri, default_uri, redact
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """One database for all tests (making one takes seconds); experiments keep them apart."""
+    from pipeline.track.sender import create_database
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    create_database(path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def client(database):
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=database)
+
+
+class NoProcess:
+    """Stands for a sender's process where the test itself is the sender."""
+
+    def __init__(self):
+        read, write = os.pipe()
+        os.close(write)
+        self.stdout = os.fdopen(read)
+        self.stdin = open(os.devnull, "w")  # noqa: SIM115
+
+    def wait(self, timeout):
+        return 0
+
+
+@pytest.fixture
+def make(database, tmp_path, monkeypatch):
+    """Build started trackers that spawn nothing; each test has an experiment of its own."""
+    monkeypatch.setattr(track, "_spawn", lambda *args, **kwargs: NoProcess())
+
+    def build(run="run-1", uri=database, params=None, warnings=None):
+        tracker = track.Tracker(
+            uri,
+            tmp_path / "runs" / run,
+            experiment=f"full/{tmp_path.name}",
+            run_name=run,
+            run_id=f"{tmp_path.name}-{run}",
+            params=params or {"train": {"lr": 1e-3, "betas": [0.9, 0.99]}, "seed": 0},
+            tags={"git.revision": "abc", "recipe": "full", "preset": "digits"},
+            warn=(warnings if warnings is not None else []).append,
+            system_metrics=False,
+        )
+        tracker.start()
+        return tracker
+
+    return build
+
+
+def send(run_dir, warn=print):
+    """Send all that is spooled, as a sender does that starts now."""
+    from pipeline.track.sender import Sender
+
+    sender = Sender(run_dir, warn)
+    while sender.step():
+        pass
+    return sender
+
+
+def runs_of(client, name):
+    experiment = client.get_experiment_by_name(name)
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def history(client, run, metric):
+    return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric)]
+
+
+def test_round_trip(make, client, tmp_path):
+    tracker = make()
+    report = tmp_path / "report.html"
+    report.write_text("<h1>report</h1>")
+    tracker.dataset("prepare", "digits", "d1", "sklearn", {"images": ("float32", (-1, 1, 8, 8))})
+    tracker.node_finished("prepare", metrics={"num_images": 1500})
+    tracker.node_started("train/sit", {"artifact_key": "k1", "method": "sit"})
+    tracker.points("train/sit", "training_step", [("loss/velocity", 10, 0.5)])
+    tracker.node_finished(
+        "train/sit",
+        metrics={"tokens_per_second": 1e4},
+        curves=[("loss/velocity", 10, 0.5), ("loss/velocity", 20, 0.25)],
+        params={"train": {"steps": 20}},
+        abscissa="training_step",
+    )
+    curve = [("fid", 50, 3.0), ("fid", 5, 9.0), ("fid", 10, 6.0)]
+    tags = {"artifact_key": "k2"}
+    tracker.node_finished("evaluate/nfe", curves=curve, abscissa="nfe", cached=True, tags=tags)
+    tracker.artifact(report, "report")
+    tracker.close("FINISHED")
+    send(tmp_path / "runs" / "run-1")
+
+    name = f"full/{tmp_path.name}"
+    runs = runs_of(client, name)
+    assert set(runs) == {"run-1", "train/sit · run-1", "evaluate/nfe · run-1"}
+    parent, train, nfe = (runs[k] for k in ("run-1", "train/sit · run-1", "evaluate/nfe · run-1"))
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert parent.data.params == {"train.lr": "0.001", "train.betas": "[0.9, 0.99]", "seed": "0"}
+    expected = {"recipe": "full", "preset": "digits", "git.revision": "abc"}
+    assert expected.items() <= parent.data.tags.items()
+    assert parent.data.metrics["prepare/num_images"] == 1500
+    assert history(client, parent, "evaluate/nfe/fid") == history(client, nfe, "fid")
+    assert [d.dataset.name for d in parent.inputs.dataset_inputs] == ["digits"]
+    assert [a.path for a in client.list_artifacts(parent.info.run_id, "report")] == [
+        "report/report.html"
+    ]
+    assert history(client, train, "loss/velocity") == [(10, 0.5), (20, 0.25)]
+    assert history(client, train, "tokens_per_second") == [(0, 1e4)]
+    assert train.data.params == {"train.steps": "20"}
+    assert sorted(history(client, nfe, "fid")) == [(5, 9.0), (10, 6.0), (50, 3.0)]
+    assert nfe.data.metrics["fid"] == 3.0, "the table shows the value at the largest step"
+    ours = {"node": "evaluate/nfe", "cached": "true", "abscissa": "nfe", "artifact_key": "k2"}
+    ours |= {
+        "mlflow.parentRunId": parent.info.run_id,
+        "pipeline.run_id": f"{tmp_path.name}-run-1",
+    }
+    assert ours.items() <= nfe.data.tags.items()
+    assert "cached" not in train.data.tags
+    experiment = client.get_experiment_by_name(name)
+    saved = [views.abscissa_of(tag, value) for tag, value in experiment.tags.items()]
+    assert {"nfe", "training_step"} <= set(saved)
+    assert not is_pending(tmp_path / "runs" / "run-1")
+
+
+def test_a_resumed_run_continues_its_own_and_repeats_no_point(make, client, tmp_path):
+    run_dir = tmp_path / "runs" / "run-1"
+    first = make()
+    first.points("train/sit", "training_step", [("loss", s, 1 / s) for s in range(1, 8)])
+    first.close("KILLED")
+    send(run_dir)
+    second = make()  # from the checkpoint at step 5: steps 6 and 7 are computed again
+    second.points("train/sit", "training_step", [("loss", s, 1 / s) for s in range(6, 11)])
+    curve = [("loss", s, 1 / s) for s in range(1, 11)]
+    second.node_finished("train/sit", curves=curve, abscissa="training_step")
+    send(run_dir)
+    runs = runs_of(client, f"full/{tmp_path.name}")
+    assert set(runs) == {"run-1", "train/sit · run-1"}
+    assert runs["run-1"].info.status == "RUNNING"
+    steps = [step for step, _ in history(client, runs["train/sit · run-1"], "loss")]
+    assert sorted(steps) == list(range(1, 11))
+    second.close("FINISHED")
+    send(run_dir)
+    assert runs_of(client, f"full/{tmp_path.name}")["run-1"].info.status == "FINISHED"
+
+
+def test_a_sender_killed_before_it_recorded_its_progress_writes_nothing_twice(
+    make, client, tmp_path
+):
+    run_dir = tmp_path / "runs" / "run-1"
+    tracker = make()
+    send(run_dir)
+    tracker.points("train/sit", "training_step", [("loss", s, 1.0) for s in range(100)])
+    shutil.copy(run_dir / STATE, tmp_path / "before")
+    send(run_dir)
+    # All was sent and both runs were created, but the state says nothing of it, except that
+    # the child was being created.
+    state = json.loads((tmp_path / "before").read_text())
+    state["creating"] = ["train/sit"]
+    (run_dir / STATE).write_text(json.dumps(state))
+    tracker.points("train/sit", "training_step", [("loss", 100, 1.0)])
+    send(run_dir)
+    runs = runs_of(client, f"full/{tmp_path.name}")
+    experiment = client.get_experiment_by_name(f"full/{tmp_path.name}")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    steps = [step for step, _ in history(client, runs["train/sit · run-1"], "loss")]
+    assert sorted(steps) == list(range(101))
+
+
+def test_an_absent_server_loses_and_doubles_nothing(make, client, tmp_path):
+    from pipeline.track.sender import Away, Sender
+
+    run_dir = tmp_path / "runs" / "run-1"
+    tracker = make()
+    sender = Sender(run_dir, print)
+    sender.step()
+    real, calls = sender._client.log_batch, []
+
+    def log_batch(*args, **kwargs):
+        calls.append(args)
+        if len(calls) % 2:  # every other answer is lost, after the server has done its work
+            real(*args, **kwargs)
+        if len(calls) < 6:
+            raise ConnectionError("gone")
+        return real(*args, **kwargs)
+
+    sender._client.log_batch = log_batch
+    tracker.points("train/sit", "training_step", [("loss", s, 1.0) for s in range(1100)])
+    outages = 0
+    while True:
+        try:
+            if not sender.step():
+                break
+        except Away:
+            outages += 1
+    assert outages == 5
+    child = runs_of(client, f"full/{tmp_path.name}")["train/sit · run-1"]
+    assert sorted(s for s, _ in history(client, child, "loss")) == list(range(1100))
+
+
+def test_one_refused_record_costs_only_itself(make, client, tmp_path):
+    run_dir = tmp_path / "runs" / "run-1"
+    first = make(params={"a": 1, "b": 2})
+    first.close("FAILED")
+    send(run_dir)
+    second = make(params={"a": 1, "b": 3, **{f"p{i}": i for i in range(250)}})
+    second.points("train", "training_step", [("loss (%)", 1, 0.5), ("../kid", 1, 0.5)])
+    second.artifact(tmp_path / "absent.png")
+    second.close("FINISHED")
+    warnings = []
+    send(run_dir, warnings.append)
+    runs = runs_of(client, f"full/{tmp_path.name}")
+    assert runs["run-1"].data.params["b"] == "2"
+    assert len(runs["run-1"].data.params) == 252
+    assert set(runs["train · run-1"].data.metrics) == {"loss ___", "kid"}
+    assert runs["run-1"].info.status == "FINISHED"
+    assert len(warnings) == 2
+    assert all("skipped" in w for w in warnings)
+
+
+def test_a_run_removed_from_mlflow_is_sent_anew(make, client, tmp_path):
+    run_dir = tmp_path / "runs" / "run-1"
+    make().points("train", "training_step", [("loss", 1, 0.5)])
+    send(run_dir)
+    removed = runs_of(client, f"full/{tmp_path.name}")
+    for run in removed.values():
+        client.delete_run(run.info.run_id)
+    make().points("train", "training_step", [("loss", 2, 0.25)])
+    send(run_dir)
+    runs = runs_of(client, f"full/{tmp_path.name}")
+    assert runs["run-1"].info.run_id != removed["run-1"].info.run_id
+    assert history(client, runs["train · run-1"], "loss") == [(1, 0.5), (2, 0.25)]
+
+
+def test_values_that_are_no_numbers_leave_the_curve_readable(make, client, tmp_path):
+    nan, infinity = float("nan"), float("inf")
+    tracker = make()
+    rows = [("loss", 1, 0.5), ("loss", 2, nan), ("loss", 3, infinity), ("loss", 4, -infinity)]
+    tracker.points("train", "training_step", rows)
+    send(tmp_path / "runs" / "run-1")
+    run = runs_of(client, f"full/{tmp_path.name}")["train · run-1"]
+    values = dict(history(client, run, "loss"))
+    assert values[1] == 0.5
+    assert all(str(values[step]) == "nan" for step in (2, 3, 4))
+
+
+def test_leftover_spools_are_sent_by_a_later_run(make, client, tmp_path, monkeypatch):
+    from pipeline.track.sender import serve
+
+    for run in ("died", "busy", "mine"):
+        make(run).points("train", "training_step", [("loss", 1, 0.5)])
+    make("done").close()
+    send(tmp_path / "runs" / "done")
+    spawned = []
+    monkeypatch.setattr(track, "_spawn", lambda runs, **kwargs: spawned.extend(runs))
+    with lock_file(tmp_path / "runs" / "busy" / LOCK, 0) as held:
+        assert held
+        assert track.flush_pending(tmp_path, exclude=tmp_path / "runs" / "mine") == 1
+    assert spawned == [str(tmp_path / "runs" / "died")]
+    closing = threading.Event()
+    closing.set()
+    serve(tmp_path / "runs" / "died", closing, lambda kind, message: None)
+    runs = runs_of(client, f"full/{tmp_path.name}")
+    assert runs["died"].info.status == "KILLED", "a run that never told its end was killed"
+    assert runs["train · died"].info.status == "KILLED"
+    assert not is_pending(tmp_path / "runs" / "died")
+
+
+def test_an_absent_server_is_told_once_and_keeps_the_spool(make, tmp_path, monkeypatch):
+    from pipeline.track.sender import serve
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
+    warnings = []
+    tracker = make(uri=uri, warnings=warnings)
+    run_dir = tmp_path / "runs" / "run-1"
+    assert (run_dir / SPOOL).stat().st_mode & 0o077 == 0, "the URI may hold a password"
+    closing, said = threading.Event(), []
+    server = threading.Thread(target=serve, args=(run_dir, closing, lambda *a: said.append(a)))
+    server.daemon = True
+    server.start()
+    time.sleep(1.5)
+    closing.set()
+    server.join(10)
+    assert not server.is_alive()
+    assert [kind for kind, _ in said] == ["away"]
+    assert "secret" not in said[0][1]
+    assert is_pending(run_dir)
+    tracker.close()
+    assert "the next run sends them" in warnings[-1]
+    assert "secret" not in warnings[-1]
+
+
+# The spool
+
+
+def test_a_torn_line_is_no_event(tmp_path):
+    Spool(tmp_path).append("node", node="a")
+    with (tmp_path / SPOOL).open("a") as stream:
+        stream.write('{"event":"node","no')
+    events, offset = read_events(tmp_path, 0)
+    assert [e["node"] for e in events] == ["a"]
+    assert offset < (tmp_path / SPOOL).stat().st_size
+    Spool(tmp_path).append("node", node="b")
+    events, offset = read_events(tmp_path, offset)
+    assert [e["node"] for e in events] == ["b"]
+    assert offset == (tmp_path / SPOOL).stat().st_size
+
+
+def test_events_from_many_threads_stay_whole(tmp_path):
+    spool = Spool(tmp_path)
+    rows = [("loss", step, 0.1) for step in range(200)]
+    threads = [
+        threading.Thread(target=lambda: [spool.append("points", rows=rows) for _ in range(20)])
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events, offset = [], 0
+    while True:
+        more, offset = read_events(tmp_path, offset)
+        if not more:
+            break
+        events += more
+    assert len(events) == 160
+    assert all(len(e["rows"]) == 200 for e in events)
+
+
+@pytest.mark.parametrize(
+    ("steps", "most"),
+    [(range(0, 100_000, 50), 1), ([5, 10, 20, 50, 100], 3), ([9, 3, 3, 7, 1], 4), ([-2, 0], 1)],
+)
+def test_sent_steps_are_remembered_exactly_and_compactly(steps, most):
+    sent = Steps()
+    for step in steps:
+        sent.add(step)
+    assert len(sent.ranges) <= most
+    again = Steps(json.loads(json.dumps(sent.ranges)))
+    low, high = min(steps), max(steps)
+    assert {s for s in range(low - 5, high + 6) if s in again} == set(steps)
+
+
+def test_state_of_another_server_is_not_used(tmp_path):
+    state = State(tmp_path, "sqlite:///a.db")
+    state.offset = 7
+    state.steps("x", "loss").add(3)
+    state.save()
+    assert State.load(tmp_path, "sqlite:///a.db").offset == 7
+    assert 3 in State.load(tmp_path, "sqlite:///a.db").steps("x", "loss")
+    assert State.load(tmp_path, "http://b").offset == 0
+
+
+def test_the_engine_imports_no_mlflow():
+    code = "import sys, pipeline.track, pipeline.ui; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# Tracking URIs
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("mlflow.db", "no scheme"),
+        ("", "no scheme"),
+        ("htp://host:5000", "did you mean 'http'"),
+        ("ftp://host", "unknown scheme"),
+        ("http://", "no valid host"),
+        ("http://host:port", "malformed"),
+        ("http://user:secret@[::1", "malformed"),
+        ("http://host:99999", "malformed"),
+        ("http://two words:5000", "no valid host"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "keeps nothing"),
+        ("sqlite:////proc/nowhere/mlflow.db", "not writable"),
+        ("sqlite:////etc/hostname/mlflow.db", "not a folder"),
+        ("postgresql+nodriver://host/db", "needs the Python package nodriver"),
+    ],
+)
+def test_a_bad_uri_is_refused_in_one_sentence(uri, words):
+    with pytest.raises(UsageError, match=words) as error:
+        check_uri(uri)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_database_is_checked(tmp_path):
+    assert check_uri(default_uri(tmp_path / "new store")) is None
+    (tmp_path / "text.db").write_text("these are no tables, only words")
+    with pytest.raises(UsageError, match="no sqlite database"):
+        check_uri(f"sqlite:///{tmp_path}/text.db")
+    with pytest.raises(UsageError, match="names a folder"):
+        check_uri(f"sqlite:///{tmp_path}")
+
+
+def test_passwords_stay_out_of_messages():
+    assert redact("http://me:p4ss@host:5000/x") == "http://me:***@host:5000/x"
+    assert redact("postgresql://me:p:4@host/db").count("4") == 0
+    assert redact("http://host:5000") == "http://host:5000"
+
+
+@pytest.fixture
+def stub():
+    """A server that asks for user ada with password love, or gives the answer it is set to."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        answer: tuple[int, bytes] | None = None
+        seen: list[str | None] = []  # noqa: RUF012
+
+        def do_POST(self):
+            self.seen.append(self.headers["Authorization"])
+            granted = self.headers["Authorization"] in ("Basic YWRhOmxvdmU=", "Bearer t0ken")
+            code, body = self.answer or ((200, b"{}") if granted else (401, b"who are you?"))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    Handler.seen = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    server.handler = Handler
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_refused_credentials_end_the_command(stub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="refuses the credentials"):
+        check_uri(stub.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    assert check_uri(stub.url) is None
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+    assert check_uri(stub.url.replace("//", "//ada:love@")) is None
+    (tmp_path / ".mlflow").mkdir()
+    credentials = "[mlflow]\nmlflow_tracking_username = ada\nmlflow_tracking_password = love\n"
+    (tmp_path / ".mlflow" / "credentials").write_text(credentials)
+    assert check_uri(stub.url) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hate")
+    with pytest.raises(UsageError, match="HTTP 401"):
+        check_uri(stub.url)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((403, b"no"), "refuses the credentials"),
+        ((403, b"Invalid Host header - possible DNS rebinding attack"), "--allowed-hosts"),
+        ((404, b"not here"), "HTTP 404, not as an MLflow server"),
+        ((200, b"<html>hello</html>"), "not as an MLflow server"),
+    ],
+)
+def test_what_answers_but_does_not_serve_is_refused(stub, answer, words):
+    stub.handler.answer = answer
+    with pytest.raises(UsageError, match=words):
+        check_uri(stub.url)
+
+
+def test_a_server_that_is_away_is_only_a_warning(stub):
+    stub.handler.answer = (503, b"later")
+    assert "HTTP 503" in check_uri(stub.url)
+    stub.shutdown()
+    stub.server_close()
+    assert "cannot be reached" in check_uri(stub.url)
+
+
+# Real processes
+
+
+def start_tracker(store, uri, run, **keywords):
+    tracker = track.Tracker(
+        uri,
+        Path(store) / "runs" / run,
+        experiment="full/digits",
+        run_name=run,
+        run_id=run,
+        params={"seed": 0},
+        tags={},
+        **keywords,
+    )
+    tracker.start()
+    return tracker
+
+
+def one_command(store, run, die):
+    tracker = start_tracker(store, default_uri(Path(store)), run)
+    tracker.points("train", "training_step", [("loss", s, 1.0) for s in range(50)])
+    if die:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    tracker.close("FINISHED", timeout=120)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_commands_started_at_once_share_a_new_store(tmp_path):
+    import mlflow
+
+    context = multiprocessing.get_context("spawn")
+    commands = [
+        context.Process(target=one_command, args=(str(tmp_path), f"run-{i}", False))
+        for i in range(2)
+    ]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join(180)
+        assert command.exitcode == 0
+    client = mlflow.MlflowClient(tracking_uri=default_uri(tmp_path))
+    runs = runs_of(client, "full/digits")
+    assert set(runs) == {"run-0", "run-1", "train · run-0", "train · run-1"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert all(len(history(client, runs[f"train · run-{i}"], "loss")) == 50 for i in range(2))
+    logs = [path.read_text() for path in tmp_path.glob("runs/*/mlflow.log")]
+    assert logs == ["", ""], "libraries' chatter is silenced, and nothing failed"
+
+
+@pytest.mark.slow
+def test_the_last_words_of_a_killed_command_arrive(tmp_path):
+    import mlflow
+
+    context = multiprocessing.get_context("spawn")
+    command = context.Process(target=one_command, args=(str(tmp_path), "run-0", True))
+    command.start()
+    command.join(60)
+    assert command.exitcode == -signal.SIGKILL
+    wait_for(lambda: not is_pending(tmp_path / "runs" / "run-0"))
+    client = mlflow.MlflowClient(tracking_uri=default_uri(tmp_path))
+    runs = runs_of(client, "full/digits")
+    assert {run.info.status for run in runs.values()} == {"KILLED"}
+    assert len(history(client, runs["train · run-0"], "loss")) == 50
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_and_comes_back(tmp_path, database):
+    import mlflow
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = tmp_path / "server.db"
+    shutil.copy(database.removeprefix("sqlite:///"), path)
+
+    def serve():
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--workers", "1", "--backend-store-uri"]
+        command += [f"sqlite:///{path}", "--artifacts-destination", str(tmp_path / "files")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (tmp_path / "server.log").open("ab") as log:
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    uri = f"http://127.0.0.1:{port}"
+    said = []
+    tracker = start_tracker(tmp_path, uri, "run-0", warn=said.append)
+    tracker.points("train", "training_step", [("loss", s, 1.0) for s in range(10)])
+    server = serve()
+    try:
+        wait_for(lambda: check_uri(uri) is None)
+        wait_for(lambda: any("is back" in line for line in said))
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        tracker.points("train", "training_step", [("loss", s, 1.0) for s in range(10, 30)])
+        wait_for(lambda: sum("is away" in line for line in said) == 2)
+        begun = time.monotonic()
+        tracker.close("FINISHED")
+        assert time.monotonic() - begun < 5, "a server known to be away is not waited for"
+        assert is_pending(tmp_path / "runs" / "run-0")
+        server = serve()
+        wait_for(lambda: check_uri(uri) is None)
+        wait_for(lambda: track.flush_pending(tmp_path) == 1)
+        wait_for(lambda: not is_pending(tmp_path / "runs" / "run-0"))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")
+    runs = runs_of(client, "full/digits")
+    assert runs["run-0"].info.status == "FINISHED"
+    steps = [step for step, _ in history(client, runs["train · run-0"], "loss")]
+    assert sorted(steps) == list(range(30))
