@@ -2,6 +2,9 @@ import pytest
 import torch
 
 from stages.methods import path
+from stages.methods.grids import uniform_t
+from stages.methods.solvers import solve
+from stages.nets.sit import SiT
 from tests import oracle
 
 T = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
@@ -103,6 +106,24 @@ def test_packed_class_token_follows_the_images_path():
     clean, clean_token = packing.unpack(denoiser(state, s))
     assert torch.allclose(clean, image / (1 + s) * (1 - 2 * t))
     assert torch.allclose(clean_token, token / (1 + s) * (1 - 3 * t))
+
+
+def test_a_sit_with_a_class_token_is_solved_packed():
+    network = SiT(4, 1, patch_size=2, width=16, depth=1, num_heads=2, class_token_dim=3)
+    source = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=source)
+    packing, s = path.Packing((1, 4, 4)), 3.0
+    denoiser = path.VelocityDenoiser(network, packing=packing)
+    state = torch.randn(2, 19, generator=source)
+    with torch.no_grad():
+        image, token = packing.unpack(state / (1 + s))
+        v, v_token = network(image, torch.full((2,), 0.75), class_token=token)
+        clean, clean_token = packing.unpack(denoiser(state, s))
+    assert torch.allclose(clean, image - 0.75 * v, atol=1e-6)
+    assert torch.allclose(clean_token, token - 0.75 * v_token, atol=1e-6)
+    end = solve(denoiser, 999 * state, uniform_t(3), "unipc")
+    assert end.shape == state.shape
 
 
 def test_edm_denoiser_with_a_silent_network_is_exact_for_data_of_its_own_variance():

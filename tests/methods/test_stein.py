@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -298,6 +300,26 @@ def test_online_reads_the_states_own_noise_level():
     assert correction.effective_level(y, 2.0) == pytest.approx(2.6, rel=0.01)
     assert correction.effective_level(y, 1.0) == pytest.approx(2.0)  # clamped to 4 s^2
     assert correction.effective_level(y, 10.0) == pytest.approx(5.0)  # clamped to s^2 / 4
+
+
+def test_online_uses_each_outputs_own_noise_level():
+    """States half noisier than their nominal level: only the true level makes the identity."""
+    data = oracle.bench_mixture(0)
+    training = data.sample(100_000, generator(5))
+    mean = training.mean(0)
+    correction = stein.online(mean, float((training - mean).square().sum(1).mean()), num_probes=4)
+
+    class Misnamed:
+        begun = correction.begin(solvers.named("dpmpp2m"), LEVELS.tolist(), generator(3))
+
+        def evaluate(self, output, y, level):
+            return self.begun.evaluate(output, y, level / 1.5)
+
+    clean, steps = straight(data, "dpmpp2m", 20_000, Misnamed())
+    for step in steps[:2]:
+        nominal = replace(step, level=step.level / 1.1, next_level=step.next_level / 1.5)
+        exact = mean_inner(step.state - step.proposal, step.state - clean)
+        assert correction.inner(nominal) == pytest.approx(exact, rel=0.01)
 
 
 def test_online_keeps_gamma_in_its_clip_and_repeats_itself():
