@@ -317,7 +317,7 @@ def test_online_uses_each_outputs_own_noise_level():
 
     clean, steps = straight(data, "dpmpp2m", 20_000, Misnamed())
     for step in steps[:2]:
-        nominal = replace(step, level=step.level / 1.1, next_level=step.next_level / 1.5)
+        nominal = replace(step, level=step.level / 1.5, next_level=step.next_level / 1.5)
         exact = mean_inner(step.state - step.proposal, step.state - clean)
         assert correction.inner(nominal) == pytest.approx(exact, rel=0.01)
 
