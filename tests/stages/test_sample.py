@@ -45,6 +45,19 @@ def test_a_sample_depends_on_seed_and_index_only(tmp_path, model, samples):
     assert len({tuple(image.flatten().tolist()) for image in images}) == 44
 
 
+def test_every_block_is_computed_at_its_full_size(model, monkeypatch):
+    blocks = []
+
+    def block(network, model, indices, settings):
+        blocks.append(indices.tolist())
+        return torch.zeros(len(indices), 1, 8, 8)
+
+    monkeypatch.setattr(sample, "sample_block", block)
+    images, _ = sample.sample_shard((24, 44), model.path, SETTINGS)
+    assert blocks == [list(range(i, i + 8)) for i in (24, 32, 40)]
+    assert len(images) == 20
+
+
 def test_labels_are_balanced_and_used(model, samples):
     loaded = samples.load()
     assert loaded.labels.tolist() == [i % 10 for i in range(44)]

@@ -149,6 +149,8 @@ def test_workers_share_the_global_batch(monkeypatch):
     images = torch.randn(12, 1, 8, 8)
     batches = loop.Batches(images, torch.arange(12) % 10, 6, seed=0)
     whole = [batches(step) for step in range(3)]
+    assert all(torch.equal(batch.draws.indices, torch.arange(6)) for batch in whole)
+    assert [batch.draws.step for batch in whole] == [0, 1, 2]
     for rank in range(3):
         monkeypatch.setattr(loop, "_rank_and_world", lambda rank=rank: (rank, 3))
         share = slice(2 * rank, 2 * rank + 2)
