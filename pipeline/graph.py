@@ -122,6 +122,13 @@ class Graph:
                 raise UsageError(f"{node.name}: stage {node.stage.name} has no input '{slot}'")
         for slot, declared in node.stage.inputs.items():
             self._check_slot(node, slot, declared)
+        for slot in node.stage.needs(node.settings):
+            if not node.slot(slot):
+                takes = node.stage.inputs[slot].type.__name__
+                raise UsageError(
+                    f"{node.name}: its settings need the input '{slot}', which is not connected; "
+                    f"connect a node that gives {takes}, or change the settings"
+                )
 
     def _check_slot(self, node: Node, slot: str, declared: Input) -> None:
         names = node.slot(slot)

@@ -87,6 +87,7 @@ class Stage:
         version: raise it when the artifact's layout or meaning changes.
         sources: the dotted names (`"module:attribute"`) of the methods and networks that given
             settings name; their modules enter the artifact's key.
+        needs: the optional inputs that given settings cannot do without.
         files: the files and folders outside the store that given settings name; their contents
             (of folders: names, sizes and times of change) enter the key.
     """
@@ -98,6 +99,7 @@ class Stage:
     inputs: Mapping[str, Input] = field(default_factory=dict)
     version: int = 1
     sources: Callable[[Any], Iterable[str]] = lambda settings: ()
+    needs: Callable[[Any], Iterable[str]] = lambda settings: ()
     files: Callable[[Any], Iterable[Path]] = lambda settings: ()
 
 

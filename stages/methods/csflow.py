@@ -25,6 +25,7 @@ __all__ = [
     "contrast_sensitivity",
     "cycles_per_degree",
     "figure_data",
+    "from_spectrum",
     "generated",
     "interval_weights",
     "radial_power",
@@ -193,6 +194,21 @@ def _checked_spectrum(frequency: Tensor, power: Tensor) -> tuple[Tensor, Tensor]
 # --- their use --------------------------------------------------------------------------------
 
 
+def from_spectrum(
+    frequency: Tensor, power: Tensor, num_intervals: int = 500, **display
+) -> PiecewiseConstant:
+    """CSFlow's density over t before mixing, from the data's spectrum.
+
+    The arguments, and the errors, are those of `interval_weights`.
+    """
+    return _over_time(interval_weights(frequency, power, num_intervals, **display))
+
+
+def _over_time(weights: Tensor) -> PiecewiseConstant:
+    """The density over t = 1 - tau of weights over the clean fraction tau."""
+    return PiecewiseConstant(weights.flip(0))
+
+
 def time_density(weights: Tensor, mix: float = 0.4, base: TimeDensity | None = None) -> TimeDensity:
     """CSFlow's density over t: mix of the weights, (1 - mix) of the base (uniform by default).
 
@@ -200,8 +216,7 @@ def time_density(weights: Tensor, mix: float = 0.4, base: TimeDensity | None = N
     are allowed. For training, base is the density the model was trained with.
     """
     weights = torch.as_tensor(weights, dtype=torch.float64)
-    target = PiecewiseConstant(weights.flip(0))  # intervals of t = 1 - tau
-    return Mixture(target, Uniform() if base is None else base, mix)
+    return Mixture(_over_time(weights), Uniform() if base is None else base, mix)
 
 
 def time_grid(weights: Tensor, num_steps: int, mix: float = 0.4) -> Tensor:

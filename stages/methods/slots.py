@@ -28,6 +28,22 @@ class Loss(Protocol):
         """Raises ValueError when the batch does not fit the network."""
 
 
+class TimeDensity(Protocol):
+    """A density over t in [0, 1], t=0 data, for training and for grids.
+
+    `TIME_DENSITIES` names what makes one; `density.TimeDensity` is the base class of members.
+    """
+
+    def pdf(self, t: Tensor) -> Tensor:
+        """Density at t, any shape; float64."""
+
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        """Quantiles u in [0, 1] -> t, any shape; float64."""
+
+    def grid(self, num_steps: int) -> Tensor:
+        """(num_steps + 1,) times from exactly 1 down to exactly 0, at equal quantiles."""
+
+
 class Grid(Protocol):
     """Noise levels of a sampler (`GRIDS`)."""
 

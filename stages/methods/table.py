@@ -41,6 +41,18 @@ GRIDS = {
 # Grids that run between two levels of the user's choice; the others start at t=0.999.
 BOUNDED_GRIDS = frozenset({"edm", "log_snr"})
 
+# Densities over t: each makes one from its own arguments.
+TIME_DENSITIES = {
+    "uniform": "stages.methods.density:Uniform",
+    "logit_normal": "stages.methods.density:LogitNormal",
+    "minsnr": "stages.methods.density:min_snr",
+    "p2": "stages.methods.density:p2",
+    "csflow": "stages.methods.csflow:from_spectrum",
+}
+
+# Densities that are grids too, their points at equal quantiles; uniform_t is uniform's.
+DENSITY_GRIDS = {name: place for name, place in TIME_DENSITIES.items() if name != "uniform"}
+
 SOLVERS = dict.fromkeys(
     ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc"), "stages.methods.solvers:named"
 )
