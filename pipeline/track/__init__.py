@@ -72,7 +72,7 @@ class Tracker:
         self._spool: Spool | None = None
         self._sender: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
-        self._away = False
+        self._away = self._full = False
 
     def start(self) -> None:
         """Open the spool and start the sender."""
@@ -89,8 +89,14 @@ class Tracker:
             self._warn(message)
 
     def _append(self, event: str, **fields: Any) -> None:
-        if self._spool is not None:
+        if self._spool is None:
+            return
+        try:
             self._spool.append(event, **fields)
+        except OSError as error:
+            if not self._full:
+                self._warn(f"records for MLflow are lost: {self._run_dir}: {error.strerror}")
+            self._full = True
 
     def node_started(self, node: str, tags: Mapping[str, str]) -> None:
         """Remember a node's tags; its child run appears with its first curve point."""
@@ -235,7 +241,7 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
     }
     with log.open("ab") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.track.sender", *run_dirs],
+            [sys.executable, "-P", "-m", "pipeline.track", *run_dirs],
             stdin=subprocess.PIPE if live else subprocess.DEVNULL,
             stdout=subprocess.PIPE if live else subprocess.DEVNULL,
             stderr=stderr,

@@ -39,7 +39,7 @@ from pipeline.tracking_uri import check_uri, default_uri, redact
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     """One database for all tests (making one takes seconds); experiments keep them apart."""
-    from pipeline.track.sender import create_database
+    from pipeline.track.database import create_database
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     create_database(path)
@@ -207,13 +207,14 @@ def test_a_sender_killed_before_it_recorded_its_progress_writes_nothing_twice(
 
 
 def test_an_absent_server_loses_and_doubles_nothing(make, client, tmp_path):
-    from pipeline.track.sender import Away, Sender
+    from pipeline.track.sender import Sender
+    from pipeline.track.server import Away
 
     run_dir = tmp_path / "runs" / "run-1"
     tracker = make()
     sender = Sender(run_dir, print)
     sender.step()
-    real, calls = sender._client.log_batch, []
+    real, calls = sender._server.client.log_batch, []
 
     def log_batch(*args, **kwargs):
         calls.append(args)
@@ -223,7 +224,7 @@ def test_an_absent_server_loses_and_doubles_nothing(make, client, tmp_path):
             raise ConnectionError("gone")
         return real(*args, **kwargs)
 
-    sender._client.log_batch = log_batch
+    sender._server.client.log_batch = log_batch
     tracker.points("train/sit", "training_step", [("loss", s, 1.0) for s in range(1100)])
     outages = 0
     while True:
@@ -284,7 +285,7 @@ def test_values_that_are_no_numbers_leave_the_curve_readable(make, client, tmp_p
 
 
 def test_leftover_spools_are_sent_by_a_later_run(make, client, tmp_path, monkeypatch):
-    from pipeline.track.sender import serve
+    from pipeline.track.__main__ import serve
 
     for run in ("died", "busy", "mine"):
         make(run).points("train", "training_step", [("loss", 1, 0.5)])
@@ -306,7 +307,7 @@ def test_leftover_spools_are_sent_by_a_later_run(make, client, tmp_path, monkeyp
 
 
 def test_an_absent_server_is_told_once_and_keeps_the_spool(make, tmp_path, monkeypatch):
-    from pipeline.track.sender import serve
+    from pipeline.track.__main__ import serve
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as free:
@@ -613,7 +614,7 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path, database):
     server = serve()
     try:
         wait_for(lambda: check_uri(uri) is None)
-        wait_for(lambda: any("is back" in line for line in said))
+        wait_for(lambda: any("have been sent" in line for line in said))
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         tracker.points("train", "training_step", [("loss", s, 1.0) for s in range(10, 30)])
@@ -627,7 +628,8 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path, database):
         wait_for(lambda: track.flush_pending(tmp_path) == 1)
         wait_for(lambda: not is_pending(tmp_path / "runs" / "run-0"))
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")
     runs = runs_of(client, "full/digits")
     assert runs["run-0"].info.status == "FINISHED"

@@ -1,0 +1,50 @@
+"""Makes the sqlite database in which MLflow keeps its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from pipeline.track.spool import lock_file
+
+
+def create_database(path: Path) -> None:
+    """Make a sqlite database with MLflow's tables, whole or not at all, by one process.
+
+    Several processes that open a new file together ruin it, and so may a kill while the tables
+    are made; hence the lock, and the rename of a finished file. Write-ahead logging lets the
+    user interface read while a run writes.
+    """
+    import mlflow
+    import sqlalchemy
+
+    if path.exists() and path.stat().st_size:
+        return
+    with lock_file(path.with_name(f"{path.name}.lock"), wait_seconds=120) as held:
+        if not held:
+            raise TimeoutError(f"another process has been creating {path} for two minutes")
+        if path.exists() and path.stat().st_size:
+            return
+        temporary = path.with_name(f".{path.name}.new")
+        for leftover in path.parent.glob(f"{temporary.name}*"):
+            leftover.unlink()
+        # Some seventy migrations, each synced to disk, would take longer than a short run: the
+        # new file is synced once, when it is whole.
+        sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", _without_sync)
+        try:
+            mlflow.MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments()
+        finally:
+            sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", _without_sync)
+        with contextlib.closing(sqlite3.connect(temporary)) as database:
+            database.execute("PRAGMA journal_mode=WAL")
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+
+
+def _without_sync(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.execute("PRAGMA journal_mode=MEMORY")
