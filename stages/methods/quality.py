@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,8 +94,8 @@ def precision_recall(
     """Precision, recall, density and coverage from k-th neighbour balls, by prdc.
 
     samples: (n, d), reference: (m, d). All in [0, 1] but density, which may exceed 1. They depend
-    on n and m: compare at equal sizes only. Standard errors: jackknife over ``blocks`` blocks left
-    out of both sets at once, 21 times the work; ``blocks=0`` leaves them out.
+    on n and m: compare at equal sizes only. Standard errors: jackknife over ``blocks`` blocks
+    left out of both sets at once, from one matrix of distances (**ours**); ``blocks=0`` gives none.
 
     Raises ValueError above 10,000 images, whose distance matrices no longer fit a usual memory.
     """
@@ -116,11 +117,8 @@ def precision_recall(
     errors: dict[str, float | None] = dict.fromkeys(whole)
     if blocks >= 2:
         generator = generator or torch.Generator().manual_seed(0)
-        kept = zip(
-            *(complements(deal(len(x), blocks, generator)) for x in (samples, reference)),
-            strict=True,
-        )
-        deleted = [_prdc(samples[a], reference[b], neighbours) for a, b in kept]
+        dealt = [deal(len(x), blocks, generator) for x in (samples, reference)]
+        deleted = list(_deleted_manifolds(samples, reference, neighbours, *dealt))
         errors = {name: standard_error([values[name] for values in deleted]) for name in whole}
     return Manifolds(**{name: Estimate(whole[name], errors[name]) for name in whole})
 
@@ -180,6 +178,51 @@ def _prdc(samples: Tensor, reference: Tensor, neighbours: int) -> dict[str, floa
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
         found = compute_prdc(_numpy(reference), _numpy(samples), nearest_k=neighbours)
     return {name: float(value) for name, value in found.items()}
+
+
+def _deleted_manifolds(
+    samples: Tensor,
+    reference: Tensor,
+    neighbours: int,
+    sample_blocks: tuple[Tensor, ...],
+    reference_blocks: tuple[Tensor, ...],
+) -> Iterator[dict[str, float]]:
+    """What prdc gives without each block in turn, from one matrix of distances."""
+    samples, reference = samples.double().cpu(), reference.double().cpu()
+    across = torch.cdist(reference, samples).numpy()
+    sample_radii = _radii_without(samples, neighbours, sample_blocks).numpy()
+    reference_radii = _radii_without(reference, neighbours, reference_blocks).numpy()
+    for b, (out, gone) in enumerate(zip(sample_blocks, reference_blocks, strict=True)):
+        # numpy reduces truth values many times faster than torch on the CPU.
+        num_samples, num_reference = len(samples) - len(out), len(reference) - len(gone)
+        in_reference = across < reference_radii[b, :, None]
+        in_samples = across < sample_radii[b]
+        for inside in (in_reference, in_samples):
+            inside[gone.numpy()] = False
+            inside[:, out.numpy()] = False
+        yield {
+            "precision": in_reference.any(0).sum() / num_samples,
+            "recall": in_samples.any(1).sum() / num_reference,
+            "density": in_reference.sum(dtype=np.int64) / neighbours / num_samples,
+            "coverage": in_reference.any(1).sum() / num_reference,
+        }
+
+
+def _radii_without(x: Tensor, k: int, blocks: tuple[Tensor, ...]) -> Tensor:
+    """(blocks, n): of every row of x (n, d) the distance to its k-th neighbour without a block."""
+    distances = torch.cdist(x, x).fill_diagonal_(torch.inf)
+    block_of = torch.empty(len(x), dtype=torch.long)
+    for b, block in enumerate(blocks):
+        block_of[block] = b
+    width = min(2 * k + 20, len(x))
+    while True:
+        nearest, index = distances.topk(width, largest=False)
+        alive = block_of[index] != torch.arange(len(blocks))[:, None, None]
+        enough = alive.cumsum(2) >= k
+        if width == len(x) or enough[:, :, -1].all():
+            first = enough.to(torch.uint8).argmax(2)
+            return nearest.expand(len(blocks), -1, -1).gather(2, first[:, :, None])[:, :, 0]
+        width = min(2 * width, len(x))
 
 
 def _clean_fid_kernel_distance(samples: Tensor, reference: Tensor) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stages.methods import quality
+from stages.methods.jackknife import complements, deal, standard_error
 from stages.torchvision_shim import prepare_torchvision
 
 
@@ -82,6 +83,22 @@ def test_manifolds_see_fidelity_and_diversity():
     assert narrow.precision.value > same.precision.value > wide.precision.value
     assert wide.recall.value > same.recall.value > narrow.recall.value
     assert same.coverage.value > max(narrow.coverage.value, wide.coverage.value)
+
+
+@pytest.mark.parametrize(("n", "m", "neighbours"), [(61, 48, 3), (40, 45, 9)])
+def test_errors_of_manifolds_are_prdcs_without_each_block(n, m, neighbours):
+    x, y = normal(n, 3, shift=0.8), normal(m, 3, 1)
+    dealt = torch.Generator().manual_seed(7)
+    kept = [complements(deal(len(z), 6, dealt)) for z in (x, y)]
+    deleted = [
+        quality.precision_recall(x[a], y[b], neighbours, blocks=0)
+        for a, b in zip(*kept, strict=True)
+    ]
+    found = quality.precision_recall(x, y, neighbours, 6, torch.Generator().manual_seed(7))
+    for name in ("precision", "recall", "density", "coverage"):
+        expected = standard_error([getattr(d, name).value for d in deleted])
+        assert expected > 0
+        assert getattr(found, name).standard_error == pytest.approx(expected, rel=1e-9), name
 
 
 def test_error_bars_of_manifolds_are_of_the_right_size():
