@@ -55,7 +55,10 @@ class EvaluateSettings(EvaluateOptions):
 
 @dataclass(frozen=True)
 class Row:
-    """One score of one set of samples, and which set it was."""
+    """One score of one set of samples, and which set it was.
+
+    time_density: that of the training, in words. seed: of the samples' noise.
+    """
 
     node: str
     method: str
@@ -63,6 +66,8 @@ class Row:
     grid: str
     nfe: int
     training_step: int
+    time_density: str
+    seed: int
     score: Score
 
 
@@ -187,7 +192,7 @@ def _rows(node: str, artifact: Samples, reference: Samples | None, bench: Bench)
     samples = artifact.load()
     scores = list(_feature_scores(samples.images[:count], bench))
     scores += _image_scores(samples.images[:count], reference.load() if reference else None, bench)
-    which = {k: facts[k] for k in ("method", "solver", "grid", "nfe", "training_step")}
+    which = {k: facts[k] for k in Row.__annotations__ if k not in ("node", "score")}
     return [Row(node=node, score=score, **which) for score in scores]
 
 

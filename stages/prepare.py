@@ -50,8 +50,20 @@ class PrepareSettings(Settings):
         "digits and a sixth for others",
     )
 
+    latent: bool = Field(
+        False,
+        description="npz: the images are latents of an autoencoder, not pixels; any number of "
+        "channels, any finite values",
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> PrepareSettings:
+        if self.latent and (self.dataset != "npz" or self.size is not None):
+            other = f"size={self.size}" if self.dataset == "npz" else f"dataset={self.dataset}"
+            raise ValueError(
+                f"latent=true and {other} contradict each other: latents come as npz and are not "
+                "resized; leave latent or the other unset"
+            )
         if self.path is not None and self.dataset not in NEED_PATH:
             raise ValueError(
                 f"path={self.path} and dataset={self.dataset} contradict each other: "
@@ -180,7 +192,7 @@ def run(context: Context) -> Result:
         source = resolve(table.DATASETS[settings.dataset])(settings)
         train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
         source = _sized(source, train, test, settings.size)
-        shared.check(source)
+        shared.check(source, settings.latent)
     except ValueError as error:
         raise StageError(str(error)) from error
     for name, part in (("train", source.train), ("test", source.test)):

@@ -19,12 +19,16 @@ from pydantic import Field, model_validator
 from pipeline.artifact import Artifact, open_artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
+from stages import densities
 from stages.methods import table
 from stages.model import TrainedNetwork
+from stages.powerspectrum import Spectrum
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from stages.powerspectrum import PowerSpectrum
 
 GRID_SIDE = 10
 NOISE_STEP = -1  # no training step has it: sampling noise is never training noise
@@ -35,8 +39,12 @@ class SampleOptions(Settings):
 
     solver: table.choice("solver", table.SOLVERS) = Field("dpmpp2m", description="the ODE solver")
     nfe: int = Field(20, ge=1, le=10_000, description="network evaluations a sample")
-    grid: table.choice("grid", table.GRIDS) = Field(
-        "uniform_t", description="where the solver's levels lie"
+    grid: table.choice("grid", table.GRIDS | table.DENSITY_GRIDS) = Field(
+        "uniform_t",
+        description="where the solver's levels lie; a time density's lie at its equal quantiles",
+    )
+    density: densities.DensityOptions = Field(
+        densities.DensityOptions(), description="grids of a time density, over a uniform base"
     )
     s_max: float = Field(
         80.0, gt=0, le=1e4, description="grids edm, log_snr: the first level, s = t / (1 - t)"
@@ -65,6 +73,8 @@ class SampleOptions(Settings):
                 f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
             )
+        kinds = {self.grid, "uniform"} if self.grid in table.DENSITY_GRIDS else set()
+        self.density.refuse_unread(kinds, f"grid={self.grid}")
         if self.s_min >= self.s_max:
             raise ValueError(
                 f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
@@ -76,6 +86,12 @@ class SampleOptions(Settings):
                 "0 <= low <= high <= 1"
             )
         return self
+
+    @property
+    def grid_name(self) -> str:
+        """What tables and figures call the grid."""
+        is_density = self.grid in table.DENSITY_GRIDS
+        return self.density.label(self.grid) if is_density else self.grid
 
 
 class SampleSettings(SampleOptions):
@@ -100,7 +116,7 @@ class Samples(Artifact):
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Plain facts: training_step, solver, nfe, grid, method, num_samples."""
+        """Plain facts: training_step, solver, nfe, grid, method, time_density, seed, ..."""
         return json.loads((self.path / "samples.json").read_text())
 
     def load(self) -> SampleSet:
@@ -123,10 +139,14 @@ def noise_and_labels(
 
 
 def sample_shard(
-    shard: tuple[int, int], folder: Path, settings: SampleSettings
+    shard: tuple[int, int],
+    folder: Path,
+    settings: SampleSettings,
+    spectrum: PowerSpectrum | None = None,
 ) -> tuple[np.ndarray, int]:
     """Samples first..last-1 of the model in the artifact at `folder`, and its checkpoint's step.
 
+    spectrum: the data's, for grids that need it.
     Every block is computed at its full size, so that a sample does not depend on how many follow.
     """
     import numpy as np
@@ -136,27 +156,50 @@ def sample_shard(
     model = open_artifact(folder).load()
     step = model.steps[-1] if settings.step is None else settings.step
     network = model.network(step, settings.device)
+    levels = levels_of(settings, spectrum)
     blocks = []
     for start in range(first, last, settings.batch_size):
         indices = torch.arange(start, start + settings.batch_size, device=settings.device)
-        block = sample_block(network, model, indices, settings)
+        block = sample_block(network, model, indices, settings, levels)
         blocks.append(block[: last - start].cpu().numpy())
     return np.concatenate(blocks), step
 
 
-def sample_block(network: Any, model: Any, indices: Tensor, settings: SampleSettings) -> Tensor:
-    """Samples `indices` (B,) -> (B, C, H, W) float32. The state is float64, the network float32."""
+def levels_of(settings: SampleSettings, spectrum: PowerSpectrum | None = None) -> Tensor:
+    """The noise levels (n + 1,) float64, descending to 0, that take `nfe` evaluations.
+
+    Raises ValueError for a grid that needs the data's spectrum and has none.
+    """
+    from stages.methods.grids import from_times
+    from stages.methods.solvers import levels_for_evaluations
+
+    num_levels = levels_for_evaluations(settings.solver, settings.nfe)
+    if settings.grid in table.DENSITY_GRIDS:
+        density = densities.time_density(settings.density, settings.grid, spectrum=spectrum)
+        return from_times(density.grid(num_levels))
+    bounds = {"s_max": settings.s_max, "s_min": settings.s_min}
+    bounded = settings.grid in table.BOUNDED_GRIDS
+    return resolve(table.GRIDS[settings.grid])(num_levels, **(bounds if bounded else {}))
+
+
+def sample_block(
+    network: Any,
+    model: Any,
+    indices: Tensor,
+    settings: SampleSettings,
+    levels: Tensor | None = None,
+) -> Tensor:
+    """Samples `indices` (B,) -> (B, C, H, W) float32. The state is float64, the network float32.
+
+    levels: those of the settings by default.
+    """
     import torch
 
     from stages.methods.path import Guidance, VelocityDenoiser
-    from stages.methods.solvers import levels_for_evaluations, solve
+    from stages.methods.solvers import solve
 
     z, labels = noise_and_labels(settings.seed, indices, model.shape, model.num_classes)
-    bounds = {"s_max": settings.s_max, "s_min": settings.s_min}
-    levels = resolve(table.GRIDS[settings.grid])(
-        levels_for_evaluations(settings.solver, settings.nfe),
-        **(bounds if settings.grid in table.BOUNDED_GRIDS else {}),
-    )
+    levels = levels_of(settings) if levels is None else levels
     denoiser = VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
     if settings.guidance != 1:
         unconditional = VelocityDenoiser(network, dtype=torch.float32)
@@ -175,11 +218,12 @@ def run(context: Context) -> Result:
     import numpy as np
 
     settings: SampleSettings = context.settings
-    model = context.inputs["model"]
+    model, spectrum = context.inputs["model"], context.inputs.get("spectrum")
     items = shards(settings.num_samples, settings.batch_size, settings.shard_size)
     context.progress(0, settings.num_samples, "samples")
     try:
-        parts = context.map(sample_shard, items, model.path, settings)
+        found = None if spectrum is None else spectrum.load()
+        parts = context.map(sample_shard, items, model.path, settings, found)
     except (ValueError, FloatingPointError) as error:
         raise StageError(str(error)) from error
     images = np.concatenate([part for part, _ in parts])
@@ -193,7 +237,8 @@ def run(context: Context) -> Result:
         "method": model.settings["method"],
         "solver": settings.solver,
         "nfe": settings.nfe,
-        "grid": settings.grid,
+        "grid": settings.grid_name,
+        "time_density": model.description.get("time_density", ""),
         "guidance": settings.guidance,
         "seed": settings.seed,
         "num_samples": len(images),
@@ -219,11 +264,18 @@ def write_grid(path: Path, images: np.ndarray, columns: int = GRID_SIDE) -> None
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
 
 
+def _grid_sources(settings: SampleSettings) -> list[str]:
+    if settings.grid in table.DENSITY_GRIDS:
+        return densities.sources(settings.density, settings.grid)
+    return [table.GRIDS[settings.grid]]
+
+
 STAGE = Stage(
     name="sample",
     settings=SampleSettings,
     output=Samples,
     run="stages.sample:run",
-    inputs={"model": Input(TrainedNetwork)},
-    sources=lambda settings: [table.GRIDS[settings.grid], table.SOLVERS[settings.solver]],
+    inputs={"model": Input(TrainedNetwork), "spectrum": Input(Spectrum, optional=True)},
+    sources=lambda settings: [*_grid_sources(settings), table.SOLVERS[settings.solver]],
+    needs=lambda settings: ["spectrum"] if densities.needs_spectrum(settings.grid) else [],
 )

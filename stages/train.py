@@ -11,13 +11,19 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
+from stages import densities
+from stages.densities import DensitySettings
 from stages.methods import table
 from stages.model import TrainedNetwork, build_network, checkpoint_name
+from stages.powerspectrum import Spectrum
 from stages.prepare import Data
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from stages.loop import TrainState
     from stages.losslog import LossLog
+    from stages.methods.slots import TimeDensity
 
 ABSCISSA = "training_step"
 
@@ -51,6 +57,7 @@ class TrainOptions(Settings):
 
     method: table.choice("method", table.LOSSES) = Field("sit", description="the training loss")
     network: NetworkSettings = Field(NetworkSettings(), description="the network's size")
+    density: DensitySettings = Field(DensitySettings(), description="where t is drawn")
     label_dropout: float = Field(
         0.1, ge=0, le=1, description="probability of training on the null class"
     )
@@ -124,6 +131,9 @@ class TrainSettings(TrainOptions):
     """The stage's settings."""
 
     seed: int = Field(0, ge=0, description="of initial weights, order of images, and all draws")
+    start_step: int | None = Field(
+        None, ge=1, description="with a start: its checkpoint to continue; unset is the last"
+    )
 
 
 def num_parameters(kind: str, config: dict[str, Any]) -> int:
@@ -202,12 +212,15 @@ def train_worker(context: Context) -> None:
     data = context.inputs["data"].load()
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     state, log = _start(context, data)
-    loss = resolve(table.LOSSES[settings.method])(label_dropout=settings.label_dropout)
+    loss = resolve(table.LOSSES[settings.method])(
+        label_dropout=settings.label_dropout, time_density=_time_density(context)
+    )
     batches = loop.Batches(
         data.train, data.train.labels, settings.batch_size, settings.seed, _device(settings)
     )
-    kept = set(settings.kept_steps)
-    for step in loop.train(state, loss, batches, settings.steps):
+    kept, before = set(settings.kept_steps), _steps_before(context)
+    # A continued training goes on in the stream of images, noise and times where its start ended.
+    for step in loop.train(state, loss, lambda k: batches(before + k), settings.steps):
         rows = log.add(step)
         keep, save = step.step in kept, step.step % settings.save_every == 0
         if keep or save:
@@ -222,8 +235,48 @@ def train_worker(context: Context) -> None:
             _tell(context, step.step, log)
 
 
+def _time_density(context: Context) -> TimeDensity | None:
+    """The density t is drawn from; None for plain uniform."""
+    density, spectrum = context.settings.density, context.inputs.get("spectrum")
+    try:
+        found = None if spectrum is None else spectrum.load()
+        return densities.time_density(density, density.kind, density.base, found)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
+
+def _steps_before(context: Context) -> int:
+    """Steps made before this training began, by its start and what that continued."""
+    start = context.inputs.get("start")
+    if start is None:
+        return 0
+    return start.description["steps_before"] + _start_step(context)
+
+
+def _start_step(context: Context) -> int:
+    """The checkpoint of the start to continue."""
+    return context.settings.start_step or context.inputs["start"].description["steps"][-1]
+
+
+def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> None:
+    """Give the network the EMA weights of the start's checkpoint."""
+    facts = context.inputs["start"].description
+    for name, ours in (
+        ("network", context.settings.network.kind),
+        ("config", config),
+        ("method", context.settings.method),
+    ):
+        if facts[name] != ours:
+            raise ValueError(
+                f"the training to continue has {name} {facts[name]}, this one {ours}; a training "
+                "goes on with the network and the loss it began with"
+            )
+    found = context.inputs["start"].load().network(_start_step(context))
+    network.load_state_dict(found.state_dict())
+
+
 def _start(context: Context, data: Any) -> tuple[TrainState, LossLog]:
-    """The state to train from: fresh, or the last that an interrupted run saved."""
+    """The state to train from: fresh, continued, or the last that an interrupted run saved."""
     from stages import resume
     from stages.loop import Optimization, TrainState
     from stages.losslog import LossLog
@@ -233,6 +286,8 @@ def _start(context: Context, data: Any) -> tuple[TrainState, LossLog]:
     config = network_config(settings, data.shape, data.num_classes)
     try:
         network = build_network(settings.network.kind, config, settings.seed)
+        if context.inputs.get("start") is not None:
+            _continue(network, context, config)
     except ValueError as error:
         raise StageError(str(error)) from error
     optimization = Optimization(
@@ -254,6 +309,8 @@ def _start(context: Context, data: Any) -> tuple[TrainState, LossLog]:
         state.restore(step, tensors)
         log.restore(tensors, record, device)
         context.log(f"continuing after step {step} of {settings.steps}")
+    # The decay's warm-up is for fresh weights; those of a start have an average behind them.
+    state.ema.num_updates += _steps_before(context)
     return state, log
 
 
@@ -305,6 +362,8 @@ def finish(context: Context) -> Result:
         "steps": list(settings.kept_steps),
         "shape": list(data.shape),
         "num_classes": data.num_classes,
+        "time_density": settings.density.name,
+        "steps_before": _steps_before(context),
         "parameters": num_parameters(settings.network.kind, config),
     }
     (context.path / "model.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
@@ -322,14 +381,25 @@ def finish(context: Context) -> Result:
     )
 
 
+def _needs(settings: TrainSettings) -> list[str]:
+    spectrum = ["spectrum"] if densities.needs_spectrum(settings.density.kind) else []
+    return spectrum + (["start"] if settings.start_step is not None else [])
+
+
 STAGE = Stage(
     name="train",
     settings=TrainSettings,
     output=TrainedNetwork,
     run="stages.train:run",
-    inputs={"data": Input(Data)},
+    inputs={
+        "data": Input(Data),
+        "start": Input(TrainedNetwork, optional=True),
+        "spectrum": Input(Spectrum, optional=True),
+    },
     sources=lambda settings: [
         table.LOSSES[settings.method],
         table.NETWORKS[settings.network.kind],
+        *densities.sources(settings.density, settings.density.kind, settings.density.base),
     ],
+    needs=_needs,
 )

@@ -60,8 +60,11 @@ def required(path: str | None, dataset: str, kind: str) -> Path:
     return found
 
 
-def check(source: Source) -> Source:
-    """The source itself, or ValueError for counts, labels, types or values that do not fit."""
+def check(source: Source, latent: bool = False) -> Source:
+    """The source itself, or ValueError for counts, labels, types or values that do not fit.
+
+    Latents may have any number of channels and any finite values.
+    """
     num_classes = len(source.class_names)
     for name, part in (("training", source.train), ("held-out", source.test)):
         if len(part) == 0:
@@ -74,7 +77,7 @@ def check(source: Source) -> Source:
                 f"{name} labels run from {low} to {high}; with {num_classes} classes they must "
                 f"lie in 0..{num_classes - 1}"
             )
-        _check_values(part.images, name, source.white)
+        _check_values(part.images, name, source.white, latent)
     if source.train.images.shape[1:] != source.test.images.shape[1:]:
         raise ValueError(
             f"training images have shape {source.train.images.shape[1:]} and held-out images "
@@ -83,19 +86,21 @@ def check(source: Source) -> Source:
     return source
 
 
-def _check_values(images: np.ndarray, name: str, white: int) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+def _check_values(images: np.ndarray, name: str, white: int, latent: bool) -> None:
+    if images.ndim != 4 or not (latent or images.shape[1] in (1, 3)):
         raise ValueError(
             f"{name} images have shape {images.shape}; they must be (n, C, H, W) with 1 or 3 "
-            "channels"
+            "channels; set data.latent=true if they are latents"
         )
+    if latent and images.dtype != np.float32:
+        raise ValueError(f"{name} latents have type {images.dtype}; give floating-point numbers")
     if images.dtype == np.uint8:
         if images.max() > white:
             raise ValueError(f"{name} images reach {images.max()}, above their white of {white}")
     elif images.dtype == np.float32:
         if not np.isfinite(images).all():
             raise ValueError(f"{name} images hold NaN or infinity")
-        if np.abs(images).max() > 1.0001:
+        if not latent and np.abs(images).max() > 1.0001:
             raise ValueError(
                 f"{name} images reach {np.abs(images).max():.4g}; floating-point images must lie "
                 "in [-1, 1], others be uint8"

@@ -48,7 +48,7 @@ def test_a_sample_depends_on_seed_and_index_only(tmp_path, model, samples):
 def test_every_block_is_computed_at_its_full_size(model, monkeypatch):
     blocks = []
 
-    def block(network, model, indices, settings):
+    def block(network, model, indices, settings, levels):
         blocks.append(indices.tolist())
         return torch.zeros(len(indices), 1, 8, 8)
 
