@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,6 +99,8 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
         root: gives the catalog of stages and recipes; the project's own by default.
     """
     options = _parse(arguments)
+    # Looking for plugins, of which there are none, reads the metadata of every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from pipeline import commands
     from pipeline.errors import INTERRUPTED, PipelineError
 

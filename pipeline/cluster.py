@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from pipeline import worker
-from pipeline.errors import UsageError
+from pipeline.errors import RayLostError, UsageError
 
 NAMESPACE = "diffusion-bench"
 
@@ -29,21 +29,25 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
 
     Raises:
         UsageError: nobody answers at `address`.
+        RayLostError: a local Ray did not come up.
     """
     _quiet()
     import ray
 
     if address is None:
-        ray.init(
-            address="local",
-            num_cpus=jobs,
-            num_gpus=gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="CRITICAL",
-            namespace=NAMESPACE,
-            object_store_memory=512 * 2**20,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=jobs,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="CRITICAL",
+                namespace=NAMESPACE,
+                object_store_memory=512 * 2**20,
+            )
+        except Exception as error:  # Ray raises bare exceptions when its processes do not come up
+            raise RayLostError(f"Ray did not start: {error}") from error
     else:
         if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
             os.environ.setdefault("RAY_AUTH_MODE", "token")

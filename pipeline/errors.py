@@ -20,6 +20,10 @@ class UsageError(PipelineError):
     exit_code = BAD_USAGE
 
 
+class RayLostError(PipelineError):
+    """Ray's own processes are gone; the state is kept and the run can go on with a new Ray."""
+
+
 class DamagedArtifactError(PipelineError):
     """A stored artifact no longer matches its manifest."""
 

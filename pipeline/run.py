@@ -10,16 +10,12 @@ from typing import Any
 
 from pipeline import cluster, progress, provenance, worker
 from pipeline.artifact import Manifest
-from pipeline.errors import PipelineError
+from pipeline.errors import RayLostError
 from pipeline.graph import Node
 from pipeline.plan import CACHED, Plan
 from pipeline.store import Store
 
 BUSY_RETRY_SECONDS = 0.5
-
-
-class RayLostError(PipelineError):
-    """Ray's own processes are gone; the state is kept and the run can go on with a new Ray."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import plan as planning
 from pipeline import progress, record, track
-from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, UsageError
+from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.plan import CACHED, DAMAGED, Plan, Request
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -100,8 +100,6 @@ class _Session:
         self.relay = Relay(self.tracker, store)
 
     def run(self) -> int:
-        from pipeline.run import RayLostError
-
         try:
             state = self._execute()
         except UsageError:
@@ -110,7 +108,8 @@ class _Session:
             raise
         except KeyboardInterrupt:
             state = record.STOPPED
-        except RayLostError:
+        except RayLostError as error:
+            self.view.message(str(error))
             # Saying goodbye to a dead Ray takes long and prints its log: leave at once.
             self.view.close()
             self.tracker.close("KILLED", timeout=0)

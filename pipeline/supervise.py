@@ -33,8 +33,8 @@ def supervise(body: Callable[[int], int], say: Callable[[str], None]) -> int:
         if code is not None and code != RAY_LOST:
             return code
         if attempt < ATTEMPTS:
-            say("Ray's processes died; starting them again, finished nodes and checkpoints stay")
-    say(f"Ray's processes died {ATTEMPTS} times; state is kept, run the same command to continue")
+            say("starting Ray again; finished nodes and checkpoints stay")
+    say(f"Ray was lost {ATTEMPTS} times; nothing finished is lost, run the same command to go on")
     return NODE_FAILED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
 p, li { max-width: 46rem; }
-nav { font-size: .9rem; } nav a { margin-right: 1rem; white-space: nowrap; }
+nav { font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 a { color: inherit; }
 .lead, figcaption, .note { color: var(--soft); }
 figure { margin: 1.2rem 0; } figcaption { font-size: .9rem; max-width: 46rem; }
@@ -58,13 +59,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report, in this order: text (HTML), tables, figures, pictures."""
+    """A part of the report, in this order: text (HTML), tables, figures, pictures.
+
+    more: pictures that stay folded until somebody asks for them.
+    """
 
     title: str
     text: str = ""
     tables: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     pictures: Sequence[Picture] = ()
+    more: Sequence[Picture] = ()
 
 
 def page(title: str, lead: str, sections: Sequence[Section], marker: str) -> str:
@@ -87,9 +92,15 @@ def _section(index: int, section: Section) -> str:
     parts += section.tables
     parts += [_figure(figure) for figure in section.figures]
     if section.pictures:
-        pictures = "".join(_picture(picture) for picture in section.pictures)
-        parts.append(f"<div class='pictures'>{pictures}</div>")
+        parts.append(_pictures(section.pictures))
+    if section.more:
+        more = _pictures(section.more)
+        parts.append(f"<details><summary>{len(section.more)} more</summary>{more}</details>")
     return "".join(parts)
+
+
+def _pictures(pictures: Sequence[Picture]) -> str:
+    return f"<div class='pictures'>{''.join(_picture(picture) for picture in pictures)}</div>"
 
 
 def _figure(figure: Figure) -> str:
@@ -141,12 +152,11 @@ def _cell(value: Any) -> str:
 
 def with_error(value: float, error: float | None) -> str:
     """`8.41 ± 0.35`, both to the digits that the error supports."""
-    if error is None or error != error or error <= 0:
+    if error is None or math.isnan(error) or error <= 0:
         return f"{value:.4g}"
-    from math import floor, log10
-
-    digits = max(0, 1 - floor(log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    # No line breaks inside.
+    return f"{value:.{digits}f}\u00a0±\u00a0{error:.{digits}f}"
 
 
 def facts(pairs: Mapping[str, Any]) -> str:

@@ -183,8 +183,17 @@ def _score_plot(
     count = next(iter(scores.values()))[0].score.protocol.num_samples
     error = "; bars: one standard error (jackknife)" if any(c.error[0] for c in curves) else ""
     caption = f"{metric} over {label}, {count} samples a point{error}."
-    ticks = sorted({x for curve in curves for x in curve.x})
+    ticks = _apart(sorted({x for curve in curves for x in curve.x}))
     return plot(name, caption, curves, Axes(label, metric, ticks=ticks, **axes))
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Values at least a tenth apart, so that their labels do not overlap."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value >= 1.1 * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def _few_steps(by_nfe: Mapping[str, Sequence[Row]]) -> Any:
@@ -209,19 +218,25 @@ def _few_steps(by_nfe: Mapping[str, Sequence[Row]]) -> Any:
 def _pictures(samples: Mapping[str, Samples]) -> Any:
     from stages.page import Picture, Section
 
-    pictures = []
+    shown, more = [], []
     for name, artifact in samples.items():
         facts = artifact.description
         caption = (
             f"{name.removeprefix('sample/')}: {facts['solver']}, {facts['nfe']} evaluations, "
             f"training step {facts['training_step']}, seed {facts['seed']}, samples 0 to 99"
         )
-        pictures.append(Picture(caption, (artifact.path / "grid.png").read_bytes()))
+        picture = Picture(caption, (artifact.path / "grid.png").read_bytes())
+        (shown if _varies_in_training(name) else more).append(picture)
     text = (
         "<p>The same place in every grid is the same noise and the same class; nothing is "
         "selected.</p>"
     )
-    return Section("Samples", text, pictures=pictures)
+    return Section("Samples", text, pictures=shown or more, more=more if shown else ())
+
+
+def _varies_in_training(name: str) -> bool:
+    """Whether a node samples a model along its training: those grids are shown unfolded."""
+    return "-step" in name
 
 
 STAGE = Stage(

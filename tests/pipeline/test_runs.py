@@ -164,7 +164,7 @@ def test_ray_itself_may_die(tmp_path, name):
     for victim in victims:
         victim.kill()
     assert process.wait(LIMIT_SECONDS) == 0, said(store)
-    assert "starting them again" in said(store)
+    assert "starting Ray again" in said(store)
     assert latest("chain", store)["total"].metrics == {"value": 10.0}
 
 
