@@ -21,7 +21,7 @@ independent of the noise level, so that one pass over the data serves every sigm
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations, pairwise, product
 
 import torch
@@ -44,6 +44,23 @@ def hermite(u: Tensor, degree: int) -> Tensor:
         previous, current = current, following
         values.append(following)
     return torch.stack(values, dim=1)
+
+
+def affine(c: Tensor, d: Tensor, degree: int) -> Tensor:
+    """M (g, m, degree+1, degree+1) with psi_n(c x + d) = sum_k M[.., n, k] psi_k(x), for c and d
+    (g, m), by the recursion of the polynomials and x psi_k = sqrt(k+1) psi_(k+1) + sqrt(k)
+    psi_(k-1)."""
+    root = torch.arange(1, degree + 1, dtype=c.dtype, device=c.device).sqrt()
+    times_x = root.diag(1) + root.diag(-1)
+    c, d = c[..., None], d[..., None]
+    rows = [c.new_zeros(*c.shape[:-1], degree + 1)]
+    rows[0][..., 0] = 1
+    for n in range(degree):
+        row = c * (rows[n] @ times_x) + d * rows[n]
+        if n:
+            row = row - root[n - 1] * rows[n - 1]
+        rows.append(row / root[n])
+    return torch.stack(rows, dim=-2)
 
 
 def powers(x: Tensor, degree: int) -> Tensor:
@@ -102,6 +119,29 @@ class PolynomialFeatures:
         top = self._top.to(scaled.device)
         gram[:, top, top] += rho2[:, top]
         return gram
+
+    def substitution(self, single: Tensor) -> Tensor:
+        """T (g, p, p) with psi(c x + d) = T psi(x); single: (g, m, degree+1, degree+1), what
+        `affine` gives for c and d."""
+        row, column, factors = (x.to(single.device) for x in self._substitutions)
+        values = single.flatten(1)[:, factors].prod(-1)
+        matrix = single.new_zeros(len(single), len(self), len(self))
+        matrix[:, row, column] = values
+        return matrix
+
+    @cached_property
+    def _substitutions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every pair b <= a: place of a, place of b, and the flat places of the factors
+        M[v, a_v, b_v], filled up with M[0, 0, 0] = 1."""
+        side = self.degree + 1
+        rows = []
+        for a, term in enumerate(self.terms):
+            for part in product(*(range(n + 1) for _, n in term)):
+                lower = tuple((v, q) for (v, _), q in zip(term, part, strict=True) if q)
+                factors = [(v * side + n) * side + q for (v, n), q in zip(term, part, strict=True)]
+                fill = [0] * (self.degree - len(factors))
+                rows.append((a, self.place[lower], factors + fill))
+        return tuple(torch.tensor(column) for column in zip(*rows, strict=True))
 
     def derivatives(self, num_targets: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(target, feature, feature less one, sqrt(a_i)) of every non-zero d psi_a / d y_i, for

@@ -41,7 +41,7 @@ from stages.methods.wavelet_moments import (
     first_pass,
     hermite_moments,
 )
-from stages.methods.wavelet_system import NoisyMoments, solve
+from stages.methods.wavelet_system import NoisyMoments, change_reference, solve
 
 PENALTIES = ("scaled", "raw", "pixel")
 CENTRES = ("wiener", "zero")
@@ -53,7 +53,11 @@ class WaveletStatistics:
 
     shape: (C, H, W). mean, scale: (num_coefficients,), the reference of the features. count:
     images seen. moments: (groups, p, p), the sum over images of psi(u) psi(u)^T with
-    u = (w0 - mean) / scale, float64. Statistics about one reference add and subtract.
+    u = (w0 - mean) / scale, float64.
+
+    `+` merges the statistics of two sets of images. About one reference it only adds, bit for bit
+    repeatable; about two it first moves both, by polynomial algebra and to rounding, to the
+    reference of all images together. `-` leaves a shard out and keeps the reference.
     """
 
     model: WaveletModel
@@ -94,20 +98,41 @@ class WaveletStatistics:
         return replace(self, count=len(images), moments=moments)
 
     def __add__(self, other: WaveletStatistics) -> WaveletStatistics:
-        self.check_same_reference(other)
+        self.check_same_model(other)
         count = self.count + other.count
-        return replace(self, count=count, moments=self.moments + other.moments)
+        if self._has_reference(other.mean, other.scale):
+            return replace(self, count=count, moments=self.moments + other.moments)
+        pooled = self.coefficient_moments() + other.coefficient_moments()
+        one, two = (x.about(pooled.mean, pooled.scale) for x in (self, other))
+        return replace(one, count=count, moments=one.moments + two.moments)
 
     def __sub__(self, other: WaveletStatistics) -> WaveletStatistics:
         """Leave a shard out. Raises ValueError when nothing would be left."""
-        self.check_same_reference(other)
+        self.check_same_model(other)
         if other.count >= self.count:
             raise ValueError(
                 f"cannot subtract statistics of {other.count} images from those of {self.count}: "
                 "subtract a shard from the total that contains it."
             )
-        count = self.count - other.count
-        return replace(self, count=count, moments=self.moments - other.moments)
+        moments = self.moments - other.about(self.mean, self.scale).moments
+        return replace(self, count=self.count - other.count, moments=moments)
+
+    def about(self, mean: Tensor, scale: Tensor) -> WaveletStatistics:
+        """The same statistics about another reference, exact but for rounding."""
+        if self._has_reference(mean, scale):
+            return self
+        c, d = self.scale / scale, (self.mean - mean) / scale
+        moments = change_reference(self.layout, self.moments, c, d)
+        return replace(self, mean=mean, scale=scale, moments=moments)
+
+    def coefficient_moments(self) -> CoefficientMoments:
+        """What `first_pass` gives for the same images."""
+        layout, degree = self.layout, self.model.degree
+        linear = 1 + degree * torch.arange(layout.num_targets, device=self.moments.device)
+        first = layout.scatter(self.moments[:, linear, 0]) / self.count
+        second = layout.scatter(self.moments[:, linear, linear]) / self.count
+        squares = self.count * self.scale**2 * (second - first**2)
+        return CoefficientMoments(self.count, self.mean + self.scale * first, squares)
 
     def at(
         self, sigma: float, ridge: float = 1e-2, *, penalty: str = "scaled", centre: str = "wiener"
@@ -187,17 +212,15 @@ class WaveletStatistics:
         entries = (state[key] for key in ("mean", "scale"))
         return WaveletStatistics(model, tuple(shape), *entries, count, state["moments"])
 
-    def check_same_reference(self, other: WaveletStatistics) -> None:
-        """Raise ValueError unless the two add."""
+    def _has_reference(self, mean: Tensor, scale: Tensor) -> bool:
+        return torch.equal(self.mean, mean) and torch.equal(self.scale, scale)
+
+    def check_same_model(self, other: WaveletStatistics) -> None:
+        """Raise ValueError unless both have the same model and shape."""
         if (self.model, self.shape) != (other.model, other.shape):
             raise ValueError(
                 f"statistics of {self.model.describe()} on {self.shape} and of "
-                f"{other.model.describe()} on {other.shape} do not add: collect both alike."
-            )
-        if not (torch.equal(self.mean, other.mean) and torch.equal(self.scale, other.scale)):
-            raise ValueError(
-                "statistics were collected about different references: add the results of "
-                "first_pass over all shards first, then give the sum to every second_pass."
+                f"{other.model.describe()} on {other.shape} do not go together: collect both alike."
             )
 
     def _check_options(self, penalty: str, centre: str) -> None:
@@ -255,8 +278,8 @@ class WaveletScore:
     def risk(self, data: Tensor | WaveletStatistics | None = None) -> float:
         """Exact mean squared error of `denoise`, mean over coefficients, under fresh noise.
 
-        data: clean images (B, C, H, W), or their statistics about the same reference (`of`),
-        which serve many levels; None: the statistics this score was fitted to.
+        data: clean images (B, C, H, W), or their statistics, which serve many levels (best made by
+        `WaveletStatistics.of`); None: the statistics this score was fitted to.
         """
         return float(self.coefficient_risk(data).mean())
 
@@ -270,7 +293,6 @@ class WaveletScore:
             data = self.statistics
         elif not isinstance(data, WaveletStatistics):
             data = self.statistics.of(data)
-        self.statistics.check_same_reference(data)
         return coefficient_risks([self], data)[0]
 
     def band_risks(self, data: Tensor | WaveletStatistics | None = None) -> dict[str, float]:
@@ -331,6 +353,9 @@ def merge(shards: Sequence[WaveletStatistics]) -> WaveletStatistics:
 def coefficient_risks(scores: Sequence[WaveletScore], data: WaveletStatistics) -> Tensor:
     """Exact risks (scores, num_coefficients) on `data` of scores of one sigma, for which the
     moments under noise are assembled once."""
+    fitted = scores[0].statistics
+    fitted.check_same_model(data)
+    data = data.about(fitted.mean, fitted.scale)
     system = data.noisy(scores[0].sigma)
     risks: list[list[Tensor]] = [[] for _ in scores]
     for block in system.blocks:

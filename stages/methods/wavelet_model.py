@@ -18,7 +18,7 @@ SHARD_IMAGES = 512  # images whose coefficients are held at once
 CHUNK_BYTES = 2**21  # features of one block of groups: they stay in the processor's cache
 SOLVE_BYTES = 2**22  # Gram matrices of one block of groups while solving
 SOLVE_ARRAYS = 10  # arrays of that size while solving
-WORKING_BYTES = 2**26  # blocks of features and the allocator's slack
+WORKING_BYTES = 2**28  # blocks of features and the allocator's slack
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.methods.hermite import powers
+from stages.methods.hermite import affine, powers
 from stages.methods.wavelet_model import SOLVE_BYTES, Layout
 
 
@@ -94,6 +94,18 @@ class NoisyMoments:
         """Powers values^a of every feature, (g, p), zero where a variable is missing."""
         single = powers(self.layout.gather(values, block), self.layout.features.degree)
         return self.layout.features.products(single[..., None])[..., 0]
+
+
+def change_reference(layout: Layout, moments: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Moments of psi(c u + d) from those of psi(u), exactly; c, d: (num_coefficients,)."""
+    degree, size = layout.features.degree, len(layout.features)
+    parts = []
+    for block in layout.blocks(8 * size**2, SOLVE_BYTES):
+        missing = ~layout.present[block].to(c.device)  # stays as it is: c = 1, d = 0
+        single = affine(layout.gather(c, block) + missing, layout.gather(d, block), degree)
+        change = layout.features.substitution(single)
+        parts.append(change @ moments[block] @ change.mT)
+    return torch.cat(parts)
 
 
 def solve(

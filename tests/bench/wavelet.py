@@ -6,9 +6,9 @@
 Seconds are processor seconds of this process on one thread.
 """
 
-import resource
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
@@ -104,9 +104,20 @@ def memory() -> None:
 def peak(family: str, degree: str, channels: str) -> None:
     x = images(64, int(channels), 600)
     WaveletStatistics.collect(x[:3, :, :8, :8], family, int(degree)).at(0.5)  # load libraries
-    before = psutil.Process().memory_info().rss / 2**10
+    rest = threading.Event()
+    before = most = psutil.Process().memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not rest.wait(0.002):
+            most = max(most, psutil.Process().memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     WaveletStatistics.collect(x, family, int(degree)).at(0.5)
-    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    rest.set()
+    watcher.join()
+    used = (most - before) / GIB
     model = WaveletModel(family, int(degree))
     print(used, model.predict_bytes((int(channels), 64, 64)) / GIB)
 

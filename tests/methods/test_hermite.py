@@ -7,6 +7,7 @@ import torch
 from scipy.special import eval_hermitenorm
 
 from stages.methods.hermite import (
+    affine,
     hermite,
     num_features,
     polynomial_features,
@@ -80,3 +81,17 @@ def test_moments_under_noise_equal_quadrature_over_the_noise(degree, additive):
         )
         expected = torch.zeros(m) if gradient is None else gradient.sum(1)
         torch.testing.assert_close(slopes[:, index], expected.double(), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("degree", "additive"), [(1, False), (3, False), (3, True), (5, False)])
+def test_features_of_a_shifted_and_scaled_variable_are_linear_in_the_old_ones(degree, additive):
+    generator = torch.Generator().manual_seed(0)
+    m = 2
+    features = polynomial_features(m, degree, additive)
+    x = torch.randn(m, 20, generator=generator, dtype=torch.float64)
+    c = torch.tensor([[0.7, 1.3]], dtype=torch.float64)
+    d = torch.tensor([[-0.4, 0.2]], dtype=torch.float64)
+    change = features.substitution(affine(c, d, degree))[0]
+    old = features.products(hermite(x, degree)[None])[0]
+    new = features.products(hermite(c.T * x + d.T, degree)[None])[0]
+    torch.testing.assert_close(change @ old, new, rtol=0, atol=1e-11)

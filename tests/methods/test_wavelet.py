@@ -269,12 +269,36 @@ def test_shards_merge_bit_for_bit_in_order_whatever_order_they_came_in():
     assert torch.equal(one.at(0.5).beta, other.at(0.5).beta)
 
 
-def test_statistics_refuse_to_add_across_references_or_models():
-    a, b = skewed_images(30), skewed_images(30, seed=1)
-    with pytest.raises(ValueError, match="different references: add the results of first_pass"):
-        collect(a) + collect(b)
-    with pytest.raises(ValueError, match="do not add"):
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("coupled", [False, True])
+def test_statistics_collected_apart_add_to_those_of_all_images(family, coupled):
+    """Each half has its own mean and scale: the sum moves both to the common ones."""
+    images = skewed_images(90, 2)
+    images[:40] = 0.5 * images[:40] + 1.0
+    settings = {"family": family, "degree": NATURAL[family], "couple_channels": coupled}
+    one, two = collect(images[:40], **settings), collect(images[40:], **settings)
+    whole, total = collect(images, **settings), one + two
+    assert total.count == 90
+    for name in ("mean", "scale", "moments"):
+        close(getattr(total, name) / 90, getattr(whole, name) / 90)
+    close((total - two).about(one.mean, one.scale).moments / 40, one.moments / 40)
+    # Risks take statistics about any reference.
+    assert whole.at(0.5).risk(two) == pytest.approx(whole.at(0.5).risk(images[40:]), abs=1e-10)
+
+
+def test_statistics_of_biorthogonal_wavelets_add_too():
+    images = skewed_images(90)
+    settings = {"family": "full", "degree": 1, "wavelet": "bior2.2", "allow_biorthogonal": True}
+    total = collect(images[:30], **settings) + collect(images[30:], **settings)
+    close(total.moments / 90, collect(images, **settings).moments / 90)
+
+
+def test_statistics_refuse_to_add_across_models():
+    a = skewed_images(30)
+    with pytest.raises(ValueError, match="do not go together"):
         collect(a) + collect(a, degree=1)
+    with pytest.raises(ValueError, match="do not go together"):
+        collect(a).at(0.5).risk(collect(a, degree=1))
     with pytest.raises(ValueError, match="subtract a shard"):
         collect(a) - collect(a)
     with pytest.raises(ValueError, match="at least one"):
@@ -405,6 +429,17 @@ def test_coefficients_that_never_vary_are_harmless():
     assert fitted.risk(flat + 0.1 * skewed_images(50, seed=2)) < 0.25
 
 
+def test_missing_neighbours_are_harmless_without_a_ridge():
+    """The approximation is alone in a band-tied triple: its score is that of `independent`."""
+    images = skewed_images(80)
+    tied, alone = (
+        collect(images, family, 2).at(0.5, 0.0) for family in ("band-tied", "independent")
+    )
+    w = tied.statistics.layout.basis.analyse(skewed_images(5, seed=1))
+    close(tied.coefficient_score(w)[:, :4], alone.coefficient_score(w)[:, :4], 1e-12)
+    assert float((tied.coefficient_score(w) - alone.coefficient_score(w)).abs().max()) > 1e-3
+
+
 def test_bad_settings_name_the_remedy():
     images = skewed_images(10)
     cases = [
@@ -437,7 +472,7 @@ def test_memory_is_predicted_before_the_fit():
     big = torch.zeros(5, 3, 64, 64)
     with pytest.raises(ValueError, match="What fits instead: family='local', degree=2") as error:
         collect(big, degree=3)
-    assert "4.92 GiB" in str(error.value)  # 12,288 groups of 220 x 220 float64 and buffers
+    assert "5.10 GiB" in str(error.value)  # 12,288 groups of 220 x 220 float64 and buffers
     with pytest.raises(ValueError, match="only smaller images; or raise max_bytes"):
         collect(big, max_bytes=1000)
     with pytest.raises(ValueError, match=r"degree=2 .*GiB"):
