@@ -19,7 +19,11 @@ def samples_of(folder, images: torch.Tensor, **facts) -> sample.Samples:
     np.save(at.path / "samples.npy", images.numpy())
     np.save(at.path / "labels.npy", np.zeros(len(images), np.int64))
     description = {"training_step": 10, "method": "sit", "solver": "euler", "nfe": 5, "seed": 0}
-    description |= {"time_density": "uniform", "grid": "uniform_t", "num_samples": len(images)} | facts
+    description |= {
+        "time_density": "uniform",
+        "grid": "uniform_t",
+        "num_samples": len(images),
+    } | facts
     (at.path / "samples.json").write_text(json.dumps(description))
     return sealed(at, sample.STAGE, evaluate.Result())
 
