@@ -9,7 +9,6 @@ spooled, by which MLflow's database knows them.
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -214,9 +213,7 @@ class Sender:
             if step in self._state.steps(key, metric) or (metric, step) in batch.steps:
                 continue
             batch.steps[metric, step] = None
-            # MLflow would draw an infinity as 1.8e308, and the curve as a flat line.
-            finite = value if math.isfinite(value) else math.nan
-            batch.metrics.append((metric, finite, time_ms, step))
+            batch.metrics.append((metric, value, time_ms, step))
 
     def _on_dataset(self, event: dict[str, Any]) -> list[Action]:
         from mlflow.entities import Dataset, DatasetInput, InputTag
