@@ -102,6 +102,11 @@ class Artifact:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = Path(path)
         self.manifest = manifest
+        self.store = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another machine, an artifact is opened from the store where its path is not."""
+        return reopen, (str(self.path), self.store, self.manifest.stage, self.manifest.key)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.manifest.stage} {self.manifest.key[:12]})"
@@ -152,6 +157,17 @@ class Artifact:
     def curves(self) -> list[tuple[str, int, float]]:
         """Rows `(metric, step, value)` that the node recorded; the step is its `abscissa`."""
         return read_curves(self.path / CURVES) if CURVES in self.manifest.files else []
+
+
+def reopen(path: str, store: str, stage: str, key: str) -> Artifact:
+    """Open an artifact where it was, or through its store on a machine that lacks the path."""
+    if (Path(path) / MANIFEST).is_file():
+        artifact = open_artifact(Path(path))
+        artifact.store = store
+        return artifact
+    from pipeline.store import Store
+
+    return Store(store).open(stage, key)
 
 
 def write_curves(path: Path, rows: list[tuple[str, int, float]]) -> None:

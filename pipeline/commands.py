@@ -156,7 +156,7 @@ def show(root: Root, options: Namespace) -> int:
         node = run[name]
         seconds = node.data["seconds"]
         took = progress.duration(seconds) if seconds is not None else ""
-        metrics = "  ".join(f"{k} {v:.5g}" for k, v in node.metrics.items())
+        metrics = "  ".join(results.measured(node.metrics))
         print(f"{name:<{width}}  {node.state:<8} {took:>12}  {metrics or node.data['error']}")
     report = run.store.run_path(run.id) / "report.html"
     if report.is_file():

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import progress, worker
 from pipeline.artifact import Artifact
-from pipeline.errors import DamagedArtifactError
+from pipeline.errors import DamagedArtifactError, UsageError
 from pipeline.graph import Graph, Node
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
@@ -45,7 +45,13 @@ def report(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Path | No
 
 
 def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> str | None:
-    settings = catalog.settings.model_validate(data["settings"])
+    try:
+        settings = catalog.settings.model_validate(data["settings"])
+    except ValueError as error:
+        raise UsageError(
+            f"run {data['id']} was made by a version with other settings, and its report was not "
+            "finished; run the recipe again"
+        ) from error
     graph = Graph(catalog.recipes[data["recipe"]](settings), catalog.exclude_sources)
     for node in graph:
         if node.stage.name == STAGE:

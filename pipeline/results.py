@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact, Manifest
@@ -108,15 +108,24 @@ class Run:
 
         return pandas.DataFrame(self.rows()).set_index("node")
 
-    def text(self) -> str:
-        """The nodes that measured something, as aligned lines."""
-        rows = [(name, self[name].metrics) for name in self]
+    def text(self, most: int = 5) -> str:
+        """The nodes that measured something, as aligned lines of at most `most` metrics each."""
+        rows = [(name, measured(self[name].metrics)[:most]) for name in self]
         width = max((len(name) for name in self), default=0)
-        return "\n".join(
-            f"{name:<{width}}  " + "  ".join(f"{k} {v:.5g}" for k, v in metrics.items())
-            for name, metrics in rows
-            if metrics
-        )
+        return "\n".join(f"{name:<{width}}  {'  '.join(texts)}" for name, texts in rows if texts)
+
+
+def measured(metrics: Mapping[str, float]) -> list[str]:
+    """`fid 2.53 ± 0.62 (floor 1.59)` and the like, for every metric."""
+    texts = []
+    for name, value in metrics.items():
+        if name.endswith(("_standard_error", "_floor")):
+            continue
+        error, floor = metrics.get(f"{name}_standard_error"), metrics.get(f"{name}_floor")
+        text = f"{name} {value:.4g}"
+        text += f" ± {error:.2g}" if error is not None else ""
+        texts.append(text + (f" (floor {floor:.3g})" if floor is not None else ""))
+    return texts
 
 
 def runs(store: str | Store | None = None) -> list[Run]:

@@ -13,6 +13,7 @@ from pipeline import plan as planning
 from pipeline import progress, record, track
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.plan import CACHED, DAMAGED, Plan, Request
+from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST
@@ -164,7 +165,13 @@ class _Session:
     def _publish(self) -> None:
         from pipeline import publish
 
-        path = publish.report(self.catalog, self.store, self.entry.data)
+        try:
+            path = publish.report(self.catalog, self.store, self.entry.data)
+        except Exception as error:
+            # The results are safe; a report of them can be made again at any time.
+            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            say(f"warning: no report was written ({last[0]}); see python -m pipeline report")
+            return
         if path is not None:
             self.tracker.artifact(path, "report")
 
@@ -193,8 +200,8 @@ def _start_tracker(
         tags={
             "recipe": plan.recipe,
             "preset": plan.resolved.preset,
-            "git_revision": git.get("revision", ""),
-            "git_dirty": str(git.get("dirty", "")).lower(),
+            "git.revision": git.get("revision", ""),
+            "git.dirty": str(git.get("dirty", "")).lower(),
         },
         warn=view.message,
     )
@@ -219,12 +226,11 @@ def failure_text(data: Mapping[str, Any], folder: Path) -> str:
 
 def results_text(store: Store, data: Mapping[str, Any]) -> str:
     """The scores of a run and where to look further."""
-    from pipeline.results import Run
-
     run = Run(store, dict(data))
     lines = [run.text(), ""]
     report = store.run_path(data["id"]) / "report.html"
     if report.is_file():
         lines.append(f"report:  {report}")
-    lines.append("compare: python -m pipeline ui")
+    where = "" if store.uri == str(Path(DEFAULT_STORE).resolve()) else f" --store {store.uri}"
+    lines.append(f"compare: python -m pipeline ui{where}")
     return "\n".join(lines)

@@ -87,6 +87,7 @@ class Store:
             raise DamagedArtifactError(f"{name} is not in the store")
         try:
             artifact = open_artifact(path)
+            artifact.store = self.uri
             artifact.verify()
         except (DamagedArtifactError, OSError) as error:
             raise DamagedArtifactError(f"{name}: {error}") from error
@@ -196,9 +197,15 @@ class WorkArea:
 
     def __init__(self, store: Store, stage: str, key: str, path: Path) -> None:
         self._store, self._name, self.path = store, f"work/{stage}/{key}", path
+        self._pushed: dict[str, tuple[int, int]] = {}
 
     def push(self) -> None:
-        """Copy new files to a remote store; on a local one they are safe already."""
-        if self._store.remote:
-            for relative, path in files_below(self.path):
+        """Copy new and changed files to a remote store; on a local one they are safe already."""
+        if not self._store.remote:
+            return
+        for relative, path in files_below(self.path):
+            status = path.stat()
+            mark = (status.st_size, status.st_mtime_ns)
+            if self._pushed.get(relative) != mark:
                 self._store.location.write(f"{self._name}/{relative}", path.read_bytes())
+                self._pushed[relative] = mark

@@ -1,6 +1,8 @@
 """Artifacts are whole or absent, checked on read, and written once."""
 
 import json
+import pickle
+import shutil
 
 import pytest
 
@@ -119,6 +121,10 @@ def test_an_object_store_works_alike(tmp_path, monkeypatch):
     # Our copy is damaged, the stored one is not: it is fetched again.
     (remote.local / "artifacts/number" / KEY / "number.json").write_text("8")
     assert remote.open("number", KEY).load() == 7
+    # Sent to a machine that lacks our copy, an artifact comes from the store.
+    sent = pickle.dumps(remote.open("number", KEY))
+    shutil.rmtree(remote.local / "artifacts")
+    assert pickle.loads(sent).load() == 7
     area = remote.work("number", KEY)
     (area.path / "state").write_text("5")
     area.push()
