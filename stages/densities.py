@@ -6,6 +6,7 @@ A density is `mix` of one kind and 1 - mix of a base, moved by `shift`. The memb
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -82,11 +83,22 @@ class DensityOptions(Settings):
             name += f" over {base}" if base != "uniform" and self.share(kind) < 1 else ""
         return name if self.shift == 1 else f"{name} shift={self.shift:g}"
 
-    def refuse_unread(self, kinds: set[str], because: str) -> None:
-        """Raise ValueError for a setting that was changed though none of `kinds` reads it."""
+    def read_by(self, kinds: set[str]) -> DensityOptions:
+        """The same, the settings that none of `kinds` reads left at their defaults."""
+        read = self._read(kinds)
+        return DensityOptions(
+            **{name: getattr(self, name) for name in DensityOptions.model_fields if name in read}
+        )
+
+    @staticmethod
+    def _read(kinds: set[str]) -> set[str]:
         read = {name for kind in kinds for name in ARGUMENTS[kind]}
         read |= {"shift"} if kinds else set()
-        read |= {"mix"} if kinds - {"uniform"} else set()
+        return read | ({"mix"} if kinds - {"uniform"} else set())
+
+    def refuse_unread(self, kinds: set[str], because: str) -> None:
+        """Raise ValueError for a setting that was changed though none of `kinds` reads it."""
+        read = self._read(kinds)
         for name, info in DensityOptions.model_fields.items():
             value = getattr(self, name)
             if name not in read and value != info.default:
@@ -131,6 +143,12 @@ def sources(options: DensityOptions, kind: str, base: str = "uniform") -> list[s
     if kind == "uniform" and options.shift == 1:
         return []
     return [table.TIME_DENSITIES[kind], table.TIME_DENSITIES[base], MIXTURE]
+
+
+def of_grids(grids: Iterable[str]) -> set[str]:
+    """The kinds of density that grids are made of, their base included; none for other grids."""
+    kinds = {grid for grid in grids if grid in table.DENSITY_GRIDS}
+    return kinds | {"uniform"} if kinds else set()
 
 
 def needs_spectrum(kind: str) -> bool:

@@ -13,8 +13,10 @@ from pipeline.publish import MARKER, PAGE
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.evaluate import Row, Scores
 from stages.extract import Extractor
+from stages.powerspectrum import Spectrum
 from stages.prepare import Data
 from stages.sample import Samples
+from stages.sections import csflow
 from stages.train import TrainedNetwork
 
 # Scores of the overview, in this order, where a set has them.
@@ -71,7 +73,8 @@ def _sections(inputs: Mapping[str, Any]) -> Iterator[Any]:
     if inputs.get("training"):
         yield _training(inputs["training"], by_step)
     if by_nfe:
-        yield _few_steps(by_nfe)
+        yield _few_steps(csflow.without_densities(by_nfe))
+    yield from csflow.sections(inputs, by_nfe)
     if inputs.get("samples"):
         yield _pictures(inputs["samples"])
 
@@ -247,6 +250,7 @@ STAGE = Stage(
     inputs={
         "data": Input(Data, optional=True),
         "extractor": Input(Extractor, optional=True),
+        "spectrum": Input(Spectrum, optional=True),
         "training": Input(TrainedNetwork, many=True),
         "scores": Input(Scores, many=True),
         "samples": Input(Samples, many=True),

@@ -73,8 +73,7 @@ class SampleOptions(Settings):
                 f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
             )
-        kinds = {self.grid, "uniform"} if self.grid in table.DENSITY_GRIDS else set()
-        self.density.refuse_unread(kinds, f"grid={self.grid}")
+        self.density.refuse_unread(densities.of_grids(self.grids_in_use), f"grid={self.grid}")
         if self.s_min >= self.s_max:
             raise ValueError(
                 f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
@@ -86,6 +85,11 @@ class SampleOptions(Settings):
                 "0 <= low <= high <= 1"
             )
         return self
+
+    @property
+    def grids_in_use(self) -> tuple[str, ...]:
+        """Every grid that these settings name."""
+        return (self.grid,)
 
     @property
     def grid_name(self) -> str:
@@ -233,7 +237,7 @@ def run(context: Context) -> Result:
     np.save(context.path / "labels.npy", labels)
     write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
     facts = {
-        "training_step": parts[0][1],
+        "training_step": model.description.get("steps_before", 0) + parts[0][1],
         "method": model.settings["method"],
         "solver": settings.solver,
         "nfe": settings.nfe,

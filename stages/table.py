@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from pipeline.graph import Node
 from pipeline.stage import Catalog, Resources, Settings, Stage
-from stages import evaluate, extract, prepare, report, sample, train
+from stages import (
+    csflow_nodes,
+    densities,
+    evaluate,
+    extract,
+    prepare,
+    report,
+    sample,
+    spectrum,
+    train,
+)
+from stages.csflow_nodes import CSFlowOptions, spectrum_nodes
 from stages.evaluate import EvaluateOptions, EvaluateSettings
 from stages.extract import ExtractorOptions, ExtractorSettings
 from stages.methods import table
 from stages.prepare import PrepareSettings
 from stages.report import ReportSettings
 from stages.sample import SampleOptions, SampleSettings
+from stages.spectrum import SpectrumSettings
 from stages.train import TrainOptions, TrainSettings
 
 STAGES = {
@@ -24,6 +37,7 @@ STAGES = {
         prepare.STAGE,
         extract.STAGE,
         train.STAGE,
+        spectrum.STAGE,
         sample.STAGE,
         evaluate.STAGE,
         report.STAGE,
@@ -43,12 +57,13 @@ class SampleSweep(SampleOptions):
         description="network evaluations compared; a solver that takes an odd number only runs at "
         "the odd number just below an even one",
     )
-    solver_grids: dict[table.choice("solver", table.SOLVERS), table.choice("grid", table.GRIDS)] = (
-        Field(
-            {"heun": "edm"},
-            description="grids of swept solvers that need their own: Heun amplifies errors at the "
-            "long first step of a grid uniform in t",
-        )
+    solver_grids: dict[
+        table.choice("solver", table.SOLVERS),
+        table.choice("grid", table.GRIDS | table.DENSITY_GRIDS),
+    ] = Field(
+        {"heun": "edm"},
+        description="grids of swept solvers that need their own: Heun amplifies errors at the "
+        "long first step of a grid uniform in t",
     )
     reference_nfe: int = Field(
         100, ge=2, le=10_000, description="evaluations of the samples trajectory_rms refers to"
@@ -71,14 +86,20 @@ class SampleSweep(SampleOptions):
             return tuple(sorted({nfe - (nfe % 2 == 0) for nfe in self.nfes}))
         return tuple(sorted(set(self.nfes)))
 
+    @property
+    def grids_in_use(self) -> tuple[str, ...]:
+        """Every grid that these settings name."""
+        return (self.grid, *self.solver_grids.values())
+
     def grid_of(self, solver: str) -> str:
         """The grid this solver is swept on."""
         return self.solver_grids.get(solver, self.grid)
 
     def options(self, **changes: object) -> SampleSettings:
         """The settings of one sample node."""
-        common = {name: getattr(self, name) for name in SampleOptions.model_fields}
-        return SampleSettings(**common | changes)
+        chosen = {name: getattr(self, name) for name in SampleOptions.model_fields} | changes
+        kinds = densities.of_grids([chosen["grid"]])
+        return SampleSettings(**chosen | {"density": chosen["density"].read_by(kinds)})
 
 
 class StageResources(Settings):
@@ -87,6 +108,7 @@ class StageResources(Settings):
     prepare: Resources = Field(Resources(), description="of prepare")
     extractor: Resources = Field(Resources(), description="of extractor")
     train: Resources = Field(Resources(), description="of train nodes")
+    spectrum: Resources = Field(Resources(), description="of spectrum")
     sample: Resources = Field(Resources(), description="of sample nodes")
     evaluate: Resources = Field(Resources(), description="of evaluate nodes")
     report: Resources = Field(Resources(), description="of report")
@@ -101,7 +123,11 @@ class Bench(Settings):
         ExtractorOptions(), description="the network whose features score samples"
     )
     train: TrainOptions = Field(TrainOptions(), description="training")
+    spectrum: SpectrumSettings = Field(
+        SpectrumSettings(), description="the data's power spectrum, which CSFlow starts from"
+    )
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
+    csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
     evaluate: EvaluateOptions = Field(EvaluateOptions(), description="scores")
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
@@ -148,6 +174,17 @@ class Bench(Settings):
         return self
 
 
+def _spectrum_input(kind: str) -> dict[str, str]:
+    """The input of a node whose density or grid is of this kind."""
+    return {"spectrum": "spectrum"} if densities.needs_spectrum(kind) else {}
+
+
+def _with_spectrum(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes, with the spectrum if one of them reads it."""
+    needed = any("spectrum" in node.inputs for node in nodes)
+    return [*nodes, *(spectrum_nodes(bench) if needed else ())]
+
+
 def prepare_nodes(bench: Bench) -> list[Node]:
     """The data set."""
     return [Node("prepare", prepare.STAGE, bench.data, resources=bench.resources.prepare)]
@@ -161,7 +198,7 @@ def train_nodes(bench: Bench) -> list[Node]:
             f"train/{settings.method}",
             train.STAGE,
             settings,
-            inputs={"data": "prepare"},
+            inputs={"data": "prepare"} | _spectrum_input(settings.density.kind),
             resources=bench.resources.train,
             tags={"method": settings.method},
         )
@@ -217,7 +254,7 @@ def _sample_node(bench: Bench, method: str, variant: str, **changes: object) -> 
         f"sample/{method}-{variant}",
         sample.STAGE,
         settings,
-        inputs={"model": f"train/{method}"},
+        inputs={"model": f"train/{method}"} | _spectrum_input(settings.grid),
         resources=bench.resources.sample,
         tags={"method": method, "solver": settings.solver, "grid": settings.grid},
     )
@@ -260,6 +297,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
     inputs = {
         "data": "prepare",
         "extractor": "extractor",
+        "spectrum": of(spectrum.STAGE),
         "training": of(train.STAGE),
         "scores": of(evaluate.STAGE),
         "samples": of(sample.STAGE),
@@ -282,15 +320,28 @@ def full(bench: Bench) -> list[Node]:
         *checkpoint_nodes(bench, method),
         *solver_nodes(bench, method),
     ]
+    if bench.csflow.in_full:
+        nodes += csflow_nodes.full_nodes(bench, nodes)
+    nodes = _with_spectrum(bench, nodes)
     return [*nodes, report_node(bench, nodes)]
 
 
 def training(bench: Bench) -> list[Node]:
     """Data and trainings only."""
-    return [*prepare_nodes(bench), *train_nodes(bench)]
+    return _with_spectrum(bench, [*prepare_nodes(bench), *train_nodes(bench)])
 
 
-RECIPES = {"full": full, "train": training}
+def csflow(bench: Bench) -> list[Node]:
+    """CSFlow in depth: its grid beside others', several mixes, fine-tuning, several seeds."""
+    base = [*prepare_nodes(bench), *extractor_nodes(bench), *train_nodes(bench)]
+    compared = csflow_nodes.compared_nodes(bench, [*base, *solver_nodes(bench, bench.train.method)])
+    nodes = _with_spectrum(bench, [*base, *compared])
+    report = report_node(bench, nodes)
+    shown = csflow_nodes.shown_samples(bench, nodes)
+    return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
+
+
+RECIPES = {"full": full, "train": training, "csflow": csflow}
 
 CATALOG = Catalog(
     settings=Bench,
