@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.artifact import Artifact
+from pipeline.artifact import open_artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage
-from stages.extract import Extractor
-from stages.prepare import Data
+from stages.embed import FeatureSet
 from stages.sample import Samples
+from stages.scores import Row, Scores, headline, mean_over_seeds, row_of, write
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from stages.extract import LoadedExtractor
+    from stages.embed import FeatureArrays
     from stages.methods.protocol import Protocol, Score
-    from stages.prepare import DataSet
-    from stages.sample import SampleSet
 
 FEWEST = 40  # below, the kernel distance has no two subsets of two images
+SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 
 
 class EvaluateOptions(Settings):
@@ -53,105 +54,104 @@ class EvaluateSettings(EvaluateOptions):
     seed: int = Field(0, ge=0, description="of the blocks and subsets that errors come from")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One score of one set of samples, and which set it was.
-
-    time_density: that of the training, in words. seed: of the samples' noise.
-    """
-
-    node: str
-    method: str
-    solver: str
-    grid: str
-    nfe: int
-    training_step: int
-    time_density: str
-    seed: int
-    score: Score
-
-
-class Scores(Artifact):
-    """Every score of every set, each with its error, its floor and its protocol."""
-
-    def load(self) -> list[Row]:
-        """All rows, in the order of the abscissa."""
-        import pyarrow.parquet
-
-        from stages.methods.protocol import Score
-
-        rows = []
-        for line in pyarrow.parquet.read_table(self.path / "scores.parquet").to_pylist():
-            which = {name: line.pop(name) for name in Row.__annotations__ if name != "score"}
-            protocol = {
-                name.removeprefix("protocol_"): line.pop(name)
-                for name in list(line)
-                if name.startswith("protocol_")
-            }
-            rows.append(Row(**which, score=Score.from_dict(line | {"protocol": protocol})))
-        return rows
+def features_node(samples: str) -> str:
+    """The name of the node with the features of a sample node's images."""
+    return f"features/{samples.partition('/')[2] or samples}"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every set is scored against. reference: (m, d) features of the training images."""
+    """What every set is scored against, and the scores of real images.
 
-    data: DataSet
-    extractor: LoadedExtractor
+    floors: by metric. protocol: without the details that single metrics add.
+    """
+
+    train: Path
     protocol: Protocol
-    floor: float
+    floors: Mapping[str, float]
     settings: EvaluateSettings
 
-    @property
-    def reference(self) -> Tensor:
-        return self.extractor.train
-
-    def generator(self) -> Any:
+    def generator(self) -> torch.Generator:
         import torch
 
         return torch.Generator().manual_seed(self.settings.seed)
+
+    def score(
+        self,
+        metric: str,
+        value: float,
+        error: float | None,
+        kind: str,
+        caution: str = "",
+        details: str = "",
+    ) -> Score:
+        from stages.methods.protocol import Score
+
+        return Score(
+            metric=metric,
+            value=value,
+            protocol=replace(self.protocol, details=details),
+            error=error,
+            error_kind=kind if error is not None else "none",
+            floor=self.floors.get(metric),
+            caution=caution,
+        )
 
 
 def run(context: Context) -> Result:
     """Score every set of samples, in the order of the abscissa."""
     settings: EvaluateSettings = context.settings
-    sets = sorted(
-        context.inputs["samples"].items(),
-        key=lambda item: (item[1].description[settings.abscissa], item[0]),
-    )
-    reference = context.inputs.get("reference")
-    _check(sets, reference, settings)
+    samples, reference = context.inputs["samples"], context.inputs.get("reference")
+    features = {name: context.inputs["features"][features_node(name)] for name in samples}
+    sets = sorted(samples, key=lambda name: (samples[name].description[settings.abscissa], name))
+    _check(samples, features, reference, settings)
+    held_out = context.inputs["held_out"]
+    _check_extractors([*features.values(), held_out], context.inputs["train"])
+    paths = [(samples[name].path, features[name].path) for name in sets]
     try:
-        bench = _bench(context.inputs["data"].load(), context.inputs["extractor"].load(), settings)
-        rows: list[Row] = []
-        for index, (node, artifact) in enumerate(sets):
-            context.progress(index, len(sets), "sets", node)
-            rows += _rows(node, artifact, reference, bench)
-            context.log(f"{node}: {_summary(rows, node)}")
-    except ValueError as error:
-        raise StageError(str(error)) from error
+        bench = _bench(context.inputs["train"], held_out, settings)
+        context.progress(0, len(sets), "sets")
+        shards = _shards(paths, held_out.description["extractor"]["dimension"], settings)
+        found = context.map(score_sets, shards, bench, reference.path if reference else None)
+        scores = [scores for shard in found for scores in shard]
+    except (ValueError, StageError) as error:
+        # What a shard elsewhere raised comes with its traceback around it.
+        raise StageError(str(getattr(error, "cause", error))) from error
     context.progress(len(sets), len(sets), "sets")
-    _write(context.path / "scores.parquet", rows)
+    facts = {name: samples[name].description for name in sets}
+    singles = [
+        row_of(name, facts[name], score)
+        for name, of_set in zip(sets, scores, strict=True)
+        for score in of_set
+    ]
+    rows = mean_over_seeds(singles, facts)
+    for line in _summaries(rows):
+        context.log(line)
+    write(context.path, singles, rows)
     return Result(
-        metrics=_headline(rows, sets[-1][0]),
+        metrics=headline(rows),
         curves=[(r.score.metric, getattr(r, settings.abscissa), r.score.value) for r in rows],
         abscissa=settings.abscissa,
     )
 
 
 def _check(
-    sets: Sequence[tuple[str, Samples]], reference: Samples | None, settings: EvaluateSettings
+    samples: Mapping[str, Samples],
+    features: Mapping[str, FeatureSet],
+    reference: Samples | None,
+    settings: EvaluateSettings,
 ) -> None:
     """Raise StageError where sets are too small, or were not made from the reference's noise."""
-    if not sets:
+    if not samples:
         raise StageError("there are no samples to evaluate; connect at least one sample node")
-    for node, artifact in sets:
+    for node, artifact in samples.items():
         found = artifact.description
+        if features[node].description["samples"] != found:
+            raise StageError(f"{features_node(node)} holds features of other samples than {node}")
         if found["num_samples"] < settings.num_samples:
             raise StageError(
                 f"{node} holds {found['num_samples']} samples, fewer than "
-                f"evaluate.num_samples={settings.num_samples}; lower it or raise "
-                "sample.num_samples"
+                f"evaluate.num_samples={settings.num_samples}; lower it, or give more samples"
             )
         if reference is None:
             continue
@@ -165,122 +165,171 @@ def _check(
             )
 
 
-def _bench(data: DataSet, extractor: LoadedExtractor, settings: EvaluateSettings) -> Bench:
-    import torch
+def _check_extractors(sets: Iterable[FeatureSet], train: FeatureSet) -> None:
+    from stages.methods.protocol import ProtocolError
 
-    from stages.methods.frechet import real_floor
+    expected = train.description["extractor"]
+    for artifact in sets:
+        if artifact.description["extractor"] != expected:
+            raise StageError(
+                f"{artifact} was made with another extractor than the training images' features; "
+                "their distances mean nothing"
+            ) from ProtocolError()
+
+
+def _bench(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) -> Bench:
     from stages.methods.protocol import Protocol
 
-    network, count = extractor.network, settings.num_samples
+    facts = train.description
+    extractor, count = facts["extractor"], settings.num_samples
     protocol = Protocol(
-        name=f"{data.name}-{network.name}-{count}",
-        extractor=network.name,
-        extractor_hash=network.weights_hash,
-        resize=network.resize,
-        reference=f"{data.name} training images",
-        num_reference=len(extractor.train),
+        name=f"{facts['data']}-{extractor['name']}-{count}",
+        extractor=extractor["name"],
+        extractor_hash=extractor["weights_hash"],
+        resize=extractor["resize"],
+        reference=f"{facts['data']} training images",
+        num_reference=facts["num_images"],
         num_samples=count,
     )
+    floors = _floors(train.load(), held_out.load(), settings)
+    return Bench(train.path, protocol, floors, settings)
+
+
+def _floors(
+    train: FeatureArrays, held_out: FeatureArrays, settings: EvaluateSettings
+) -> dict[str, float]:
+    """What real images score, at the same sizes where there are enough of them.
+
+    Fréchet distances scale to these sizes; precision, recall, density and coverage take two halves
+    of all real images at most; the Inception score and the memorisation ratio the held-out images.
+    """
+    import torch
+
+    from stages.methods import quality
+    from stages.methods.frechet import real_floor
+
     generator = torch.Generator().manual_seed(settings.seed)
-    real = torch.cat([extractor.train, extractor.test])
-    floor = real_floor(real, count, len(extractor.train), generator=generator)
-    return Bench(data, extractor, protocol, floor.distance, settings)
+    count, reference = settings.num_samples, len(train.features)
+    real = torch.cat([train.features, held_out.features])
+    repeats = 10 if real.shape[1] <= 512 else 3
+    floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
+    floors["fid"] = real_floor(real, count, reference, repeats, generator).distance
+    if train.spatial is not None:
+        maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)
+        floors["sfid"] = real_floor(maps, count, reference, repeats, generator).distance
+    half = min(count, len(real) // 2, quality.LARGEST_MANIFOLD)
+    if half > settings.neighbours + 2:
+        order = torch.randperm(len(real), generator=generator)
+        first, second = real[order[:half]], real[order[half : 2 * half]]
+        found = quality.precision_recall(first, second, settings.neighbours, blocks=0)
+        floors |= {name: getattr(found, name).value for name in MANIFOLDS}
+    if held_out.logits is not None:
+        floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
+    if held_out.neighbour_distances.shape[1] > 1:
+        floors["memorization_ratio"] = _memorised(held_out, settings).mean().item()
+    return floors
 
 
-def _rows(node: str, artifact: Samples, reference: Samples | None, bench: Bench) -> list[Row]:
-    count, facts = bench.settings.num_samples, artifact.description
-    samples = artifact.load()
-    scores = list(_feature_scores(samples.images[:count], bench))
-    scores += _image_scores(samples.images[:count], reference.load() if reference else None, bench)
-    which = {k: facts[k] for k in Row.__annotations__ if k not in ("node", "score")}
-    return [Row(node=node, score=score, **which) for score in scores]
+MANIFOLDS = ("precision", "recall", "density", "coverage")
 
 
-def _feature_scores(images: Tensor, bench: Bench) -> Iterator[Score]:
-    """Scores from features of (n, C, H, W), clipped to [-1, 1] as an image file would be."""
+def _shards(
+    paths: Sequence[tuple[Path, Path]], dimension: int, settings: EvaluateSettings
+) -> list[Sequence[tuple[Path, Path]]]:
+    """Sets in groups of enough work to be worth another process."""
+    size = max(1, SHARD_NUMBERS // (settings.num_samples * dimension))
+    return [paths[i : i + size] for i in range(0, len(paths), size)]
+
+
+def score_sets(
+    shard: Sequence[tuple[Path, Path]], bench: Bench, reference: Path | None
+) -> list[list[Score]]:
+    """The scores of every set of a shard."""
+    return [score_set(paths, bench, reference) for paths in shard]
+
+
+def score_set(paths: tuple[Path, Path], bench: Bench, reference: Path | None) -> list[Score]:
+    """All scores of one set: `paths` of its samples and of its features."""
+    samples, features = (open_artifact(path) for path in paths)
+    count = bench.settings.num_samples
+    found = features.load(count)
+    scores = list(_feature_scores(found, open_artifact(bench.train).load(), bench))
+    scores += _memorization(found, bench)
+    if reference is not None:
+        scores += _trajectories(samples, open_artifact(reference), bench)
+    return scores
+
+
+def _feature_scores(
+    found: FeatureArrays, reference: FeatureArrays, bench: Bench
+) -> Iterator[Score]:
+    """Scores from features (n, d) against the training images' (m, d)."""
     from stages.methods import quality
     from stages.methods.frechet import from_features
-    from stages.methods.protocol import Score
 
-    def score(metric: str, value: float, error: float | None = None, kind: str = "none", **more):
-        more = {"error": error, "error_kind": kind} | more
-        return Score(metric=metric, value=value, protocol=bench.protocol, **more)
-
-    found = bench.extractor(images.clamp(-1, 1))
-    features, reference = found.features, bench.reference
-    fd = from_features(features, reference, generator=bench.generator())
-    error = (fd.standard_error, "jackknife")
-    yield score("fid", fd.distance, *error, floor=bench.floor, caution=fd.caution)
-    yield score("fid_infinity", fd.infinity, *error, floor=0.0, caution=fd.caution)
-    kid = quality.kernel_distance(features, reference, generator=bench.generator())
-    yield score("kid", kid.value, kid.standard_error, "subsets", floor=0.0)
-    fewest = min(len(features), len(reference), quality.LARGEST_MANIFOLD)
+    fd = from_features(found.features, reference.features, generator=bench.generator())
+    yield bench.score("fid", fd.distance, fd.standard_error, "jackknife", fd.caution)
+    yield bench.score("fid_infinity", fd.infinity, fd.standard_error, "jackknife", fd.caution)
+    if found.spatial is not None:
+        sfd = quality.spatial_frechet(found.spatial, reference.spatial, generator=bench.generator())
+        yield bench.score("sfid", sfd.distance, sfd.standard_error, "jackknife", sfd.caution)
+    kid = quality.kernel_distance(found.features, reference.features, generator=bench.generator())
+    yield bench.score("kid", kid.value, kid.standard_error, "subsets")
+    fewest = min(len(found.features), len(reference.features), quality.LARGEST_MANIFOLD)
+    k = bench.settings.neighbours
     manifolds = quality.precision_recall(
-        features[:fewest], reference[:fewest], bench.settings.neighbours, blocks=0
+        found.features[:fewest], reference.features[:fewest], k, generator=bench.generator()
     )
-    for name in ("precision", "recall", "density", "coverage"):
-        yield score(name, getattr(manifolds, name).value)
+    for name in MANIFOLDS:
+        estimate = getattr(manifolds, name)
+        details = f"k={k}, {fewest} of each"
+        yield bench.score(
+            name, estimate.value, estimate.standard_error, "jackknife", details=details
+        )
     if found.logits is not None:
         inception = quality.inception_score(found.logits, generator=bench.generator())
-        yield score("inception_score", inception.value, inception.standard_error, "jackknife")
+        yield bench.score("inception_score", inception.value, inception.standard_error, "jackknife")
 
 
-def _image_scores(images: Tensor, reference: SampleSet | None, bench: Bench) -> Iterator[Score]:
-    """Scores from pixels: memorisation, and the distance to the reference's trajectories."""
-    from stages.methods import memorization
-    from stages.methods.protocol import Score
+def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
+    """(n,) 1.0 where the nearest training image is much nearer than the second nearest."""
+    nearest, second = found.neighbour_distances[:, 0], found.neighbour_distances[:, 1]
+    return (nearest < settings.memorization_threshold * second).double()
 
-    plain = {"protocol": bench.protocol, "error": None, "error_kind": "none"}
-    threshold = bench.settings.memorization_threshold
-    train = bench.data.train[:]
-    yield Score(
-        metric="memorization_ratio",
-        value=memorization.ratio(images.clamp(-1, 1), train, threshold),
-        floor=memorization.ratio(bench.data.test[:], train, threshold),
-        **plain,
+
+def _memorization(found: FeatureArrays, bench: Bench) -> Iterator[Score]:
+    if found.neighbour_distances.shape[1] < 2:
+        return
+    values = _memorised(found, bench.settings)
+    details = f"pixels, threshold {bench.settings.memorization_threshold:.4g}"
+    error = _error_of_mean(values)
+    yield bench.score(
+        "memorization_ratio", values.mean().item(), error, "jackknife", details=details
     )
-    if reference is not None:
-        difference = images.double() - reference.images[: len(images)].double()
-        rms = difference.square().mean().sqrt().item()
-        yield Score(metric="trajectory_rms", value=rms, floor=0.0, **plain)
 
 
-def _summary(rows: Sequence[Row], node: str) -> str:
-    found = {row.score.metric: row.score.value for row in rows if row.node == node}
-    return ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+def _trajectories(samples: Samples, reference: Samples, bench: Bench) -> Iterator[Score]:
+    """Root mean square distance per pixel to the reference's samples from the same noise."""
+    first = slice(bench.settings.num_samples)
+    difference = samples.images(first).double() - reference.images(first).double()
+    squares = difference.square_().flatten(1).mean(1)
+    rms = squares.mean().sqrt().item()
+    # The jackknife of a root is, to first order, that of the mean over twice the root.
+    error = _error_of_mean(squares) / (2 * rms) if rms > 0 else 0.0
+    yield bench.score("trajectory_rms", rms, error, "jackknife")
 
 
-def _headline(rows: Sequence[Row], node: str) -> dict[str, float]:
-    """The scores of one set, with the Fréchet distance's standard error and floor."""
-    scores = {row.score.metric: row.score for row in rows if row.node == node}
-    fid = scores["fid"]
-    return {name: score.value for name, score in scores.items()} | {
-        "fid_standard_error": fid.error,
-        "fid_floor": fid.floor,
-    }
+def _error_of_mean(values: Tensor) -> float:
+    """Delete-one jackknife error of the mean of (n,) values."""
+    return (values.std() / len(values) ** 0.5).item()
 
 
-def _write(path: Any, rows: Sequence[Row]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    lines = []
-    for row in rows:
-        which = {name: getattr(row, name) for name in Row.__annotations__ if name != "score"}
-        score = row.score.to_dict()
-        protocol = {f"protocol_{name}": value for name, value in score.pop("protocol").items()}
-        lines.append(which | score | protocol)
-    schema = pyarrow.schema(
-        [(name, _column_type(pyarrow, name, lines)) for name in lines[0]],
-    )
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines, schema), path)
-
-
-def _column_type(pyarrow: Any, name: str, lines: Sequence[dict[str, Any]]) -> Any:
-    """Strings, whole numbers or floating-point numbers, by the column's values."""
-    if name in ("value", "error", "floor"):
-        return pyarrow.float64()
-    return pyarrow.string() if isinstance(lines[0][name], str) else pyarrow.int64()
+def _summaries(rows: Sequence[Row]) -> Iterator[str]:
+    for node in dict.fromkeys(row.node for row in rows):
+        scores = [row.score for row in rows if row.node == node]
+        yield f"{node}: " + ", ".join(f"{s.metric} {s.value:.4g}" for s in scores)
+        for caution in dict.fromkeys(s.caution for s in scores if s.caution):
+            yield f"{node}: caution, {caution}"
 
 
 STAGE = Stage(
@@ -290,8 +339,10 @@ STAGE = Stage(
     run="stages.evaluate:run",
     inputs={
         "samples": Input(Samples, many=True),
-        "extractor": Input(Extractor),
-        "data": Input(Data),
+        "features": Input(FeatureSet, many=True),
+        "train": Input(FeatureSet),
+        "held_out": Input(FeatureSet),
         "reference": Input(Samples, optional=True),
     },
+    version=2,
 )

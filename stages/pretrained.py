@@ -5,8 +5,8 @@ Nothing is downloaded: a missing file is one sentence that names it, its place a
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,61 +16,44 @@ from torch.nn import functional as F
 
 from stages.features import SPATIAL_CHANNELS, Extractor, Features
 from stages.torchvision_shim import prepare_torchvision
+from stages.weights import WEIGHT_FILES, weight_file
 
-__all__ = ["NAMES", "WEIGHT_FILES", "MissingWeightsError", "load", "weight_file"]
-
-# Any one of the files serves; they hold the same weights.
-WEIGHT_FILES: dict[str, tuple[str, ...]] = {
-    "inception": ("inception-2015-12-05.pt",),
-    "dinov2-small": ("dinov2_vits14_pretrain.pth", "vit_small_patch14_dinov2.safetensors"),
-    "dinov2-base": ("dinov2_vitb14_pretrain.pth", "vit_base_patch14_dinov2.safetensors"),
-    "dinov2-large": ("dinov2_vitl14_pretrain.pth", "vit_large_patch14_dinov2.safetensors"),
-}
-NAMES = ("embedded", *WEIGHT_FILES)
+__all__ = ["load"]
 
 DINO_SIDE = 224
 
 
-class MissingWeightsError(FileNotFoundError):
-    """A weight file has to be placed by hand; the message says which, where and how."""
-
-
 def load(
-    name: str, weights_dir: str | Path, setting: str = "weights_dir", device: str = "cpu"
+    name: str,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    setting: str = "extractor.weights",
 ) -> Extractor:
-    """The extractor of that name from a weight file in ``weights_dir``.
+    """The extractor of that name from its weight file: the file, or the folder that holds it.
 
-    ``setting`` is how the caller's users set that directory; it appears in messages. The embedded
+    ``setting`` is how the caller's users set that place; it appears in messages. The embedded
     extractor is trained, not loaded from there: see ``embedded``.
 
-    Raises ValueError for an unknown name (with the nearest known one), MissingWeightsError where
-    the file is absent.
+    Raises ValueError for an unknown name (with the nearest known one) and for a file that holds
+    other weights, MissingWeightsError where it is absent.
     """
     if name == "embedded":
         raise ValueError(
             "the extractor 'embedded' has no weight file; train it with train_classifier and give "
             "its state to embedded()"
         )
-    path = weight_file(name, weights_dir, setting)
+    path = weight_file(name, weights, setting)
     build = _inception if name == "inception" else _dinov2
-    return build(name, path, torch.device(device))
-
-
-def weight_file(name: str, weights_dir: str | Path, setting: str = "weights_dir") -> Path:
-    """The weight file of an extractor; raises as load does. Reads nothing."""
-    if name not in WEIGHT_FILES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown extractor {name!r}{hint} (known: {', '.join(NAMES)})")
-    directory = Path(weights_dir).expanduser()
-    for file_name in WEIGHT_FILES[name]:
-        if (directory / file_name).is_file():
-            return directory / file_name
-    wanted = " or ".join(WEIGHT_FILES[name])
-    raise MissingWeightsError(
-        f"the extractor {name!r} needs the file {wanted}: place it in {directory.absolute()}, or "
-        f"set {setting} to the directory that holds it"
-    )
+    try:
+        return build(name, path, torch.device(device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # every loader has errors of its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path} cannot be read as the weights of {name!r} ({reason[0]}); place "
+            f"{' or '.join(WEIGHT_FILES[name])}, or set {setting} to it"
+        ) from error
 
 
 def _inception(name: str, path: Path, device: torch.device) -> Extractor:
@@ -79,7 +62,10 @@ def _inception(name: str, path: Path, device: torch.device) -> Extractor:
     from cleanfid.inception_torchscript import InceptionV3W
     from cleanfid.resize import build_resizer
 
-    network = InceptionV3W(str(path.parent), download=False).to(device).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        # clean-fid knows the file by its name only.
+        (Path(folder) / WEIGHT_FILES[name][0]).symlink_to(path.absolute())
+        network = InceptionV3W(folder, download=False).to(device).eval()
     resize = build_resizer("clean")
 
     def compute(images: Tensor) -> Features:

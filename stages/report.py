@@ -11,11 +11,12 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.publish import MARKER, PAGE
 from pipeline.stage import Context, Input, Result, Settings, Stage
-from stages.evaluate import Row, Scores
+from stages.embed import FeatureSet
 from stages.extract import Extractor
 from stages.powerspectrum import Spectrum
 from stages.prepare import Data
 from stages.sample import Samples
+from stages.scores import Row, Scores
 from stages.sections import csflow
 from stages.train import TrainedNetwork
 
@@ -254,5 +255,6 @@ STAGE = Stage(
         "training": Input(TrainedNetwork, many=True),
         "scores": Input(Scores, many=True),
         "samples": Input(Samples, many=True),
+        "features": Input(FeatureSet, many=True),
     },
 )

@@ -1,14 +1,15 @@
 """The stage `sample`: images from a trained network, in EDM coordinates, sharded.
 
-Sample i's noise and label depend on the seed and on i alone. Samples are computed in blocks of
-`batch_size` aligned at its multiples, so that the bytes do not depend on how many shards there are.
+Sample i's noise and label depend on the seed and on i alone, and the network is called on fixed
+blocks of samples, so that the bytes depend neither on how many shards there are nor on how many
+samples are held at once.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,86 +17,83 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.artifact import Artifact, open_artifact
+from pipeline.artifact import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
-from stages import densities
+from stages import solving
 from stages.methods import table
 from stages.model import TrainedNetwork
 from stages.powerspectrum import Spectrum
+from stages.prepare import Data
+from stages.schedule import Schedule
+from stages.solving import SolverOptions, shards
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from stages.powerspectrum import PowerSpectrum
+    from stages.methods.trajectories import Correction, Solver
+    from stages.solving import Problem
 
 GRID_SIDE = 10
-NOISE_STEP = -1  # no training step has it: sampling noise is never training noise
+
+# Corrections that average over the batch they run on: one block at a time.
+OVER_BATCH = frozenset({"online", "literal"})
 
 
-class SampleOptions(Settings):
+class SampleOptions(SolverOptions):
     """How samples are made."""
 
-    solver: table.choice("solver", table.SOLVERS) = Field("dpmpp2m", description="the ODE solver")
-    nfe: int = Field(20, ge=1, le=10_000, description="network evaluations a sample")
-    grid: table.choice("grid", table.GRIDS | table.DENSITY_GRIDS) = Field(
-        "uniform_t",
-        description="where the solver's levels lie; a time density's lie at its equal quantiles",
+    correction: table.choice("correction", table.CORRECTIONS) = Field(
+        "none",
+        description="of large steps: calibrated reads a stored schedule and costs nothing; online "
+        "and literal take a divergence an evaluation, on the running batch; lookahead redoes each "
+        "step with the next evaluation",
     )
-    density: densities.DensityOptions = Field(
-        densities.DensityOptions(), description="grids of a time density, over a uniform base"
-    )
-    s_max: float = Field(
-        80.0, gt=0, le=1e4, description="grids edm, log_snr: the first level, s = t / (1 - t)"
-    )
-    s_min: float = Field(0.02, gt=0, description="grids edm, log_snr: the last level above 0")
-    guidance: float = Field(
-        1.0, ge=0, le=100, description="classifier-free guidance scale; 1 is none"
-    )
-    guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0), description="times t, 0 (data) to 1 (noise), between which guidance acts"
+    gamma_min: float = Field(0.0, ge=0, le=1, description="correction=literal: least gamma")
+    num_probes: int = Field(
+        1, ge=1, le=1000, description="online and literal: random probes a divergence"
     )
     num_samples: int = Field(1500, ge=1, le=10**7, description="samples, classes balanced")
-    batch_size: int = Field(250, ge=1, le=65536, description="samples computed together")
+    batch_size: int = Field(
+        1000,
+        ge=1,
+        le=10**6,
+        description="samples held at once; rounded up to whole blocks",
+        json_schema_extra={"keyed": False},
+    )
     shard_size: int = Field(
         5000,
         ge=1,
-        description="samples of one task; rounded up to whole batches",
+        description="samples of one task; rounded up to whole blocks",
         json_schema_extra={"keyed": False},
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where sampling runs")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> SampleOptions:
-        if self.solver in table.ODD_SOLVERS and self.nfe % 2 == 0:
+    def _correction_fits(self) -> SampleOptions:
+        if self.correction == "lookahead" and self.solver not in table.MULTISTEP_SOLVERS:
+            known = ", ".join(sorted(table.MULTISTEP_SOLVERS))
             raise ValueError(
-                f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
-                f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
+                f"correction=lookahead and solver={self.solver} contradict each other: it goes "
+                f"around a plain multistep solver; choose one of {known}"
             )
-        self.density.refuse_unread(densities.of_grids(self.grids_in_use), f"grid={self.grid}")
-        if self.s_min >= self.s_max:
+        if self.correction in OVER_BATCH and self.solver == "unipc":
             raise ValueError(
-                f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
+                f"correction={self.correction} and solver=unipc contradict each other: an estimate "
+                "on the running batch does not combine with the look-ahead corrector; choose "
+                "solver=dpmpp2m, or correction=calibrated"
             )
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
+        if self.correction != "none" and self.solver in table.FITTED_SOLVERS:
             raise ValueError(
-                f"guidance_interval={self.guidance_interval} must be (low, high) with "
-                "0 <= low <= high <= 1"
+                f"correction={self.correction} and solver={self.solver} contradict each other: its "
+                "weights are fitted without one; set correction=none"
+            )
+        if self.gamma_min and self.correction != "literal":
+            raise ValueError(
+                f"gamma_min={self.gamma_min} and correction={self.correction} contradict each "
+                "other: only literal reads it; leave gamma_min unset, or choose literal"
             )
         return self
-
-    @property
-    def grids_in_use(self) -> tuple[str, ...]:
-        """Every grid that these settings name."""
-        return (self.grid,)
-
-    @property
-    def grid_name(self) -> str:
-        """What tables and figures call the grid."""
-        is_density = self.grid in table.DENSITY_GRIDS
-        return self.density.label(self.grid) if is_density else self.grid
 
 
 class SampleSettings(SampleOptions):
@@ -114,7 +112,8 @@ class SampleSet:
 
 
 class Samples(Artifact):
-    """Generated images and the labels they were asked for."""
+    """Generated images and the labels they were asked for; stored as float32, or as uint8 whose 0
+    to 255 is -1 to 1."""
 
     tracked = ("grid.png",)
 
@@ -123,123 +122,169 @@ class Samples(Artifact):
         """Plain facts: training_step, solver, nfe, grid, method, time_density, seed, ..."""
         return json.loads((self.path / "samples.json").read_text())
 
+    @cached_property
+    def steps(self) -> dict[str, list[float]]:
+        """`level` and `gamma` of every solver step, noise first; gamma is 1 without correction,
+        and the mean over blocks where each block of samples had its own."""
+        return json.loads((self.path / "steps.json").read_text())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        import numpy as np
+
+        return tuple(np.load(self.path / "samples.npy", mmap_mode="r").shape[1:])
+
+    def images(self, which: slice = slice(None)) -> Tensor:
+        """(n, C, H, W) float32 images; reads no more of the file than `which` asks for."""
+        import numpy as np
+        import torch
+
+        stored = np.load(self.path / "samples.npy", mmap_mode="r")[which]
+        images = torch.from_numpy(np.array(stored, np.float32))
+        return images / 127.5 - 1 if stored.dtype == np.uint8 else images
+
     def load(self) -> SampleSet:
         import numpy as np
         import torch
 
-        return SampleSet(
-            torch.from_numpy(np.load(self.path / "samples.npy")),
-            torch.from_numpy(np.load(self.path / "labels.npy")),
-        )
+        return SampleSet(self.images(), torch.from_numpy(np.load(self.path / "labels.npy")))
+
+    def name_of(self, index: int) -> str:
+        """What messages call a sample."""
+        return f"image {index}"
 
 
-def noise_and_labels(
-    seed: int, indices: Tensor, shape: Sequence[int], num_classes: int
-) -> tuple[Tensor, Tensor]:
-    """z ~ N(0, I) (B, *shape) float32 and labels (B,) of the samples `indices` (B,)."""
-    from stages.methods.draws import Draws
+@dataclass(frozen=True)
+class Shard:
+    """What one task made. images: (n, C, H, W) float32. gammas: (blocks, steps) float64."""
 
-    return Draws(seed, indices, NOISE_STEP).noise(tuple(shape)), indices % num_classes
+    images: np.ndarray
+    gammas: np.ndarray
+    step: int
+    seconds: float
+    network_seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a task needs beside the samples it makes; the same for every task of a node.
+
+    solver: the object that `trajectory` takes. correction: None for the plain solver.
+    """
+
+    levels: Tensor
+    solver: Solver
+    correction: Correction | None
 
 
 def sample_shard(
-    shard: tuple[int, int],
-    folder: Path,
-    settings: SampleSettings,
-    spectrum: PowerSpectrum | None = None,
-) -> tuple[np.ndarray, int]:
-    """Samples first..last-1 of the model in the artifact at `folder`, and its checkpoint's step.
+    shard: tuple[int, int], folder: Path, settings: SampleSettings, plan: Plan
+) -> Shard:
+    """Samples first..last-1 of the model in the artifact at `folder`.
 
-    spectrum: the data's, for grids that need it.
     Every block is computed at its full size, so that a sample does not depend on how many follow.
     """
     import numpy as np
     import torch
 
+    begun = time.perf_counter()
+    problem, step = solving.problem(folder, settings, settings.step)
     first, last = shard
-    model = open_artifact(folder).load()
-    step = model.steps[-1] if settings.step is None else settings.step
-    network = model.network(step, settings.device)
-    levels = levels_of(settings, spectrum)
-    blocks = []
-    for start in range(first, last, settings.batch_size):
-        indices = torch.arange(start, start + settings.batch_size, device=settings.device)
-        block = sample_block(network, model, indices, settings, levels)
-        blocks.append(block[: last - start].cpu().numpy())
-    return np.concatenate(blocks), step
-
-
-def levels_of(settings: SampleSettings, spectrum: PowerSpectrum | None = None) -> Tensor:
-    """The noise levels (n + 1,) float64, descending to 0, that take `nfe` evaluations.
-
-    Raises ValueError for a grid that needs the data's spectrum and has none.
-    """
-    from stages.methods.grids import from_times
-    from stages.methods.solvers import levels_for_evaluations
-
-    num_levels = levels_for_evaluations(settings.solver, settings.nfe)
-    if settings.grid in table.DENSITY_GRIDS:
-        density = densities.time_density(settings.density, settings.grid, spectrum=spectrum)
-        return from_times(density.grid(num_levels))
-    bounds = {"s_max": settings.s_max, "s_min": settings.s_min}
-    bounded = settings.grid in table.BOUNDED_GRIDS
-    return resolve(table.GRIDS[settings.grid])(num_levels, **(bounds if bounded else {}))
+    size = settings.block_size
+    held = 1 if settings.correction in OVER_BATCH else math.ceil(settings.batch_size / size)
+    parts = []
+    for start, stop in solving.blocks(last - first, held * size):
+        whole = math.ceil((stop - start) / size) * size
+        indices = torch.arange(first + start, first + start + whole)
+        images, gammas = sample_block(problem, indices, settings, plan)
+        parts.append((images[: stop - start].cpu().numpy(), gammas))
+    return Shard(
+        np.concatenate([images for images, _ in parts]),
+        np.array([gammas for _, gammas in parts], np.float64),
+        step,
+        time.perf_counter() - begun,
+        problem.network_seconds,
+    )
 
 
 def sample_block(
-    network: Any,
-    model: Any,
-    indices: Tensor,
+    problem: Problem, indices: Tensor, settings: SampleSettings, plan: Plan
+) -> tuple[Tensor, list[float]]:
+    """Samples `indices` (B,) -> (B, C, H, W) float32, and gamma of every step."""
+    from stages.methods.trajectories import trajectory
+
+    y = plan.levels[0].item() * problem.noise(settings.seed, indices)
+    denoiser = problem.denoiser(problem.labels(indices))
+    generator = None
+    if settings.correction in OVER_BATCH:
+        generator = solving.stream(settings.seed, "probes", int(indices[0]), settings.device)
+    gammas = []
+    for advance in trajectory(denoiser, y, plan.levels, plan.solver, plan.correction, generator):
+        y = advance.state
+        gammas.append(advance.gamma)
+    return problem.images(y).float(), gammas
+
+
+def plan_of(
     settings: SampleSettings,
-    levels: Tensor | None = None,
-) -> Tensor:
-    """Samples `indices` (B,) -> (B, C, H, W) float32. The state is float64, the network float32.
+    model: TrainedNetwork,
+    spectrum: Spectrum | None = None,
+    data: Data | None = None,
+    schedule: Schedule | None = None,
+) -> Plan:
+    """Levels, solver and correction, stored ones checked against what they are used for.
 
-    levels: those of the settings by default.
+    Raises ValueError for a schedule of another grid, solver, model or guidance.
     """
-    import torch
-
-    from stages.methods.path import Guidance, VelocityDenoiser
-    from stages.methods.solvers import solve
-
-    z, labels = noise_and_labels(settings.seed, indices, model.shape, model.num_classes)
-    levels = levels_of(settings) if levels is None else levels
-    denoiser = VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
-    if settings.guidance != 1:
-        unconditional = VelocityDenoiser(network, dtype=torch.float32)
-        denoiser = Guidance(denoiser, unconditional, settings.guidance, settings.guidance_interval)
-    return solve(denoiser, levels[0].item() * z.double(), levels, settings.solver).float()
-
-
-def shards(num_samples: int, batch_size: int, shard_size: int) -> list[tuple[int, int]]:
-    """`(first, last)` of shards of whole batches; the last one may be shorter."""
-    length = math.ceil(shard_size / batch_size) * batch_size
-    return [(i, min(i + length, num_samples)) for i in range(0, num_samples, length)]
+    levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
+    if settings.solver in table.FITTED_SOLVERS or settings.correction == "calibrated":
+        step = settings.step or model.description["steps"][-1]
+        schedule.check(settings, levels, solving.model_identity(model, step))
+    if settings.solver in table.FITTED_SOLVERS:
+        return Plan(levels, schedule.solver(), None)
+    solver = resolve(table.SOLVERS[settings.solver])(settings.solver)
+    make = resolve(table.CORRECTIONS[settings.correction])
+    if settings.correction == "none":
+        return Plan(levels, solver, None)
+    if settings.correction == "lookahead":
+        return Plan(levels, make(solver, f"{settings.solver}-lookahead"), None)
+    if settings.correction == "calibrated":
+        return Plan(levels, solver, schedule.correction())
+    problem = solving.Problem(None, model.load(), settings)
+    more = {"num_probes": settings.num_probes, "coordinates": problem.coordinates}
+    if settings.correction == "literal":
+        return Plan(levels, solver, make(settings.gamma_min, **more))
+    found = data.load()
+    return Plan(levels, solver, make(problem.state_of(found.mu), found.V, **more))
 
 
 def run(context: Context) -> Result:
-    """Sample all shards; write images, labels, a picture and how they were made."""
+    """Sample all shards; write images, labels, gammas, a picture and how they were made."""
     import numpy as np
 
     settings: SampleSettings = context.settings
-    model, spectrum = context.inputs["model"], context.inputs.get("spectrum")
-    items = shards(settings.num_samples, settings.batch_size, settings.shard_size)
+    model = context.inputs["model"]
+    others = {name: context.inputs.get(name) for name in ("spectrum", "data", "schedule")}
+    items = shards(settings.num_samples, settings.block_size, settings.shard_size)
     context.progress(0, settings.num_samples, "samples")
     try:
-        found = None if spectrum is None else spectrum.load()
-        parts = context.map(sample_shard, items, model.path, settings, found)
+        plan = plan_of(settings, model, **others)
+        parts = context.map(sample_shard, items, model.path, settings, plan)
     except (ValueError, FloatingPointError) as error:
-        raise StageError(str(error)) from error
-    images = np.concatenate([part for part, _ in parts])
+        # What a shard elsewhere raised comes with its traceback around it.
+        raise StageError(str(getattr(error, "cause", error))) from error
+    images = np.concatenate([part.images for part in parts])
     context.progress(len(images), settings.num_samples, "samples")
-    labels = np.arange(len(images), dtype=np.int64) % model.load().num_classes
+    labels = np.arange(len(images), dtype=np.int64) % model.description["num_classes"]
     np.save(context.path / "samples.npy", images)
     np.save(context.path / "labels.npy", labels)
     write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
     facts = {
-        "training_step": model.description.get("steps_before", 0) + parts[0][1],
-        "method": model.settings["method"],
+        "training_step": parts[0].step,
+        "method": model.description["method"],
         "solver": settings.solver,
+        "correction": correction_name(settings, others["schedule"]),
         "nfe": settings.nfe,
         "grid": settings.grid_name,
         "time_density": model.description.get("time_density", ""),
@@ -248,7 +293,21 @@ def run(context: Context) -> Result:
         "num_samples": len(images),
     }
     (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
-    return Result()
+    gammas = np.concatenate([part.gammas for part in parts])
+    mean = gammas.mean(0) if settings.correction in OVER_BATCH else gammas[0]
+    steps = {"level": plan.levels[:-1].tolist(), "gamma": mean.tolist()}
+    (context.path / "steps.json").write_text(json.dumps(steps, indent=1))
+    return Result(
+        timings={
+            "sampling_seconds": sum(part.seconds for part in parts),
+            "network_seconds": sum(part.network_seconds for part in parts),
+        }
+    )
+
+
+def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:
+    """What tables and figures call the correction."""
+    return schedule.name if settings.correction == "calibrated" else settings.correction
 
 
 def write_grid(path: Path, images: np.ndarray, columns: int = GRID_SIDE) -> None:
@@ -268,10 +327,13 @@ def write_grid(path: Path, images: np.ndarray, columns: int = GRID_SIDE) -> None
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
 
 
-def _grid_sources(settings: SampleSettings) -> list[str]:
-    if settings.grid in table.DENSITY_GRIDS:
-        return densities.sources(settings.density, settings.grid)
-    return [table.GRIDS[settings.grid]]
+def _needs(settings: SampleSettings) -> list[str]:
+    stored = settings.correction == "calibrated" or settings.solver in table.FITTED_SOLVERS
+    return [
+        *solving.needs(settings),
+        *(["schedule"] if stored else []),
+        *(["data"] if settings.correction == "online" else []),
+    ]
 
 
 STAGE = Stage(
@@ -279,7 +341,15 @@ STAGE = Stage(
     settings=SampleSettings,
     output=Samples,
     run="stages.sample:run",
-    inputs={"model": Input(TrainedNetwork), "spectrum": Input(Spectrum, optional=True)},
-    sources=lambda settings: [*_grid_sources(settings), table.SOLVERS[settings.solver]],
-    needs=lambda settings: ["spectrum"] if densities.needs_spectrum(settings.grid) else [],
+    inputs={
+        "model": Input(TrainedNetwork),
+        "spectrum": Input(Spectrum, optional=True),
+        "schedule": Input(Schedule, optional=True),
+        "data": Input(Data, optional=True),
+    },
+    sources=lambda settings: [
+        *solving.sources(settings),
+        table.CORRECTIONS[settings.correction],
+    ],
+    needs=_needs,
 )

@@ -13,21 +13,31 @@ from pipeline.stage import Catalog, Resources, Settings, Stage
 from stages import (
     csflow_nodes,
     densities,
+    embed,
     evaluate,
+    external,
     extract,
     prepare,
     report,
     sample,
     spectrum,
     train,
+    weights,
 )
 from stages.csflow_nodes import CSFlowOptions, spectrum_nodes
-from stages.evaluate import EvaluateOptions, EvaluateSettings
-from stages.extract import ExtractorOptions, ExtractorSettings
+from stages.evaluate import EvaluateSettings
+from stages.extract import ExtractorOptions
 from stages.methods import table
 from stages.prepare import PrepareSettings
 from stages.report import ReportSettings
 from stages.sample import SampleOptions, SampleSettings
+from stages.scoring_nodes import (
+    Evaluation,
+    external_nodes,
+    extractor_nodes,
+    scored,
+    settings_of,
+)
 from stages.spectrum import SpectrumSettings
 from stages.train import TrainOptions, TrainSettings
 
@@ -36,6 +46,8 @@ STAGES = {
     for stage in (
         prepare.STAGE,
         extract.STAGE,
+        embed.STAGE,
+        external.STAGE,
         train.STAGE,
         spectrum.STAGE,
         sample.STAGE,
@@ -107,6 +119,8 @@ class StageResources(Settings):
 
     prepare: Resources = Field(Resources(), description="of prepare")
     extractor: Resources = Field(Resources(), description="of extractor")
+    features: Resources = Field(Resources(), description="of features nodes")
+    external: Resources = Field(Resources(), description="of external")
     train: Resources = Field(Resources(), description="of train nodes")
     spectrum: Resources = Field(Resources(), description="of spectrum")
     sample: Resources = Field(Resources(), description="of sample nodes")
@@ -128,19 +142,9 @@ class Bench(Settings):
     )
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
     csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
-    evaluate: EvaluateOptions = Field(EvaluateOptions(), description="scores")
+    evaluate: Evaluation = Field(Evaluation(), description="scores")
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
-
-    @model_validator(mode="after")
-    def _enough_samples(self) -> Bench:
-        wanted, made = self.evaluate.num_samples, self.sample.num_samples
-        if wanted > made:
-            raise ValueError(
-                f"evaluate.num_samples={wanted} is above sample.num_samples={made}; raise "
-                "sample.num_samples, or lower evaluate.num_samples"
-            )
-        return self
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Bench:
@@ -154,8 +158,9 @@ class Bench(Settings):
 
     @model_validator(mode="after")
     def _devices_fit(self) -> Bench:
-        for name in ("extractor", "train", "sample"):
-            device, gpus = getattr(self, name).device, getattr(self.resources, name).gpus
+        for name in ("extractor", "features", "train", "sample"):
+            owner = "extractor" if name == "features" else name
+            device, gpus = getattr(self, owner).device, getattr(self.resources, name).gpus
             workers = self.train.num_workers if name == "train" else 0
             if workers and gpus:
                 raise ValueError(
@@ -164,12 +169,12 @@ class Bench(Settings):
                 )
             if device == "cuda" and not gpus and not workers:
                 raise ValueError(
-                    f"{name}.device=cuda, but resources.{name}.gpus=0; set resources.{name}.gpus=1"
+                    f"{owner}.device=cuda, but resources.{name}.gpus=0; set resources.{name}.gpus=1"
                 )
             if device == "cpu" and gpus:
                 raise ValueError(
-                    f"resources.{name}.gpus={gpus:g}, but {name}.device=cpu would leave it idle; "
-                    f"set {name}.device=cuda"
+                    f"resources.{name}.gpus={gpus:g}, but {owner}.device=cpu would leave it idle; "
+                    f"set {owner}.device=cuda"
                 )
         return self
 
@@ -203,13 +208,6 @@ def train_nodes(bench: Bench) -> list[Node]:
             tags={"method": settings.method},
         )
     ]
-
-
-def extractor_nodes(bench: Bench) -> list[Node]:
-    """The extractor."""
-    settings = ExtractorSettings(**_fields(bench.extractor), seed=bench.seed)
-    inputs = {"data": "prepare"}
-    return [Node("extractor", extract.STAGE, settings, inputs, bench.resources.extractor)]
 
 
 def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
@@ -268,17 +266,13 @@ def _evaluate_node(
     reference: str | None = None,
     solver: str | None = None,
 ) -> Node:
-    settings = EvaluateSettings(
-        **_fields(bench.evaluate),
-        seed=bench.seed,
-        abscissa="nfe" if reference else "training_step",
-    )
-    inputs = {"samples": samples, "extractor": "extractor", "data": "prepare"}
+    abscissa = "nfe" if reference else "training_step"
+    settings = settings_of(EvaluateSettings, bench.evaluate, seed=bench.seed, abscissa=abscissa)
     return Node(
         name,
         evaluate.STAGE,
         settings,
-        inputs=inputs | ({"reference": reference} if reference else {}),
+        inputs={"samples": samples} | ({"reference": reference} if reference else {}),
         resources=bench.resources.evaluate,
         tags={
             "method": method,
@@ -300,7 +294,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "spectrum": of(spectrum.STAGE),
         "training": of(train.STAGE),
         "scores": of(evaluate.STAGE),
-        "samples": of(sample.STAGE),
+        "samples": of(sample.STAGE) + of(external.STAGE),
     }
     return Node("report", report.STAGE, bench.report, inputs, bench.resources.report)
 
@@ -320,9 +314,17 @@ def full(bench: Bench) -> list[Node]:
         *checkpoint_nodes(bench, method),
         *solver_nodes(bench, method),
     ]
+    if bench.evaluate.path is not None:
+        nodes += external_nodes(bench)
     if bench.csflow.in_full:
         nodes += csflow_nodes.full_nodes(bench, nodes)
     nodes = _with_spectrum(bench, nodes)
+    return [*nodes, report_node(bench, nodes)]
+
+
+def evaluation(bench: Bench) -> list[Node]:
+    """Samples made elsewhere: their scores under the preset's protocol, and a report."""
+    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
     return [*nodes, report_node(bench, nodes)]
 
 
@@ -341,7 +343,15 @@ def csflow(bench: Bench) -> list[Node]:
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
-RECIPES = {"full": full, "train": training, "csflow": csflow}
+RECIPES = {
+    name: scored(recipe)
+    for name, recipe in (
+        ("full", full),
+        ("train", training),
+        ("evaluate", evaluation),
+        ("csflow", csflow),
+    )
+}
 
 CATALOG = Catalog(
     settings=Bench,
@@ -350,5 +360,6 @@ CATALOG = Catalog(
     presets=Path(__file__).parent / "presets",
     default_preset="digits",
     exclude_sources=frozenset({"stages.table", "stages.methods.table", "stages.methods.slots"}),
+    weights=weights.CATALOG,
     packages=("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pyarrow", "ray"),
 )

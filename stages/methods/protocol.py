@@ -33,7 +33,8 @@ class Protocol:
     """How a score was measured; two scores compare only where all of it agrees.
 
     ``name`` is what people quote, such as "digits-embedded-1500"; ``extractor_hash`` the sha256 of
-    its weights; ``resize`` how images reach the extractor's size; ``reference`` data set and split.
+    its weights; ``resize`` how images reach the extractor's size; ``reference`` data set and split;
+    ``details`` what else a metric's value depends on, such as "k=5", where there is anything.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Protocol:
     reference: str
     num_reference: int
     num_samples: int
+    details: str = ""
 
     def __post_init__(self) -> None:
         for key in ("name", "extractor", "extractor_hash", "resize", "reference"):
