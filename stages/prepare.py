@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from stages.datasets.images import Source
 
-OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32}
-OWN_SPLITS = frozenset({"mnist", "cifar10"})
+OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "photographs": 16}
+OWN_SPLITS = frozenset({"mnist", "cifar10", "photographs"})
 NEED_PATH = frozenset({"mnist", "cifar10", "folder", "npz"})
+LARGEST_PATCH = 160  # the held-out quarter of a photograph's width
 
 
 class PrepareSettings(Settings):
@@ -30,12 +31,19 @@ class PrepareSettings(Settings):
 
     dataset: table.choice("data set", table.DATASETS) = Field(
         "digits",
-        description="digits (scikit-learn's, no download), mnist (IDX files), cifar10 (python "
-        "version), folder (class folders of images) or npz",
+        description="digits (scikit-learn's, no download), photographs (patches of scikit-learn's "
+        "two), mnist (IDX files), cifar10 (python version), folder (class folders of images) or "
+        "npz",
     )
-    path: str | None = Field(None, description="file or folder of the data; digits needs none")
+    path: str | None = Field(
+        None, description="file or folder of the data; digits and photographs need none"
+    )
     size: int | None = Field(
-        None, ge=4, le=4096, description="side in pixels to resize to; unset keeps the data's own"
+        None,
+        ge=4,
+        le=4096,
+        description="side in pixels to resize to; unset keeps the data's own; photographs: side of "
+        "the patches, unset is 16",
     )
     limit: int | None = Field(
         None, ge=2, description="training images to keep, the first of the split; unset keeps all"
@@ -49,7 +57,7 @@ class PrepareSettings(Settings):
         description="images to hold out of data without a split of its own; unset is 297 for "
         "digits and a sixth for others",
     )
-
+    grey: bool = Field(False, description="photographs: the mean of the three colours")
     latent: bool = Field(
         False,
         description="npz: the images are latents of an autoencoder, not pixels; any number of "
@@ -63,6 +71,16 @@ class PrepareSettings(Settings):
             raise ValueError(
                 f"latent=true and {other} contradict each other: latents come as npz and are not "
                 "resized; leave latent or the other unset"
+            )
+        if self.grey and self.dataset != "photographs":
+            raise ValueError(
+                f"grey=true and dataset={self.dataset} contradict each other: only photographs "
+                "are made grey; leave grey unset"
+            )
+        if self.dataset == "photographs" and self.image_size > LARGEST_PATCH:
+            raise ValueError(
+                f"size={self.size} and dataset=photographs contradict each other: patches wider "
+                f"than the held-out quarter do not fit; set size to at most {LARGEST_PATCH}"
             )
         if self.path is not None and self.dataset not in NEED_PATH:
             raise ValueError(
