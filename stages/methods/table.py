@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 DATASETS = {
     "digits": "stages.datasets.digits:read",
+    "photographs": "stages.datasets.photographs:read",
     "mnist": "stages.datasets.mnist:read",
     "cifar10": "stages.datasets.cifar:read",
     "folder": "stages.datasets.folder:read",
