@@ -13,13 +13,13 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from pipeline.artifact import Artifact
 from pipeline.errors import StageError
-from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
+from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages import solving
 from stages.methods import table
 from stages.model import TrainedNetwork

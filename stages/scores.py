@@ -23,13 +23,15 @@ FILE = "scores.parquet"
 class Row:
     """One score, and of which set of samples.
 
-    node: the sample node; of a mean over seeds the first one. time_density: that of the training,
-    in words. seed: of the samples' noise; None for a mean over seeds.
+    node: the sample node; of a mean over seeds the first one. correction: of the solver's steps,
+    "none" for the plain solver. time_density: that of the training, in words. seed: of the samples'
+    noise; None for a mean over seeds.
     """
 
     node: str
     method: str
     solver: str
+    correction: str
     grid: str
     nfe: int
     training_step: int

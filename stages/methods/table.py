@@ -58,8 +58,34 @@ SOLVERS = dict.fromkeys(
     ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc"), "stages.methods.solvers:named"
 )
 
+# Solvers whose weights were fitted to one model on one grid: they come as an artifact.
+FITTED_SOLVERS = {
+    "fitted": "stages.methods.fitted:FittedMultistep",
+    "fitted-heun": "stages.methods.fitted:FittedHeun",
+}
+
+# The solvers whose evaluations a grid's fitted solver takes.
+COUNTED_AS = {"fitted": "euler", "fitted-heun": "heun"}
+
 # Solvers that take two evaluations a step and one on the last: their NFE is odd.
-ODD_SOLVERS = frozenset({"heun"})
+ODD_SOLVERS = frozenset({"heun", "fitted-heun"})
+
+# Linear multistep solvers, which the look-ahead corrector can go around; unipc is 2M with it.
+MULTISTEP_SOLVERS = frozenset({"euler", "dpmpp2m", "dpmpp3m"})
+
+CORRECTIONS = {
+    "none": "stages.methods.trajectories:Vanilla",
+    "calibrated": "stages.methods.stein:calibrated",
+    "online": "stages.methods.stein:online",
+    "literal": "stages.methods.stein:literal",
+    "lookahead": "stages.methods.multistep:LookAhead",
+}
+
+# Which wavelet coefficients a coefficient's score looks at.
+FAMILIES = dict.fromkeys(
+    ("independent", "band-tied", "local", "additive", "parent", "full"),
+    "stages.methods.wavelet:WaveletStatistics",
+)
 
 
 def choice(kind: str, table: Mapping[str, str]) -> type[str]:

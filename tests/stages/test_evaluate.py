@@ -1,13 +1,15 @@
 """Scores of sets of samples whose scores are known, and how they are stored."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import StageError
-from stages import evaluate, sample
+from stages import embed, evaluate, sample
+from stages.methods import memorization, protocol
 from tests.stages.context import context, digests, make, sealed
 
 SETTINGS = evaluate.EvaluateSettings(num_samples=48)
@@ -22,15 +24,36 @@ def samples_of(folder, images: torch.Tensor, **facts) -> sample.Samples:
     description |= {
         "time_density": "uniform",
         "grid": "uniform_t",
+        "correction": "none",
         "num_samples": len(images),
     } | facts
     (at.path / "samples.json").write_text(json.dumps(description))
     return sealed(at, sample.STAGE, evaluate.Result())
 
 
-def scored(folder, sets, few, extractor, settings=SETTINGS, **more):
-    inputs = {"samples": sets, "extractor": extractor, "data": few}
-    return make(folder, evaluate.STAGE, settings, **inputs, **more)
+@pytest.fixture(scope="session")
+def score(few, extractor, references):
+    """Scores sets of samples after taking their features."""
+
+    def inputs(folder, sets):
+        features = {
+            evaluate.features_node(name): make(
+                folder / "features" / name,
+                embed.STAGE,
+                embed.FeatureSettings(),
+                data=few,
+                extractor=extractor,
+                samples=artifact,
+            )
+            for name, artifact in sets.items()
+        }
+        return {"samples": sets, "features": features, **references}
+
+    def scored(folder, sets, settings=SETTINGS, **more):
+        return make(folder, evaluate.STAGE, settings, **inputs(folder, sets), **more)
+
+    scored.inputs = inputs
+    return scored
 
 
 def values(artifact, node):
@@ -38,7 +61,7 @@ def values(artifact, node):
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory, few, extractor):
+def artifact(tmp_path_factory, few, score):
     """Copies of training images, held-out images, and noise, at steps 30, 20 and 10."""
     folder = tmp_path_factory.mktemp("scored")
     data = few.load()
@@ -48,7 +71,7 @@ def artifact(tmp_path_factory, few, extractor):
         "real": samples_of(folder / "b", data.test[:], training_step=20),
         "noise": samples_of(folder / "c", noise, training_step=10),
     }
-    return scored(folder / "scores", sets, few, extractor)
+    return score(folder / "scores", sets)
 
 
 def test_scores_order_the_sets(artifact):
@@ -62,27 +85,120 @@ def test_scores_order_the_sets(artifact):
     assert real["fid"].value == pytest.approx(real["fid"].floor, rel=0.7)
 
 
-def test_every_score_has_error_and_protocol(artifact):
-    for row in artifact.load():
-        score = row.score
+METRICS = {
+    *("fid", "fid_infinity", "sfid", "kid", "precision", "recall", "density", "coverage"),
+    *("inception_score", "memorization_ratio"),
+}
+
+
+def test_every_score_has_error_floor_and_protocol(artifact):
+    found = values(artifact, "real")
+    assert set(found) == METRICS
+    for metric, score in found.items():
         assert score.protocol.name == "digits-embedded-48"
         assert (score.protocol.num_samples, score.protocol.num_reference) == (48, 96)
-    assert values(artifact, "real")["fid"].error > 0
-    assert "trajectory_rms" not in values(artifact, "real")
+        assert score.error_kind == ("subsets" if metric == "kid" else "jackknife")
+        assert score.error >= 0
+        assert score.floor is not None
+    assert found["fid"].error > 0
+    assert found["sfid"].value == pytest.approx(found["sfid"].floor, rel=0.7)
+    assert found["precision"].value == pytest.approx(found["precision"].floor, abs=0.2)
+    assert found["inception_score"].value == pytest.approx(found["inception_score"].floor)
 
 
-def test_rows_and_curves_follow_the_abscissa(tmp_path, few, extractor, artifact):
+def test_too_few_images_for_the_features_are_flagged_in_the_score(artifact):
+    found = values(artifact, "real")
+    for metric in ("fid", "fid_infinity"):
+        assert "48 images cannot fill 64 feature dimensions" in found[metric].caution
+        assert "cannot fill 64" in str(found[metric])
+    assert "cannot fill 112 feature" in found["sfid"].caution
+    assert found["kid"].caution == ""
+
+
+def test_settings_that_change_a_score_are_in_its_protocol(tmp_path, few, score, artifact):
+    sets = {"real": samples_of(tmp_path / "m", few.load().test[:], training_step=20)}
+    other = SETTINGS.revised(neighbours=3, memorization_threshold=0.5)
+    one, two = values(artifact, "real"), values(score(tmp_path, sets, other), "real")
+    for metric in ("precision", "memorization_ratio"):
+        with pytest.raises(protocol.ProtocolError, match="details"):
+            protocol.difference(one[metric], two[metric])
+    assert protocol.difference(one["fid"], two["fid"]).value == 0
+    fewer = values(score(tmp_path / "f", sets, SETTINGS.revised(num_samples=40)), "real")
+    with pytest.raises(protocol.ProtocolError, match="num_samples 48 against 40"):
+        protocol.difference(one["fid"], fewer["fid"])
+
+
+def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_path, few, score):
+    data = few.load()
+    images = torch.cat([data.test[:], data.train[:]])
+    sets = {
+        f"s{seed}": samples_of(tmp_path / str(seed), images[20 * seed :][:48], seed=seed)
+        for seed in range(3)
+    }
+    sets["alone"] = samples_of(tmp_path / "a", data.test[:], training_step=30)
+    found = score(tmp_path / "s", sets)
+    rows = {(row.node, row.score.metric): row for row in found.load()}
+    assert {node for node, _ in rows} == {"s0", "alone"}
+    single = [row.score for row in found.load(every_seed=True) if row.score.metric == "fid"]
+    assert [s.error_kind for s in single] == ["jackknife"] * 4
+    mean = rows["s0", "fid"]
+    expected = np.array([s.value for s in single[:3]])
+    assert mean.seed is None
+    assert (mean.score.error_kind, mean.score.num_seeds) == ("seeds", 3)
+    assert mean.score.value == pytest.approx(expected.mean())
+    assert mean.score.error == pytest.approx(expected.std(ddof=1) / 3**0.5)
+    alone = rows["alone", "fid"]
+    assert (alone.seed, alone.score.error_kind, alone.score.num_seeds) == (0, "jackknife", 1)
+    with pytest.raises(protocol.ProtocolError, match="errors of kind"):
+        protocol.difference(mean.score, alone.score)
+
+
+def test_memorisation_has_the_error_of_a_share(tmp_path, few, score):
+    data = few.load()
+    sets = {"half": samples_of(tmp_path / "h", torch.cat([data.train[:24], data.test[:24]]))}
+    found = values(score(tmp_path / "s", sets), "half")["memorization_ratio"]
+    share = memorization.ratio(torch.cat([data.train[:24], data.test[:24]]), data.train[:])
+    assert found.value == pytest.approx(share)
+    assert found.error == pytest.approx((share * (1 - share) / 47) ** 0.5)
+
+
+def test_features_of_other_samples_or_extractors_are_refused(tmp_path, few, score):
+    images = few.load().test[:]
+    sets = {"one": samples_of(tmp_path / "1", images)}
+    inputs = score.inputs(tmp_path, sets)
+    moved = inputs | {"samples": {"one": samples_of(tmp_path / "2", images, nfe=9)}}
+    with pytest.raises(StageError, match="features/one holds features of other samples than one"):
+        make(tmp_path / "a", evaluate.STAGE, SETTINGS, **moved)
+    file = inputs["train"].path / "features.json"
+    facts = json.loads(file.read_text())
+    facts["extractor"]["weights_hash"] = "0" * 64
+    shutil.copytree(inputs["train"].path, tmp_path / "copy")
+    (tmp_path / "copy" / "features.json").write_text(json.dumps(facts))
+    other = embed.FeatureSet(tmp_path / "copy", inputs["train"].manifest)
+    with pytest.raises(StageError, match="another extractor than the training images"):
+        make(tmp_path / "b", evaluate.STAGE, SETTINGS, **inputs | {"train": other})
+
+
+def test_groups_of_sets_give_the_same_scores(tmp_path, few, score, artifact, monkeypatch):
+    monkeypatch.setattr(evaluate, "SHARD_NUMBERS", 1)
+    data = few.load()
+    noise = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    sets = {
+        "copies": samples_of(tmp_path / "a", data.train[:48], training_step=30),
+        "real": samples_of(tmp_path / "b", data.test[:], training_step=20),
+        "noise": samples_of(tmp_path / "c", noise, training_step=10),
+    }
+    assert digests(score(tmp_path / "s", sets).path) == digests(artifact.path)
+
+
+def test_rows_and_curves_follow_the_abscissa(tmp_path, few, score, artifact):
     nodes = list(dict.fromkeys(row.node for row in artifact.load()))
     assert nodes == ["noise", "real", "copies"]
     sets = {
         f"n{nfe}": samples_of(tmp_path / str(nfe), few.load().test[:], nfe=nfe) for nfe in (9, 5)
     }
     at = context(
-        tmp_path / "x",
-        SETTINGS.revised(abscissa="nfe"),
-        samples=sets,
-        extractor=extractor,
-        data=few,
+        tmp_path / "x", SETTINGS.revised(abscissa="nfe"), **score.inputs(tmp_path, sets)
     )
     result = evaluate.run(at)
     assert [step for name, step, _ in result.curves if name == "fid"] == [5, 9]
@@ -90,39 +206,35 @@ def test_rows_and_curves_follow_the_abscissa(tmp_path, few, extractor, artifact)
     assert result.metrics["fid"] == [v for name, _, v in result.curves if name == "fid"][-1]
 
 
-def test_trajectory_rms_is_the_distance_to_the_reference(tmp_path, few, extractor):
+def test_trajectory_rms_is_the_distance_to_the_reference(tmp_path, few, score):
     images = few.load().test[:]
     reference = samples_of(tmp_path / "r", torch.cat([images, images]), nfe=100)
     moved = samples_of(tmp_path / "m", images + 0.3)
-    found = scored(tmp_path / "s", {"moved": moved}, few, extractor, reference=reference)
+    found = score(tmp_path / "s", {"moved": moved}, reference=reference)
     assert found.metrics["trajectory_rms"] == pytest.approx(0.3, rel=1e-5)
     assert values(found, "moved")["trajectory_rms"].floor == 0
     other = samples_of(tmp_path / "o", images, seed=1)
     with pytest.raises(StageError, match="reference differ in seed"):
-        scored(tmp_path / "t", {"other": other}, few, extractor, reference=reference)
+        score(tmp_path / "t", {"other": other}, reference=reference)
 
 
-def test_only_the_first_samples_count(tmp_path, few, extractor, artifact):
+def test_only_the_first_samples_count(tmp_path, few, score, artifact):
     images = torch.cat([few.load().test[:], torch.zeros(50, 1, 8, 8)])
     more = samples_of(tmp_path / "m", images, training_step=20)
-    found = scored(tmp_path / "s", {"real": more}, few, extractor)
+    found = score(tmp_path / "s", {"real": more})
     assert values(found, "real") == values(artifact, "real")
 
 
-def test_twice_is_the_same_bytes(tmp_path, few, extractor):
+def test_twice_is_the_same_bytes(tmp_path, few, score):
     sets = {"real": samples_of(tmp_path / "m", few.load().test[:])}
-    one = scored(tmp_path / "1", sets, few, extractor)
-    two = scored(tmp_path / "2", sets, few, extractor)
+    one = score(tmp_path / "1", sets)
+    two = score(tmp_path / "2", sets)
     assert digests(one.path) == digests(two.path)
 
 
-def test_bad_sets_are_refused(tmp_path, few, extractor):
+def test_bad_sets_are_refused(tmp_path, few, score):
     with pytest.raises(StageError, match="there are no samples"):
-        scored(tmp_path / "0", {}, few, extractor)
+        score(tmp_path / "0", {})
     small = samples_of(tmp_path / "m", few.load().test[:47])
     with pytest.raises(StageError, match=r"small holds 47 samples, fewer than evaluate.num_samp"):
-        scored(tmp_path / "1", {"small": small}, few, extractor)
-    images = few.load().test[:].clone()
-    images[3, 0, 0, 0] = torch.nan
-    with pytest.raises(StageError, match="NaN or infinite in image 3"):
-        scored(tmp_path / "2", {"bad": samples_of(tmp_path / "b", images)}, few, extractor)
+        score(tmp_path / "1", {"small": small})

@@ -6,12 +6,20 @@ import torch
 from PIL import Image
 
 from pipeline.errors import StageError
-from stages import sample
+from stages import sample, solving
 from stages.methods import grids, solvers, table
 from stages.methods.path import VelocityDenoiser
 from tests.stages.context import digests, make
 
-SETTINGS = sample.SampleSettings(nfe=3, num_samples=44, batch_size=8)
+SETTINGS = sample.SampleSettings(nfe=3, num_samples=44, block_size=8)
+
+
+def block(network, model, settings, count=4):
+    """The first samples of a network."""
+    plan = sample.plan_of(settings, model)
+    problem = solving.Problem(network, model.load(), settings)
+    images, _ = sample.sample_block(problem, torch.arange(count), settings, plan)
+    return images
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +27,13 @@ def samples(tmp_path_factory, model) -> sample.Samples:
     return make(tmp_path_factory.mktemp("samples"), sample.STAGE, SETTINGS, model=model)
 
 
-@pytest.mark.parametrize("shard_size", [1, 8, 20, 43])
-def test_bytes_do_not_depend_on_shards(tmp_path, model, samples, shard_size):
-    settings = SETTINGS.revised(shard_size=shard_size)
+@pytest.mark.parametrize(
+    "changes",
+    [{"shard_size": size} for size in (1, 8, 20, 43)]
+    + [{"batch_size": size} for size in (1, 9, 16, 44)],
+)
+def test_bytes_depend_on_neither_shards_nor_batch_size(tmp_path, model, samples, changes):
+    settings = SETTINGS.revised(**changes)
     assert settings.keyed() == SETTINGS.keyed()
     other = make(tmp_path, sample.STAGE, settings, model=model)
     assert digests(other.path) == digests(samples.path)
@@ -37,7 +49,7 @@ def test_a_sample_depends_on_seed_and_index_only(tmp_path, model, samples):
     images = samples.load().images
     fewer = make(tmp_path / "fewer", sample.STAGE, SETTINGS.revised(num_samples=21), model=model)
     assert torch.equal(fewer.load().images, images[:21])
-    other = SETTINGS.revised(batch_size=5)
+    other = SETTINGS.revised(block_size=5)
     regrouped = make(tmp_path / "regrouped", sample.STAGE, other, model=model).load().images
     torch.testing.assert_close(regrouped, images, rtol=0, atol=1e-5)
     reseeded = make(tmp_path / "seed", sample.STAGE, SETTINGS.revised(seed=1), model=model)
@@ -45,56 +57,65 @@ def test_a_sample_depends_on_seed_and_index_only(tmp_path, model, samples):
     assert len({tuple(image.flatten().tolist()) for image in images}) == 44
 
 
-def test_every_block_is_computed_at_its_full_size(model, monkeypatch):
-    blocks = []
+@pytest.mark.parametrize(("batch_size", "held"), [(1, 8), (16, 16), (100, 24)])
+def test_the_network_sees_whole_blocks_only(model, monkeypatch, batch_size, held):
+    calls, batches = [], []
 
-    def block(network, model, indices, settings, levels):
-        blocks.append(indices.tolist())
-        return torch.zeros(len(indices), 1, 8, 8)
+    def network(x, t, labels):
+        calls.append(len(x))
+        return torch.zeros_like(x)
 
-    monkeypatch.setattr(sample, "sample_block", block)
-    images, _ = sample.sample_shard((24, 44), model.path, SETTINGS)
-    assert blocks == [list(range(i, i + 8)) for i in (24, 32, 40)]
-    assert len(images) == 20
+    monkeypatch.setattr(solving, "warm_network", lambda folder, step, device: network)
+    noise = solving.Problem.noise
+    monkeypatch.setattr(
+        solving.Problem, "noise", lambda p, seed, i: batches.append(i.tolist()) or noise(p, seed, i)
+    )
+    settings = SETTINGS.revised(batch_size=batch_size)
+    plan = sample.plan_of(settings, model)
+    shard = sample.sample_shard((24, 44), model.path, settings, plan)
+    assert set(calls) == {8}
+    assert len(calls) == 3 * 3
+    assert len(batches[0]) == held
+    assert [index for batch in batches for index in batch] == list(range(24, 48))
+    assert len(shard.images) == 20
 
 
 def test_labels_are_balanced_and_used(model, samples):
     loaded = samples.load()
     assert loaded.labels.tolist() == [i % 10 for i in range(44)]
     network = model.load().network()
-    z, labels = sample.noise_and_labels(0, torch.arange(8), (1, 8, 8), 10)
+    problem = solving.Problem(network, model.load(), SETTINGS)
+    z = problem.noise(0, torch.arange(8))
     levels = grids.uniform_t(3)
-    denoiser = VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
-    expected = solvers.solve(denoiser, 999 * z.double(), levels, "dpmpp2m").float()
+    denoiser = VelocityDenoiser(network, {"labels": torch.arange(8)}, dtype=torch.float32)
+    expected = solvers.solve(denoiser, 999 * z, levels, "dpmpp2m").float()
     torch.testing.assert_close(loaded.images[:8], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("solver", "nfe"), [("euler", 4), ("heun", 5), ("unipc", 4)])
 def test_the_network_is_called_nfe_times(model, solver, nfe):
-    loaded, calls = model.load(), []
+    calls = []
 
     def network(x, t, labels=None):
         calls.append(t[0].item())
         return torch.zeros_like(x)
 
     settings = SETTINGS.revised(solver=solver, nfe=nfe, grid="edm")
-    sample.sample_block(network, loaded, torch.arange(4), settings)
+    block(network, model, settings)
     assert len(calls) == nfe
     assert calls[0] == pytest.approx(80 / 81)
 
 
 def test_guidance_moves_away_from_the_unconditional_velocity(model):
-    loaded = model.load()
-
     def network(x, t, labels=None):  # the path of a point mass at 1 (conditional) or 0
         return (x - (0.0 if labels is None else 1.0)) / t[:, None, None, None]
 
     for guidance, expected in ((1.0, 1.0), (3.0, 3.0), (0.0, 0.0)):
         settings = SETTINGS.revised(guidance=guidance)
-        found = sample.sample_block(network, loaded, torch.arange(4), settings)
+        found = block(network, model, settings)
         torch.testing.assert_close(found, torch.full_like(found, expected), rtol=0, atol=1e-4)
     outside = SETTINGS.revised(guidance=3.0, guidance_interval=(0.0, 0.0))
-    found = sample.sample_block(network, loaded, torch.arange(4), outside)
+    found = block(network, model, outside)
     torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-4)
 
 
@@ -121,8 +142,11 @@ def test_the_picture_shows_the_samples_in_order(tmp_path):
 
 def test_the_table_knows_all_solvers():
     assert set(table.SOLVERS) == set(solvers.SOLVERS)
-    odd = {name for name in solvers.SOLVERS if solvers.evaluations(name, 3) == 5}
+    counted = {name: table.COUNTED_AS.get(name, name) for name in solving.ANY_SOLVER}
+    odd = {name for name, as_ in counted.items() if solvers.evaluations(as_, 3) == 5}
     assert odd == table.ODD_SOLVERS
+    multistep = {n for n, s in solvers.SOLVERS.items() if isinstance(s, solvers.Multistep)}
+    assert multistep == table.MULTISTEP_SOLVERS
 
 
 @pytest.mark.parametrize(
@@ -132,6 +156,11 @@ def test_the_table_knows_all_solvers():
         ({"solver": "hoin"}, "unknown solver 'hoin'; did you mean 'heun'"),
         ({"s_min": 90}, "s_min=90.* s_max=80"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
+        ({"correction": "onlin"}, "unknown correction 'onlin'; did you mean 'online'"),
+        ({"correction": "lookahead", "solver": "unipc"}, "lookahead and solver=unipc .*dpmpp3m"),
+        ({"correction": "online", "solver": "unipc"}, "online and solver=unipc .*calibrated"),
+        ({"correction": "online", "solver": "fitted"}, "online and solver=fitted .*none"),
+        ({"gamma_min": 0.5}, "gamma_min=0.5 and correction=none"),
     ],
 )
 def test_contradictions_are_refused_in_words(changes, words):
