@@ -14,6 +14,7 @@ from stages.methods import frechet
 from stages.methods.classifier import accuracy, train_classifier
 from stages.nets.encoders import EmbeddedCNN
 from stages.torchvision_shim import prepare_torchvision
+from stages.weights import MissingWeightsError
 
 
 def generator(seed=0):
@@ -160,13 +161,21 @@ def test_unknown_and_missing_weights(tmp_path):
         pretrained.load("inceptoin", tmp_path)
     with pytest.raises(ValueError, match="has no weight file; train it"):
         pretrained.load("embedded", tmp_path)
-    with pytest.raises(pretrained.MissingWeightsError) as caught:
-        pretrained.load("inception", tmp_path, setting="evaluate.weights_dir")
+    with pytest.raises(MissingWeightsError) as caught:
+        pretrained.load("inception", tmp_path, setting="teacher.weights")
     message = str(caught.value)
-    for part in ("inception-2015-12-05.pt", str(tmp_path), "set evaluate.weights_dir"):
+    for part in ("inception-2015-12-05.pt", str(tmp_path), "set teacher.weights"):
         assert part in message
-    with pytest.raises(pretrained.MissingWeightsError, match=r"dinov2_vitb14_pretrain\.pth or"):
+    with pytest.raises(MissingWeightsError, match=r"dinov2_vitb14_pretrain\.pth or"):
         pretrained.load("dinov2-base", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["inception", "dinov2-small"])
+def test_files_that_hold_no_weights_are_refused_in_words(tmp_path, kind):
+    file = tmp_path / "weights.pth"
+    file.write_text("not weights")
+    with pytest.raises(ValueError, match=r"weights\.pth cannot be read as the weights of"):
+        pretrained.load(kind, file)
 
 
 class TinyLayers(nn.Module):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages import extract, prepare, train
+from stages import embed, extract, prepare, train
 from tests.stages.context import Context, context, make, sealed
 
 torch.set_num_threads(1)
@@ -27,6 +27,21 @@ def extractor(tmp_path_factory, few) -> extract.Extractor:
     """A barely trained extractor."""
     settings = extract.ExtractorSettings(epochs=1, min_accuracy=0)
     return make(tmp_path_factory.mktemp("extractor"), extract.STAGE, settings, data=few)
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory, few, extractor) -> dict[str, embed.FeatureSet]:
+    """Features of the training and the held-out images."""
+    return {
+        slot: make(
+            tmp_path_factory.mktemp(slot),
+            embed.STAGE,
+            embed.FeatureSettings(part=part),
+            data=few,
+            extractor=extractor,
+        )
+        for slot, part in (("train", "train"), ("held_out", "test"))
+    }
 
 
 TINY = train.TrainSettings(

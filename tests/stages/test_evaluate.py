@@ -197,9 +197,7 @@ def test_rows_and_curves_follow_the_abscissa(tmp_path, few, score, artifact):
     sets = {
         f"n{nfe}": samples_of(tmp_path / str(nfe), few.load().test[:], nfe=nfe) for nfe in (9, 5)
     }
-    at = context(
-        tmp_path / "x", SETTINGS.revised(abscissa="nfe"), **score.inputs(tmp_path, sets)
-    )
+    at = context(tmp_path / "x", SETTINGS.revised(abscissa="nfe"), **score.inputs(tmp_path, sets))
     result = evaluate.run(at)
     assert [step for name, step, _ in result.curves if name == "fid"] == [5, 9]
     assert result.abscissa == "nfe"

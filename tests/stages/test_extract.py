@@ -1,24 +1,37 @@
 """The extractor stage: stored features are those of the stored network; bad ones are refused."""
 
-import numpy as np
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.errors import StageError
+from pipeline import graph
+from pipeline.errors import StageError, UsageError
 from stages import extract, features
 from stages.methods import table
+from stages.table import CATALOG, RECIPES, Bench
+from stages.weights import weight_file
 from tests.stages.context import digests, make
 
 
-def test_features_are_those_of_the_stored_network(few, extractor):
-    data, loaded = few.load(), extractor.load()
-    assert loaded.network.name == "embedded"
-    assert loaded.train.shape == (96, 64)
-    assert torch.equal(loaded(data.test[:]).features, loaded.test)
-    right = loaded(data.test[:]).logits.argmax(1) == data.test.labels
+def test_the_stored_network_is_the_one_measured(few, extractor):
+    data, network = few.load(), extractor.load()
+    assert network.name == "embedded"
+    right = features.extract(network, data.test[:]).logits.argmax(1) == data.test.labels
     assert extractor.metrics["accuracy"] == pytest.approx(right.double().mean().item())
+    for name in ("name", "weights_hash", "resize", "dimension"):
+        assert getattr(extractor.identity, name) == getattr(network, name)
+
+
+def test_validation_is_stored_and_a_failed_one_cautions(extractor):
+    extractor = extract.Extractor(extractor.path, extractor.manifest)  # its facts are changed below
+    validation = extractor.description["validation"]
+    assert set(validation) == {"noise", "blur", "dropped classes"}
+    assert extractor.metrics["distance_monotone"] == (extractor.caution == "")
+    validation["blur"][2][1] = validation["blur"][1][1]
+    assert "does not rise with every step of blur" in extractor.caution
 
 
 def test_twice_is_the_same_bytes(tmp_path, few, extractor):
@@ -26,7 +39,7 @@ def test_twice_is_the_same_bytes(tmp_path, few, extractor):
     again = make(tmp_path, extract.STAGE, settings, data=few)
     assert digests(again.path) == digests(extractor.path)
     other = make(tmp_path / "1", extract.STAGE, settings.revised(seed=1), data=few)
-    assert other.load().network.weights_hash != extractor.load().network.weights_hash
+    assert other.identity.weights_hash != extractor.identity.weights_hash
 
 
 def test_a_poor_classifier_is_refused(tmp_path, few):
@@ -35,11 +48,11 @@ def test_a_poor_classifier_is_refused(tmp_path, few):
         make(tmp_path, extract.STAGE, settings, data=few)
 
 
-def placed_extractor(name, weights_dir, setting, device):
+def placed_extractor(name, weights, device):
     """A stand-in for an extractor with a weight file: a linear map of the pixels."""
     from safetensors.torch import load_file
 
-    weight = load_file(f"{weights_dir}/weights.safetensors")["weight"]
+    weight = load_file(weight_file(name, weights))["weight"]
     network = nn.Linear(64, 5, bias=False)
     network.weight.data = weight
     return features.Extractor(
@@ -52,30 +65,67 @@ def placed_extractor(name, weights_dir, setting, device):
     )
 
 
-def test_placed_weights_must_stay_the_same(tmp_path, few, monkeypatch):
+@pytest.fixture
+def placed(tmp_path, monkeypatch):
+    """Settings of a stand-in whose weight file lies in tmp_path."""
     monkeypatch.setitem(table.EXTRACTORS, "inception", f"{__name__}:placed_extractor")
-    save_file({"weight": torch.ones(5, 64)}, tmp_path / "weights.safetensors")
-    settings = extract.ExtractorSettings(kind="inception", weights_dir=str(tmp_path))
-    artifact = make(tmp_path / "out", extract.STAGE, settings, data=few)
-    expected = few.load().train[:].flatten(1).sum(1)
-    assert np.allclose(artifact.load().train[:, 0], expected, atol=1e-4)
-    save_file({"weight": torch.zeros(5, 64)}, tmp_path / "weights.safetensors")
-    again = extract.Extractor(artifact.path, artifact.manifest)
-    with pytest.raises(StageError, match="are not those that the references' features"):
-        again.load()
+    save_file({"weight": torch.ones(5, 64)}, tmp_path / "weights.pt")
+    return {"kind": "inception", "weights": str(tmp_path / "weights.pt")}
 
 
-def test_missing_weights_are_named(tmp_path, few):
-    settings = extract.ExtractorSettings(kind="dinov2-small", weights_dir=str(tmp_path))
-    with pytest.raises(StageError, match=r"set extractor.weights_dir to the directory"):
-        make(tmp_path / "out", extract.STAGE, settings, data=few)
+def test_placed_weights_may_move_but_must_stay_the_same(tmp_path, few, placed):
+    artifact = make(tmp_path / "out", extract.STAGE, extract.ExtractorSettings(**placed), data=few)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "weights.pt").rename(tmp_path / "moved" / "other-name.pt")
+    network = artifact.load(str(tmp_path / "moved" / "other-name.pt"))
+    assert network.weights_hash == artifact.identity.weights_hash
+    save_file({"weight": torch.zeros(5, 64)}, tmp_path / "weights.pt")
+    with pytest.raises(StageError, match=r"not those .* set extractor\.weights to these"):
+        artifact.load(placed["weights"])
+
+
+def test_the_contents_of_weights_enter_keys_and_their_place_does_not(tmp_path, placed):
+    def keys(weights):
+        graph.fingerprint.cache_clear()
+        settings = Bench(extractor=placed | {"weights": str(weights)})
+        made = graph.Graph(RECIPES["full"](settings), CATALOG.exclude_sources)
+        return {n: k for n, k in made.keys.items() if n.startswith(("extractor", "features"))}
+
+    before = keys(tmp_path / "weights.pt")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "weights.pt").rename(tmp_path / "moved" / "weights.pt")
+    assert keys(tmp_path / "moved" / "weights.pt") == before
+    save_file({"weight": torch.zeros(5, 64)}, tmp_path / "moved" / "weights.pt")
+    after = keys(tmp_path / "moved" / "weights.pt")
+    assert not set(before.values()) & set(after.values())
+
+
+def test_missing_weights_are_refused_before_any_work(tmp_path):
+    settings = Bench(extractor={"kind": "dinov2-small", "weights": str(tmp_path)})
+    nodes = graph.Graph(RECIPES["full"](settings), CATALOG.exclude_sources)
+    with pytest.raises(UsageError) as refused:
+        _ = nodes.keys
+    for part in ("dinov2_vits14_pretrain.pth", str(tmp_path), "set extractor.weights"):
+        assert part in str(refused.value)
+    assert str(refused.value).count(". ") == 0
+
+
+def test_doctor_lists_weights_and_how_to_place_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = {w.purpose: w for w in CATALOG.weights if "extractor.kind" in w.purpose}
+    assert len(listed) == 4
+    inception = listed["extractor.kind=inception"]
+    assert inception.find() is None
+    assert all(part in inception.remedy for part in ("https://", "weights/", "extractor.weights"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / inception.file).write_text("")
+    assert inception.find() == Path("weights") / inception.file
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kind": "inception"}, "kind=inception needs weights_dir"),
-        ({"weights_dir": "x"}, "weights_dir=x and kind=embedded contradict"),
+        ({"weights": "x"}, "weights=x and kind=embedded contradict"),
         ({"kind": "inceptoin"}, "did you mean 'inception'"),
     ],
 )

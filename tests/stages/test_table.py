@@ -9,6 +9,7 @@ from pipeline import config
 from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.stage import resolve
+from stages.evaluate import features_node
 from stages.methods import table as names
 from stages.table import CATALOG, RECIPES, Bench
 
@@ -32,7 +33,11 @@ def test_nodes_of_the_full_recipe():
     steps = [nodes[f"sample/sit-step{step}"].settings for step in (300, 600, 900, 1200)]
     assert [s.step for s in steps] == [300, 600, 900, 1200]
     assert {s.nfe for s in steps} == {20}
-    swept = {name for name in nodes.nodes if "-nfe" in name}
+    swept = {
+        name
+        for name in nodes.nodes
+        if name.startswith("sample/") and "-nfe" in name and "csflow" not in name
+    }
     assert swept == {
         *(f"sample/sit-{solver}-nfe{nfe}" for solver in ("euler", "dpmpp2m") for nfe in (5, 6, 10)),
         *(f"sample/sit-heun-nfe{nfe}" for nfe in (5, 9)),
@@ -49,10 +54,36 @@ def test_the_train_recipe_trains_only():
     assert graph(recipe="train").keys["train/sit"] == graph().keys["train/sit"]
 
 
-def test_an_evaluation_setting_repeats_evaluation_only():
-    assert changed("evaluate.num_samples=1000") == {
+@pytest.mark.parametrize("setting", ["num_samples=1000", "neighbours=3"])
+def test_an_evaluation_setting_repeats_evaluation_only(setting):
+    assert changed(f"evaluate.{setting}") == {
         name for name in graph().nodes if name.startswith(("evaluate", "report"))
     }
+
+
+def test_every_scored_set_has_its_features_once():
+    nodes = graph()
+    scored = {
+        name for node in nodes if node.stage.name == "evaluate" for name in node.slot("samples")
+    }
+    for name in scored:
+        assert nodes[features_node(name)].slot("samples") == (name,)
+    taken = [node.name for node in nodes if node.stage.name == "features"]
+    assert len(taken) == len(scored) + 2
+    for node in nodes:
+        if node.stage.name == "evaluate":
+            own = tuple(features_node(name) for name in node.slot("samples"))
+            assert node.slot("features") == own
+    assert changed("extractor.batch_size=64") == {
+        *taken,
+        *(name for name in nodes.nodes if name.startswith(("evaluate", "report"))),
+    }
+
+
+def test_samples_made_elsewhere_join_a_full_run():
+    nodes = graph("evaluate.path=somewhere/best")
+    assert nodes["evaluate/external"].tags["method"] == "best"
+    assert "external" in nodes["report"].slot("samples")
 
 
 def test_a_training_setting_prepares_nothing_again():
@@ -62,10 +93,12 @@ def test_a_training_setting_prepares_nothing_again():
 
 
 def test_the_seed_leaves_the_split():
-    assert changed("seed=1") == set(graph().nodes) - {"prepare"}
+    assert changed("seed=1") == set(graph().nodes) - {"prepare", "spectrum"}
 
 
-@pytest.mark.parametrize("setting", ["train.save_every=7", "sample.shard_size=10"])
+@pytest.mark.parametrize(
+    "setting", ["train.save_every=7", "sample.shard_size=10", "extractor.shard_size=10"]
+)
 def test_what_changes_no_result_changes_no_key(setting):
     assert changed(setting) == set()
 
@@ -73,14 +106,17 @@ def test_what_changes_no_result_changes_no_key(setting):
 def test_steps_move_the_checkpoints():
     nodes = graph("train.steps=400").nodes
     assert [name for name in nodes if "-step" in name] == [
-        f"sample/sit-step{step}" for step in (100, 200, 300, 400)
+        f"{stage}/sit-step{step}"
+        for stage in ("sample", "features")
+        for step in (100, 200, 300, 400)
     ]
 
 
 @pytest.mark.parametrize("preset", config.preset_names(CATALOG))
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_preset_gives_every_recipe(preset, recipe):
-    assert len(graph(preset=preset, recipe=recipe)) >= 2
+    path = ["evaluate.path=samples"] if recipe == "evaluate" else []
+    assert len(graph(*path, preset=preset, recipe=recipe)) >= 2
 
 
 @pytest.mark.parametrize(
@@ -93,6 +129,10 @@ def test_every_preset_gives_every_recipe(preset, recipe):
         (["train.network.patch=3"], ["train.network.patch=3", "8 pixels", "data.size", "9"]),
         (["data.size=9"], ["train.network.patch=2", "9 pixels"]),
         (["train.device=cuda"], ["train.device=cuda", "resources.train.gpus=0"]),
+        (
+            ["extractor.device=cuda", "resources.extractor.gpus=1"],
+            ["extractor.device=cuda", "resources.features.gpus=0"],
+        ),
         (["resources.sample.gpus=1"], ["resources.sample.gpus=1", "sample.device=cpu"]),
         (
             ["resources.train.gpus=1", "train.num_workers=2"],
@@ -134,7 +174,7 @@ def test_every_setting_is_described():
 def test_declarations_import_nothing_heavy():
     code = (
         "import sys, stages.table as t; from pipeline import config; from pipeline.graph import "
-        "Graph; r = config.resolve(t.CATALOG, None); g = Graph(t.full(r.settings), "
+        "Graph; r = config.resolve(t.CATALOG, None); g = Graph(t.RECIPES['full'](r.settings), "
         "t.CATALOG.exclude_sources); g.keys; "
         "print([m for m in ('torch', 'numpy', 'ray', 'mlflow', 'pyarrow') if m in sys.modules])"
     )

@@ -1,0 +1,171 @@
+"""Samples made elsewhere: folders and archives, and the numbers of clean-fid on the same files."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.errors import StageError, UsageError
+from pipeline.graph import Graph
+from stages import embed, evaluate, external, extract, prepare
+from stages.table import CATALOG, RECIPES, Bench
+from tests.stages.context import context, digests, make
+from tests.test_extractors import inception_dir  # noqa: F401
+
+
+def write_images(folder, pixels, suffix="png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:03}.{suffix}")
+    return folder
+
+
+def read(folder, path, data, stage=external.STAGE):
+    return make(folder, stage, external.ExternalSettings(path=str(path)), data=data)
+
+
+def test_a_folder_and_an_archive_of_the_same_pixels_are_the_same(tmp_path, few, monkeypatch):
+    pixels = np.random.RandomState(0).randint(0, 256, (60, 8, 8)).astype(np.uint8)
+    write_images(tmp_path / "set", pixels)
+    np.savez(tmp_path / "set.npz", images=pixels[..., None], labels=np.zeros(60, int))
+    monkeypatch.setattr(external, "SHARD_FILES", 25)
+    folder, archive = (
+        read(tmp_path / "1", tmp_path / "set", few),
+        read(tmp_path / "2", tmp_path / "set.npz", few),
+    )
+    expected = torch.from_numpy(pixels[:, None]).float() / 127.5 - 1
+    assert torch.equal(folder.images(), expected)
+    assert torch.equal(folder.load().images[:7], folder.images(slice(7)))
+    one, two = digests(folder.path), digests(archive.path)
+    assert {name for name in one if one[name] != two[name]} == {"names.json"}
+    assert (folder.name_of(3), archive.name_of(3)) == ("003.png", "image 3")
+    assert folder.description["method"] == "set"
+
+
+def test_floats_in_minus_one_to_one_are_kept(tmp_path, few):
+    images = np.random.RandomState(0).uniform(-1, 1, (50, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", images)
+    assert torch.equal(read(tmp_path / "o", tmp_path / "x.npz", few).images(), torch.tensor(images))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.zeros((0, 8, 8, 1), np.uint8)}, "not empty"),
+        ({"x": np.zeros((4, 8, 8, 2), np.uint8)}, "1 or 3 channels"),
+        ({"x": np.zeros((4, 8)), "y": np.zeros(3)}, r"holds 0 arrays of images \(x \(4, 8\)"),
+        ({"x": np.zeros((4, 8, 8)), "y": np.zeros((4, 8, 8))}, "holds 2 arrays of images"),
+        ({"x": np.full((4, 8, 8), 0.5)}, r"lies in \[0.5, 0.5\]; floating-point images must"),
+        ({"x": np.full((4, 8, 8), np.nan)}, "NaN or infinite pixels in image 0"),
+        ({"x": np.zeros((4, 8, 8), np.int64)}, "type int64"),
+        ({"x": np.arange(4 * 64 * 3).reshape(4, 8, 8, 3).astype(np.uint8)}, "in colour and the"),
+    ],
+)
+def test_bad_archives_are_refused_in_words(tmp_path, few, arrays, words):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(StageError, match=words):
+        read(tmp_path / "o", tmp_path / "x.npz", few)
+
+
+def test_bad_folders_are_refused_in_words(tmp_path, few, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match="holds no images"):
+        read(tmp_path / "1", tmp_path / "empty", few)
+    mixed = write_images(tmp_path / "mixed", [np.zeros((8, 8), np.uint8)] * 3)
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(mixed / "003.png")
+    for size in (external.SHARD_FILES, 3):
+        monkeypatch.setattr(external, "SHARD_FILES", size)
+        with pytest.raises(StageError, match=r"000\.png is 8x8 and 003\.png is 9x8"):
+            read(tmp_path / str(size), mixed, few)
+    (mixed / "notes.txt").write_text("x")
+    with pytest.raises(StageError, match=r"not images, the first notes\.txt"):
+        read(tmp_path / "3", mixed, few)
+    (tmp_path / "bad.npz").write_text("x")
+    with pytest.raises(StageError, match=r"not a readable \.npz"):
+        read(tmp_path / "4", tmp_path / "bad.npz", few)
+
+
+def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
+    def graph(**evaluation):
+        return Graph(RECIPES["evaluate"](Bench(evaluate=evaluation)), CATALOG.exclude_sources)
+
+    with pytest.raises(UsageError, match=r"set evaluate\.path to a folder"):
+        graph()
+    with pytest.raises(UsageError, match=r"evaluate\.path=.*nowhere does not exist"):
+        _ = graph(path=str(tmp_path / "nowhere")).keys
+    (tmp_path / "x.png").write_text("x")
+    with pytest.raises(UsageError, match="neither a folder nor"):
+        _ = graph(path=str(tmp_path / "x.png")).keys
+    (tmp_path / "a").mkdir()
+    nodes = graph(path=str(tmp_path / "a"))
+    assert {"external", "features/external", "evaluate/external", "report"} <= set(nodes.nodes)
+    before = nodes.keys["external"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").rename(tmp_path / "b" / "a")
+    assert graph(path=str(tmp_path / "b" / "a")).keys["external"] == before
+
+
+def test_scores_are_clean_fids_on_the_same_files(tmp_path, inception_dir):  # noqa: F811
+    """Folders through the whole recipe against clean-fid on the folders themselves."""
+    from stages.torchvision_shim import prepare_torchvision
+
+    prepare_torchvision()
+    from cleanfid.fid import fid_from_feats, get_folder_features, kernel_distance
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    random = np.random.RandomState(0)
+    real, fake = (random.randint(0, top, (40, 9, 12, 3)).astype(np.uint8) for top in (256, 200))
+    for name, rows in (("a", slice(0, 20)), ("b", slice(20, 40))):
+        write_images(tmp_path / "data" / "train" / name, real[rows])
+        write_images(tmp_path / "data" / "test" / name, real[rows][:3])
+    generated = write_images(tmp_path / "generated", fake)
+    settings = prepare.PrepareSettings(dataset="folder", path=str(tmp_path / "data"))
+    data = make(tmp_path / "prepare", prepare.STAGE, settings)
+    chosen = {"kind": "inception", "weights": str(inception_dir)}
+    network = make(
+        tmp_path / "extractor", extract.STAGE, extract.ExtractorSettings(**chosen), data=data
+    )
+    samples = read(tmp_path / "external", generated, data)
+
+    def taken(part, **more):
+        folder = tmp_path / part
+        options = embed.FeatureSettings(**chosen, part=part, batch_size=16)
+        return make(folder, embed.STAGE, options, data=data, extractor=network, **more)
+
+    inputs = {"train": taken("train"), "held_out": taken("test")}
+    inputs |= {"features": {"features/external": taken("samples", samples=samples)}}
+    at = context(
+        tmp_path / "scores",
+        evaluate.EvaluateSettings(num_samples=40),
+        samples={"external": samples},
+        **inputs,
+    )
+    found = evaluate.run(at).metrics
+    model = InceptionV3W(str(inception_dir), download=False)
+    theirs = [
+        get_folder_features(
+            str(folder), model, num_workers=0, device="cpu", mode="clean", verbose=False
+        )
+        for folder in (generated, tmp_path / "data" / "train")
+    ]
+    assert theirs[0].shape == (40, 2048)
+    # Features of few images span few dimensions: clean-fid's square root there is only as good as
+    # its offset to the diagonal, so the distance is compared in the space the images span.
+    basis = np.linalg.qr(np.concatenate(theirs).T.astype(np.float64))[0]
+    expected = fid_from_feats(*(x.astype(np.float64) @ basis for x in theirs))
+    assert found["fid"] == pytest.approx(expected, rel=1e-3)
+    x, y = (torch.from_numpy(f) for f in theirs)
+    assert found["kid"] == pytest.approx(_kid(x, y, kernel_distance), rel=1e-3, abs=1e-6)
+
+
+def _kid(x, y, clean_fid):
+    """clean-fid's distance over the disjoint subsets that the evaluation deals."""
+    from stages.methods.jackknife import deal
+
+    generator = torch.Generator().manual_seed(0)
+    dealt = [deal(len(z), 10, generator) for z in (x, y)]
+    values = [
+        clean_fid(y[b].double().numpy(), x[a].double().numpy(), 1, 4)
+        for a, b in zip(*dealt, strict=True)
+    ]
+    return np.mean(values)
