@@ -41,10 +41,17 @@ from stages.methods.wavelet_moments import (
     first_pass,
     hermite_moments,
 )
-from stages.methods.wavelet_system import NoisyMoments, change_reference, solve
+from stages.methods.wavelet_system import (
+    NoisyMoments,
+    change_reference,
+    checked_level,
+    checked_ridge,
+    solve,
+)
 
 PENALTIES = ("scaled", "raw", "pixel")
 CENTRES = ("wiener", "zero")
+SAMPLING_REACH = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +181,19 @@ class WaveletStatistics:
         """The moments at noise level sigma."""
         return NoisyMoments(self.layout, self.scale, self.moments, self.count, sigma)
 
-    def denoiser(self, ridge: float = 1e-2) -> WaveletDenoiser:
-        """A denoiser(y, s) over all levels, for the solvers."""
-        return WaveletDenoiser(self, checked_ridge(ridge))
+    def denoiser(self, ridge: float = 1e-2, reach: float | None = None) -> WaveletDenoiser:
+        """A denoiser(y, s) over all levels, for the solvers.
+
+        reach: see `WaveletScore`. None: `SAMPLING_REACH` from degree 3 on, where the polynomial's
+        growth outside the data makes trajectories diverge, and infinite below (**ours**; on digits
+        and photograph patches it changes no held-out error by more than 1 %, but at sigma 0.1,
+        where it lowers that of patches).
+        """
+        if reach is None:
+            reach = SAMPLING_REACH if self.model.degree >= 3 else math.inf
+        if not reach > 0:
+            raise ValueError(f"reach must be above 0, got {reach}: use math.inf for no limit.")
+        return WaveletDenoiser(self, checked_ridge(ridge), reach)
 
     def state(self) -> dict[str, Tensor]:
         """A plain dictionary of tensors, from which `from_state` makes the statistics again."""
@@ -240,13 +257,19 @@ class WaveletStatistics:
 
 @dataclass(frozen=True, eq=False)
 class WaveletScore:
-    """The score at one noise level. tau: (num_coefficients,); beta: (groups, targets, p)."""
+    """The score at one noise level. tau: (num_coefficients,); beta: (groups, targets, p).
+
+    reach: beyond this many tau from its mean a coefficient enters the polynomials at the reach,
+    and its own score goes on with the Wiener slope -1/tau^2. Infinite (the default) is the
+    polynomial everywhere, to which alone the exact risk belongs.
+    """
 
     statistics: WaveletStatistics = field(repr=False)
     sigma: float
     ridge: float
     tau: Tensor = field(repr=False)
     beta: Tensor = field(repr=False)
+    reach: float = math.inf
 
     def score(self, y: Tensor) -> Tensor:
         """Estimate of grad log p_sigma at noisy images y (B, C, H, W), in y's float type."""
@@ -263,13 +286,17 @@ class WaveletScore:
         """Score of each coefficient at noisy coefficients w (B, num_coefficients)."""
         layout, stats = self.statistics.layout, self.statistics
         y = ((w - stats.mean.to(w)) / self.tau.to(w)).T
-        single = hermite(y, stats.model.degree)
+        near = y if self.reach == math.inf else y.clamp(-self.reach, self.reach)
+        single = hermite(near, stats.model.degree)
         bytes_per_group = len(layout.features) * len(w) * w.element_size()
         parts = [
             self.beta[block].to(w) @ layout.features.products(layout.gather(single, block))
             for block in layout.blocks(bytes_per_group, CHUNK_BYTES)
         ]
-        return layout.scatter(torch.cat(parts)).T
+        score = layout.scatter(torch.cat(parts))
+        if near is not y:
+            score = score - (y - near) / self.tau.to(w)[:, None]
+        return score.T
 
     def linear_score(self, w: Tensor) -> Tensor:
         """The diagonal Wiener score -(w - mean) / tau^2 at coefficients w (B, num_coefficients)."""
@@ -313,6 +340,7 @@ class WaveletDenoiser:
 
     statistics: WaveletStatistics
     ridge: float = 1e-2
+    reach: float = math.inf
     levels: dict[float, WaveletScore] = field(default_factory=dict, repr=False)
 
     def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
@@ -324,7 +352,8 @@ class WaveletDenoiser:
     def at(self, sigma: float) -> WaveletScore:
         """The fitted score at one level."""
         if sigma not in self.levels:
-            self.levels[sigma] = self.statistics.at(sigma, self.ridge)
+            fitted = self.statistics.at(sigma, self.ridge)
+            self.levels[sigma] = replace(fitted, reach=self.reach)
         return self.levels[sigma]
 
 
@@ -363,20 +392,3 @@ def coefficient_risks(scores: Sequence[WaveletScore], data: WaveletStatistics) -
         for score, out in zip(scores, risks, strict=True):
             out.append(system.risk(gram, slopes, score.beta[block]))
     return torch.stack([data.layout.scatter(torch.cat(out)) for out in risks])
-
-
-def checked_level(sigma: float) -> float:
-    sigma = float(sigma)
-    if not (sigma > 0 and math.isfinite(sigma)):
-        raise ValueError(
-            f"sigma must be above 0 and finite, got {sigma:g}: it is the noise's standard "
-            "deviation in the units of the images."
-        )
-    return sigma
-
-
-def checked_ridge(ridge: float) -> float:
-    ridge = float(ridge)
-    if not (ridge >= 0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge must be 0 or above and finite, got {ridge:g}.")
-    return ridge

@@ -6,6 +6,8 @@ groups so that memory stays bounded; one batched Cholesky solve serves all group
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -131,3 +133,22 @@ def solve(
         return -torch.cholesky_solve(slopes.mT, factor).mT
     centre, pull = prior
     return centre - torch.cholesky_solve((slopes + pull).mT, factor).mT
+
+
+def checked_level(sigma: float) -> float:
+    """sigma as a number. Raises ValueError unless it is above 0 and finite."""
+    sigma = float(sigma)
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise ValueError(
+            f"sigma must be above 0 and finite, got {sigma:g}: it is the noise's standard "
+            "deviation in the units of the images."
+        )
+    return sigma
+
+
+def checked_ridge(ridge: float) -> float:
+    """ridge as a number. Raises ValueError unless it is 0 or above and finite."""
+    ridge = float(ridge)
+    if not (ridge >= 0 and math.isfinite(ridge)):
+        raise ValueError(f"ridge must be 0 or above and finite, got {ridge:g}.")
+    return ridge

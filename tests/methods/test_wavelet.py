@@ -1,6 +1,7 @@
 """The wavelet score against closed forms, against pixel-space ridge, and against sampling."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -349,6 +350,36 @@ def test_it_samples_a_gaussian_through_the_solvers():
     covariance = x.T @ x / len(x)
     error = linear.T @ linear - covariance
     assert float(error.norm() / covariance.norm()) < 0.02
+
+
+def test_the_reach_keeps_the_polynomial_inside_and_the_wiener_slope_outside():
+    statistics = collect(skewed_images(), "local", 3)
+    fitted = statistics.at(0.5)
+    guarded = statistics.denoiser().at(0.5)
+    assert statistics.denoiser(reach=math.inf).at(0.5).reach == math.inf
+    assert collect(skewed_images(), degree=2).denoiser().at(0.5).reach == math.inf
+    mean, tau = statistics.mean, fitted.tau
+    inside = mean + 3.9 * tau * skewed_images(5, seed=1).flatten(1).clamp(-1, 1)
+    assert torch.equal(guarded.coefficient_score(inside), fitted.coefficient_score(inside))
+    edge, far = mean[None].repeat(2, 1)
+    edge[7] += 4 * tau[7]
+    far[7] += 14 * tau[7]
+    edge, far = guarded.coefficient_score(torch.stack([edge, far]))
+    expected = edge.clone()
+    expected[7] -= 10 / tau[7]
+    close(far, expected)
+    with pytest.raises(ValueError, match="reach must be above 0"):
+        statistics.denoiser(reach=0.0)
+
+
+def test_cubic_scores_sample_without_diverging(digits):
+    statistics = collect(digits[0], "independent", 3)
+    levels = torch.cat([torch.logspace(1.9, -1.7, 40, dtype=torch.float64), torch.zeros(1)])
+    noise = torch.randn(300, 1, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    samples = solve(statistics.denoiser(), float(levels[0]) * noise, levels)
+    assert float(samples.abs().max()) < 2 * float(digits[0].abs().max())
+    with pytest.raises(FloatingPointError):
+        solve(statistics.denoiser(reach=math.inf), float(levels[0]) * noise, levels)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

@@ -10,6 +10,7 @@ def images(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:Level value")
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4", "coif1", "bior2.2"])
 @pytest.mark.parametrize("levels", [0, 1, 3])
 def test_coefficients_are_those_of_pywavelets(wavelet, levels):
