@@ -55,7 +55,7 @@ def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0
 
     Called again as checkpoints arrive it serves a live run; a later, lower minimum takes the alarm
     back. The error does not cover the training's own wiggles: on digits (tests/bench/icr.py) one
-    rich run of three rose by .016 from step 71 to 141, was alarmed, and fell below from step 283 on.
+    rich run of three rose by .016 from step 71 to 141, was alarmed, and fell below by step 283.
     A first confirmation is therefore a reason to watch, not yet one to stop.
 
     Raises ValueError for shapes that do not fit, fewer than two view seeds, steps that do not
