@@ -25,6 +25,7 @@ class Node:
         name: `stage/variant`, unique in the graph.
         inputs: for each slot of the stage the name of a node, or several for a `many` slot.
         tags: what MLflow and the report say of it (`method`, ...); not part of the key.
+        hint_seconds: how long it may take, for a first estimate; not part of the key.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Node:
     inputs: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     tags: Mapping[str, str] = field(default_factory=dict)
+    hint_seconds: float | None = None
 
     @property
     def upstream(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ class NodePlan:
 
     Args:
         reason: why it must run, or which artifact serves it.
-        seconds: how long it took last time, if it is known.
+        seconds: how long it took last time, or the preset's hint, if either is known.
     """
 
     node: Node
@@ -131,7 +131,8 @@ def _state(
         if store.has_work(stage, key):
             state, reason = PARTIAL, "interrupted; continues from its last checkpoint"
     if seconds is None:
-        seconds = previous.seconds(node.name)
+        measured = previous.seconds(node.name)
+        seconds = node.hint_seconds if measured is None else measured
     return NodePlan(node, key, state, reason, seconds, manifest)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact, Manifest
 from pipeline.errors import UsageError, nearest
+from pipeline.record import RUNNING, STOPPED
 from pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -79,7 +80,12 @@ class Run:
 
     @property
     def state(self) -> str:
-        return self.data["state"]
+        """`finished`, `failed`, `interrupted` (also when its command was killed) or `running`."""
+        state = self.data["state"]
+        if state == RUNNING:
+            with self.store.lock(f"run-{self.id}") as nobody_runs_it:
+                return STOPPED if nobody_runs_it else RUNNING
+        return state
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -155,3 +155,28 @@ def test_run_records_are_plain_json(store):
     data = store.runs()[0]
     assert json.loads(json.dumps(data)) == data
     assert list(data["nodes"]) == ["number/a", "number/b", "apply/a", "total"]
+
+
+def test_a_killed_run_is_told_as_interrupted(store):
+    import contextlib
+
+    from pipeline.results import latest
+
+    with contextlib.ExitStack() as stack:
+        Record.open(store, make(store), [], stack)
+        assert latest("chain", store).state == "running"
+    assert latest("chain", store).state == "interrupted"
+
+
+def test_a_hint_serves_until_something_was_measured(store):
+    from dataclasses import replace
+
+    def hinted(toy):
+        return [replace(node, hint_seconds=9.0) for node in CATALOG.recipes["chain"](toy)]
+
+    catalog = replace(CATALOG, recipes={"chain": hinted})
+    plan = planning.make(catalog, store, Request("chain"))
+    assert {node.seconds for node in plan.nodes.values()} == {9.0}
+    ran(store)
+    again = planning.make(catalog, store, Request("chain", overrides=("a.value=9",)))
+    assert all(node.seconds < 9 for node in again.nodes.values())
