@@ -283,6 +283,9 @@ def test_statistics_collected_apart_add_to_those_of_all_images(family, coupled):
     for name in ("mean", "scale", "moments"):
         close(getattr(total, name) / 90, getattr(whole, name) / 90)
     close((total - two).about(one.mean, one.scale).moments / 40, one.moments / 40)
+    again, direct = (total - two).coefficient_moments(), first_pass(images[:40], one.model)
+    close(again.mean, direct.mean)
+    close(again.squares, direct.squares)
     # Risks take statistics about any reference.
     assert whole.at(0.5).risk(two) == pytest.approx(whole.at(0.5).risk(images[40:]), abs=1e-10)
 
