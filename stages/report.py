@@ -17,11 +17,9 @@ from stages.powerspectrum import Spectrum
 from stages.prepare import Data
 from stages.sample import Samples
 from stages.scores import Row, Scores
-from stages.sections import csflow
+from stages.sections import csflow, extractor, neighbours
+from stages.sections import scores as score_section
 from stages.train import TrainedNetwork
-
-# Scores of the overview, in this order, where a set has them.
-OVERVIEW = ("fid", "fid_infinity", "kid", "precision", "recall", "memorization_ratio")
 
 
 class ReportSettings(Settings):
@@ -68,9 +66,13 @@ def _lead(data: Data) -> str:
 def _sections(inputs: Mapping[str, Any]) -> Iterator[Any]:
     scores = {name: artifact.load() for name, artifact in inputs.get("scores", {}).items()}
     by_step = {name: rows for name, rows in scores.items() if _varies(rows, "training_step")}
-    by_nfe = {name: rows for name, rows in scores.items() if name not in by_step}
+    by_nfe = {
+        name: rows
+        for name, rows in scores.items()
+        if inputs["scores"][name].settings["abscissa"] == "nfe"
+    }
     if scores:
-        yield _overview(scores)
+        yield score_section.overview(scores)
     if inputs.get("training"):
         yield _training(inputs["training"], by_step)
     if by_nfe:
@@ -78,47 +80,12 @@ def _sections(inputs: Mapping[str, Any]) -> Iterator[Any]:
     yield from csflow.sections(inputs, by_nfe)
     if inputs.get("samples"):
         yield _pictures(inputs["samples"])
+    yield from neighbours.sections(inputs, scores)
+    yield from extractor.sections(inputs)
 
 
 def _varies(rows: Sequence[Row], name: str) -> bool:
     return len({getattr(row, name) for row in rows}) > 1
-
-
-def _overview(scores: Mapping[str, Sequence[Row]]) -> Any:
-    """The last set of every curve, each score with its error; the protocol in words."""
-    from stages.page import Section, table, with_error
-
-    lines = [("curve", "training step", "solver", "NFE", *OVERVIEW)]
-    for name, rows in scores.items():
-        last = rows[-1]
-        found = {row.score.metric: row.score for row in rows if row.node == last.node}
-        cells = [
-            with_error(found[metric].value, found[metric].error) if metric in found else ""
-            for metric in OVERVIEW
-        ]
-        lines.append((name, last.training_step, last.solver, last.nfe, *cells))
-    return Section("Scores", _protocols(scores), [table(lines)])
-
-
-def _protocols(scores: Mapping[str, Sequence[Row]]) -> str:
-    found = {row.score.protocol: row.score for rows in scores.values() for row in rows}
-    floors = {
-        row.score.protocol: row.score.floor
-        for rows in scores.values()
-        for row in rows
-        if row.score.metric == "fid"
-    }
-    lines = [
-        f"<p>Protocol <b>{html.escape(p.name)}</b>: {p.num_samples} samples against "
-        f"{p.num_reference} of the {html.escape(p.reference)}, features of "
-        f"{html.escape(p.extractor)} (weights {html.escape(p.extractor_hash[:12])}), resize "
-        f"{html.escape(p.resize)}. Two sets of real images of the same sizes are "
-        f"{floors.get(p, float('nan')):.3g} apart in FID: the floor. "
-        "± is one standard error by the jackknife over samples of one training seed; "
-        "it does not hold the spread over seeds.</p>"
-        for p in found
-    ]
-    return "".join(lines)
 
 
 def _training(training: Mapping[str, TrainedNetwork], by_step: Mapping[str, Any]) -> Any:
@@ -141,8 +108,8 @@ def _training(training: Mapping[str, TrainedNetwork], by_step: Mapping[str, Any]
         for metric, curves in losses.items()
     ]
     if by_step:
-        figures.append(
-            _score_plot("fid-over-steps", by_step, "fid", "training_step", "training step")
+        figures += score_section.plots(
+            "fid-over-steps", by_step, "fid", "training_step", "training step"
         )
     return Section("Training", "", [table(_costs(training))], figures)
 
@@ -167,39 +134,6 @@ def _costs(training: Mapping[str, TrainedNetwork]) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _score_plot(
-    name: str, scores: Mapping[str, Sequence[Row]], metric: str, over: str, label: str, **axes: Any
-) -> Any:
-    from stages.figures import Axes, Curve, plot
-
-    curves = []
-    for curve, rows in scores.items():
-        found = [row for row in rows if row.score.metric == metric]
-        curves.append(
-            Curve(
-                curve.removeprefix("evaluate/"),
-                [getattr(row, over) for row in found],
-                [row.score.value for row in found],
-                [row.score.error for row in found],
-            )
-        )
-    curves = [curve for curve in curves if curve.x]
-    count = next(iter(scores.values()))[0].score.protocol.num_samples
-    error = "; bars: one standard error (jackknife)" if any(c.error[0] for c in curves) else ""
-    caption = f"{metric} over {label}, {count} samples a point{error}."
-    ticks = _apart(sorted({x for curve in curves for x in curve.x}))
-    return plot(name, caption, curves, Axes(label, metric, ticks=ticks, **axes))
-
-
-def _apart(values: Sequence[float]) -> list[float]:
-    """Values at least a tenth apart, so that their labels do not overlap."""
-    kept: list[float] = []
-    for value in values:
-        if not kept or value >= 1.1 * kept[-1]:
-            kept.append(value)
-    return kept
-
-
 def _few_steps(by_nfe: Mapping[str, Sequence[Row]]) -> Any:
     """Solvers over network evaluations: distance to the model's own fine samples, and FID."""
     from stages.page import Section
@@ -210,12 +144,11 @@ def _few_steps(by_nfe: Mapping[str, Sequence[Row]]) -> Any:
         "FID at small scale does not rank solvers.</p>"
     )
     label, axes = "network evaluations (NFE)", {"log_x": True, "log_y": True}
-    figures = []
-    if any(row.score.metric == "trajectory_rms" for rows in by_nfe.values() for row in rows):
-        figures.append(
-            _score_plot("trajectory-over-nfe", by_nfe, "trajectory_rms", "nfe", label, **axes)
-        )
-    figures.append(_score_plot("fid-over-nfe", by_nfe, "fid", "nfe", label, **axes))
+    figures = [
+        figure
+        for stem, metric in (("trajectory-over-nfe", "trajectory_rms"), ("fid-over-nfe", "fid"))
+        for figure in score_section.plots(stem, by_nfe, metric, "nfe", label, **axes)
+    ]
     return Section("Few-step sampling", text, (), figures)
 
 
@@ -228,6 +161,8 @@ def _pictures(samples: Mapping[str, Samples]) -> Any:
         caption = (
             f"{name.removeprefix('sample/')}: {facts['solver']}, {facts['nfe']} evaluations, "
             f"training step {facts['training_step']}, seed {facts['seed']}, samples 0 to 99"
+            if facts["nfe"]
+            else f"{facts['method']}: made elsewhere, the first 100"
         )
         picture = Picture(caption, (artifact.path / "grid.png").read_bytes())
         (shown if _varies_in_training(name) else more).append(picture)
