@@ -13,9 +13,11 @@ from pipeline.publish import MARKER, PAGE
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.embed import FeatureSet
 from stages.extract import Extractor
+from stages.lipschitz import Lipschitz
 from stages.powerspectrum import Spectrum
 from stages.prepare import Data
 from stages.sample import Samples
+from stages.schedule import Schedule
 from stages.scores import Row, Scores
 from stages.sections import csflow, extractor, neighbours
 from stages.sections import scores as score_section
@@ -191,5 +193,7 @@ STAGE = Stage(
         "scores": Input(Scores, many=True),
         "samples": Input(Samples, many=True),
         "features": Input(FeatureSet, many=True),
+        "schedules": Input(Schedule, many=True),
+        "lipschitz": Input(Lipschitz, many=True),
     },
 )

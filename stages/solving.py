@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from stages.model import TrainedModel, TrainedNetwork
     from stages.powerspectrum import PowerSpectrum
 
-NOISE_STEP = -1  # no training step has it: sampling noise is never training noise
+# No training step has them: neither noise is ever training noise, nor the other.
+NOISE_STEP, FITTING_STEP = -1, -2
 ANY_SOLVER = table.SOLVERS | table.FITTED_SOLVERS
 
 
@@ -154,11 +155,11 @@ class Problem:
         """The leading coordinates that are the image's; None for all."""
         return self.packing.image_coordinates if self.packing else None
 
-    def noise(self, seed: int, indices: Tensor) -> Tensor:
-        """z ~ N(0, I) (B, ...) float64 of the samples `indices` (B,)."""
+    def noise(self, seed: int, indices: Tensor, step: int = NOISE_STEP) -> Tensor:
+        """z ~ N(0, I) (B, ...) float64 of the samples `indices` (B,), for sampling by default."""
         from stages.methods.draws import Draws
 
-        draws = Draws(seed, indices.to(self.settings.device), NOISE_STEP)
+        draws = Draws(seed, indices.to(self.settings.device), step)
         z = draws.noise(tuple(self.model.shape)).double()
         if self.packing is None:
             return z

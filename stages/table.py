@@ -11,16 +11,20 @@ from pydantic import Field, model_validator
 from pipeline.graph import Node
 from pipeline.stage import Catalog, Resources, Settings, Stage
 from stages import (
+    calibrate,
+    checkpoint,
     csflow_nodes,
     densities,
     embed,
     evaluate,
     external,
     extract,
+    lipschitz,
     prepare,
     report,
     sample,
     spectrum,
+    stein_nodes,
     train,
     weights,
 )
@@ -39,6 +43,7 @@ from stages.scoring_nodes import (
     settings_of,
 )
 from stages.spectrum import SpectrumSettings
+from stages.stein_nodes import SteinOptions, runnable
 from stages.train import TrainOptions, TrainSettings
 
 STAGES = {
@@ -50,7 +55,10 @@ STAGES = {
         external.STAGE,
         train.STAGE,
         spectrum.STAGE,
+        checkpoint.STAGE,
         sample.STAGE,
+        calibrate.STAGE,
+        lipschitz.STAGE,
         evaluate.STAGE,
         report.STAGE,
     )
@@ -77,6 +85,9 @@ class SampleSweep(SampleOptions):
         description="grids of swept solvers that need their own: Heun amplifies errors at the "
         "long first step of a grid uniform in t",
     )
+    sweep_samples: int = Field(
+        1000, ge=1, le=10**7, description="samples of each set compared over solvers and NFE"
+    )
     reference_nfe: int = Field(
         100, ge=2, le=10_000, description="evaluations of the samples trajectory_rms refers to"
     )
@@ -85,6 +96,13 @@ class SampleSweep(SampleOptions):
     def _nfes_fit(self) -> SampleSweep:
         if min(self.nfes) < 1:
             raise ValueError(f"nfes has {min(self.nfes)}; an NFE is at least 1")
+        if self.correction != "none" or self.solver in table.FITTED_SOLVERS:
+            name = "solver" if self.solver in table.FITTED_SOLVERS else "correction"
+            raise ValueError(
+                f"{name}={getattr(self, name)} cannot be every sample node's: recipes compare "
+                f"corrections beside the plain solvers; leave sample.{name} unset, and choose in "
+                f"stein.{'fitted' if name == 'solver' else 'corrections'}"
+            )
         if max(self.nfes) >= self.reference_nfe:
             raise ValueError(
                 f"nfes reaches {max(self.nfes)}, not below reference_nfe={self.reference_nfe}; "
@@ -94,9 +112,7 @@ class SampleSweep(SampleOptions):
 
     def nfes_of(self, solver: str) -> tuple[int, ...]:
         """The NFE this solver is run at, ascending."""
-        if solver in table.ODD_SOLVERS:
-            return tuple(sorted({nfe - (nfe % 2 == 0) for nfe in self.nfes}))
-        return tuple(sorted(set(self.nfes)))
+        return runnable(solver, self.nfes)
 
     @property
     def grids_in_use(self) -> tuple[str, ...]:
@@ -123,7 +139,10 @@ class StageResources(Settings):
     external: Resources = Field(Resources(), description="of external")
     train: Resources = Field(Resources(), description="of train nodes")
     spectrum: Resources = Field(Resources(), description="of spectrum")
+    checkpoint: Resources = Field(Resources(), description="of checkpoint nodes")
     sample: Resources = Field(Resources(), description="of sample nodes")
+    calibrate: Resources = Field(Resources(), description="of calibrate nodes")
+    lipschitz: Resources = Field(Resources(), description="of lipschitz nodes")
     evaluate: Resources = Field(Resources(), description="of evaluate nodes")
     report: Resources = Field(Resources(), description="of report")
 
@@ -142,6 +161,9 @@ class Bench(Settings):
     )
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
     csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
+    stein: SteinOptions = Field(
+        SteinOptions(), description="corrected solvers, and how contractive steps are"
+    )
     evaluate: Evaluation = Field(Evaluation(), description="scores")
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
@@ -158,8 +180,9 @@ class Bench(Settings):
 
     @model_validator(mode="after")
     def _devices_fit(self) -> Bench:
-        for name in ("extractor", "features", "train", "sample"):
-            owner = "extractor" if name == "features" else name
+        owners = {"features": "extractor", "calibrate": "sample", "lipschitz": "sample"}
+        for name in ("extractor", "train", "sample", *owners):
+            owner = owners.get(name, name)
             device, gpus = getattr(self, owner).device, getattr(self.resources, name).gpus
             workers = self.train.num_workers if name == "train" else 0
             if workers and gpus:
@@ -221,7 +244,8 @@ def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
 
 def solver_nodes(bench: Bench, method: str) -> list[Node]:
     """Samples of the last checkpoint over solvers and NFE, and their scores over NFE."""
-    reference = _sample_node(bench, method, "reference", nfe=_reference_nfe(bench))
+    count = {"num_samples": bench.sample.sweep_samples}
+    reference = _sample_node(bench, method, "reference", nfe=_reference_nfe(bench), **count)
     nodes = [reference]
     for solver in bench.sample.solvers:
         swept = [
@@ -232,6 +256,7 @@ def solver_nodes(bench: Bench, method: str) -> list[Node]:
                 solver=solver,
                 nfe=nfe,
                 grid=bench.sample.grid_of(solver),
+                **count,
             )
             for nfe in bench.sample.nfes_of(solver)
         ]
@@ -268,6 +293,9 @@ def _evaluate_node(
 ) -> Node:
     abscissa = "nfe" if reference else "training_step"
     settings = settings_of(EvaluateSettings, bench.evaluate, seed=bench.seed, abscissa=abscissa)
+    if reference:
+        count = min(settings.num_samples, bench.sample.sweep_samples)
+        settings = settings.revised(num_samples=count)
     return Node(
         name,
         evaluate.STAGE,
@@ -294,6 +322,8 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "spectrum": of(spectrum.STAGE),
         "training": of(train.STAGE),
         "scores": of(evaluate.STAGE),
+        "schedules": of(calibrate.STAGE),
+        "lipschitz": of(lipschitz.STAGE),
         "samples": of(sample.STAGE) + of(external.STAGE),
     }
     return Node("report", report.STAGE, bench.report, inputs, bench.resources.report)
@@ -316,6 +346,8 @@ def full(bench: Bench) -> list[Node]:
     ]
     if bench.evaluate.path is not None:
         nodes += external_nodes(bench)
+    if bench.stein.in_full:
+        nodes += stein_nodes.full_nodes(bench, nodes)
     if bench.csflow.in_full:
         nodes += csflow_nodes.full_nodes(bench, nodes)
     nodes = _with_spectrum(bench, nodes)
@@ -343,6 +375,18 @@ def csflow(bench: Bench) -> list[Node]:
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
+def stein(bench: Bench) -> list[Node]:
+    """Few-step solvers in depth: all solvers, all corrections, several seeds, contractivity."""
+    base = [*prepare_nodes(bench), *extractor_nodes(bench)]
+    trained = train_nodes(bench) if bench.stein.checkpoint is None else []
+    templates = solver_nodes(bench, bench.train.method)
+    nodes = [*base, *trained, *stein_nodes.compared_nodes(bench, templates)]
+    nodes = _with_spectrum(bench, nodes)
+    report = report_node(bench, nodes)
+    shown = stein_nodes.shown_samples(bench, nodes)
+    return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
+
+
 RECIPES = {
     name: scored(recipe)
     for name, recipe in (
@@ -350,6 +394,7 @@ RECIPES = {
         ("train", training),
         ("evaluate", evaluation),
         ("csflow", csflow),
+        ("stein", stein),
     )
 }
 

@@ -249,8 +249,14 @@ Found = dict[Which, dict[str, dict[int, dict[int, "Score"]]]]
 
 
 def _collect(scores: Mapping[str, Sequence[Row]]) -> Found:
-    """Scores by what was sampled, metric, NFE and seed: all grids of the solver CSFlow's ran on."""
-    rows = [row for found in scores.values() for row in found if row.score.metric in METRICS]
+    """Scores by what was sampled, metric, NFE and seed: all grids of the solver CSFlow's ran on,
+    without corrections."""
+    rows = [
+        row
+        for found in scores.values()
+        for row in found
+        if row.score.metric in METRICS and row.correction == "none"
+    ]
     solvers = {row.solver for row in rows if DENSITY in row.grid}
     found: Found = {}
     for row in rows:

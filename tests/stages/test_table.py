@@ -30,8 +30,8 @@ def test_nodes_of_the_full_recipe():
     assert {"prepare", "extractor", "train/sit", "sample/sit-reference", "report"} <= set(
         nodes.nodes
     )
-    steps = [nodes[f"sample/sit-step{step}"].settings for step in (300, 600, 900, 1200)]
-    assert [s.step for s in steps] == [300, 600, 900, 1200]
+    steps = [nodes[f"sample/sit-step{step}"].settings for step in (600, 1200, 1800, 2400)]
+    assert [s.step for s in steps] == [600, 1200, 1800, 2400]
     assert {s.nfe for s in steps} == {20}
     swept = {
         name
@@ -139,7 +139,7 @@ def test_every_preset_gives_every_recipe(preset, recipe):
             ["resources.train.gpus=1", "train.num_workers=2"],
         ),
         (["sample.nfes=[5,100]"], ["nfes reaches 100", "reference_nfe=100"]),
-        (["train.checkpoint_steps=[1300]"], ["checkpoint_steps has 1300", "steps=1200"]),
+        (["train.checkpoint_steps=[2500]"], ["checkpoint_steps has 2500", "steps=2400"]),
         (["sample.solver=heun"], ["solver=heun", "nfe=20", "19 or 21"]),
         (["train.lrr=1"], ["unknown setting 'train.lrr'", "did you mean 'train.lr'"]),
         (["sample.solvers=[euler,hoin]"], ["unknown solver 'hoin'", "did you mean 'heun'"]),

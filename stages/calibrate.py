@@ -1,0 +1,222 @@
+"""The stage `calibrate`: gamma of every step of a solver, or the weights of a fitted solver.
+
+What it finds belongs to one checkpoint, solver and grid, and is refused for others. Every sampling
+seed and every run reads the same one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages import solving
+from stages.methods import table
+from stages.model import TrainedNetwork
+from stages.powerspectrum import Spectrum
+from stages.prepare import Data
+from stages.sample import Samples
+from stages.schedule import FILE, Schedule
+from stages.solving import SolverOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+ABSCISSA = "solver_step"
+
+
+class CalibrationOptions(Settings):
+    """What calibrations and fits are made from."""
+
+    target: Literal["matched", "trajectory"] = Field(
+        "matched",
+        description="what a step aims at: matched, the same path's next point (exact, from clean "
+        "images); trajectory, the model's own fine solution (from noise alone)",
+    )
+    source: Literal["data", "samples"] = Field(
+        "data",
+        description="target=matched: clean images from the training data, or the model's own "
+        "samples with many evaluations",
+    )
+    num_images: int = Field(
+        500, ge=2, le=10**7, description="target=matched: clean images averaged over"
+    )
+    num_states: int = Field(
+        256, ge=2, le=10**6, description="fitted solvers, target=trajectory: noise states"
+    )
+    substeps: int = Field(
+        16, ge=1, le=1000, description="fitted solvers, target=trajectory: Heun's fine substeps"
+    )
+    memory: int = Field(
+        4, ge=1, le=20, description="solver=fitted: outputs that a step reads, the current one too"
+    )
+
+
+class CalibrationSettings(CalibrationOptions, SolverOptions):
+    """The stage's settings."""
+
+    step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
+    seed: int = Field(0, ge=0, description="of the noise, and of which images are taken")
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> CalibrationSettings:
+        if self.solver in table.FITTED_SOLVERS and self.target == "matched":
+            raise ValueError(
+                f"target=matched and solver={self.solver} contradict each other: its weights are "
+                "fitted to trajectories; set target=trajectory"
+            )
+        if self.target == "trajectory" and self.source == "samples":
+            raise ValueError(
+                "target=trajectory and source=samples contradict each other: it needs noise only; "
+                "leave source unset"
+            )
+        return self
+
+
+def run(context: Context) -> Result:
+    """Calibrate or fit, and write what it belongs to beside what was found."""
+    settings: CalibrationSettings = context.settings
+    model, spectrum = context.inputs["model"], context.inputs.get("spectrum")
+    step = settings.step or model.description["steps"][-1]
+    try:
+        identity = solving.model_identity(model, step)
+        levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
+        if settings.target == "matched":
+            values = _matched(context, levels)
+        else:
+            values = on_trajectories(model.path, settings, levels)
+    except (ValueError, FloatingPointError) as error:
+        # What a shard elsewhere raised comes with its traceback around it.
+        raise StageError(str(getattr(error, "cause", error))) from error
+    facts = {
+        name: getattr(settings, name)
+        for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")
+    } | {
+        "grid": settings.grid_name,
+        "levels": levels.tolist(),
+        "values": values.tolist(),
+        "model": identity,
+        "training_step": step,
+        "method": model.description["method"],
+    }
+    (context.path / FILE).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    context.log(f"{settings.solver}, {settings.nfe} evaluations: {_words(values)}")
+    if values.ndim > 1:
+        return Result(metrics={"num_steps": len(values)})
+    return Result(
+        metrics={"gamma_min": values.min().item(), "gamma_max": values.max().item()},
+        curves=[("gamma", k, gamma) for k, gamma in enumerate(values.tolist(), start=1)],
+        abscissa=ABSCISSA,
+    )
+
+
+def _words(values: Tensor) -> str:
+    if values.ndim > 1:
+        return f"weights of {len(values)} steps"
+    return "gamma " + " ".join(f"{gamma:.3f}" for gamma in values.tolist())
+
+
+def _matched(context: Context, levels: Tensor) -> Tensor:
+    """gammas (num_steps,) from clean images, the work parted into blocks of them."""
+    from stages.methods.stein import gammas_from_products
+
+    settings: CalibrationSettings = context.settings
+    model = context.inputs["model"]
+    if model.description["config"].get("class_token_dim"):
+        raise ValueError(
+            "target=matched needs clean class tokens, which are not stored with the images; "
+            "calibrate this model with target=trajectory, which needs noise only"
+        )
+    clean = context.inputs[settings.source]
+    available = _size(clean)
+    if settings.num_images > available:
+        raise ValueError(
+            f"num_images={settings.num_images} is above the {available} images of the "
+            f"{settings.source}; lower num_images"
+        )
+    items = list(solving.blocks(settings.num_images, settings.block_size))
+    parts = context.map(products, items, model.path, settings, levels, clean)
+    return gammas_from_products(sum(parts[1:], parts[0]), levels, settings.solver)
+
+
+def _size(clean: Data | Samples) -> int:
+    facts = clean.description
+    return facts["num_samples"] if isinstance(clean, Samples) else facts["num_train"]
+
+
+def products(
+    block: tuple[int, int],
+    folder: Path,
+    settings: CalibrationSettings,
+    levels: Tensor,
+    clean: Data | Samples,
+) -> Tensor:
+    """Sums over a block of images of what gamma is made of, (num_steps, 2) float64."""
+    from stages.methods.stein import residual_products
+
+    problem, _ = solving.problem(folder, settings, settings.step)
+    images, labels = _images(clean, block, settings)
+    denoiser = problem.denoiser(labels.to(settings.device))
+    # A stream of its own: where the images are the model's own samples, noise that repeats what
+    # they were made from would make the model look perfect.
+    generator = solving.stream(settings.seed, "calibration", block[0])
+    state = images.double().to(settings.device)
+    return residual_products(denoiser, state, levels, settings.solver, generator)
+
+
+def _images(
+    clean: Data | Samples, block: tuple[int, int], settings: CalibrationSettings
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and labels (B,) of a block of the chosen ones."""
+    import torch
+
+    generator = solving.stream(settings.seed, "choice", 0)
+    order = torch.randperm(_size(clean), generator=generator)
+    which = order[: settings.num_images].sort().values[slice(*block)]
+    loaded = clean.load()
+    source = loaded if isinstance(clean, Samples) else loaded.train
+    return (source.images if isinstance(clean, Samples) else source)[which], source.labels[which]
+
+
+def on_trajectories(folder: Path, settings: CalibrationSettings, levels: Tensor) -> Tensor:
+    """gammas, or weights (num_steps, outputs), nearest to the model's own fine solution."""
+    import torch
+
+    from stages.methods.fitted import fit, fit_heun
+    from stages.methods.stein import fit_gammas
+
+    problem, _ = solving.problem(folder, settings, settings.step)
+    indices = torch.arange(settings.num_states)
+    noise = problem.noise(settings.seed, indices, solving.FITTING_STEP)
+    denoiser, state = problem.denoiser(problem.labels(indices)), levels[0].item() * noise
+    if settings.solver == "fitted":
+        return fit(denoiser, state, levels, settings.memory, settings.substeps).coefficients
+    if settings.solver == "fitted-heun":
+        return fit_heun(denoiser, state, levels, settings.substeps).coefficients
+    more = {"substeps": settings.substeps, "coordinates": problem.coordinates}
+    return fit_gammas(denoiser, state, levels, settings.solver, **more)
+
+
+def _needs(settings: CalibrationSettings) -> list[str]:
+    return [*solving.needs(settings), *([settings.source] if settings.target == "matched" else [])]
+
+
+STAGE = Stage(
+    name="calibrate",
+    settings=CalibrationSettings,
+    output=Schedule,
+    run="stages.calibrate:run",
+    inputs={
+        "model": Input(TrainedNetwork),
+        "data": Input(Data, optional=True),
+        "samples": Input(Samples, optional=True),
+        "spectrum": Input(Spectrum, optional=True),
+    },
+    sources=solving.sources,
+    needs=_needs,
+)

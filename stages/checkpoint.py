@@ -1,0 +1,112 @@
+"""The stage `checkpoint`: a network trained elsewhere, as if a node of this run had trained it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.errors import StageError, UsageError
+from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages.methods import table
+from stages.model import TrainedModel, TrainedNetwork, checkpoint_name
+from stages.prepare import Data
+
+FACTS = "model.json"
+NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
+
+
+class CheckpointSettings(Settings):
+    """The stage's settings."""
+
+    path: str = Field(
+        description="folder laid out as a training's artifact: model.json and "
+        "checkpoints/step-NNNNNN.safetensors; its contents, not its place, enter keys",
+        json_schema_extra={"keyed": False},
+    )
+
+
+def sources_of(settings: CheckpointSettings) -> list[Path]:
+    """The files to read; UsageError where one is absent, which is before any work."""
+    folder = Path(settings.path).expanduser()
+    if not (folder / FACTS).is_file():
+        raise UsageError(
+            f"stein.checkpoint={settings.path} holds no {FACTS}; set it to a folder laid out as a "
+            f"training's artifact, with {FACTS} and {checkpoint_name(1)}"
+        )
+    found = sorted((folder / "checkpoints").glob("step-*.safetensors"))
+    if not found:
+        raise UsageError(f"stein.checkpoint={settings.path} holds no {checkpoint_name(1)}")
+    return [folder / FACTS, *found]
+
+
+def run(context: Context) -> Result:
+    """Check that the network can be built and fits the data, and copy it."""
+    facts_file, *files = sources_of(context.settings)
+    try:
+        facts = _facts(facts_file, context.inputs["data"])
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    (context.path / "checkpoints").mkdir()
+    for file in files:
+        shutil.copyfile(file, context.path / "checkpoints" / file.name)
+    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    model = TrainedModel(
+        folder=context.path,
+        kind=facts["network"],
+        config=facts["config"],
+        method=facts["method"],
+        steps=tuple(facts["steps"]),
+        shape=tuple(facts["shape"]),
+        num_classes=facts["num_classes"],
+    )
+    for step in model.steps:
+        try:
+            model.network(step)
+        except Exception as error:  # every way in which weights do not fit
+            reason = str(error).strip().splitlines()[0]
+            raise StageError(
+                f"{checkpoint_name(step)} does not hold the weights of the network that "
+                f"{FACTS} describes ({reason})"
+            ) from error
+    return Result(metrics={"step": model.steps[-1]})
+
+
+def _facts(file: Path, data: Data) -> dict[str, Any]:
+    """The description of the network. Raises ValueError where it is not one for these data."""
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error})") from error
+    missing = [name for name in NEEDED if name not in facts]
+    if missing:
+        raise ValueError(f"{file} lacks '{missing[0]}'; it needs {', '.join(NEEDED)}")
+    if facts["network"] not in table.NETWORKS:
+        known = ", ".join(table.NETWORKS)
+        raise ValueError(f"{file} names the network '{facts['network']}', unknown here ({known})")
+    ours = {"shape": data.description["shape"], "num_classes": len(data.description["class_names"])}
+    for name, value in ours.items():
+        if facts[name] != value:
+            raise ValueError(
+                f"{file} has {name} {facts[name]}, the data set {value}; choose the data set that "
+                "the network was trained on"
+            )
+    kept = {int(path.stem.partition("-")[2]) for path in file.parent.glob("checkpoints/step-*")}
+    absent = sorted(set(facts["steps"]) - kept)
+    if absent or not facts["steps"]:
+        raise ValueError(f"{file} lists step {absent[:1] or 'none'}, whose weights are not there")
+    return facts
+
+
+STAGE = Stage(
+    name="checkpoint",
+    settings=CheckpointSettings,
+    output=TrainedNetwork,
+    run="stages.checkpoint:run",
+    inputs={"data": Input(Data)},
+    sources=lambda settings: table.NETWORKS.values(),
+    files=sources_of,
+)

@@ -1,0 +1,172 @@
+"""The stage `lipschitz`: how far every step of a solver drives neighbouring states apart.
+
+Curves lipschitz_mean and lipschitz_max over the solver's steps, 1 at the noise; a node has one
+solver and one NFE, so that the nodes of several NFE are curves beside each other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from pipeline.artifact import Artifact
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages import solving
+from stages.methods import table
+from stages.model import TrainedNetwork
+from stages.powerspectrum import Spectrum
+from stages.solving import SolverOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ABSCISSA = "solver_step"
+FILE = "steps.parquet"
+
+
+class PowerIteration(Settings):
+    """How the largest singular values are found."""
+
+    num_trajectories: int = Field(64, ge=1, le=10**6, description="trajectories measured")
+    iterations: int = Field(
+        40,
+        ge=1,
+        le=10_000,
+        description="of the power method; 20 serve the mean over states, 40 the maximum",
+    )
+    states_together: int = Field(
+        16, ge=1, le=65536, description="trajectories of one task, held with their second graph"
+    )
+
+
+class LipschitzSettings(PowerIteration, SolverOptions):
+    """The stage's settings."""
+
+    step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
+    seed: int = Field(0, ge=0, description="of the noise and the first vectors")
+
+    @model_validator(mode="after")
+    def _solver_is_plain(self) -> LipschitzSettings:
+        if self.solver in table.FITTED_SOLVERS:
+            raise ValueError(
+                f"solver={self.solver} is fitted, and the norms are those of a plain solver's "
+                f"steps; choose one of {', '.join(table.SOLVERS)}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step. t: its time, 1 noise to 0 data. mean, maximum: over states, of the largest
+    singular value of the step's Jacobian; both are lower bounds."""
+
+    step: int
+    level: float
+    next_level: float
+    t: float
+    mean: float
+    maximum: float
+
+
+class Lipschitz(Artifact):
+    """The largest singular value of every step's Jacobian, mean and maximum over states."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: method, training_step, solver, nfe, grid, seed, and the measurement's."""
+        return json.loads((self.path / "lipschitz.json").read_text())
+
+    def load(self) -> list[StepRow]:
+        """The steps, noise first."""
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_table(self.path / FILE).to_pylist()
+        return [StepRow(**row) for row in rows]
+
+
+def run(context: Context) -> Result:
+    """Measure blocks of trajectories; write a table of the steps."""
+    import pyarrow
+    import pyarrow.parquet
+    import torch
+
+    from stages.methods.path import time_from_level
+
+    settings: LipschitzSettings = context.settings
+    model, spectrum = context.inputs["model"], context.inputs.get("spectrum")
+    step = settings.step or model.description["steps"][-1]
+    items = list(solving.blocks(settings.num_trajectories, settings.states_together))
+    try:
+        solving.model_identity(model, step)
+        levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
+        parts = context.map(norms, items, model.path, settings, levels)
+    except (ValueError, FloatingPointError) as error:
+        # What a shard elsewhere raised comes with its traceback around it.
+        raise StageError(str(getattr(error, "cause", error))) from error
+    sizes = torch.tensor([last - first for first, last in items], dtype=torch.float64)
+    mean = (sizes[:, None] * torch.stack([part[0] for part in parts])).sum(0) / sizes.sum()
+    maximum = torch.stack([part[1] for part in parts]).amax(0)
+    columns = {
+        "step": list(range(1, len(levels))),
+        "level": levels[:-1].tolist(),
+        "next_level": levels[1:].tolist(),
+        "t": time_from_level(levels[:-1]).tolist(),
+        "mean": mean.tolist(),
+        "maximum": maximum.tolist(),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), context.path / FILE)
+    names = ("solver", "nfe", "guidance", "seed", "num_trajectories", "iterations")
+    facts = {name: getattr(settings, name) for name in names} | {
+        "grid": settings.grid_name,
+        "method": model.description["method"],
+        "training_step": step,
+    }
+    (context.path / "lipschitz.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    curves = zip(columns["step"], columns["mean"], columns["maximum"], strict=True)
+    return Result(
+        metrics={"lipschitz_mean": mean.mean().item(), "lipschitz_max": maximum.max().item()},
+        curves=[
+            row
+            for k, m, largest in curves
+            for row in (("lipschitz_mean", k, m), ("lipschitz_max", k, largest))
+        ],
+        abscissa=ABSCISSA,
+    )
+
+
+def norms(
+    block: tuple[int, int], folder: Path, settings: LipschitzSettings, levels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and maximum over a block of states, (num_steps,) float64 each."""
+    import torch
+
+    from stages.methods.lipschitz import step_norms
+
+    problem, _ = solving.problem(folder, settings, settings.step)
+    indices = torch.arange(*block)
+    found = step_norms(
+        problem.denoiser(problem.labels(indices)),
+        levels[0].item() * problem.noise(settings.seed, indices),
+        levels,
+        settings.solver,
+        settings.iterations,
+        solving.stream(settings.seed, "lipschitz", block[0]),
+    )
+    return found.mean.double().cpu(), found.maximum.double().cpu()
+
+
+STAGE = Stage(
+    name="lipschitz",
+    settings=LipschitzSettings,
+    output=Lipschitz,
+    run="stages.lipschitz:run",
+    inputs={"model": Input(TrainedNetwork), "spectrum": Input(Spectrum, optional=True)},
+    sources=solving.sources,
+    needs=solving.needs,
+)

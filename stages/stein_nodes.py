@@ -1,0 +1,291 @@
+"""The nodes that compare solvers and corrections at few evaluations, and measure contractivity.
+
+They are made from the nodes that every recipe has: the reference samples and an evaluation, with
+other settings and seeds. Calibrations belong to the model: all sampling seeds read the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from pipeline.graph import Node
+from pipeline.stage import Settings
+from stages import calibrate, checkpoint, densities, evaluate, lipschitz, sample
+from stages.calibrate import CalibrationOptions, CalibrationSettings
+from stages.checkpoint import CheckpointSettings
+from stages.lipschitz import LipschitzSettings, PowerIteration
+from stages.methods import table
+from stages.sample import OVER_BATCH
+from stages.solving import SolverOptions
+
+if TYPE_CHECKING:
+    from stages.table import Bench
+
+PLAIN, CALIBRATED = "none", "calibrated"
+
+
+class SteinOptions(CalibrationOptions, PowerIteration):
+    """Which solvers and corrections are compared, what they are calibrated on, contractivity."""
+
+    in_full: bool = Field(
+        True,
+        description="recipe full: beside the plain solvers the calibrated and the fitted ones",
+    )
+    solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
+        tuple(table.SOLVERS), min_length=1, description="recipe stein: solvers compared"
+    )
+    corrections: tuple[table.choice("correction", table.CORRECTIONS), ...] = Field(
+        tuple(table.CORRECTIONS),
+        min_length=1,
+        description="recipe stein: corrections compared, with every solver they go with",
+    )
+    fitted: tuple[table.choice("solver", table.FITTED_SOLVERS), ...] = Field(
+        ("fitted",), description="solvers whose weights are fitted to the model"
+    )
+    nfes: tuple[int, ...] = Field(
+        (3, 5, 6, 8, 10, 20), min_length=1, description="recipe stein: network evaluations compared"
+    )
+    num_seeds: int = Field(
+        3, ge=1, le=100, description="recipe stein: seeds of the noise, counted from the run's own"
+    )
+    lipschitz_solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
+        ("dpmpp2m",), description="solvers whose steps' singular values are measured"
+    )
+    lipschitz_nfe: int = Field(6, ge=1, le=10_000, description="at this NFE, in every recipe")
+    more_lipschitz_nfes: tuple[int, ...] = Field((100,), description="recipe stein: and at these")
+    checkpoint: str | None = Field(
+        None,
+        description="recipe stein: a network trained elsewhere, as a folder laid out like a "
+        "training's artifact (model.json and checkpoints/); unset trains one",
+    )
+
+    @model_validator(mode="after")
+    def _nfes_fit(self) -> SteinOptions:
+        for name in ("nfes", "more_lipschitz_nfes"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ValueError(f"{name} has {min(getattr(self, name))}; an NFE is at least 1")
+        return self
+
+
+def runnable(solver: str, nfes: Sequence[int]) -> tuple[int, ...]:
+    """The NFE that a solver is run at, ascending: the odd number just below an even one where it
+    takes an odd number only."""
+    if solver in table.ODD_SOLVERS:
+        return tuple(sorted({max(1, nfe - (nfe % 2 == 0)) for nfe in nfes}))
+    return tuple(sorted(set(nfes)))
+
+
+def goes_with(solver: str, correction: str) -> bool:
+    """Whether a correction can be sampled with a solver and is not another curve's double."""
+    if correction == "lookahead":
+        # Around DPM-Solver++ 2M it is UniPC.
+        return solver in table.MULTISTEP_SOLVERS and solver != "dpmpp2m"
+    return not (correction in OVER_BATCH and solver == "unipc")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A recipe's nodes from which others follow by changing settings and inputs.
+
+    model: the trained network. reference: samples that trajectory_rms refers to. evaluate: scores
+    over NFE.
+    """
+
+    bench: Bench
+    model: str
+    reference: Node
+    evaluate: Node
+
+    @classmethod
+    def of(cls, bench: Bench, nodes: Sequence[Node]) -> Made:
+        """Those of the recipe's own training method."""
+        method = bench.train.method
+        names = {node.name: node for node in nodes}
+        over_nfe = (
+            node
+            for node in nodes
+            if node.stage is evaluate.STAGE and node.settings.abscissa == "nfe"
+        )
+        reference = names[f"sample/{method}-reference"]
+        return cls(bench, f"train/{method}", reference, next(over_nfe))
+
+    @property
+    def name(self) -> str:
+        """What the names of nodes call the model."""
+        return self.model.partition("/")[2]
+
+    def suffix(self, seed: int) -> str:
+        """What the names of nodes of this seed end with."""
+        return "" if seed == self.bench.seed else f"-seed{seed}"
+
+    def referred(self, seed: int) -> Node:
+        """The reference samples from the noise of a seed."""
+        return replace(
+            self.reference,
+            name=f"sample/{self.name}-reference{self.suffix(seed)}",
+            settings=self.reference.settings.revised(seed=seed),
+            inputs={**self.reference.inputs, "model": self.model},
+        )
+
+    def grid_of(self, solver: str) -> str:
+        """The grid of a solver; fitted ones share that of the solver whose evaluations they take,
+        Euler standing for all that need none of their own."""
+        return self.bench.sample.grid_of(table.COUNTED_AS.get(solver, solver))
+
+    def solving(self, solver: str, nfe: int) -> dict[str, object]:
+        """The settings that a sample node and its calibration share."""
+        template = self.reference.settings
+        grid = self.grid_of(solver)
+        common = {name: getattr(template, name) for name in SolverOptions.model_fields}
+        density = self.bench.sample.density.read_by(densities.of_grids([grid]))
+        return common | {"solver": solver, "nfe": nfe, "grid": grid, "density": density}
+
+    def read(self, grid: str) -> dict[str, str]:
+        """The inputs of a node that solves this model on a grid."""
+        spectrum = {"spectrum": "spectrum"} if densities.needs_spectrum(grid) else {}
+        return {"model": self.model} | spectrum
+
+    def tags(self, solver: str, correction: str, seed: int) -> dict[str, str]:
+        return {
+            **self.reference.tags,
+            "solver": solver,
+            "correction": correction,
+            "grid": self.grid_of(solver),
+            "seed": str(seed),
+        }
+
+    def calibration(self, solver: str, nfe: int) -> Node:
+        """The schedule of a solver at an NFE, or a fitted solver's weights."""
+        options, bench = self.bench.stein, self.bench
+        common = {name: getattr(options, name) for name in CalibrationOptions.model_fields}
+        if solver in table.FITTED_SOLVERS:
+            common |= {"target": "trajectory", "source": "data"}
+        settings = CalibrationSettings(
+            **common | self.solving(solver, nfe), step=self.reference.settings.step, seed=bench.seed
+        )
+        inputs = self.read(settings.grid)
+        if settings.target == "matched":
+            own = settings.source == "samples"
+            inputs[settings.source] = self.referred(bench.seed).name if own else "prepare"
+        return Node(
+            f"calibrate/{self.name}-{solver}-nfe{nfe}",
+            calibrate.STAGE,
+            settings,
+            inputs,
+            bench.resources.calibrate,
+            self.tags(solver, CALIBRATED if solver in table.SOLVERS else PLAIN, bench.seed),
+        )
+
+    def curve(self, solver: str, correction: str, nfes: Sequence[int], seed: int) -> list[Node]:
+        """Samples by a solver with a correction over NFE, and their scores; no calibrations."""
+        end = self.suffix(seed)
+        which = f"{self.name}-{solver}" + ("" if correction == PLAIN else f"-{correction}")
+        tags = self.tags(solver, correction, seed)
+        nodes = []
+        for nfe in runnable(solver, nfes):
+            settings = self.reference.settings.revised(
+                **_plain(self.solving(solver, nfe)), correction=correction, seed=seed
+            )
+            inputs = self.read(settings.grid)
+            if correction == CALIBRATED or solver in table.FITTED_SOLVERS:
+                inputs["schedule"] = f"calibrate/{self.name}-{solver}-nfe{nfe}"
+            if correction == "online":
+                inputs["data"] = "prepare"
+            nodes.append(
+                replace(
+                    self.reference,
+                    name=f"sample/{which}-nfe{nfe}{end}",
+                    settings=settings,
+                    inputs=inputs,
+                    tags=tags,
+                )
+            )
+        inputs = {**self.evaluate.inputs, "samples": [node.name for node in nodes]}
+        inputs["reference"] = self.referred(seed).name
+        scores = replace(self.evaluate, name=f"evaluate/{which}{end}", inputs=inputs, tags=tags)
+        return [*nodes, scores]
+
+    def contractivity(self, nfes: Sequence[int]) -> Iterator[Node]:
+        """The singular values of steps."""
+        options = self.bench.stein
+        common = {name: getattr(options, name) for name in PowerIteration.model_fields}
+        for solver in options.lipschitz_solvers:
+            for nfe in runnable(solver, nfes):
+                settings = LipschitzSettings(
+                    **common | self.solving(solver, nfe),
+                    step=self.reference.settings.step,
+                    seed=self.bench.seed,
+                )
+                yield Node(
+                    f"lipschitz/{self.name}-{solver}-nfe{nfe}",
+                    lipschitz.STAGE,
+                    settings,
+                    self.read(settings.grid),
+                    self.bench.resources.lipschitz,
+                    self.tags(solver, PLAIN, self.bench.seed) | {"nfe": str(nfe)},
+                )
+
+
+def _plain(settings: dict[str, object]) -> dict[str, object]:
+    """Nested settings as plain data, as `revised` takes them."""
+    return {
+        name: value.model_dump() if isinstance(value, Settings) else value
+        for name, value in settings.items()
+    }
+
+
+def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """Beside the recipe's plain solvers: the calibrated and the fitted ones, and contractivity."""
+    made, nfes, seed = Made.of(bench, nodes), bench.sample.nfes, bench.seed
+    found = []
+    for solver in bench.sample.solvers:
+        found += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
+        found += made.curve(solver, CALIBRATED, nfes, seed)
+    for solver in bench.stein.fitted:
+        found += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
+        found += made.curve(solver, PLAIN, nfes, seed)
+    return [*found, *made.contractivity([bench.stein.lipschitz_nfe])]
+
+
+def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """The recipe stein: every solver with every correction over NFE, for every seed."""
+    options, made = bench.stein, Made.of(bench, nodes)
+    found = []
+    if options.checkpoint is not None:
+        settings = CheckpointSettings(path=options.checkpoint)
+        given = Node(
+            "checkpoint/given",
+            checkpoint.STAGE,
+            settings,
+            {"data": "prepare"},
+            bench.resources.checkpoint,
+        )
+        found.append(given)
+        made = replace(
+            made,
+            model=given.name,
+            reference=replace(made.reference, tags={**made.reference.tags, "method": "given"}),
+        )
+    curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]
+    curves += [(solver, PLAIN) for solver in options.fitted]
+    for solver, correction in curves:
+        if correction == CALIBRATED or solver in table.FITTED_SOLVERS:
+            found += [made.calibration(solver, nfe) for nfe in runnable(solver, options.nfes)]
+    for seed in range(bench.seed, bench.seed + options.num_seeds):
+        found.append(made.referred(seed))
+        for solver, correction in curves:
+            found += made.curve(solver, correction, options.nfes, seed)
+    return [*found, *made.contractivity([options.lipschitz_nfe, *options.more_lipschitz_nfes])]
+
+
+def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
+    """Names of the samples that the report shows: those of the run's own seed."""
+    return [
+        node.name
+        for node in nodes
+        if node.stage is sample.STAGE and node.settings.seed == bench.seed
+    ]
