@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -140,7 +141,8 @@ def _map(data: FigureData) -> Figure:
     extent = (data.frequency_cpd[0].item() - half, data.frequency_cpd[-1].item() + half, 0.0, 1.0)
 
     def draw(ax: Any) -> None:
-        image = ax.imshow(data.generated.numpy(), extent=extent, aspect="auto", cmap="viridis")
+        values = data.generated.numpy()
+        image = ax.imshow(values, "viridis", extent=extent, aspect="auto", interpolation="nearest")
         ax.set_xlabel("frequency (cycles per degree)")
         ax.set_ylabel("t, 1 noise to 0 data")
         ax.grid(False)
@@ -278,10 +280,13 @@ def _summary(by_seed: Mapping[int, Score]) -> Score:
 def _scores(found: Found) -> Section:
     from stages.page import Section, table
 
-    lines = [_HEADING]
-    for name, ours, theirs in _claims(found):
+    tables = []
+    for claim, ours, theirs in _claims(found):
+        lines = [_HEADING]
         for metric in METRICS:
-            lines += _verdicts(name, metric, found[ours].get(metric), found[theirs].get(metric))
+            lines += _verdicts(metric, found[ours].get(metric), found[theirs].get(metric))
+        if len(lines) > 1:
+            tables.append(f"<p><b>{html.escape(claim)}</b></p>{table(lines)}")
     figures = [
         figure for metric in METRICS for figure in _plots(found, metric) if figure is not None
     ]
@@ -297,7 +302,7 @@ def _scores(found: Found) -> Section:
         f"<p>Grids at equal evaluations; lower is better. {error} A claim holds, or does not, "
         "where the difference is beyond 2 standard errors, and is inconclusive within.</p>"
     )
-    return Section("CSFlow: scores", text, [table(lines)], figures)
+    return Section("CSFlow: scores", text, tables, figures)
 
 
 def _plots(found: Found, metric: str) -> list[Figure | None]:
@@ -338,7 +343,7 @@ def _plots(found: Found, metric: str) -> list[Figure | None]:
     return figures
 
 
-_HEADING = ("claim", "score", "NFE", "ours", "theirs", "difference", "seeds", "verdict")
+_HEADING = ("score", "NFE", "ours", "theirs", "difference", "seeds", "verdict")
 
 
 def _claims(found: Found) -> list[tuple[str, Which, Which]]:
@@ -351,7 +356,7 @@ def _claims(found: Found) -> list[tuple[str, Which, Which]]:
         for theirs in (UNIFORM, *(f"{kind}{DENSITY}{share}" for kind in ("minsnr", "p2"))):
             other = replace(ours, grid=theirs)
             if other in found:
-                claims.append((f"grid {ours.grid} beats {theirs}, {ours.model}", ours, other))
+                claims.append((f"Grid {ours.grid} beats {theirs}; {ours.model}", ours, other))
     for ours in found:
         if not ours.time_density.startswith("csflow"):
             continue
@@ -360,14 +365,14 @@ def _claims(found: Found) -> list[tuple[str, Which, Which]]:
             is_base = not other.time_density.startswith("csflow")
             if is_base and same == (ours.training_step, ours.solver, ours.grid):
                 claim = (
-                    f"training with t {ours.time_density} beats {other.time_density} at step "
+                    f"Training with t {ours.time_density} beats {other.time_density} at step "
                     f"{ours.training_step}, on grid {ours.grid}"
                 )
                 claims.append((claim, ours, other))
     return claims
 
 
-def _verdicts(name: str, metric: str, ours: Any, theirs: Any) -> list[tuple[Any, ...]]:
+def _verdicts(metric: str, ours: Any, theirs: Any) -> list[tuple[Any, ...]]:
     """A line for every NFE that both have."""
     from stages.page import with_error
 
@@ -380,7 +385,6 @@ def _verdicts(name: str, metric: str, ours: Any, theirs: Any) -> list[tuple[Any,
         a, b = (_summary({s: by[nfe][s] for s in seeds}) for by in (ours, theirs))
         lines.append(
             (
-                name,
                 metric,
                 nfe,
                 with_error(a.value, a.error),

@@ -93,7 +93,8 @@ def test_a_training_setting_prepares_nothing_again():
 
 
 def test_the_seed_leaves_the_split():
-    assert changed("seed=1") == set(graph().nodes) - {"prepare", "spectrum"}
+    closed_forms = {name for name in graph().nodes if name.startswith("fit/")}
+    assert changed("seed=1") == set(graph().nodes) - {"prepare", "spectrum"} - closed_forms
 
 
 @pytest.mark.parametrize(
