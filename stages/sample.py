@@ -281,7 +281,7 @@ def run(context: Context) -> Result:
     np.save(context.path / "labels.npy", labels)
     write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
     facts = {
-        "training_step": parts[0].step,
+        "training_step": model.description.get("steps_before", 0) + parts[0].step,
         "method": model.description["method"],
         "solver": settings.solver,
         "correction": correction_name(settings, others["schedule"]),

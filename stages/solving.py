@@ -72,8 +72,7 @@ class SolverOptions(Settings):
                 f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
             )
-        kinds = {self.grid, "uniform"} if self.grid in table.DENSITY_GRIDS else set()
-        self.density.refuse_unread(kinds, f"grid={self.grid}")
+        self.density.refuse_unread(densities.of_grids(self.grids_in_use), f"grid={self.grid}")
         if self.s_min >= self.s_max:
             raise ValueError(
                 f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
@@ -85,6 +84,11 @@ class SolverOptions(Settings):
                 "0 <= low <= high <= 1"
             )
         return self
+
+    @property
+    def grids_in_use(self) -> tuple[str, ...]:
+        """Every grid that these settings name."""
+        return (self.grid,)
 
     @property
     def grid_name(self) -> str:

@@ -262,7 +262,9 @@ def _collect(scores: Mapping[str, Sequence[Row]]) -> Found:
     solvers = {row.solver for row in rows if DENSITY in row.grid}
     found: Found = {}
     for row in rows:
-        if row.solver in solvers and (DENSITY in row.grid or row.grid == UNIFORM):
+        # Means over seeds and corrected solvers have sections of their own.
+        plain = row.correction == "none" and row.seed is not None
+        if plain and row.solver in solvers and (DENSITY in row.grid or row.grid == UNIFORM):
             which = Which(row.time_density, row.training_step, row.solver, row.grid)
             by_nfe = found.setdefault(which, {}).setdefault(row.score.metric, {})
             by_nfe.setdefault(row.nfe, {})[row.seed] = row.score

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph, Node
-from stages import densities, loop, prepare, sample, spectrum, train
+from stages import densities, loop, prepare, sample, solving, spectrum, train
 from stages.densities import DensityOptions, DensitySettings, Display
-from stages.evaluate import Row
 from stages.methods import csflow, density, grids, solvers, table
 from stages.methods.protocol import Protocol, Score
 from stages.methods.sit import Loss
 from stages.powerspectrum import PowerSpectrum
+from stages.scores import Row
 from stages.sections import csflow as section
 from stages.table import CATALOG, RECIPES
 from tests.stages import losses
@@ -108,7 +108,7 @@ def test_a_density_needs_its_spectrum():
     with pytest.raises(UsageError, match=r"train/sit: .* need the input 'start'"):
         Graph(nodes)
     with pytest.raises(ValueError, match="connect the input 'spectrum'"):
-        sample.levels_of(sample.SampleSettings(grid="csflow"))
+        solving.levels_of(sample.SampleSettings(grid="csflow"))
 
 
 # --- sampling
@@ -119,7 +119,7 @@ def test_a_density_needs_its_spectrum():
 def test_every_density_is_a_grid_of_every_solver(spectrum_of_few, solver, grid):
     data, nfe = spectrum_of_few.load(), 7
     settings = sample.SampleSettings(solver=solver, nfe=nfe, grid=grid, density={"mix": 0.3})
-    levels = sample.levels_of(settings, data)
+    levels = solving.levels_of(settings, data)
     assert solvers.evaluations(solver, len(levels) - 1) == nfe
     assert (levels[0].item(), levels[-1].item()) == (pytest.approx(999), 0)
     assert (levels.diff() < 0).all()
@@ -130,21 +130,22 @@ def test_every_density_is_a_grid_of_every_solver(spectrum_of_few, solver, grid):
 
 
 def test_samples_lie_on_the_grid_and_say_so(tmp_path, model, spectrum_of_few):
-    settings = sample.SampleSettings(nfe=4, num_samples=12, batch_size=8, grid="csflow")
+    settings = sample.SampleSettings(nfe=4, num_samples=12, block_size=8, grid="csflow")
     found = make(tmp_path, sample.STAGE, settings, model=model, spectrum=spectrum_of_few)
     assert found.description["grid"] == "csflow a=0.4"
     assert found.description["time_density"] == "uniform"
-    levels = sample.levels_of(settings, spectrum_of_few.load())
-    loaded = model.load()
-    block = sample.sample_block(loaded.network(), loaded, torch.arange(8), settings, levels)
-    assert torch.equal(found.load().images[:8], block)
-    times = []
+    levels = solving.levels_of(settings, spectrum_of_few.load())
+    assert found.steps["level"] == levels[:-1].tolist()
+    times, network = [], model.load().network()
 
-    def network(x, t, labels=None):
+    def recorded(x, t, labels=None):
         times.append(t[0].item())
-        return torch.zeros_like(x)
+        return network(x, t, labels)
 
-    sample.sample_block(network, loaded, torch.arange(2), settings, levels)
+    problem = solving.Problem(recorded, model.load(), settings)
+    plan = sample.plan_of(settings, model, spectrum_of_few)
+    block, _ = sample.sample_block(problem, torch.arange(8), settings, plan)
+    assert torch.equal(found.load().images[:8], block)
     assert times == pytest.approx((levels / (1 + levels))[:-1].tolist())
 
 
@@ -244,7 +245,8 @@ def test_full_compares_csflow_s_grid_by_inference_only():
     without = graph("csflow.in_full=false", recipe="full")
     added = set(nodes.nodes) - set(without.nodes)
     curve = {f"sample/sit-dpmpp2m-csflow-a0.4-nfe{nfe}" for nfe in (5, 7, 10, 20)}
-    assert added == {"spectrum", "evaluate/sit-dpmpp2m-csflow-a0.4", *curve}
+    features = {name.replace("sample/", "features/") for name in curve}
+    assert added == {"spectrum", "evaluate/sit-dpmpp2m-csflow-a0.4", *curve, *features}
     scores = nodes["evaluate/sit-dpmpp2m-csflow-a0.4"]
     assert scores.slot("reference") == ("sample/sit-reference",)
     assert set(scores.slot("samples")) == curve
@@ -281,7 +283,8 @@ def test_the_recipe_holds_every_comparison():
     assert (fine.settings.steps, fine.settings.seed) == (400, 1)
     drawn = nodes["sample/csflow-dpmpp2m-csflow-a0.4-nfe5-seed1"]
     assert (drawn.settings.seed, drawn.slot("model")) == (1, ("train/csflow-seed1",))
-    assert nodes["evaluate/sit-dpmpp2m-uniform_t-seed1"].slot("extractor") == ("extractor",)
+    features = nodes["features/sit-dpmpp2m-uniform_t-nfe5-seed1"]
+    assert features.slot("extractor") == ("extractor",)
     assert not any("seed1" in name for name in nodes["report"].slot("samples"))
 
 
@@ -339,7 +342,7 @@ def score(value: float, metric: str = "fid") -> Score:
 
 def rows(values: dict[int, float], seed: int, grid: str, trained="uniform", step=10) -> list[Row]:
     return [
-        Row("n", "sit", "euler", grid, nfe, step, trained, seed, score(value))
+        Row("n", "sit", "euler", "none", grid, nfe, step, trained, seed, score(value))
         for nfe, value in values.items()
     ]
 
