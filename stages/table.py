@@ -15,21 +15,17 @@ from stages import (
     checkpoint,
     csflow_nodes,
     densities,
-    draw,
     embed,
     evaluate,
     external,
     extract,
-    fit,
     lipschitz,
     prepare,
     report,
-    risk,
     sample,
     spectrum,
     stein_nodes,
     train,
-    wavelet_nodes,
     weights,
 )
 from stages.csflow_nodes import CSFlowOptions, spectrum_nodes
@@ -49,7 +45,6 @@ from stages.scoring_nodes import (
 from stages.spectrum import SpectrumSettings
 from stages.stein_nodes import SteinOptions, runnable
 from stages.train import TrainOptions, TrainSettings
-from stages.wavelet_nodes import WaveletOptions
 
 STAGES = {
     stage.name: stage
@@ -65,9 +60,6 @@ STAGES = {
         calibrate.STAGE,
         lipschitz.STAGE,
         evaluate.STAGE,
-        fit.STAGE,
-        risk.STAGE,
-        draw.STAGE,
         report.STAGE,
     )
 }
@@ -152,9 +144,6 @@ class StageResources(Settings):
     calibrate: Resources = Field(Resources(), description="of calibrate nodes")
     lipschitz: Resources = Field(Resources(), description="of lipschitz nodes")
     evaluate: Resources = Field(Resources(), description="of evaluate nodes")
-    fit: Resources = Field(Resources(), description="of fit nodes")
-    risk: Resources = Field(Resources(), description="of risk nodes")
-    draw: Resources = Field(Resources(), description="of draw nodes")
     report: Resources = Field(Resources(), description="of report")
 
 
@@ -172,7 +161,6 @@ class Bench(Settings):
     )
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
     csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
-    wavelet: WaveletOptions = Field(WaveletOptions(), description="wavelet scores")
     stein: SteinOptions = Field(
         SteinOptions(), description="corrected solvers, and how contractive steps are"
     )
@@ -330,15 +318,13 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
 
     inputs = {
         "data": "prepare",
-        "extractor": of(extract.STAGE),
+        "extractor": "extractor",
         "spectrum": of(spectrum.STAGE),
         "training": of(train.STAGE),
         "scores": of(evaluate.STAGE),
         "schedules": of(calibrate.STAGE),
         "lipschitz": of(lipschitz.STAGE),
         "samples": of(sample.STAGE) + of(external.STAGE),
-        "risks": of(risk.STAGE),
-        "drawn": of(draw.STAGE),
     }
     return Node("report", report.STAGE, bench.report, inputs, bench.resources.report)
 
@@ -364,8 +350,6 @@ def full(bench: Bench) -> list[Node]:
         nodes += stein_nodes.full_nodes(bench, nodes)
     if bench.csflow.in_full:
         nodes += csflow_nodes.full_nodes(bench, nodes)
-    if bench.wavelet.in_full:
-        nodes += wavelet_nodes.full_nodes(bench, nodes)
     nodes = _with_spectrum(bench, nodes)
     return [*nodes, report_node(bench, nodes)]
 
@@ -391,13 +375,6 @@ def csflow(bench: Bench) -> list[Node]:
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
-def wavelet(bench: Bench) -> list[Node]:
-    """Wavelet scores in depth: all families and degrees, on photographs too, and their samples."""
-    nodes = [*prepare_nodes(bench), *train_nodes(bench)]
-    nodes = _with_spectrum(bench, [*nodes, *wavelet_nodes.recipe_nodes(bench, nodes)])
-    return [*nodes, report_node(bench, nodes)]
-
-
 def stein(bench: Bench) -> list[Node]:
     """Few-step solvers in depth: all solvers, all corrections, several seeds, contractivity."""
     base = [*prepare_nodes(bench), *extractor_nodes(bench)]
@@ -418,7 +395,6 @@ RECIPES = {
         ("evaluate", evaluation),
         ("csflow", csflow),
         ("stein", stein),
-        ("wavelet", wavelet),
     )
 }
 
