@@ -38,9 +38,11 @@ def test_nodes_of_the_full_recipe():
         for name in nodes.nodes
         if name.startswith("sample/") and "-nfe" in name and "csflow" not in name
     }
+    even, odd = ("euler", "dpmpp2m", "unipc"), (5, 9)
     assert swept == {
-        *(f"sample/sit-{solver}-nfe{nfe}" for solver in ("euler", "dpmpp2m") for nfe in (5, 6, 10)),
-        *(f"sample/sit-heun-nfe{nfe}" for nfe in (5, 9)),
+        *(f"sample/sit-{solver}-nfe{nfe}" for solver in (*even, "fitted") for nfe in (5, 6, 10)),
+        *(f"sample/sit-{solver}-calibrated-nfe{nfe}" for solver in even for nfe in (5, 6, 10)),
+        *(f"sample/sit-heun{end}-nfe{nfe}" for end in ("", "-calibrated") for nfe in odd),
     }
     assert nodes["sample/sit-heun-nfe9"].settings.grid == "edm"
     assert nodes["evaluate/sit-euler"].settings.abscissa == "nfe"
