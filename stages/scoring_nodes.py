@@ -16,7 +16,8 @@ from stages import embed, evaluate, external, extract, report, sample
 from stages.embed import FeatureSettings
 from stages.evaluate import EvaluateOptions, EvaluateSettings, features_node
 from stages.external import ExternalSettings
-from stages.extract import ExtractorSettings
+from stages.extract import EMBEDDED, ExtractorOptions, ExtractorSettings
+from stages.weights import FOLDER
 
 if TYPE_CHECKING:
     from stages.table import Bench
@@ -44,7 +45,8 @@ def settings_of(kind: type[SettingsT], options: Settings, **more: object) -> Set
 
 def extractor_nodes(bench: Bench) -> list[Node]:
     """The extractor, and features of the training and the held-out images."""
-    settings = settings_of(ExtractorSettings, bench.extractor, seed=bench.seed)
+    weights = _weights(bench.extractor)
+    settings = settings_of(ExtractorSettings, bench.extractor, seed=bench.seed, weights=weights)
     inputs = {"data": "prepare"}
     node = Node("extractor", extract.STAGE, settings, inputs, bench.resources.extractor)
     return [
@@ -64,7 +66,7 @@ def external_nodes(bench: Bench) -> list[Node]:
             "the recipe evaluate scores samples made elsewhere: set evaluate.path to a folder of "
             "images or to an .npz file"
         )
-    settings = ExternalSettings(path=bench.evaluate.path)
+    settings = ExternalSettings(path=str(Path(bench.evaluate.path).expanduser().absolute()))
     samples = Node(
         "external", external.STAGE, settings, {"data": "prepare"}, bench.resources.external
     )
@@ -117,10 +119,17 @@ def _features_node(bench: Bench, name: str, part: str = "samples", samples: str 
     return Node(
         name,
         embed.STAGE,
-        settings_of(FeatureSettings, bench.extractor, part=part),
+        settings_of(FeatureSettings, bench.extractor, part=part, weights=_weights(bench.extractor)),
         {"data": "prepare", "extractor": "extractor"} | ({"samples": samples} if samples else {}),
         bench.resources.features,
     )
+
+
+def _weights(options: ExtractorOptions) -> str | None:
+    """Where weights are looked for, for workers that may run in another folder."""
+    if options.kind == EMBEDDED:
+        return None
+    return str(Path(options.weights or FOLDER).expanduser().absolute())
 
 
 def _check_size(scores: Node, samples: Node) -> None:
