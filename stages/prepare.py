@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "photographs": 16}
 OWN_SPLITS = frozenset({"mnist", "cifar10", "photographs"})
+OWN_CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "photographs": 3}
 NEED_PATH = frozenset({"mnist", "cifar10", "folder", "npz"})
 LARGEST_PATCH = 160  # the held-out quarter of a photograph's width
 
@@ -100,6 +101,11 @@ class PrepareSettings(Settings):
     def image_size(self) -> int | None:
         """The side of the images, where it is known before they are read."""
         return self.size or OWN_SIZES.get(self.dataset)
+
+    @property
+    def image_channels(self) -> int | None:
+        """The channels of the images, where they are known before they are read."""
+        return 1 if self.grey else OWN_CHANNELS.get(self.dataset)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from stages.extract import Extractor
 from stages.lipschitz import Lipschitz
 from stages.powerspectrum import Spectrum
 from stages.prepare import Data
+from stages.risks import Risks
 from stages.sample import Samples
 from stages.schedule import Schedule
 from stages.scores import Row, Scores
-from stages.sections import csflow, extractor, neighbours
+from stages.sections import csflow, extractor, neighbours, wavelet
 from stages.sections import scores as score_section
 from stages.train import TrainedNetwork
 
@@ -80,6 +81,7 @@ def _sections(inputs: Mapping[str, Any]) -> Iterator[Any]:
     if by_nfe:
         yield _few_steps(csflow.without_densities(by_nfe))
     yield from csflow.sections(inputs, by_nfe)
+    yield from wavelet.sections(inputs)
     if inputs.get("samples"):
         yield _pictures(inputs["samples"])
     yield from neighbours.sections(inputs, scores)
@@ -195,5 +197,7 @@ STAGE = Stage(
         "features": Input(FeatureSet, many=True),
         "schedules": Input(Schedule, many=True),
         "lipschitz": Input(Lipschitz, many=True),
+        "risks": Input(Risks, many=True),
+        "drawn": Input(Samples, many=True),
     },
 )

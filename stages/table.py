@@ -15,17 +15,21 @@ from stages import (
     checkpoint,
     csflow_nodes,
     densities,
+    draw,
     embed,
     evaluate,
     external,
     extract,
+    fit,
     lipschitz,
     prepare,
     report,
+    risk,
     sample,
     spectrum,
     stein_nodes,
     train,
+    wavelet_nodes,
     weights,
 )
 from stages.csflow_nodes import CSFlowOptions, spectrum_nodes
@@ -45,6 +49,7 @@ from stages.scoring_nodes import (
 from stages.spectrum import SpectrumSettings
 from stages.stein_nodes import SteinOptions, runnable
 from stages.train import TrainOptions, TrainSettings
+from stages.wavelet_nodes import WaveletOptions
 
 STAGES = {
     stage.name: stage
@@ -60,6 +65,9 @@ STAGES = {
         calibrate.STAGE,
         lipschitz.STAGE,
         evaluate.STAGE,
+        fit.STAGE,
+        risk.STAGE,
+        draw.STAGE,
         report.STAGE,
     )
 }
@@ -144,6 +152,9 @@ class StageResources(Settings):
     calibrate: Resources = Field(Resources(), description="of calibrate nodes")
     lipschitz: Resources = Field(Resources(), description="of lipschitz nodes")
     evaluate: Resources = Field(Resources(), description="of evaluate nodes")
+    fit: Resources = Field(Resources(), description="of fit nodes")
+    risk: Resources = Field(Resources(), description="of risk nodes")
+    draw: Resources = Field(Resources(), description="of draw nodes")
     report: Resources = Field(Resources(), description="of report")
 
 
@@ -161,6 +172,7 @@ class Bench(Settings):
     )
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
     csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
+    wavelet: WaveletOptions = Field(WaveletOptions(), description="wavelet scores")
     stein: SteinOptions = Field(
         SteinOptions(), description="corrected solvers, and how contractive steps are"
     )
@@ -318,13 +330,15 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
 
     inputs = {
         "data": "prepare",
-        "extractor": "extractor",
+        "extractor": of(extract.STAGE),
         "spectrum": of(spectrum.STAGE),
         "training": of(train.STAGE),
         "scores": of(evaluate.STAGE),
         "schedules": of(calibrate.STAGE),
         "lipschitz": of(lipschitz.STAGE),
         "samples": of(sample.STAGE) + of(external.STAGE),
+        "risks": of(risk.STAGE),
+        "drawn": of(draw.STAGE),
     }
     return Node("report", report.STAGE, bench.report, inputs, bench.resources.report)
 
@@ -350,6 +364,8 @@ def full(bench: Bench) -> list[Node]:
         nodes += stein_nodes.full_nodes(bench, nodes)
     if bench.csflow.in_full:
         nodes += csflow_nodes.full_nodes(bench, nodes)
+    if bench.wavelet.in_full:
+        nodes += wavelet_nodes.full_nodes(bench, nodes)
     nodes = _with_spectrum(bench, nodes)
     return [*nodes, report_node(bench, nodes)]
 
@@ -375,6 +391,13 @@ def csflow(bench: Bench) -> list[Node]:
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
+def wavelet(bench: Bench) -> list[Node]:
+    """Wavelet scores in depth: all families and degrees, on photographs too, and their samples."""
+    nodes = [*prepare_nodes(bench), *train_nodes(bench)]
+    nodes = _with_spectrum(bench, [*nodes, *wavelet_nodes.recipe_nodes(bench, nodes)])
+    return [*nodes, report_node(bench, nodes)]
+
+
 def stein(bench: Bench) -> list[Node]:
     """Few-step solvers in depth: all solvers, all corrections, several seeds, contractivity."""
     base = [*prepare_nodes(bench), *extractor_nodes(bench)]
@@ -395,6 +418,7 @@ RECIPES = {
         ("evaluate", evaluation),
         ("csflow", csflow),
         ("stein", stein),
+        ("wavelet", wavelet),
     )
 }
 

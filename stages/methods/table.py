@@ -33,6 +33,9 @@ NETWORKS = {"sit": "stages.nets.sit:SiT"}
 
 LOSSES = {"sit": "stages.methods.sit:Loss"}
 
+# Losses whose networks carry a class token beside the image.
+TOKEN_LOSSES = frozenset({"reg", "maskalign"})
+
 GRIDS = {
     "uniform_t": "stages.methods.grids:uniform_t",
     "edm": "stages.methods.grids:edm",
@@ -80,6 +83,24 @@ CORRECTIONS = {
     "literal": "stages.methods.stein:literal",
     "lookahead": "stages.methods.multistep:LookAhead",
 }
+
+# The discrete wavelets of PyWavelets; bior1.1 and rbio1.1 are haar.
+ORTHONORMAL_WAVELETS = dict.fromkeys(
+    (
+        "haar",
+        "bior1.1",
+        "rbio1.1",
+        *(f"db{n}" for n in range(1, 39)),
+        *(f"sym{n}" for n in range(2, 21)),
+        *(f"coif{n}" for n in range(1, 18)),
+    ),
+    "stages.methods.wavelet_basis:WaveletBasis",
+)
+_BIORTHOGONAL = (13, 15, 22, 24, 26, 28, 31, 33, 35, 37, 39, 44, 55, 68)
+WAVELETS = ORTHONORMAL_WAVELETS | dict.fromkeys(
+    ("dmey", *(f"{kind}{n / 10}" for kind in ("bior", "rbio") for n in _BIORTHOGONAL)),
+    "stages.methods.wavelet_basis:WaveletBasis",
+)
 
 # Which wavelet coefficients a coefficient's score looks at.
 FAMILIES = dict.fromkeys(

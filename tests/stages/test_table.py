@@ -56,7 +56,7 @@ def test_the_train_recipe_trains_only():
     assert graph(recipe="train").keys["train/sit"] == graph().keys["train/sit"]
 
 
-@pytest.mark.parametrize("setting", ["num_samples=1000", "neighbours=3"])
+@pytest.mark.parametrize("setting", ["num_samples=900", "neighbours=3"])
 def test_an_evaluation_setting_repeats_evaluation_only(setting):
     assert changed(f"evaluate.{setting}") == {
         name for name in graph().nodes if name.startswith(("evaluate", "report"))
@@ -95,7 +95,8 @@ def test_a_training_setting_prepares_nothing_again():
 
 
 def test_the_seed_leaves_the_split():
-    assert changed("seed=1") == set(graph().nodes) - {"prepare", "spectrum"}
+    closed_forms = {name for name in graph().nodes if name.startswith("fit/")}
+    assert changed("seed=1") == set(graph().nodes) - {"prepare", "spectrum"} - closed_forms
 
 
 @pytest.mark.parametrize(
