@@ -1,0 +1,149 @@
+"""The report's score sections: protocols apart, kinds of errors said, neighbours as they are."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import embed, external, scores
+from stages.methods.protocol import Protocol, Score
+from stages.sections import extractor as extractor_section
+from stages.sections import neighbours
+from stages.sections import scores as score_section
+from tests.stages.context import make
+
+FACTS = {
+    **dict.fromkeys(scores.WHICH, "x"),
+    **{"nfe": 5, "training_step": 10, "seed": 0},
+}
+
+
+def protocol(count=100, **changes):
+    return Protocol(
+        **{
+            "name": f"digits-embedded-{count}",
+            "extractor": "embedded",
+            "extractor_hash": "0" * 64,
+            "resize": "none",
+            "reference": "digits training images",
+            "num_reference": 500,
+            "num_samples": count,
+        }
+        | changes
+    )
+
+
+def row(value, *, metric="fid", kind="jackknife", seeds=1, count=100, caution="", **which):
+    found = Score(
+        metric=metric,
+        value=value,
+        protocol=protocol(count),
+        error=0.5,
+        error_kind=kind,
+        num_seeds=seeds,
+        floor=1.25,
+        caution=caution,
+    )
+    return scores.row_of(which.pop("node", "sample/a"), FACTS | which, found)
+
+
+def test_two_protocols_are_never_on_one_axis():
+    curves = {
+        "evaluate/a": [row(3.0, nfe=5), row(2.0, nfe=10)],
+        "evaluate/b": [row(30.0, nfe=5, count=50), row(20.0, nfe=10, count=50)],
+    }
+    figures = score_section.plots("fid-over-nfe", curves, "fid", "nfe", "NFE")
+    assert [figure.name for figure in figures] == ["fid-over-nfe", "fid-over-nfe-2"]
+    for figure, own, count in zip(figures, "ab", (100, 50), strict=True):
+        assert {line[0] for line in figure.rows[1:]} == {own}
+        assert f"digits-embedded-{count}, {count} samples a point" in figure.caption
+    tables = "".join(score_section.overview(curves).tables)
+    assert tables.count("<p>Protocol") == 2
+
+
+def test_kinds_of_errors_are_said_and_not_mixed():
+    one = {"evaluate/a": [row(3.0)], "evaluate/b": [row(4.0)]}
+    (figure,) = score_section.plots("x", one, "fid", "nfe", "NFE")
+    assert figure.caption.endswith("one standard error (jackknife).")
+    mixed = {"evaluate/a": [row(3.0)], "evaluate/b": [row(4.0, kind="seeds", seeds=3)]}
+    (figure,) = score_section.plots("x", mixed, "fid", "nfe", "NFE")
+    assert {line[0] for line in figure.rows[1:]} == {"a (jackknife)", "b (3 seeds)"}
+    assert "the kind that the legend names" in figure.caption
+    text = "".join(score_section.overview(mixed).tables)
+    assert "<th>error_kind</th>" in text
+    assert ">3 seeds<" in text
+    assert ">jackknife<" in text
+
+
+def test_cautions_and_floors_are_shown():
+    text = "".join(
+        score_section.overview({"evaluate/a": [row(3.0, caution="too few images")]}).tables
+    )
+    assert "<p class='failed'>fid: too few images.</p>" in text
+    assert "real images" in text
+    assert "1.25" in text
+
+
+@pytest.fixture
+def inputs(tmp_path, few, extractor):
+    """A run's inputs whose samples are two held-out images and a copy of training image 7."""
+    data = few.load()
+    pixels = np.concatenate([data.test.stored[:2], data.train.stored[7:8]]).repeat(20, axis=0)
+    levels = np.rint(pixels[:, 0] * (255 / 16)).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", levels)
+    samples = make(
+        tmp_path / "s",
+        external.STAGE,
+        external.ExternalSettings(path=str(tmp_path / "set.npz")),
+        data=few,
+    )
+    features = make(
+        tmp_path / "f",
+        embed.STAGE,
+        embed.FeatureSettings(),
+        data=few,
+        extractor=extractor,
+        samples=samples,
+    )
+
+    class Evaluated:
+        settings = {"abscissa": "training_step", "memorization_threshold": 0.2}  # noqa: RUF012
+
+    return {
+        "data": few,
+        "samples": {"external": samples},
+        "features": {"features/external": features},
+        "scores": {"evaluate/external": Evaluated},
+    }
+
+
+def test_copies_are_shown_beside_their_training_image(inputs, few):
+    curves = {"evaluate/external": [row(1.0, node="external")]}
+    (section,) = neighbours.sections(inputs, curves)
+    (picture,) = section.pictures
+    assert "33.3 % of 60 samples" in picture.caption
+    sheet = np.asarray(Image.open(io.BytesIO(picture.png)))
+    pixel = 48 // 8  # of a grid; one pixel parts the images
+    assert sheet.shape == ((4 * 9 - 1) * pixel, (12 * 9 - 1) * pixel)
+
+    def shown(row, column):
+        top, left = 9 * pixel * row, 9 * pixel * column
+        return sheet[top : top + 8 * pixel : pixel, left : left + 8 * pixel : pixel].astype(int)
+
+    copied = np.rint(few.load().train.stored[7, 0] * (255 / 16))
+    for column in range(neighbours.FIRST, neighbours.FIRST + neighbours.NEAREST):
+        assert np.abs(shown(0, column) - copied).max() <= 1
+        assert np.abs(shown(1, column) - copied).max() <= 1
+        assert np.abs(shown(2, column) - copied).max() > 50
+    held_out = np.rint(few.load().test.stored[0, 0] * (255 / 16))
+    assert np.abs(shown(0, 0) - held_out).max() <= 1
+    assert neighbours.sections(inputs | {"features": {}}, curves) == []
+
+
+def test_the_extractors_validation_is_shown(extractor):
+    (section,) = extractor_section.sections({"extractor": extractor})
+    assert len(section.figures) == 1
+    assert "share of classes left out" in section.tables[0]
+    assert ("Caution" in section.text) == (extractor.caution != "")
+    assert extractor_section.sections({}) == []
