@@ -96,6 +96,13 @@ class SampleSweep(SampleOptions):
     sweep_samples: int = Field(
         1000, ge=1, le=10**7, description="samples of each set compared over solvers and NFE"
     )
+    num_seeds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="seeds of the samples of every checkpoint, counted from the run's own; with "
+        "several, scores are means and their errors are of the seeds",
+    )
     reference_nfe: int = Field(
         100, ge=2, le=10_000, description="evaluations of the samples trajectory_rms refers to"
     )
@@ -246,9 +253,19 @@ def train_nodes(bench: Bench) -> list[Node]:
 
 
 def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
-    """Samples of every checkpoint, and their scores over training steps."""
+    """Samples of every checkpoint, from one or several seeds, and their scores over training
+    steps."""
+    seeds = range(bench.seed, bench.seed + bench.sample.num_seeds)
     nodes = [
-        _sample_node(bench, method, f"step{step}", step=step) for step in bench.train.kept_steps
+        _sample_node(
+            bench,
+            method,
+            f"step{step}" + ("" if seed == bench.seed else f"-seed{seed}"),
+            step=step,
+            seed=seed,
+        )
+        for step in bench.train.kept_steps
+        for seed in seeds
     ]
     names = [node.name for node in nodes]
     return [*nodes, _evaluate_node(bench, method, f"evaluate/{method}", names)]
@@ -284,7 +301,7 @@ def _reference_nfe(bench: Bench) -> int:
 
 
 def _sample_node(bench: Bench, method: str, variant: str, **changes: object) -> Node:
-    settings = bench.sample.options(seed=bench.seed, **changes)
+    settings = bench.sample.options(**{"seed": bench.seed} | changes)
     return Node(
         f"sample/{method}-{variant}",
         sample.STAGE,

@@ -82,6 +82,16 @@ def test_every_scored_set_has_its_features_once():
     }
 
 
+def test_several_seeds_of_a_checkpoint_are_scored_together():
+    nodes = graph("sample.num_seeds=3", "seed=5", "train.steps=400")
+    sets = nodes["evaluate/sit"].slot("samples")
+    assert len(sets) == 3 * 4
+    assert sets[:3] == tuple(f"sample/sit-step100{end}" for end in ("", "-seed6", "-seed7"))
+    assert [nodes[name].settings.seed for name in sets[:3]] == [5, 6, 7]
+    one = graph("seed=5", "train.steps=400")
+    assert one.keys["sample/sit-step100"] == nodes.keys["sample/sit-step100"]
+
+
 def test_samples_made_elsewhere_join_a_full_run():
     nodes = graph("evaluate.path=somewhere/best")
     assert nodes["evaluate/external"].tags["method"] == "best"
