@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.densities import DensityOptions, Display, time_density
+from stages.sections import comparing
 
 if TYPE_CHECKING:
     from stages.evaluate import Row
@@ -271,22 +272,14 @@ def _collect(scores: Mapping[str, Sequence[Row]]) -> Found:
     return dict(sorted(found.items()))
 
 
-def _summary(by_seed: Mapping[int, Score]) -> Score:
-    """The mean over seeds with its error, or the only seed's score."""
-    from stages.methods.protocol import over_seeds
-
-    values = list(by_seed.values())
-    return over_seeds(values) if len(values) > 1 else values[0]
-
-
 def _scores(found: Found) -> Section:
     from stages.page import Section, table
 
     tables = []
     for claim, ours, theirs in _claims(found):
-        lines = [_HEADING]
+        lines = [comparing.HEADING]
         for metric in METRICS:
-            lines += _verdicts(metric, found[ours].get(metric), found[theirs].get(metric))
+            lines += comparing.lines(metric, found[ours].get(metric), found[theirs].get(metric))
         if len(lines) > 1:
             tables.append(f"<p><b>{html.escape(claim)}</b></p>{table(lines)}")
     figures = [
@@ -315,7 +308,7 @@ def _plots(found: Found, metric: str) -> list[Figure | None]:
     counts: set[int] = set()
     for which, metrics in found.items():
         by_nfe = metrics.get(metric, {})
-        scores = {nfe: _summary(by_seed) for nfe, by_seed in sorted(by_nfe.items())}
+        scores = {nfe: comparing.summary(by_seed) for nfe, by_seed in sorted(by_nfe.items())}
         if scores:
             counts |= {len(by_seed) for by_seed in by_nfe.values()}
             values = [score.value for score in scores.values()]
@@ -345,9 +338,6 @@ def _plots(found: Found, metric: str) -> list[Figure | None]:
     return figures
 
 
-_HEADING = ("score", "NFE", "ours", "theirs", "difference", "seeds", "verdict")
-
-
 def _claims(found: Found) -> list[tuple[str, Which, Which]]:
     """(claim, ours, theirs) for every pair that stands in the run: lower is claimed for ours."""
     claims = []
@@ -372,51 +362,3 @@ def _claims(found: Found) -> list[tuple[str, Which, Which]]:
                 )
                 claims.append((claim, ours, other))
     return claims
-
-
-def _verdicts(metric: str, ours: Any, theirs: Any) -> list[tuple[Any, ...]]:
-    """A line for every NFE that both have."""
-    from stages.page import with_error
-
-    lines = []
-    for nfe in sorted(set(ours or {}) & set(theirs or {})):
-        seeds = sorted(set(ours[nfe]) & set(theirs[nfe]))
-        if not seeds:
-            continue
-        value, error = _difference([(ours[nfe][s], theirs[nfe][s]) for s in seeds])
-        a, b = (_summary({s: by[nfe][s] for s in seeds}) for by in (ours, theirs))
-        lines.append(
-            (
-                metric,
-                nfe,
-                with_error(a.value, a.error),
-                with_error(b.value, b.error),
-                with_error(value, error),
-                len(seeds),
-                verdict(value, error),
-            )
-        )
-    return lines
-
-
-def _difference(pairs: Sequence[tuple[Score, Score]]) -> tuple[float, float | None]:
-    """Ours - theirs and its standard error: over seeds of paired differences, or of one pair."""
-    from stages.methods.protocol import difference, over_seeds
-
-    single = [difference(a, b) for a, b in pairs]  # refuses scores of different protocols
-    if len(pairs) == 1:
-        return single[0].value, single[0].error
-    plain = {"error": None, "error_kind": "none", "floor": None}
-    found = over_seeds(
-        [replace(a, value=d.value, **plain) for (a, _), d in zip(pairs, single, strict=True)]
-    )
-    return found.value, found.error
-
-
-def verdict(difference: float, error: float | None) -> str:
-    """Whether "lower" holds: beyond two standard errors, or inconclusive within."""
-    if error is None:
-        return "no error known"
-    if abs(difference) <= 2 * error:
-        return "inconclusive"
-    return "holds" if difference < 0 else "does not hold"

@@ -16,6 +16,7 @@ from stages.methods.protocol import Protocol, Score
 from stages.methods.sit import Loss
 from stages.powerspectrum import PowerSpectrum
 from stages.scores import Row
+from stages.sections import comparing
 from stages.sections import csflow as section
 from stages.table import CATALOG, RECIPES
 from tests.stages import losses
@@ -369,7 +370,8 @@ def test_verdicts_come_from_paired_seeds(spectrum_of_few):
     verdicts = ("<td>holds</td>", "<td>inconclusive</td>", "<td>does not hold</td>")
     assert all(verdict in line for verdict, line in zip(verdicts, lines, strict=True))
     error = 0.1 / math.sqrt(3)
-    assert section._difference([(score(a), score(b)) for a, b in ((0.9, 1), (5.1, 5), (9, 9))]) == (
+    pairs = [(score(a), score(b)) for a, b in ((0.9, 1), (5.1, 5), (9, 9))]
+    assert comparing.difference(pairs) == (
         pytest.approx(0, abs=1e-12),
         pytest.approx(error),
     )

@@ -1,0 +1,71 @@
+"""Two curves of a score beside each other: differences seed by seed, and verdicts on "lower"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.methods.protocol import Score
+
+BySeed = Mapping[int, "Score"]
+HEADING = ("score", "NFE", "ours", "theirs", "difference", "seeds", "verdict")
+
+
+def summary(by_seed: BySeed) -> Score:
+    """The mean over seeds with its error, or the only seed's score."""
+    from stages.methods.protocol import over_seeds
+
+    values = list(by_seed.values())
+    return over_seeds(values) if len(values) > 1 else values[0]
+
+
+def lines(
+    metric: str, ours: Mapping[int, BySeed] | None, theirs: Mapping[int, BySeed] | None
+) -> list[tuple[Any, ...]]:
+    """A line under `HEADING` for every NFE that both have, over the seeds that both have."""
+    from stages.page import with_error
+
+    found = []
+    for nfe in sorted(set(ours or {}) & set(theirs or {})):
+        seeds = sorted(set(ours[nfe]) & set(theirs[nfe]))
+        if not seeds:
+            continue
+        value, error = difference([(ours[nfe][s], theirs[nfe][s]) for s in seeds])
+        a, b = (summary({s: by[nfe][s] for s in seeds}) for by in (ours, theirs))
+        found.append(
+            (
+                metric,
+                nfe,
+                with_error(a.value, a.error),
+                with_error(b.value, b.error),
+                with_error(value, error),
+                len(seeds),
+                verdict(value, error),
+            )
+        )
+    return found
+
+
+def difference(pairs: Sequence[tuple[Score, Score]]) -> tuple[float, float | None]:
+    """Ours - theirs and its standard error: over seeds of paired differences, or of one pair."""
+    from stages.methods import protocol
+
+    single = [protocol.difference(a, b) for a, b in pairs]  # refuses different protocols
+    if len(pairs) == 1:
+        return single[0].value, single[0].error
+    plain = {"error": None, "error_kind": "none", "floor": None}
+    found = protocol.over_seeds(
+        [replace(a, value=d.value, **plain) for (a, _), d in zip(pairs, single, strict=True)]
+    )
+    return found.value, found.error
+
+
+def verdict(difference: float, error: float | None) -> str:
+    """Whether "lower" holds: beyond two standard errors, or inconclusive within."""
+    if error is None:
+        return "no error known"
+    if abs(difference) <= 2 * error:
+        return "inconclusive"
+    return "holds" if difference < 0 else "does not hold"
