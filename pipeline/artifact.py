@@ -23,6 +23,8 @@ SCHEMA = 1
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
+    if path.stat().st_size < 2**20:
+        return hashlib.sha256(path.read_bytes()).hexdigest()  # cheaper than a buffer a file
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

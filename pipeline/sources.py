@@ -22,8 +22,13 @@ from typing import Any
 
 def closure(roots: Iterable[str], exclude: Collection[str] = ()) -> dict[str, str]:
     """`{module: digest}` of `roots` and what they import from their own top-level packages."""
+    return dict(_closure(frozenset(roots), frozenset(exclude)))
+
+
+@cache
+def _closure(roots: frozenset[str], exclude: frozenset[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    waiting = sorted(set(roots))
+    waiting = sorted(roots)
     packages = {root.partition(".")[0] for root in waiting}
     while waiting:
         name = waiting.pop()

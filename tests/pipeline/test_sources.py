@@ -37,7 +37,7 @@ def package(tmp_path, monkeypatch):
 
 
 def _forget():
-    for cached in (sources._path, sources._is_module):
+    for cached in (sources._closure, sources._path, sources._is_module):
         cached.cache_clear()
 
 
