@@ -87,7 +87,9 @@ def plot(name: str, caption: str, curves: Sequence[Curve], axes: Axes) -> Figure
         if axes.ticks is not None:
             ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
             ax.minorticks_off()
-        if len(curves) > 1:
+        if len(curves) > 4:  # beside the lines, not over them
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+        elif len(curves) > 1:
             ax.legend()
 
     rows = [("curve", axes.x, axes.y, "standard error")]
