@@ -20,7 +20,7 @@ from stages.risks import Risks
 from stages.sample import Samples
 from stages.schedule import Schedule
 from stages.scores import Row, Scores
-from stages.sections import csflow, extractor, neighbours, wavelet
+from stages.sections import csflow, extractor, neighbours, stein, wavelet
 from stages.sections import scores as score_section
 from stages.train import TrainedNetwork
 
@@ -78,8 +78,7 @@ def _sections(inputs: Mapping[str, Any]) -> Iterator[Any]:
         yield score_section.overview(scores)
     if inputs.get("training"):
         yield _training(inputs["training"], by_step)
-    if by_nfe:
-        yield _few_steps(csflow.without_densities(by_nfe))
+    yield from stein.sections(inputs, csflow.without_densities(by_nfe))
     yield from csflow.sections(inputs, by_nfe)
     yield from wavelet.sections(inputs)
     if inputs.get("samples"):
@@ -136,24 +135,6 @@ def _costs(training: Mapping[str, TrainedNetwork]) -> list[tuple[Any, ...]]:
             (name, facts["method"], facts["steps"][-1], facts["parameters"], settings["batch_size"])
         )
     return rows
-
-
-def _few_steps(by_nfe: Mapping[str, Sequence[Row]]) -> Any:
-    """Solvers over network evaluations: distance to the model's own fine samples, and FID."""
-    from stages.page import Section
-
-    text = (
-        "<p>trajectory_rms is the root mean square distance per pixel to the same model's own "
-        "sample from the same noise with many evaluations: it tells how well a solver solves. "
-        "FID at small scale does not rank solvers.</p>"
-    )
-    label, axes = "network evaluations (NFE)", {"log_x": True, "log_y": True}
-    figures = [
-        figure
-        for stem, metric in (("trajectory-over-nfe", "trajectory_rms"), ("fid-over-nfe", "fid"))
-        for figure in score_section.plots(stem, by_nfe, metric, "nfe", label, **axes)
-    ]
-    return Section("Few-step sampling", text, (), figures)
 
 
 def _pictures(samples: Mapping[str, Samples]) -> Any:
