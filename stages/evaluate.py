@@ -166,15 +166,14 @@ def _check(
 
 
 def _check_extractors(sets: Iterable[FeatureSet], train: FeatureSet) -> None:
-    from stages.methods.protocol import ProtocolError
-
+    """Raise StageError where features come from several extractors."""
     expected = train.description["extractor"]
     for artifact in sets:
         if artifact.description["extractor"] != expected:
             raise StageError(
                 f"{artifact} was made with another extractor than the training images' features; "
                 "their distances mean nothing"
-            ) from ProtocolError()
+            )
 
 
 def _bench(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) -> Bench:
