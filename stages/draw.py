@@ -96,6 +96,7 @@ def run(context: Context) -> Result:
     facts = {
         "training_step": 0,
         "method": score.description["method"],
+        "dataset": score.description["dataset"],
         "solver": settings.solver,
         "correction": "none",
         "nfe": settings.nfe,

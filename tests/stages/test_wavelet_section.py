@@ -1,0 +1,121 @@
+"""The report's wavelet section: every number it says is one that was measured."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from stages.risks import Response, Risk
+from stages.sections import wavelet
+
+SIGMAS = (0.5, 1.0, 2.0)
+BANDS = {"A1": (0.5, 0.6, 0.7), "H1": (0.1, 0.2, 0.3), "V1": (0.3, 0.4, 0.5), "D1": (0.2, 0.3, 0.4)}
+
+
+def risk(name, mse, kind="score", dataset="digits", **more):
+    w = torch.linspace(-3, 3, 5)
+    curved = [Response(w, -w / 2, -w / 3)] * 3
+    return Risk(
+        name=name,
+        kind=kind,
+        dataset=dataset,
+        exact=kind != "network",
+        std=0.75,
+        sigmas=SIGMAS,
+        mse=mse,
+        standard_error=(0.01,) * 3 if kind == "network" else (None,) * 3,
+        train_mse=(None,) * 3,
+        bands=BANDS,
+        maps=torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        filters=torch.ones(3, 1, 8, 8) if kind == "score" else None,
+        responses={"A1": curved, "H1": curved} if kind == "score" else {},
+        **more,
+    )
+
+
+RISKS = [
+    risk("independent-d1", (0.07, 0.16, 0.28)),
+    risk("local-d2", (0.05, 0.13, 0.29)),
+    risk("full-d1", (0.042, 0.11, 0.21)),
+    risk("identity", (0.25, 1.0, 4.0), "identity"),
+    risk("wiener", (0.041, 0.12, 0.22), "wiener"),
+    risk("sit", (0.03, 0.135, 0.3), "network"),
+]
+
+
+def section(risks, **drawn):
+    inputs = {"risks": {r.name: SimpleNamespace(load=lambda r=r: r) for r in risks}}
+    (found,) = wavelet.sections(inputs | {"drawn": drawn})
+    return found
+
+
+@pytest.fixture(scope="module")
+def made():
+    return section(RISKS)
+
+
+def test_nothing_for_runs_without_risks():
+    assert wavelet.sections({}) == []
+    two = [risk("mean", (1, 1, 1), "mean", dataset) for dataset in ("digits", "photographs")]
+    inputs = {"risks": {str(i): SimpleNamespace(load=lambda r=r: r) for i, r in enumerate(two)}}
+    found = wavelet.sections(inputs)
+    assert [s.title for s in found] == ["Wavelet score: digits", "Wavelet score: photographs"]
+    names = [figure.name for s in found for figure in s.figures]
+    assert len(set(names)) == len(names)
+
+
+def test_what_is_seen_is_said(made):
+    assert "below full-d1, wiener nowhere" in made.text
+    assert "below identity at every sigma here" in made.text
+    assert "below sit at sigma 1, 2" in made.text
+    assert "0.75 of the images" in made.text
+    assert "BayesShrink needs scikit-image" in made.text
+    shrunk = [*RISKS, risk("bayes-shrink", (1, 1, 1), "bayes-shrink")]
+    assert "BayesShrink needs" not in wavelet._words(wavelet.Compared("digits", shrunk))
+
+
+def test_tables(made):
+    every, lowest = made.tables
+    assert "0.050000" in every
+    assert "0.135\u00a0±\u00a0" in every
+    assert "full-d1: 0.04200" in lowest
+    assert "wiener: 0.22000" in lowest
+    assert "sit: 0.03000" in lowest
+
+
+def test_curves_hold_the_numbers(made):
+    figures = {figure.name.removeprefix("wavelet-digits-"): figure for figure in made.figures}
+    assert set(figures) == {
+        *("risk", "relative", "scales", "maps", "filters", "responses", "families")
+    }
+    rows = {(row[0], row[1]): row[2] for row in figures["risk"].rows[1:]}
+    assert rows["wiener", 2.0] == 0.22
+    assert rows["local-d2", 0.5] == 0.05  # lowest of the local ones there
+    relative = {(row[0], row[1]): row[2] for row in figures["relative"].rows[1:]}
+    assert relative["local-d2", 1.0] == pytest.approx(0.13 / 0.12)
+    scales = {(row[0], row[1]): row[2] for row in figures["scales"].rows[1:]}
+    assert scales["wiener, details 1", 2.0] == pytest.approx(0.4 / 4)
+    maps = {row[:2]: row[2:] for row in figures["maps"].rows[1:]}
+    assert maps["sit", "H1"] == (0.1, 0.2, 0.3)
+    curves = {row[0]: row for row in figures["responses"].rows[1:]}
+    assert set(curves) == {"local-d2 A1", "local-d2 H1", "linear A1", "linear H1"}
+    assert curves["local-d2 H1"][1:3] == (3.0, -1.5)
+    assert "sigma 1" in figures["responses"].caption
+
+
+def test_many_scores_are_split_by_degree():
+    many = [risk(f"local-d{n % 3 + 1}-{n}", (1.0, 1.0, 1.0)) for n in range(9)]
+    found = wavelet._relative(wavelet.Compared("digits", [*RISKS[4:], *many]))
+    assert [f.name for f in found] == [f"wavelet-digits-relative-d{n}" for n in (1, 2, 3)]
+
+
+def test_samples_of_the_data_set_only(tmp_path):
+    (tmp_path / "grid.png").write_bytes(b"png")
+    facts = {"solver": "heun", "nfe": 19, "grid": "edm", "seed": 0}
+    drawn = {
+        f"draw/{name}": SimpleNamespace(path=tmp_path, description=facts | {"dataset": name})
+        for name in ("digits", "photographs")
+    }
+    pictures = section(RISKS[4:5], **drawn).pictures
+    assert [picture.caption.partition(":")[0] for picture in pictures] == ["digits"]
+    assert "heun, 19 evaluations" in pictures[0].caption
