@@ -118,7 +118,29 @@ def section(store: Store, data: Mapping[str, Any]) -> str:
         for name, node in data["nodes"].items()
         if node["state"] in (progress.FAILED, progress.BLOCKED)
     )
-    return f"<table class='facts'>{rows}</table>{failed}{graph_svg(data)}"
+    times = speeds(data)
+    return f"<table class='facts'>{rows}</table>{failed}{times}{graph_svg(data)}"
+
+
+def speeds(data: Mapping[str, Any]) -> str:
+    """What nodes measured of their own speed, as a folded table; empty where none did."""
+    lines = []
+    for name, node in data["nodes"].items():
+        for what, rows in node.get("timings", {}).items():
+            values = ", ".join(
+                f"median {value:.3g}" if step is None else f"{step:g}: {value:.3g}"
+                for step, value in rows
+            )
+            cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, what, values))
+            lines.append(f"<tr>{cells}</tr>")
+    if not lines:
+        return ""
+    return (
+        "<details><summary>Measured speeds</summary><p>Times of nodes that shared the machine with "
+        "others, or of an earlier run where a node was cached.</p><div class='wide'><table>"
+        "<thead><tr><th>node</th><th>what</th><th>value, or step: value</th></tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div></details>"
+    )
 
 
 def graph_svg(data: Mapping[str, Any]) -> str:

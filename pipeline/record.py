@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
+import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ def finished_run(store: Store, plan: Plan) -> dict[str, Any] | None:
     return None
 
 
+LONGEST = 16  # points of a measured curve that a record holds
+
+
 class Record:
     """A run's record, written to the store at every change."""
 
@@ -71,9 +76,17 @@ class Record:
         stack.enter_context(store.lock(f"run-{run_id}"))
         return cls(store, _new(run_id, plan, overrides))
 
-    def node(self, name: str, state: str, seconds: float | None, error: str) -> None:
-        """Note how a node ended."""
-        self.data["nodes"][name] |= {"state": state, "seconds": seconds, "error": error}
+    def node(
+        self,
+        name: str,
+        state: str,
+        seconds: float | None,
+        error: str,
+        timings: Mapping[str, Any],
+    ) -> None:
+        """Note how a node ended, and what it measured of its own speed."""
+        noted = {"state": state, "seconds": seconds, "error": error, "timings": brief(timings)}
+        self.data["nodes"][name] |= noted
         self._save()
 
     def end(self, state: str) -> None:
@@ -82,6 +95,17 @@ class Record:
 
     def _save(self) -> None:
         self._store.write_run(self.id, self.data)
+
+
+def brief(timings: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
+    """Measured curves as `[[step, value], ...]`; of a long one only the median, without step."""
+    found = {}
+    for name, rows in timings.items():
+        if isinstance(rows, list) and rows:
+            long = len(rows) > LONGEST
+            median = statistics.median(value for _, value in rows)
+            found[name] = [[None, median]] if long else [list(row) for row in rows]
+    return found
 
 
 def _new(run_id: str, plan: Plan, overrides: list[str]) -> dict[str, Any]:

@@ -145,7 +145,8 @@ class _Session:
 
     def _ended(self, name: str, item: Any) -> None:
         seconds = item.manifest.seconds if item.manifest else None
-        self.entry.node(name, item.state, seconds, item.error)
+        timings = item.manifest.timings if item.manifest else {}
+        self.entry.node(name, item.state, seconds, item.error, timings)
         self.relay.ended(name, item)
 
     def _close(self, state: str) -> None:

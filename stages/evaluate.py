@@ -132,7 +132,21 @@ def run(context: Context) -> Result:
         metrics=headline(rows),
         curves=[(r.score.metric, getattr(r, settings.abscissa), r.score.value) for r in rows],
         abscissa=settings.abscissa,
+        timings=_times(samples, settings.abscissa),
     )
+
+
+def _times(samples: Mapping[str, Samples], abscissa: str) -> dict[str, list[tuple[int, float]]]:
+    """What a sample took when the sets were made, in milliseconds, beside the scores."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for artifact in samples.values():
+        facts, timings = artifact.description, artifact.manifest.timings
+        for name in ("sampling", "network"):
+            if f"{name}_seconds" in timings:
+                each = 1000 * timings[f"{name}_seconds"] / facts["num_samples"]
+                rows = found.setdefault(f"{name}_milliseconds_per_sample", [])
+                rows.append((facts[abscissa], each))
+    return {name: sorted(rows) for name, rows in found.items()}
 
 
 def _check(

@@ -10,7 +10,7 @@ import torch
 from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
-from stages import calibrate, checkpoint, lipschitz, sample, solving
+from stages import calibrate, checkpoint, evaluate, lipschitz, sample, solving
 from stages.methods import grids, solvers, stein, table
 from stages.methods import lipschitz as lipschitz_method
 from stages.model import checkpoint_name
@@ -490,3 +490,21 @@ def test_keys_hold_the_modules_in_use_only():
 def test_every_sample_cannot_be_corrected_at_once():
     with pytest.raises(UsageError, match=r"correction=online .* stein\.corrections"):
         graph("full", "sample.correction=online")
+
+
+# ---------------------------------------------------------------- times
+
+
+def test_times_stand_in_manifests_and_beside_the_scores(tmp_path, model):
+    at = context(tmp_path, SAMPLES, model=model)
+    result = sample.run(at)
+    made = sealed(at, sample.STAGE, result)
+    timings = made.manifest.timings
+    assert 0 < timings["network_seconds"] < timings["sampling_seconds"]
+    found = evaluate._times({"a": made}, "nfe")
+    assert found == {
+        f"{name}_milliseconds_per_sample": [(3, 1000 * timings[f"{name}_seconds"] / 24)]
+        for name in ("sampling", "network")
+    }
+    again = make(tmp_path / "again", sample.STAGE, SAMPLES, model=model)
+    assert digests(again.path) == digests(made.path)
