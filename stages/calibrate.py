@@ -86,10 +86,8 @@ def run(context: Context) -> Result:
     try:
         identity = solving.model_identity(model, step)
         levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
-        if settings.target == "matched":
-            values = _matched(context, levels)
-        else:
-            values = on_trajectories(model.path, settings, levels)
+        find = _matched if settings.target == "matched" else _on_trajectories
+        values, network_seconds = find(context, levels)
     except (ValueError, FloatingPointError) as error:
         # What a shard elsewhere raised comes with its traceback around it.
         raise StageError(str(getattr(error, "cause", error))) from error
@@ -106,9 +104,11 @@ def run(context: Context) -> Result:
     }
     (context.path / FILE).write_text(json.dumps(facts, indent=1, sort_keys=True))
     context.log(f"{settings.solver}, {settings.nfe} evaluations: {_words(values)}")
+    timings = {"network_seconds": network_seconds}
     if values.ndim > 1:
-        return Result(metrics={"num_steps": len(values)})
+        return Result(metrics={"num_steps": len(values)}, timings=timings)
     return Result(
+        timings=timings,
         metrics={"gamma_min": values.min().item(), "gamma_max": values.max().item()},
         curves=[("gamma", k, gamma) for k, gamma in enumerate(values.tolist(), start=1)],
         abscissa=ABSCISSA,
@@ -121,8 +121,9 @@ def _words(values: Tensor) -> str:
     return "gamma " + " ".join(f"{gamma:.3f}" for gamma in values.tolist())
 
 
-def _matched(context: Context, levels: Tensor) -> Tensor:
-    """gammas (num_steps,) from clean images, the work parted into blocks of them."""
+def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+    """gammas (num_steps,) from clean images, the work parted into blocks of them, and what the
+    network took."""
     from stages.methods.stein import gammas_from_products
 
     settings: CalibrationSettings = context.settings
@@ -141,7 +142,9 @@ def _matched(context: Context, levels: Tensor) -> Tensor:
         )
     items = list(solving.blocks(settings.num_images, settings.block_size))
     parts = context.map(products, items, model.path, settings, levels, clean)
-    return gammas_from_products(sum(parts[1:], parts[0]), levels, settings.solver)
+    total = sum(part for part, _ in parts)
+    gammas = gammas_from_products(total, levels, settings.solver)
+    return gammas, sum(seconds for _, seconds in parts)
 
 
 def _size(clean: Data | Samples) -> int:
@@ -155,8 +158,9 @@ def products(
     settings: CalibrationSettings,
     levels: Tensor,
     clean: Data | Samples,
-) -> Tensor:
-    """Sums over a block of images of what gamma is made of, (num_steps, 2) float64."""
+) -> tuple[Tensor, float]:
+    """Sums over a block of images of what gamma is made of, (num_steps, 2) float64, and what the
+    network took."""
     from stages.methods.stein import residual_products
 
     problem, _ = solving.problem(folder, settings, settings.step)
@@ -166,7 +170,8 @@ def products(
     # they were made from would make the model look perfect.
     generator = solving.stream(settings.seed, "calibration", block[0])
     state = images.double().to(settings.device)
-    return residual_products(denoiser, state, levels, settings.solver, generator)
+    found = residual_products(denoiser, state, levels, settings.solver, generator)
+    return found, problem.network_seconds
 
 
 def _images(
@@ -183,23 +188,27 @@ def _images(
     return (source.images if isinstance(clean, Samples) else source)[which], source.labels[which]
 
 
-def on_trajectories(folder: Path, settings: CalibrationSettings, levels: Tensor) -> Tensor:
-    """gammas, or weights (num_steps, outputs), nearest to the model's own fine solution."""
+def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+    """gammas, or weights (num_steps, outputs), nearest to the model's own fine solution, and what
+    the network took."""
     import torch
 
     from stages.methods.fitted import fit, fit_heun
     from stages.methods.stein import fit_gammas
 
-    problem, _ = solving.problem(folder, settings, settings.step)
+    settings: CalibrationSettings = context.settings
+    problem, _ = solving.problem(context.inputs["model"].path, settings, settings.step)
     indices = torch.arange(settings.num_states)
     noise = problem.noise(settings.seed, indices, solving.FITTING_STEP)
     denoiser, state = problem.denoiser(problem.labels(indices)), levels[0].item() * noise
     if settings.solver == "fitted":
-        return fit(denoiser, state, levels, settings.memory, settings.substeps).coefficients
-    if settings.solver == "fitted-heun":
-        return fit_heun(denoiser, state, levels, settings.substeps).coefficients
-    more = {"substeps": settings.substeps, "coordinates": problem.coordinates}
-    return fit_gammas(denoiser, state, levels, settings.solver, **more)
+        found = fit(denoiser, state, levels, settings.memory, settings.substeps).coefficients
+    elif settings.solver == "fitted-heun":
+        found = fit_heun(denoiser, state, levels, settings.substeps).coefficients
+    else:
+        more = {"substeps": settings.substeps, "coordinates": problem.coordinates}
+        found = fit_gammas(denoiser, state, levels, settings.solver, **more)
+    return found, problem.network_seconds
 
 
 def _needs(settings: CalibrationSettings) -> list[str]:
