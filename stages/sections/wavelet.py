@@ -315,7 +315,7 @@ def _tiles(
         ax.figure.colorbar(image, label=label)
 
     counts = ((step[0], len(tiles)), (step[1], len(of.sigmas)))
-    size = (6.4, 1.2 + 0.75 * len(tiles))
+    size = (6.4, 0.9 + 4.2 * sheet.shape[0] / sheet.shape[1])
     figure = of.figure(name)
     return Figure(figure, caption, svg(draw, figure, size), rows)
 
