@@ -24,7 +24,14 @@ def score(value=3.0, error=0.2, error_kind="jackknife", **changes):
     return Score(**{**values, "error_kind": error_kind, **changes})
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Protocol)])
+REQUIRED = [f.name for f in dataclasses.fields(Protocol) if f.default is dataclasses.MISSING]
+
+
+def test_only_the_details_of_a_protocol_may_be_empty():
+    assert {f.name for f in dataclasses.fields(Protocol)} - set(REQUIRED) == {"details"}
+
+
+@pytest.mark.parametrize("field", REQUIRED)
 def test_no_part_of_a_protocol_can_be_left_out(field):
     values = dataclasses.asdict(PROTOCOL)
     for empty in ("", "  ", None) if isinstance(values[field], str) else (0, -1, None, True):
