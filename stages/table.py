@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,6 +186,9 @@ class Bench(Settings):
     evaluate: Evaluation = Field(Evaluation(), description="scores")
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
+    hints: dict[str, float] = Field(
+        {}, description="seconds a node may take, by node or stage, until one was measured"
+    )
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Bench:
@@ -427,8 +430,20 @@ def stein(bench: Bench) -> list[Node]:
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
+def hinted(recipe: Callable[[Bench], list[Node]]) -> Callable[[Bench], list[Node]]:
+    """The recipe, each node with the preset's hint of its time."""
+
+    def build(bench: Bench) -> list[Node]:
+        return [
+            replace(node, hint_seconds=bench.hints.get(node.name, bench.hints.get(node.stage.name)))
+            for node in recipe(bench)
+        ]
+
+    return build
+
+
 RECIPES = {
-    name: scored(recipe)
+    name: hinted(scored(recipe))
     for name, recipe in (
         ("full", full),
         ("train", training),
