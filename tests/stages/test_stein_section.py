@@ -1,0 +1,159 @@
+"""Few-step sampling in the report: verdicts, error bars, grid names, gamma and contractivity."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from stages.lipschitz import StepRow
+from stages.methods.protocol import Protocol, Score
+from stages.scores import Row
+from stages.sections import stein as section
+
+
+def protocol(count: int) -> Protocol:
+    return Protocol(
+        name="p",
+        extractor="e",
+        extractor_hash="h",
+        resize="none",
+        reference="r",
+        num_reference=100,
+        num_samples=count,
+    )
+
+
+def rows(solver, correction, values, seed=0, grid="uniform_t", error=None, step=10, metric="fid"):
+    kind = "none" if error is None else "jackknife"
+    return [
+        Row(
+            node="n",
+            method="sit",
+            solver=solver,
+            correction=correction,
+            grid=grid,
+            nfe=nfe,
+            training_step=step,
+            time_density="uniform",
+            seed=seed,
+            score=Score(
+                metric=metric, value=value, protocol=protocol(50), error=error, error_kind=kind
+            ),
+        )
+        for nfe, value in values.items()
+    ]
+
+
+def only(scores, **inputs):
+    (found,) = section.sections(inputs, scores)
+    return found
+
+
+def test_verdicts_are_paired_over_seeds():
+    scores = {}
+    for seed, level in enumerate((1.0, 5.0, 9.0)):  # seeds differ much more than corrections
+        wobble = (-0.1, 0.1, 0.0)[seed]
+        scores[f"a{seed}"] = rows("dpmpp2m", "none", {5: level, 10: level, 20: level}, seed)
+        better = {5: level - 1 + wobble, 10: level + wobble, 20: level + 1 + wobble}
+        scores[f"b{seed}"] = rows("dpmpp2m", "calibrated", better, seed)
+    found = only(scores)
+    assert (
+        "<li>dpmpp2m, calibrated: fid better at 5; fid inconclusive at 10; fid worse at 20</li>"
+        in found.text
+    )
+    assert "over 3 seeds of the noise" in found.text
+    figure = next(f for f in found.figures if f.name == "few-steps-fid-dpmpp2m")
+    assert "3 seeds" in figure.caption
+    assert "grid uniform_t" in figure.caption
+    errors = [row[3] for row in figure.rows if row[0] == "dpmpp2m, calibrated"]
+    values = [row[2] for row in figure.rows if row[0] == "dpmpp2m"]
+    assert values == pytest.approx([5, 5, 5])
+    assert errors[0] == pytest.approx(2.36, abs=0.05)
+
+
+def test_one_seed_has_the_jackknifes_error_and_says_so():
+    scores = {
+        "a": rows("euler", "none", {5: 3.0}, error=0.1, metric="trajectory_rms"),
+        "b": rows("euler", "calibrated", {5: 3.25}, error=0.1, metric="trajectory_rms"),
+    }
+    found = only(scores)
+    assert "trajectory_rms inconclusive at 5" in found.text
+    assert "jackknife" in found.text
+    assert all("jackknife, one seed" in figure.caption for figure in found.figures)
+
+
+def test_a_fitted_solver_is_compared_on_its_own_grid():
+    scores = {
+        "2m": rows("dpmpp2m", "none", {5: 3.0}, error=0.1),
+        "fitted": rows("fitted", "none", {5: 1.0}, error=0.1),
+        "heun": rows("heun", "none", {5: 3.0}, grid="edm", error=0.1),
+        "calibrated": rows("heun", "calibrated", {5: 2.0}, grid="edm", error=0.1),
+    }
+    found = only(scores)
+    assert "<li>fitted against dpmpp2m: fid better at 5</li>" in found.text
+    assert "edm: heun; uniform_t: dpmpp2m, fitted" in found.text
+    by_name = {figure.name: figure for figure in found.figures}
+    curves = {row[0] for row in by_name["few-steps-fid-heun"].rows[1:]}
+    assert curves == {"heun", "heun, calibrated"}
+    assert {row[0] for row in by_name["few-steps-fid-solvers"].rows[1:]} == {
+        "dpmpp2m (uniform_t)",
+        "fitted (uniform_t)",
+        "heun (edm)",
+    }
+
+
+def test_models_are_never_on_one_figure():
+    scores = {
+        "a": rows("euler", "none", {5: 3.0}, error=0.1),
+        "b": rows("euler", "none", {5: 2.0}, error=0.1, step=20),
+    }
+    names = [figure.name for figure in only(scores).figures]
+    assert names == ["few-steps-fid-solvers", "few-steps-fid-solvers-1"]
+
+
+def schedule(solver, values, nfe=2):
+    facts = {
+        "solver": solver,
+        "grid": "uniform_t",
+        "nfe": nfe,
+        "levels": [999.0, 1.0, 0.0],
+        "values": values,
+    }
+    return SimpleNamespace(description=facts, name="calibrated")
+
+
+def test_gamma_per_step_of_schedules_and_of_samples():
+    online = SimpleNamespace(
+        description={"solver": "euler", "correction": "online", "grid": "edm", "nfe": 2},
+        steps={"level": [80.0, 1.0], "gamma": [0.9, 1.1]},
+    )
+    plain = SimpleNamespace(description={"correction": "none"})
+    schedules = {
+        "a": schedule("dpmpp2m", [1.1, 1.2]),
+        "b": schedule("unipc", [1.1, 1.2]),
+        "c": schedule("fitted", [[1.0], [2.0]]),
+    }
+    found = only({}, schedules=schedules, samples={"x": online, "y": plain})
+    assert [figure.name for figure in found.figures] == [
+        "gamma-dpmpp2m-calibrated-uniform-t",
+        "gamma-euler-online-edm",
+    ]
+    assert found.figures[0].rows[1:] == [("NFE 2", 0.999, 1.1, None), ("NFE 2", 0.5, 1.2, None)]
+    assert "UniPC's gammas are those of DPM-Solver++ 2M" in found.text
+    other = {"a": schedules["a"], "b": schedule("unipc", [1.1, 1.3])}
+    assert len(only({}, schedules=other).figures) == 2
+
+
+def test_contractivity_per_step():
+    steps = [StepRow(1, 999.0, 1.0, 0.999, 0.5, 0.75), StepRow(2, 1.0, 0.0, 0.5, 0.9, 1.25)]
+    facts = {"solver": "euler", "grid": "edm", "nfe": 2, "iterations": 3, "num_trajectories": 4}
+    measured = SimpleNamespace(description=facts, load=lambda: steps)
+    found = only({}, lipschitz={"a": measured})
+    (table,) = found.tables
+    assert "<td class=number>1.25</td><td class=number>0.5</td><td>1 of 2</td>" in table
+    (figure,) = found.figures
+    assert ("maximum, NFE 2", 0.5, 1.25, None) in figure.rows
+    assert "lower bound" in found.text
+
+
+def test_nothing_is_said_where_nothing_was_measured():
+    assert section.sections({}, {}) == []
