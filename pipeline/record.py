@@ -42,6 +42,8 @@ def finished_run(store: Store, plan: Plan) -> dict[str, Any] | None:
     return None
 
 
+# A killed command's child holds the lock until it has seen that it is alone.
+ORPHAN_SECONDS = 2.0
 LONGEST = 16  # points of a measured curve that a record holds
 
 
@@ -69,7 +71,7 @@ class Record:
         for data in store.runs():
             if data["state"] == FINISHED or not same_nodes(data, plan):
                 continue
-            if stack.enter_context(store.lock(f"run-{data['id']}")):
+            if stack.enter_context(store.lock(f"run-{data['id']}", ORPHAN_SECONDS)):
                 return cls(store, data | {"state": RUNNING, "continued": provenance.now()})
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         run_id = f"{stamp}-{plan.recipe}-{secrets.token_hex(2)}"

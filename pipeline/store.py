@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
 from pipeline.errors import DamagedArtifactError
@@ -149,20 +149,18 @@ class Store:
         shutil.rmtree(self.work_path(stage, key), ignore_errors=True)
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[bool]:
+    def lock(self, name: str, wait_seconds: float = 0.0) -> Iterator[bool]:
         """Try to hold a lock among all processes that share the store's disk.
 
-        Yields whether it is held; never waits. A process that dies lets go of it.
+        Yields whether it is held, within `wait_seconds`. A process that dies lets go of it.
         """
         path = self.local / "locks" / name.replace("/", "-")
         path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + wait_seconds
         with path.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
+            while not (held := _try_lock(stream)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            yield held
 
     # Run records
 
@@ -209,3 +207,11 @@ class WorkArea:
             if self._pushed.get(relative) != mark:
                 self._store.location.write(f"{self._name}/{relative}", path.read_bytes())
                 self._pushed[relative] = mark
+
+
+def _try_lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
