@@ -1,17 +1,21 @@
 """The training loop of every method: it yields what happened at each step, the caller logs.
 
 The same loop runs in one process and, under an initialised process group, in many: each takes its
-share of the global batch, and every draw depends on seed, step and the sample's place in it.
+share of the global batch, and every draw depends on seed, step and the sample's place in it. So
+neither the number of processes nor of parts that gradients are added up from changes a result by
+more than rounding.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -28,6 +32,7 @@ class Optimization:
     """How weights are updated. lr is reached linearly over warmup_steps, then constant.
 
     clip: largest norm of the gradient, or None. precision: float32, or bfloat16 (autocast).
+    accumulate: parts of a process's share of the batch, whose gradients are added up.
     """
 
     lr: float
@@ -37,6 +42,7 @@ class Optimization:
     clip: float | None = 1.0
     ema_decay: float = 0.9999
     precision: str = "float32"
+    accumulate: int = 1
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the update that follows `step` earlier ones."""
@@ -47,7 +53,8 @@ class Optimization:
 class Step:
     """What one update did: scalars still on their device, so that nobody waits for it.
 
-    step: updates made so far. losses: this process's terms. gradient_norm: before clipping.
+    step: updates made so far. losses: this process's terms, weighted by its share of the batch, so
+    that their mean over the processes is the batch's. gradient_norm: before clipping.
     """
 
     step: int
@@ -95,11 +102,19 @@ class TrainState:
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
+class Teacher(Protocol):
+    """A teacher's features of the training images."""
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these images (B,): patch targets (B, N, Z) of unit length, class features (B, Z)."""
+
+
 class Batches:
     """The batch of any step, for this process, in an order that depends on the seed alone.
 
     Every epoch is a fresh permutation of the images; batches run on over its end, so none is
-    short. images: `images[indices]` -> (B, C, H, W) in [-1, 1]; labels: (n,) long.
+    short. images: `images[indices]` -> (B, C, H, W) in [-1, 1]; labels: (n,) long, or None.
+    first_step: added to every step, where a training continues another.
     """
 
     def __init__(
@@ -109,19 +124,45 @@ class Batches:
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        teacher: Teacher | None = None,
+        first_step: int = 0,
     ) -> None:
-        self.images, self.labels = images, labels
-        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.images, self.labels, self.teacher = images, labels, teacher
+        self.batch_size, self.seed, self.first_step = batch_size, seed, first_step
+        self.device = torch.device(device)
+        self._ahead: dict[int, Future[Batch]] = {}
+        self._thread = ThreadPoolExecutor(1) if self.device.type == "cuda" else None
 
     def __call__(self, step: int) -> Batch:
-        """The batch of the update that follows `step` earlier ones."""
+        """The batch of the update that follows `step` earlier ones, on the device.
+
+        For a GPU a thread reads the next one meanwhile, into pinned memory.
+        """
+        if self._thread is None:
+            return self._read(step)
+        waiting = self._ahead.pop(step, None)
+        batch = self._read(step) if waiting is None else waiting.result()
+        self._ahead = {step + 1: self._thread.submit(self._read, step + 1)}
+        return _each(batch, lambda part: part.to(self.device, non_blocking=True))
+
+    @property
+    def share(self) -> float:
+        """This process's part of the batch times the number of processes: 1 for equal parts."""
+        return len(self._places()) * _rank_and_world()[1] / self.batch_size
+
+    def _places(self) -> Tensor:
+        """The samples of the global batch that are this process's."""
         rank, world = _rank_and_world()
-        share = self.batch_size // world
-        places = torch.arange(rank * share, (rank + 1) * share)
+        return torch.arange(self.batch_size * rank // world, self.batch_size * (rank + 1) // world)
+
+    def _read(self, step: int) -> Batch:
+        step, places = step + self.first_step, self._places()
         chosen = self.indices(step * self.batch_size + places)
-        labels = None if self.labels is None else self.labels[chosen].to(self.device)
-        images = self.images[chosen].to(self.device, non_blocking=True)
-        return Batch(images, labels, Draws(self.seed, places.to(self.device), step))
+        labels = None if self.labels is None else self.labels[chosen]
+        targets, tokens = (None, None) if self.teacher is None else self.teacher.batch(chosen)
+        draws = Draws(self.seed, places, step)
+        batch = Batch(self.images[chosen], labels, draws, targets, tokens)
+        return batch if self._thread is None else _each(batch, Tensor.pin_memory)
 
     def indices(self, positions: Tensor) -> Tensor:
         """Which images stand at these positions of the endless stream of epochs."""
@@ -139,25 +180,59 @@ def _permutation(seed: int, epoch: int, n: int) -> Tensor:
     return Draws(seed, torch.arange(n), step=-1 - epoch).time().argsort(stable=True)
 
 
-def train(state: TrainState, loss: Loss, batches: Batches, steps: int) -> Iterator[Step]:
-    """Update `state` until it has made `steps` steps, yielding after each."""
+def _each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """A function of every tensor of the batch."""
+    names = ("images", "labels", "patch_targets", "class_features")
+    found = {name: getattr(batch, name) for name in names}
+    found = {name: None if part is None else function(part) for name, part in found.items()}
+    return Batch(draws=replace(batch.draws, indices=function(batch.draws.indices)), **found)
+
+
+def train(
+    state: TrainState,
+    loss: Loss,
+    batches: Callable[[int], Batch],
+    steps: int,
+    share: float = 1.0,
+) -> Iterator[Step]:
+    """Update `state` until it has made `steps` steps, yielding after each.
+
+    share: of the batch, see `Batches.share`.
+    """
     how = state.optimization
     model = _replicated(state.network)
-    device = next(state.network.parameters()).device
     trained = [p for p in state.network.parameters() if p.requires_grad]
     while state.step < steps:
         for group in state.optimizer.param_groups:
             group["lr"] = how.lr_at(state.step)
-        with _autocast(how.precision, device):
-            found = loss(model, batches(state.step))
-        found.total.backward()
+        losses = backward(model, loss, batches(state.step), how, share)
         norm = nn.utils.clip_grad_norm_(trained, math.inf if how.clip is None else how.clip)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.ema.update(state.network)
         state.step += 1
-        losses = {name: term.detach() for name, term in found.terms.items()}
         yield Step(state.step, losses, norm.detach())
+
+
+def backward(
+    model: nn.Module, loss: Loss, batch: Batch, how: Optimization, share: float = 1.0
+) -> dict[str, Tensor]:
+    """Add up the gradients of the batch's parts; the last one averages them over the processes.
+
+    Returns the means of the loss's terms over this process's samples, times `share`.
+    """
+    size = len(batch.images)
+    parts = min(how.accumulate, size)
+    means: dict[str, Tensor] = {}
+    for first, last in pairwise(size * part // parts for part in range(parts + 1)):
+        weight = share * (last - first) / size
+        with _reduced(model, last == size):
+            with _autocast(how.precision, batch.images.device):
+                found = loss(model, batch if parts == 1 else batch[first:last])
+            (found.total * weight).backward()
+        for name, term in found.terms.items():
+            means[name] = means.get(name, 0.0) + weight * term.detach()
+    return means
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
@@ -179,6 +254,12 @@ def _replicated(network: nn.Module) -> nn.Module:
     if _rank_and_world()[1] == 1:
         return network
     return nn.parallel.DistributedDataParallel(network)
+
+
+def _reduced(model: nn.Module, reduced: bool) -> Any:
+    """Where gradients stay each process's own unless they are to be reduced."""
+    apart = isinstance(model, nn.parallel.DistributedDataParallel) and not reduced
+    return model.no_sync() if apart else nullcontext()
 
 
 def _autocast(precision: str, device: torch.device) -> Any:

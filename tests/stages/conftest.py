@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stages import embed, extract, prepare, train
+from stages import embed, extract, prepare, train, training
+from stages.architectures import NetworkSettings
 from tests.stages.context import Context, context, make, sealed
 
 torch.set_num_threads(1)
@@ -45,7 +46,7 @@ def references(tmp_path_factory, few, extractor) -> dict[str, embed.FeatureSet]:
 
 
 TINY = train.TrainSettings(
-    network=train.NetworkSettings(width=16, depth=1, heads=2, patch=4),
+    network=NetworkSettings(width=16, depth=1, heads=2, patch=4),
     batch_size=20,
     steps=18,
     warmup_steps=2,
@@ -58,8 +59,8 @@ TINY = train.TrainSettings(
 
 def trained_in(at: Context) -> train.TrainedNetwork:
     """Train without Ray around it."""
-    train.train_worker(at)
-    return sealed(at, train.STAGE, train.finish(at))
+    training.train_worker(at)
+    return sealed(at, train.STAGE, training.finish(at))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph, Node
-from stages import densities, loop, prepare, sample, solving, spectrum, train
+from stages import densities, loop, prepare, sample, solving, spectrum, train, training
 from stages.densities import DensityOptions, DensitySettings, Display
 from stages.methods import csflow, density, grids, solvers, table
 from stages.methods.protocol import Protocol, Score
@@ -168,9 +168,7 @@ def test_grids_refuse_what_they_do_not_read(settings, words):
 def by_hand(few, settings, steps, loss, weights=None, before=0):
     """EMA weights after `steps` of the plain loop."""
     data = few.load()
-    network = train.build_network(
-        "sit", train.network_config(settings, data.shape, data.num_classes), settings.seed
-    )
+    network = training.build_network("sit", training.network_config(settings, data), settings.seed)
     if weights is not None:
         network.load_state_dict(weights)
     how = loop.Optimization(
@@ -232,7 +230,7 @@ def test_a_continued_training_resumes_exactly(tmp_path, few, model, monkeypatch,
 
 def test_another_network_cannot_go_on(tmp_path, few, model):
     wider = MORE.revised(network=TINY.network.model_dump() | {"width": 32})
-    with pytest.raises(StageError, match=r"the training to continue has config .*'width': 16"):
+    with pytest.raises(StageError, match=r"the training to continue has width 16 \(here 32\)"):
         trained_in(context(tmp_path, wider, data=few, start=model))
     with pytest.raises(StageError, match="no checkpoint of step 8"):
         trained_in(context(tmp_path, MORE.revised(start_step=8), data=few, start=model))

@@ -5,7 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import StageError
-from stages import loop, resume, train
+from pipeline.stage import resolve
+from stages import loop, resume, train, training
+from stages.architectures import NetworkSettings
 from stages.methods import table
 from tests.stages import losses
 from tests.stages.conftest import TINY, trained_in
@@ -39,16 +41,16 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 
 def test_curves_of_a_resumed_run_are_whole(tmp_path, few, failing):
     whole = context(tmp_path / "whole", TINY, data=few)
-    train.train_worker(whole)
-    expected = train.finish(whole).curves
+    training.train_worker(whole)
+    expected = training.finish(whole).curves
     assert [step for name, step, _ in expected if name == "loss/velocity"] == [4, 8, 12, 16]
     failing["interrupt"] = 11
     with pytest.raises(losses.InterruptedTrainingError):
-        train.train_worker(context(tmp_path / "cut", TINY, data=few))
+        training.train_worker(context(tmp_path / "cut", TINY, data=few))
     failing["interrupt"] = None
     cut = context(tmp_path / "cut", TINY, data=few)
-    train.train_worker(cut)
-    result = train.finish(cut)
+    training.train_worker(cut)
+    result = training.finish(cut)
     assert result.curves == expected
     assert [step for step, _ in result.timings["step_seconds"]] == [4, 8, 12, 16]
     assert whole.sent == expected
@@ -108,19 +110,19 @@ def test_checkpoints_hold_the_moving_average(few, model):
     network = loaded.network(14)
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
-    trained = train.build_network("sit", loaded.config, 0).parameters()
+    trained = training.build_network("sit", loaded.config, 0).parameters()
     numbers = sum(p.numel() for p in trained if p.requires_grad)
     assert model.description["parameters"] == numbers
     stored = load_file(model.path / "checkpoints/step-000014.safetensors")
     assert all(torch.equal(v, stored[k]) for k, v in network.state_dict().items())
     # The average after 7 steps by its definition, from the raw weights of every step.
     data = few.load()
-    config = train.network_config(TINY, data.shape, data.num_classes)
+    config = training.network_config(TINY, data)
     how = loop.Optimization(TINY.lr, TINY.betas, 0.0, TINY.warmup_steps, TINY.clip, TINY.ema)
-    state = loop.TrainState(train.build_network("sit", config, TINY.seed), how)
+    state = loop.TrainState(training.build_network("sit", config, TINY.seed), how)
     average = {k: v.double() for k, v in state.network.state_dict().items()}
     batches = loop.Batches(data.train, data.train.labels, TINY.batch_size, TINY.seed)
-    loss = train.resolve(table.LOSSES["sit"])(label_dropout=TINY.label_dropout)
+    loss = resolve(table.LOSSES["sit"])(label_dropout=TINY.label_dropout)
     for k, _ in enumerate(loop.train(state, loss, batches, 7)):
         decay = min(TINY.ema, (1 + k) / (10 + k))
         average = {
@@ -211,6 +213,6 @@ def test_two_ray_workers_train_as_one(tmp_path, few, model):
 
 @pytest.mark.slow
 def test_a_worker_s_error_arrives_as_its_own(tmp_path, few):
-    settings = TINY.revised(num_workers=2, network=train.NetworkSettings(patch=3, width=16))
+    settings = TINY.revised(num_workers=2, network=NetworkSettings(patch=3, width=16))
     with pytest.raises(StageError, match="not divisible by patch_size 3"):
         make(tmp_path, train.STAGE, settings, data=few)

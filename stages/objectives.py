@@ -1,0 +1,105 @@
+"""The training losses that settings name: each method's own settings, and the loss they make.
+
+A method that has settings of its own has a field in `MethodOptions`, named as in `table.LOSSES`. A
+node's key holds those of its own method alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline.stage import Settings, resolve
+from stages.methods import table
+
+if TYPE_CHECKING:
+    from stages.methods.slots import Loss, TimeDensity
+
+
+class OwnOptions(Settings):
+    """Base of a method's own settings."""
+
+    def of_loss(self) -> dict[str, Any]:
+        """Keyword arguments of the loss."""
+        return {}
+
+    def of_network(self, teacher_dim: int) -> dict[str, Any]:
+        """Keyword arguments of the network; teacher_dim: the teacher's width, 0 without one."""
+        return {}
+
+
+class REPAOptions(OwnOptions):
+    """REPA: alignment with a teacher."""
+
+    alignment_weight: float = Field(
+        0.5, ge=0, le=1000, description="lambda, weight of the alignment loss"
+    )
+    alignment_depth: int = Field(
+        2, ge=1, le=200, description="the block after which tokens are aligned, counted from 1"
+    )
+    projector_width: int = Field(
+        128, ge=1, le=65536, description="P, hidden width of the projector (2048 in the papers)"
+    )
+
+    def of_loss(self) -> dict[str, Any]:
+        return {"alignment_weight": self.alignment_weight}
+
+    def of_network(self, teacher_dim: int) -> dict[str, Any]:
+        return {
+            "teacher_dim": teacher_dim,
+            "projector_width": self.projector_width,
+            "alignment_depth": self.alignment_depth,
+        }
+
+
+class REGOptions(REPAOptions):
+    """REG: REPA's alignment, and the teacher's class token generated beside the image."""
+
+    class_weight: float = Field(
+        0.03, ge=0, le=1000, description="beta, weight of the class token's velocity loss"
+    )
+
+    def of_loss(self) -> dict[str, Any]:
+        return super().of_loss() | {"class_weight": self.class_weight}
+
+    def of_network(self, teacher_dim: int) -> dict[str, Any]:
+        return super().of_network(teacher_dim) | {"class_token_dim": teacher_dim}
+
+
+class MaskAlignOptions(REGOptions):
+    """MaskAlign: REG on a random part of the tokens, mixed before the mask."""
+
+    mask_ratio: float = Field(
+        0.25, ge=0, lt=1, description="share of the patches left out of every step, in [0, 1)"
+    )
+    mix_layers: int = Field(
+        2, ge=0, le=100, description="blocks over all tokens before the mask; 0 for none"
+    )
+
+    def of_loss(self) -> dict[str, Any]:
+        return super().of_loss() | {"mask_ratio": self.mask_ratio}
+
+    def of_network(self, teacher_dim: int) -> dict[str, Any]:
+        return super().of_network(teacher_dim) | {"mix_layers": self.mix_layers}
+
+
+class MethodOptions(Settings):
+    """The settings that methods have of their own; a training reads those of its method alone."""
+
+    repa: REPAOptions = Field(REPAOptions(), description="method=repa")
+    reg: REGOptions = Field(REGOptions(), description="method=reg")
+    maskalign: MaskAlignOptions = Field(MaskAlignOptions(), description="method=maskalign")
+
+    def own(self, method: str) -> OwnOptions:
+        """The settings of one method, empty for one that has none."""
+        return getattr(self, method) if method in MethodOptions.model_fields else OwnOptions()
+
+
+def loss_of(
+    method: str, options: OwnOptions, label_dropout: float, time_density: TimeDensity | None
+) -> Loss:
+    """The method's loss. Raises ValueError for settings that it refuses."""
+    return resolve(table.LOSSES[method])(
+        label_dropout=label_dropout, time_density=time_density, **options.of_loss()
+    )

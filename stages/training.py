@@ -1,0 +1,255 @@
+"""What the stage `train` does: train under Ray Train, keep checkpoints and resumable states."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Result
+from stages import architectures, densities, objectives
+from stages.model import build_network, checkpoint_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stages.loop import TrainState
+    from stages.losslog import LossLog
+    from stages.methods.slots import Loss
+    from stages.prepare import DataSet
+    from stages.train import TrainOptions, TrainSettings
+
+ABSCISSA = "training_step"
+
+
+def run(context: Context) -> Result:
+    """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk."""
+    import os
+
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings: TrainSettings = context.settings
+    trainer = TorchTrainer(
+        lambda config: train_worker(config["context"]),
+        train_loop_config={"context": context},
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers, use_gpu=settings.device == "cuda"
+        ),
+        run_config=RunConfig(
+            name=context.path.name, storage_path=str(context.work.path / "ray-train")
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        # Errors of workers arrive inside one of Ray's own.
+        for failure in getattr(error, "worker_failures", {}).values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, StageError):
+                raise cause from error
+        raise
+    return finish(context)
+
+
+def _device(settings: TrainOptions) -> Any:
+    """Where this process trains; a worker of several on a machine has its own GPU."""
+    if settings.device == "cuda" and settings.num_workers:
+        from ray.train.torch import get_device
+
+        return get_device()
+    return settings.device
+
+
+def train_worker(context: Context) -> None:
+    """What every worker does: continue from the last state, train, keep checkpoints and states.
+
+    Only the first worker writes. All that `finish` needs is in the work area.
+    """
+    from torch import distributed
+
+    from stages import loop
+
+    settings: TrainSettings = context.settings
+    data = context.inputs["data"].load()
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
+    state, log = _start(context, data)
+    batches = loop.Batches(
+        data.train,
+        data.train.labels,
+        settings.batch_size,
+        settings.seed,
+        _device(settings),
+        # A continued training goes on in the stream of images and noise where its start ended.
+        first_step=_steps_before(context),
+    )
+    loss = _loss(context)
+    kept = set(settings.kept_steps)
+    for step in loop.train(state, loss, batches, settings.steps, batches.share):
+        rows = log.add(step)
+        keep, save = step.step in kept, step.step % settings.save_every == 0
+        if keep or save:
+            log.check(step.step)  # never keep what a broken loss has made
+        if first:
+            if rows:
+                context.points(ABSCISSA, rows)
+            if keep:
+                _keep(context.work.path, step.step, state)
+            if save or step.step == settings.steps:
+                _save(context, state, log)
+            _tell(context, step.step, log)
+
+
+def _loss(context: Context) -> Loss:
+    """The method's loss, t from the density that settings name."""
+    settings, spectrum = context.settings, context.inputs.get("spectrum")
+    density = settings.density
+    try:
+        found = None if spectrum is None else spectrum.load()
+        of_time = densities.time_density(density, density.kind, density.base, found)
+        options = settings.own(settings.method)
+        return objectives.loss_of(settings.method, options, settings.label_dropout, of_time)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
+
+def network_config(settings: TrainOptions, data: DataSet) -> dict[str, Any]:
+    """Keyword arguments of the network for these data."""
+    own = settings.own(settings.method).of_network(0)
+    return architectures.config_of(settings.network, data.shape, data.num_classes, **own)
+
+
+def _steps_before(context: Context) -> int:
+    """Steps made before this training began, by its start and what that continued."""
+    start = context.inputs.get("start")
+    if start is None:
+        return 0
+    return start.description["steps_before"] + _start_step(context)
+
+
+def _start_step(context: Context) -> int:
+    """The checkpoint of the start to continue."""
+    return context.settings.start_step or context.inputs["start"].description["steps"][-1]
+
+
+def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> None:
+    """Give the network the EMA weights of the start's checkpoint."""
+    facts, settings = context.inputs["start"].description, context.settings
+    theirs = {"method": facts["method"], "network": facts["network"], **facts["config"]}
+    ours = {"method": settings.method, "network": settings.network.kind, **config}
+    if found := architectures.differences(ours, theirs):
+        raise ValueError(
+            f"the training to continue has {', '.join(found)}; a training goes on with the network "
+            "and the loss it began with"
+        )
+    found = context.inputs["start"].load().network(_start_step(context))
+    network.load_state_dict(found.state_dict())
+
+
+def _start(context: Context, data: Any) -> tuple[TrainState, LossLog]:
+    """The state to train from: fresh, continued, or the last that an interrupted run saved."""
+    from stages import resume
+    from stages.loop import Optimization, TrainState
+    from stages.losslog import LossLog
+
+    settings: TrainSettings = context.settings
+    device = _device(settings)
+    config = network_config(settings, data)
+    try:
+        network = build_network(settings.network.kind, config, settings.seed)
+        if context.inputs.get("start") is not None:
+            _continue(network, context, config)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    optimization = Optimization(
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
+        clip=settings.clip,
+        ema_decay=settings.ema,
+        precision=settings.precision,
+    )
+    state = TrainState(network.to(device), optimization)
+    if settings.compile:
+        network.compile()
+    log = LossLog(settings.log_every)
+    found = resume.latest(context.work.path)
+    if found is not None:
+        step, tensors, record = found
+        state.restore(step, tensors)
+        log.restore(tensors, record, device)
+        context.log(f"continuing after step {step} of {settings.steps}")
+    # The decay's warm-up is for fresh weights; those of a start have an average behind them.
+    state.ema.num_updates += _steps_before(context)
+    return state, log
+
+
+def _keep(folder: Path, step: int, state: TrainState) -> None:
+    """Write the EMA weights of a checkpoint to the work area."""
+    from safetensors.torch import save_file
+
+    from stages.resume import write_atomically
+
+    path = folder / checkpoint_name(step)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda p: save_file(state.ema.network.state_dict(), p))
+
+
+def _save(context: Context, state: TrainState, log: LossLog) -> None:
+    """Write the resumable state; the one before stays until this one is whole."""
+    from stages import resume
+
+    resume.save(context.work.path, state.step, state.tensors() | log.tensors(), log.record())
+    context.work.push()
+
+
+def _tell(context: Context, step: int, log: LossLog) -> None:
+    recent = [value for name, _, value in log.curves[-4:] if name == "loss/velocity"]
+    note = f"loss {recent[-1]:.4f}" if recent else ""
+    context.progress(step, context.settings.steps, "steps", note)
+    if step % (10 * log.every) == 0 and note:
+        context.log(f"step {step} of {context.settings.steps}: {note}")
+
+
+def finish(context: Context) -> Result:
+    """Make the artifact of what `train_worker` left in the work area."""
+    from stages import resume
+
+    settings: TrainSettings = context.settings
+    data = context.inputs["data"].load()
+    step, _, record = resume.latest(context.work.path)
+    if step != settings.steps:
+        raise StageError(f"training ended after step {step} of {settings.steps}")
+    (context.path / "checkpoints").mkdir()
+    for kept in settings.kept_steps:
+        name = checkpoint_name(kept)
+        shutil.copyfile(context.work.path / name, context.path / name)
+    config = network_config(settings, data)
+    facts = {
+        "network": settings.network.kind,
+        "config": config,
+        "method": settings.method,
+        "steps": list(settings.kept_steps),
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+        "time_density": settings.density.name,
+        "steps_before": _steps_before(context),
+        "parameters": architectures.num_parameters(settings.network.kind, config),
+    }
+    (context.path / "model.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    curves = [tuple(row) for row in record["curves"]]
+    seconds = [tuple(row) for row in record["step_seconds"]]
+    num_tokens = settings.batch_size * (data.shape[1] * data.shape[2]) // settings.network.patch**2
+    return Result(
+        metrics={name: value for name, _, value in curves},
+        curves=curves,
+        abscissa=ABSCISSA,
+        timings={
+            "step_seconds": seconds,
+            "tokens_per_second": [(step, num_tokens / value) for step, value in seconds],
+        },
+    )
