@@ -7,7 +7,6 @@ seed and every run reads the same one.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -141,7 +140,7 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
             f"{settings.source}; lower num_images"
         )
     items = list(solving.blocks(settings.num_images, settings.block_size))
-    parts = context.map(products, items, model.path, settings, levels, clean)
+    parts = context.map(products, items, model, settings, levels, clean)
     total = sum(part for part, _ in parts)
     gammas = gammas_from_products(total, levels, settings.solver)
     return gammas, sum(seconds for _, seconds in parts)
@@ -154,7 +153,7 @@ def _size(clean: Data | Samples) -> int:
 
 def products(
     block: tuple[int, int],
-    folder: Path,
+    model: TrainedNetwork,
     settings: CalibrationSettings,
     levels: Tensor,
     clean: Data | Samples,
@@ -163,7 +162,7 @@ def products(
     network took."""
     from stages.methods.stein import residual_products
 
-    problem, _ = solving.problem(folder, settings, settings.step)
+    problem, _ = solving.problem(model, settings, settings.step)
     images, labels = _images(clean, block, settings)
     denoiser = problem.denoiser(labels.to(settings.device))
     # A stream of its own: where the images are the model's own samples, noise that repeats what
@@ -197,7 +196,7 @@ def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     from stages.methods.stein import fit_gammas
 
     settings: CalibrationSettings = context.settings
-    problem, _ = solving.problem(context.inputs["model"].path, settings, settings.step)
+    problem, _ = solving.problem(context.inputs["model"], settings, settings.step)
     indices = torch.arange(settings.num_states)
     noise = problem.noise(settings.seed, indices, solving.FITTING_STEP)
     denoiser, state = problem.denoiser(problem.labels(indices)), levels[0].item() * noise

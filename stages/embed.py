@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.artifact import Artifact, open_artifact
+from pipeline.artifact import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Stage
 from stages.extract import Extractor, NetworkOptions, PassOptions, weight_files
@@ -88,9 +87,8 @@ def run(context: Context) -> Result:
     count = _count(settings, data, samples)
     context.progress(0, count, "images")
     items = shards(count, settings.batch_size, settings.shard_size)
-    where = (data.path, samples.path if samples else None, extractor.path)
     try:
-        parts = context.map(embed_shard, items, *where, settings)
+        parts = context.map(embed_shard, items, data, samples, extractor, settings)
     except (ValueError, OSError, StageError) as error:
         # What a shard elsewhere raised comes with its traceback around it.
         raise StageError(str(getattr(error, "cause", error))) from error
@@ -125,30 +123,29 @@ def _count(settings: FeatureSettings, data: Data, samples: Samples | None) -> in
 
 def embed_shard(
     shard: tuple[int, int],
-    data_path: Path,
-    samples_path: Path | None,
-    extractor_path: Path,
+    data: Data,
+    samples: Samples | None,
+    extractor: Extractor,
     settings: FeatureSettings,
 ) -> dict[str, np.ndarray]:
     """The arrays of images first..last-1."""
     from stages import features
 
     which = slice(*shard)
-    data = open_artifact(data_path).load()
+    loaded = data.load()
     if settings.part == "samples":
-        samples = open_artifact(samples_path)
         images, name_of = samples.images(which), samples.name_of
     else:
-        images = getattr(data, settings.part)[which]
+        images = getattr(loaded, settings.part)[which]
         words = {"train": "training", "test": "held-out"}[settings.part]
         name_of = f"{words} image {{}}".format
-    network = open_artifact(extractor_path).load(settings.weights, settings.device)
+    network = extractor.load(settings.weights, settings.device)
     # Clipped as an image file would be.
     names = [name_of(index) for index in range(*shard)]
     found = features.extract(network, images.clamp(-1, 1), settings.batch_size, names)
     arrays = {name: getattr(found, name) for name in features.Features.__annotations__}
     if settings.part != "train":
-        arrays |= _neighbours(images.clamp(-1, 1), data.train)
+        arrays |= _neighbours(images.clamp(-1, 1), loaded.train)
     return {name: array.numpy() for name, array in arrays.items() if array is not None}
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.artifact import open_artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.embed import FeatureSet
@@ -66,7 +64,7 @@ class Bench:
     floors: by metric. protocol: without the details that single metrics add.
     """
 
-    train: Path
+    train: FeatureSet
     protocol: Protocol
     floors: Mapping[str, float]
     settings: EvaluateSettings
@@ -107,12 +105,12 @@ def run(context: Context) -> Result:
     _check(samples, features, reference, settings)
     held_out = context.inputs["held_out"]
     _check_extractors([*features.values(), held_out], context.inputs["train"])
-    paths = [(samples[name].path, features[name].path) for name in sets]
+    pairs = [(samples[name], features[name]) for name in sets]
     try:
         bench = _bench(context.inputs["train"], held_out, settings)
         context.progress(0, len(sets), "sets")
-        shards = _shards(paths, held_out.description["extractor"]["dimension"], settings)
-        found = context.map(score_sets, shards, bench, reference.path if reference else None)
+        shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
+        found = context.map(score_sets, shards, bench, reference)
         scores = [scores for shard in found for scores in shard]
     except (ValueError, StageError) as error:
         # What a shard elsewhere raised comes with its traceback around it.
@@ -205,7 +203,7 @@ def _bench(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) 
         num_samples=count,
     )
     floors = _floors(train.load(), held_out.load(), settings)
-    return Bench(train.path, protocol, floors, settings)
+    return Bench(train, protocol, floors, settings)
 
 
 def _floors(
@@ -247,29 +245,30 @@ MANIFOLDS = ("precision", "recall", "density", "coverage")
 
 
 def _shards(
-    paths: Sequence[tuple[Path, Path]], dimension: int, settings: EvaluateSettings
-) -> list[Sequence[tuple[Path, Path]]]:
+    pairs: Sequence[tuple[Samples, FeatureSet]], dimension: int, settings: EvaluateSettings
+) -> list[Sequence[tuple[Samples, FeatureSet]]]:
     """Sets in groups of enough work to be worth another process."""
     size = max(1, SHARD_NUMBERS // (settings.num_samples * dimension))
-    return [paths[i : i + size] for i in range(0, len(paths), size)]
+    return [pairs[i : i + size] for i in range(0, len(pairs), size)]
 
 
 def score_sets(
-    shard: Sequence[tuple[Path, Path]], bench: Bench, reference: Path | None
+    shard: Sequence[tuple[Samples, FeatureSet]], bench: Bench, reference: Samples | None
 ) -> list[list[Score]]:
     """The scores of every set of a shard."""
-    return [score_set(paths, bench, reference) for paths in shard]
+    return [score_set(*pair, bench, reference) for pair in shard]
 
 
-def score_set(paths: tuple[Path, Path], bench: Bench, reference: Path | None) -> list[Score]:
-    """All scores of one set: `paths` of its samples and of its features."""
-    samples, features = (open_artifact(path) for path in paths)
+def score_set(
+    samples: Samples, features: FeatureSet, bench: Bench, reference: Samples | None
+) -> list[Score]:
+    """All scores of one set of samples."""
     count = bench.settings.num_samples
     found = features.load(count)
-    scores = list(_feature_scores(found, open_artifact(bench.train).load(), bench))
+    scores = list(_feature_scores(found, bench.train.load(), bench))
     scores += _memorization(found, bench)
     if reference is not None:
-        scores += _trajectories(samples, open_artifact(reference), bench)
+        scores += _trajectories(samples, reference, bench)
     return scores
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -105,7 +104,7 @@ def run(context: Context) -> Result:
     try:
         solving.model_identity(model, step)
         levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
-        parts = context.map(norms, items, model.path, settings, levels)
+        parts = context.map(norms, items, model, settings, levels)
     except (ValueError, FloatingPointError) as error:
         # What a shard elsewhere raised comes with its traceback around it.
         raise StageError(str(getattr(error, "cause", error))) from error
@@ -141,14 +140,14 @@ def run(context: Context) -> Result:
 
 
 def norms(
-    block: tuple[int, int], folder: Path, settings: LipschitzSettings, levels: Tensor
+    block: tuple[int, int], model: TrainedNetwork, settings: LipschitzSettings, levels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean and maximum over a block of states, (num_steps,) float64 each."""
     import torch
 
     from stages.methods.lipschitz import step_norms
 
-    problem, _ = solving.problem(folder, settings, settings.step)
+    problem, _ = solving.problem(model, settings, settings.step)
     indices = torch.arange(*block)
     found = step_norms(
         problem.denoiser(problem.labels(indices)),

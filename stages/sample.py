@@ -179,9 +179,9 @@ class Plan:
 
 
 def sample_shard(
-    shard: tuple[int, int], folder: Path, settings: SampleSettings, plan: Plan
+    shard: tuple[int, int], model: TrainedNetwork, settings: SampleSettings, plan: Plan
 ) -> Shard:
-    """Samples first..last-1 of the model in the artifact at `folder`.
+    """Samples first..last-1 of the model.
 
     Every block is computed at its full size, so that a sample does not depend on how many follow.
     """
@@ -189,7 +189,7 @@ def sample_shard(
     import torch
 
     begun = time.perf_counter()
-    problem, step = solving.problem(folder, settings, settings.step)
+    problem, step = solving.problem(model, settings, settings.step)
     first, last = shard
     size = settings.block_size
     held = 1 if settings.correction in OVER_BATCH else math.ceil(settings.batch_size / size)
@@ -270,7 +270,7 @@ def run(context: Context) -> Result:
     context.progress(0, settings.num_samples, "samples")
     try:
         plan = plan_of(settings, model, **others)
-        parts = context.map(sample_shard, items, model.path, settings, plan)
+        parts = context.map(sample_shard, items, model, settings, plan)
     except (ValueError, FloatingPointError) as error:
         # What a shard elsewhere raised comes with its traceback around it.
         raise StageError(str(getattr(error, "cause", error))) from error

@@ -233,14 +233,16 @@ class InBlocks:
         return torch.cat([part(block, s) for part, block in blocks])
 
 
-def problem(folder: Path, settings: SolverOptions, step: int | None) -> tuple[Problem, int]:
-    """The model in the artifact at `folder` at a checkpoint (None: the last), and that step.
+def problem(
+    trained: TrainedNetwork, settings: SolverOptions, step: int | None
+) -> tuple[Problem, int]:
+    """The model at a checkpoint (None: the last), and that step.
 
     A network stays loaded in a worker process for the next shard or node that asks for it.
     """
-    model = open_artifact(folder).load()
+    model = trained.load()
     step = model.steps[-1] if step is None else step
-    return Problem(warm_network(folder, step, settings.device), model, settings), step
+    return Problem(warm_network(trained.path, step, settings.device), model, settings), step
 
 
 @lru_cache(maxsize=2)

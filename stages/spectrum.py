@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from pipeline.artifact import open_artifact
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.powerspectrum import FILE, Spectrum
@@ -42,21 +40,20 @@ def chosen(total: int, num_images: int | None) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def collect_shard(shard: tuple[int, int], folder: Path, settings: SpectrumSettings) -> dict:
-    """The exact sums over the chosen images first..last-1 of the data set at `folder`."""
+def collect_shard(shard: tuple[int, int], data: Data, settings: SpectrumSettings) -> dict:
+    """The exact sums over the chosen images first..last-1 of a data set."""
     import numpy as np
 
     from stages.methods.spectrum import RadialPower
 
-    artifact = open_artifact(folder)
-    images = artifact.load().train
+    images = data.load().train
     first, last = shard
     which = np.asarray(chosen(len(images), settings.num_images)[first:last])
     total = None
     for start in range(0, len(which), BATCH):
         part = RadialPower.collect(
             images[which[start : start + BATCH]],
-            latent=is_latent(artifact),
+            latent=is_latent(data),
             allow_latent=settings.allow_latent,
         )
         total = part if total is None else total + part
@@ -81,7 +78,7 @@ def run(context: Context) -> Result:
         size = settings.shard_size
         shards = [(i, min(i + size, count)) for i in range(0, count, size)]
         context.progress(0, count, "images")
-        states = context.map(collect_shard, shards, data.path, settings)
+        states = context.map(collect_shard, shards, data, settings)
         total, *others = (RadialPower.from_state(state) for state in states)
         for other in others:
             total += other

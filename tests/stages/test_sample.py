@@ -72,7 +72,7 @@ def test_the_network_sees_whole_blocks_only(model, monkeypatch, batch_size, held
     )
     settings = SETTINGS.revised(batch_size=batch_size)
     plan = sample.plan_of(settings, model)
-    shard = sample.sample_shard((24, 44), model.path, settings, plan)
+    shard = sample.sample_shard((24, 44), model, settings, plan)
     assert set(calls) == {8}
     assert len(calls) == 3 * 3
     assert len(batches[0]) == held
