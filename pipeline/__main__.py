@@ -15,6 +15,7 @@ first steps:
   python -m pipeline run full --preset smoke      every node at a tiny size
   python -m pipeline plan full train.lr=0.002     what a change would run again, and why
   python -m pipeline config full                  every setting and where it came from
+  python -m pipeline compare RUN RUN              two runs side by side
   python -m pipeline ui                           compare runs in MLflow
 """
 
@@ -54,6 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     report = add("report", "write a run's HTML report and say where it is")
     report.add_argument("run", nargs="?", default="latest", metavar="RUN")
     report.add_argument("--open", action="store_true", help="open it in the browser")
+    compare = add("compare", "runs side by side: settings, scores, curves, samples")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="ids, parts of them, or 'latest'")
+    compare.add_argument(
+        "--html", metavar="FILE", help="the page (default: in the first run's folder)"
+    )
+    compare.add_argument("--no-html", action="store_true", help="only the terminal's tables")
     ui = add("ui", "MLflow's comparison view of this store, on 127.0.0.1")
     ui.add_argument("--port", type=int, default=5000, metavar="N")
     ui.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline import plan as planning
@@ -14,6 +16,7 @@ from pipeline import progress, record, results
 from pipeline.errors import DONE, UsageError
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
+from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
 
 Root = Callable[[], Catalog]
@@ -196,6 +199,29 @@ def report(root: Root, options: Namespace) -> int:
     return DONE
 
 
+def compare(root: Root, options: Namespace) -> int:
+    """Show runs side by side, in the terminal and as a page."""
+    from rich.console import Console
+
+    from pipeline import compare as comparing
+
+    store, catalog = _store(options), root()
+    found = comparing.compare(catalog, comparing.find(options.runs, store))
+    # A pipe has no width; a table that breaks its lines is of no use there.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    comparing.show(found, console)
+    if options.no_html or not catalog.compare_page:
+        return DONE
+    beside = store.run_path(found.runs[0].id) / comparing.file_name(found.runs)
+    path = Path(options.html).expanduser() if options.html else beside
+    try:
+        path.write_text(resolve_name(catalog.compare_page)(found))
+    except OSError as error:
+        raise UsageError(f"--html {path} cannot be written: {error.strerror}") from error
+    print(f"html: {path}")
+    return DONE
+
+
 def ui(root: Root, options: Namespace) -> int:
     """Serve MLflow's UI."""
     from pipeline import track
@@ -270,6 +296,7 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "show": show,
     "logs": logs,
     "report": report,
+    "compare": compare,
     "ui": ui,
     "gc": gc,
     "doctor": doctor,

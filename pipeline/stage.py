@@ -183,6 +183,9 @@ class Catalog:
         exclude_sources: modules that hold tables of names and never enter a key.
         packages: distributions whose versions stand in the manifests.
         weights: files that some settings need and nobody downloads.
+        compare_scores: `"module:function"` of a function that takes runs and gives
+            `pipeline.compare.Line`s of the scores that they share.
+        compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
     """
 
     settings: type[Settings]
@@ -193,6 +196,8 @@ class Catalog:
     exclude_sources: frozenset[str] = frozenset()
     packages: Sequence[str] = ()
     weights: Sequence[Weights] = ()
+    compare_scores: str = ""
+    compare_page: str = ""
 
 
 def resolve(dotted: str) -> Any:

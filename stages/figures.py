@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,22 +72,37 @@ class Figure:
     rows: Sequence[Sequence[Any]] = ()
 
 
-def plot(name: str, caption: str, curves: Sequence[Curve], axes: Axes) -> Figure:
+WHOLE, PANEL = (6.4, 3.6), (3.6, 2.6)  # inches
+# Room for labels, of figures whose legend stands inside: four times faster than fitting it.
+MARGINS = {
+    WHOLE: {"left": 0.13, "right": 0.98, "bottom": 0.14, "top": 0.97},
+    PANEL: {"left": 0.22, "right": 0.96, "bottom": 0.2, "top": 0.96},
+}
+
+
+def plot(
+    name: str,
+    caption: str,
+    curves: Sequence[Curve],
+    axes: Axes,
+    size: tuple[float, float] = WHOLE,
+) -> Figure:
     """Curves over a common abscissa, each with its own colour, marker and dash."""
+
+    beside = len(curves) > 4  # the legend stands beside the lines, not over them
 
     def draw(ax: Any) -> None:
         for index, curve in enumerate(curves):
             _line(ax, curve, index, marked=len(curve.x) <= 40)
         ax.set_xlabel(axes.x)
         ax.set_ylabel(axes.y)
-        if axes.log_x:
-            ax.set_xscale("log")
-        if axes.log_y:
-            ax.set_yscale("log")
+        for axis, is_log in ((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y)):
+            if is_log:
+                _logarithmic(axis)
         if axes.ticks is not None:
             ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
-            ax.minorticks_off()
-        if len(curves) > 4:  # beside the lines, not over them
+            ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        if beside:
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
         elif len(curves) > 1:
             ax.legend()
@@ -98,7 +113,8 @@ def plot(name: str, caption: str, curves: Sequence[Curve], axes: Axes) -> Figure
         rows += [
             (curve.name, x, y, error) for x, y, error in zip(curve.x, curve.y, errors, strict=True)
         ]
-    return Figure(name, caption, svg(draw, name), rows)
+    margins = None if beside else MARGINS.get(size)
+    return Figure(name, caption, svg(draw, name, size, margins), rows)
 
 
 def _line(ax: Any, curve: Curve, index: int, marked: bool) -> None:
@@ -115,13 +131,32 @@ def _line(ax: Any, curve: Curve, index: int, marked: bool) -> None:
         ax.plot(curve.x, curve.y, **style)
 
 
-def svg(draw: Callable[[Any], None], name: str, size: tuple[float, float] = (6.4, 3.6)) -> str:
-    """Draw on fresh axes and return SVG text; the same drawing gives the same bytes."""
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic axis with plain numbers, those between powers of ten where few powers are."""
+    from matplotlib.ticker import LogFormatter
+
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+
+
+def svg(
+    draw: Callable[[Any], None],
+    name: str,
+    size: tuple[float, float] = WHOLE,
+    margins: Mapping[str, float] | None = None,
+) -> str:
+    """Draw on fresh axes and return SVG text; the same drawing gives the same bytes.
+
+    size: in inches. margins: as shares of the size; None fits them to labels and legend.
+    """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=size, layout="constrained")
+        canvas = Canvas(figsize=size, layout="constrained" if margins is None else None)
+        if margins is not None:
+            canvas.subplots_adjust(**margins)
         draw(canvas.add_subplot())
         stream = io.StringIO()
         canvas.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

@@ -32,7 +32,9 @@ figure svg { width: 100%; max-width: 46rem; height: auto; display: block; }
 figure img { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
 .pictures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-.pictures figure { margin: 0; } .pictures img { width: 100%; }
+.pictures figure, .panels figure { margin: 0; } .pictures img { width: 100%; }
+.panels { display: grid; gap: 1.2rem 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
@@ -59,9 +61,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report, in this order: text (HTML), tables, figures, pictures.
+    """A part of the report, in this order: text (HTML), tables, figures, panels, pictures.
 
-    more: pictures that stay folded until somebody asks for them.
+    panels: small figures that stand side by side. more: pictures that stay folded until somebody
+    asks for them.
     """
 
     title: str
@@ -70,10 +73,13 @@ class Section:
     figures: Sequence[Figure] = ()
     pictures: Sequence[Picture] = ()
     more: Sequence[Picture] = ()
+    panels: Sequence[Figure] = ()
 
 
-def page(title: str, lead: str, sections: Sequence[Section], marker: str) -> str:
+def page(title: str, lead: str, sections: Sequence[Section], marker: str = "") -> str:
     """The whole file. `marker` stands where the engine fills in what belongs to one run."""
+    run = f"<h2 id='run'>Run and graph</h2>{marker}" if marker else ""
+    link = "<a href='#run'>Run and graph</a>" if marker else ""
     parts = [_section(index, section) for index, section in enumerate(sections)]
     links = "".join(f"<a href='#s{i}'>{html.escape(s.title)}</a>" for i, s in enumerate(sections))
     return (
@@ -82,8 +88,8 @@ def page(title: str, lead: str, sections: Sequence[Section], marker: str) -> str
         "<link rel='icon' href='data:,'>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f"<h1>{html.escape(title)}</h1><p class='lead'>{lead}</p>"
-        f"<nav>{links}<a href='#run'>Run and graph</a></nav>"
-        f"{''.join(parts)}<h2 id='run'>Run and graph</h2>{marker}</main></body></html>"
+        f"<nav>{links}{link}</nav>"
+        f"{''.join(parts)}{run}</main></body></html>"
     )
 
 
@@ -91,16 +97,19 @@ def _section(index: int, section: Section) -> str:
     parts = [f"<h2 id='s{index}'>{html.escape(section.title)}</h2>", section.text]
     parts += section.tables
     parts += [_figure(figure) for figure in section.figures]
+    if section.panels:
+        parts.append(f"<div class='panels'>{''.join(map(_figure, section.panels))}</div>")
     if section.pictures:
-        parts.append(_pictures(section.pictures))
+        parts.append(pictures(section.pictures))
     if section.more:
-        more = _pictures(section.more)
+        more = pictures(section.more)
         parts.append(f"<details><summary>{len(section.more)} more</summary>{more}</details>")
     return "".join(parts)
 
 
-def _pictures(pictures: Sequence[Picture]) -> str:
-    return f"<div class='pictures'>{''.join(_picture(picture) for picture in pictures)}</div>"
+def pictures(shown: Sequence[Picture]) -> str:
+    """Pictures side by side, as many as the width holds."""
+    return f"<div class='pictures'>{''.join(map(_picture, shown))}</div>"
 
 
 def _figure(figure: Figure) -> str:

@@ -463,4 +463,6 @@ CATALOG = Catalog(
     exclude_sources=frozenset({"stages.table", "stages.methods.table", "stages.methods.slots"}),
     weights=weights.CATALOG,
     packages=("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pyarrow", "ray"),
+    compare_scores="stages.compared_scores:lines",
+    compare_page="stages.comparison:compared",
 )
