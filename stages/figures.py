@@ -43,12 +43,14 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line. error: half-widths of its bars (None where there is no error)."""
+    """A named line. error: half-widths of its bars (None where there is no error). like: the place
+    of the curve whose colour it shares, dashed; None is a colour of its own."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     error: Sequence[float | None] | None = None
+    like: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,12 @@ def plot(
 
 
 def _line(ax: Any, curve: Curve, index: int, marked: bool) -> None:
+    place = index if curve.like is None else curve.like
+    again = index // len(COLORS)  # the colours are used again, with other lines and markers
     style = {
-        "color": COLORS[index % len(COLORS)],
-        "linestyle": LINES[index // len(COLORS) % len(LINES)],
-        "marker": MARKERS[index % len(MARKERS)] if marked else None,
+        "color": COLORS[place % len(COLORS)],
+        "linestyle": LINES[again % len(LINES)] if curve.like is None else "--",
+        "marker": MARKERS[(index + again) % len(MARKERS)] if marked else None,
         "label": curve.name,
     }
     if curve.error is not None and any(error is not None for error in curve.error):

@@ -35,7 +35,7 @@ figure img { max-width: 100%; height: auto; image-rendering: pixelated; display:
 .pictures figure, .panels figure { margin: 0; } .pictures img { width: 100%; }
 .panels { display: grid; gap: 1.2rem 1rem;
   grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }

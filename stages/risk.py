@@ -8,7 +8,8 @@ pixels, squared errors in their variance, for every data set and every denoiser.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,6 +160,7 @@ class Level:
     standard_error: float | None
     train_mse: float | None
     coefficients: Tensor
+    per_image: Tensor
     filter: Tensor | None
     responses: Mapping[str, Response]
 
@@ -215,23 +217,30 @@ class Bench:
         parts = zip(curves.w, curves.score, curves.linear, strict=True)
         responses = {b: Response(*part) for b, part in zip(centres, parts, strict=True)}
         # Coefficients of other bands, or of one that is not orthonormal, are no parts of these.
+        # The exact risk is that of the polynomials without the reach that samples are drawn with.
+        everywhere = replace(score, reach=math.inf)
+        sampled = self._sampled(sigma, lambda which: lambda y, s: everywhere.denoise(y))
         basis = self.statistics.layout.basis
-        maps = risks if basis == self.basis else self._sampled(sigma).coefficients
-        return Level(float(risks.mean()), None, score.risk(), maps, None, responses)
+        maps = risks if basis == self.basis else sampled.coefficients
+        exact = float(risks.mean())
+        return Level(exact, None, score.risk(), maps, sampled.per_image, None, responses)
 
     def _measured(self, sigma: float) -> Level:
         found = self._sampled(sigma)
-        if self.settings.denoiser not in EXACT:
-            return Level(found.mean, found.standard_error, None, found.coefficients, None, {})
-        exact = self.denoiser.risk(self.held_out, sigma)
-        return Level(exact, None, None, found.coefficients, None, {})
+        if self.settings.denoiser in EXACT:
+            mse, error = self.denoiser.risk(self.held_out, sigma), None
+        else:
+            mse, error = found.mean, found.standard_error
+        return Level(mse, error, None, found.coefficients, found.per_image, None, {})
 
-    def _sampled(self, sigma: float) -> MeasuredRisk:
+    def _sampled(
+        self, sigma: float, denoiser_for: Callable[[slice], Denoiser] | None = None
+    ) -> MeasuredRisk:
         from stages.methods.riskmaps import measured_risk
 
         batch_size = self.settings.batch_size
         common = (self.held_out, self.noise, sigma, self.basis, batch_size)
-        return measured_risk(self._denoiser_for, *common)
+        return measured_risk(denoiser_for or self._denoiser_for, *common)
 
     def _denoiser_for(self, which: slice) -> Denoiser:
         if not self.settings.labelled:
@@ -297,7 +306,8 @@ def _tensors(levels: Sequence[Level], basis: WaveletBasis, std: float) -> dict[s
     import torch
 
     maps = [basis.mosaic(level.coefficients) / std**2 for level in levels]
-    found = {"maps": torch.stack(maps)}
+    per_image = torch.stack([level.per_image for level in levels]) / std**2
+    found = {"maps": torch.stack(maps), "per_image": per_image}
     if levels[0].filter is not None:
         found["filters"] = torch.stack([level.filter for level in levels])
     for band in levels[0].responses:

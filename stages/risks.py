@@ -34,8 +34,10 @@ class Risk:
     name: local-d2, wiener, sit, ... exact: whether mse is a closed form. mse, standard_error,
     train_mse: by sigma, the last two None where there is none. bands: of each band, `A2`, `H2` ..
     `D1`, by sigma. maps: (S, C, H, W), the risk of each wavelet coefficient, arranged as the usual
-    pyramid. filters: (S, C, H, W), the centre pixel's filter; None where there is no derivative.
-    responses: by band, by sigma.
+    pyramid. per_image: (S, B), the error of each held-out image on the noise that all denoisers
+    share, also of those whose mse is exact: differences taken image by image have an error.
+    filters: (S, C, H, W), the centre pixel's filter; None where there is no derivative. responses:
+    by band, by sigma.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Risk:
     train_mse: tuple[float | None, ...]
     bands: Mapping[str, tuple[float, ...]]
     maps: Tensor
+    per_image: Tensor
     filters: Tensor | None
     responses: Mapping[str, Sequence[Response]] = field(default_factory=dict)
 
@@ -87,6 +90,7 @@ class Risks(Artifact):
             **{name: tuple(facts[name]) for name in by_sigma},
             bands={band: tuple(values) for band, values in facts["bands"].items()},
             maps=tensors["maps"],
+            per_image=tensors["per_image"],
             filters=tensors.get("filters"),
             responses=responses,
         )

@@ -19,11 +19,13 @@ from stages.methods.wavelet_basis import WaveletBasis
 @dataclass(frozen=True, eq=False)
 class MeasuredRisk:
     """mean: squared error per coordinate; standard_error: over images, noise and images together;
-    coefficients: (num_coefficients,) squared error of each, float64, whose mean is `mean` for an
-    orthonormal basis."""
+    per_image: (B,) squared error per coordinate of each image, over its draws, which denoisers on
+    the same noise are compared by; coefficients: (num_coefficients,) squared error of each, whose
+    mean is `mean` for an orthonormal basis. float64."""
 
     mean: float
     standard_error: float
+    per_image: Tensor = field(repr=False)
     coefficients: Tensor = field(repr=False)
 
 
@@ -60,7 +62,8 @@ def measured_risk(
             squares += (basis.analyse(error) ** 2).sum(0).cpu()
     per_image /= len(noise)
     spread = float(per_image.std() / len(images) ** 0.5)
-    return MeasuredRisk(float(per_image.mean()), spread, squares / (len(noise) * len(images)))
+    coefficients = squares / (len(noise) * len(images))
+    return MeasuredRisk(float(per_image.mean()), spread, per_image, coefficients)
 
 
 def mean_filter(

@@ -185,12 +185,12 @@ def _signs(length: int) -> np.ndarray:
 
 
 def _chunk_size(height: int, width: int) -> int:
-    """Images in one transform: about 2^17 pixels, by 16, the same for every batch.
+    """Images in one transform: about 2^16 pixels, by 16, the same for every batch.
 
     The last bits of a transform depend on how many run together; a fixed number, filled up with
     zeros, keeps an image's spectrum independent of the batch it came in.
     """
-    return 16 * max(1, min(16, 2**13 // (height * width)))
+    return 16 * max(1, min(16, 2**12 // (height * width)))
 
 
 def _bin_sums(images: Tensor, latent: bool, size: int) -> np.ndarray:

@@ -85,9 +85,16 @@ class WaveletModel:
         return copies * statistics + max(coefficients, solving) + WORKING_BYTES
 
     def check_memory(
-        self, shape: tuple[int, int, int], max_bytes: int = 2 * GIB, copies: int = 1
+        self,
+        shape: tuple[int, int, int],
+        max_bytes: int = 2 * GIB,
+        copies: int = 1,
+        limit: str = "max_bytes",
     ) -> None:
-        """Raise ValueError, naming what would fit instead, when the prediction is too large."""
+        """Raise ValueError, naming what would fit instead, when the prediction is too large.
+
+        limit: what the message calls the bound.
+        """
         needed = self.predict_bytes(shape, copies)
         if needed <= max_bytes:
             return
@@ -99,8 +106,8 @@ class WaveletModel:
         instead = "; ".join(fitting[:3]) or "only smaller images"
         raise ValueError(
             f"{self.describe()} on {'x'.join(map(str, shape))} images needs about "
-            f"{needed / GIB:.2f} GiB, more than max_bytes = {max_bytes / GIB:.2f} GiB. "
-            f"What fits instead: {instead}; or raise max_bytes."
+            f"{needed / GIB:.2f} GiB, more than {limit} = {max_bytes / GIB:.2f} GiB. "
+            f"What fits instead: {instead}; or raise {limit}"
         )
 
     def describe(self) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from stages.sections import denoising
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -89,7 +91,7 @@ def _section(of: Compared, drawn: Mapping[str, Any]) -> Section:
     return Section(
         f"Wavelet score: {of.dataset}",
         _words(of),
-        [table(_table(of)), table(_lowest(of))],
+        [table(rows) for rows in (_table(of), _lowest(of), *_differences(of)) if rows],
         [figure for figure in figures if figure is not None],
         list(_pictures(of, drawn)),
     )
@@ -107,27 +109,19 @@ def _words(of: Compared) -> str:
         f"training pixels ({of.risks[0].std:.4g} of the images' own unit), errors in their "
         "variance. A wavelet score (family and degree) is fitted without a gradient step; its "
         "risk, and that of identity, mean and Wiener filter, is a closed form, exact for these "
-        "images. The others are measured on one shared noise, ± one standard error over images."
+        "images. The others are measured on one shared noise, ± one standard error over images, "
+        "which are taken as independent. Differences are taken image by image on that noise; of a "
+        "family the highest degree stands for it."
         f"{labelled}{absent}</p><p>{html.escape(_seen(of))}</p>"
     )
 
 
 def _seen(of: Compared) -> str:
-    """What the numbers say of the best score of a local family, noise level by noise level."""
-    if not of.local:
-        return ""
-    below: dict[str, list[str]] = {}
-    for other in (risk for risk in of.risks if risk not in of.local):
-        wins = [
-            f"{sigma:g}"
-            for i, sigma in enumerate(of.sigmas)
-            if of.lowest(of.local, i).mse[i] < other.mse[i]
-        ]
-        every = len(wins) == len(of.sigmas)
-        where = "at every sigma here" if every else f"at sigma {', '.join(wins)}"
-        below.setdefault(where if wins else "nowhere", []).append(other.name)
-    parts = [f"below {', '.join(names)} {where}" for where, names in below.items()]
-    found = f"As measured, the best score of a local family (all but full) is {'; '.join(parts)}."
+    """What the numbers say, from differences image by image."""
+    others = [risk for risk in of.risks if risk not in of.local]
+    lowest = [of.lowest(of.local, i) for i in range(len(of.sigmas))] if of.local else []
+    found = denoising.seen(of.local, others, lowest, of.sigmas)
+    found += denoising.gap_in_words(of.wavelets, of.others, of.sigmas)
     if any(risk.name.startswith("full") for risk in of.wavelets):
         found += " Family full of degree 1 is the Wiener filter but for its ridge."
     return found
@@ -165,6 +159,11 @@ def _lowest(of: Compared) -> list[tuple[Any, ...]]:
             cells = [f"{risk.name}: {risk.mse[i]:.5f}" for i, risk in enumerate(found)]
             rows.append((kind, *cells))
     return rows
+
+
+def _differences(of: Compared) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    found = (of.wavelets, of.others, of.sigmas)
+    return denoising.differences(*found), denoising.gaps(*found)
 
 
 # --- curves over sigma --------------------------------------------------------------------------
@@ -312,7 +311,9 @@ def _tiles(
         ax.set_ylabel("denoiser")
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.figure.colorbar(image, label=label)
+        beside = ax.inset_axes((1.02, 0.0, 0.025, 1.0))  # as high as the pictures
+        beside.grid(False)
+        ax.figure.colorbar(image, cax=beside, label=label)
 
     counts = ((step[0], len(tiles)), (step[1], len(of.sigmas)))
     size = (6.4, 0.9 + 4.2 * sheet.shape[0] / sheet.shape[1])
@@ -330,32 +331,41 @@ def _responses(of: Compared) -> Iterator[Figure]:
         return
     one = max(curved, key=lambda risk: (_degree(risk), "independent" in risk.name))
     bands = list(one.responses)
-    shown = [bands[0], *(band for band in bands if band[0] == "H")]
-    yield _response_figure(
-        of, "responses", [(f"{one.name} {band}", one, band) for band in dict.fromkeys(shown)]
-    )
-    finest = "H1" if "H1" in bands else bands[-1]
+    bands = [bands[0], *(band for band in bands[1:] if band[0] == "H")]
+    by_band = [(f"{one.name} {band}", one, band) for band in bands]
+    yield _response_figure(of, "responses", by_band, of.middle)
+    finest = bands[-1]
     by_degree = sorted(curved, key=_degree, reverse=True)[:6]
-    yield _response_figure(of, "families", [(risk.name, risk, finest) for risk in by_degree])
+    families = [(risk.name, risk, finest) for risk in by_degree]
+    yield _response_figure(of, "families", families, _most_bent(one, finest))
+
+
+def _most_bent(risk: Risk, band: str) -> int:
+    """The noise level at which a band's score departs the most from its straight line."""
+    found = [(r.score - r.linear).abs().max() / r.linear.abs().max() for r in risk.responses[band]]
+    return max(range(len(found)), key=lambda i: found[i])
 
 
 def _degree(risk: Risk) -> int:
     return int(risk.name.partition("-d")[2][:1])
 
 
-def _response_figure(of: Compared, name: str, shown: Sequence[tuple[str, Risk, str]]) -> Figure:
+def _response_figure(
+    of: Compared, name: str, shown: Sequence[tuple[str, Risk, str]], level: int
+) -> Figure:
     from stages.figures import Axes, Curve, plot
 
     curves, linear = [], {}
     for label, risk, band in shown:
-        found = risk.responses[band][of.middle]
-        curves.append(Curve(label, found.w.tolist(), found.score.tolist()))
-        linear[band] = Curve(f"linear {band}", found.w.tolist(), found.linear.tolist())
+        found = risk.responses[band][level]
+        w, line = found.w.tolist(), found.linear.tolist()
+        curves.append(Curve(label, w, found.score.tolist()))
+        linear.setdefault(band, Curve(f"linear {band}", w, line, like=len(curves) - 1))
     bands = ", ".join(linear)
     caption = (
         f"{of.dataset}: score of the middle coefficient of {bands} against its noisy value at "
-        f"sigma {of.sigmas[of.middle]:g}, every other coefficient at its mean, beside the straight "
-        "line of the diagonal Wiener filter, -(w - mean) / (variance + sigma²)."
+        f"sigma {of.sigmas[level]:g}, every other coefficient at its mean, beside the straight "
+        "line (dashed) of the diagonal Wiener filter, -(w - mean) / (variance + sigma²)."
     )
     axes = Axes(
         "noisy coefficient (standard deviations of the training pixels)",

@@ -143,6 +143,11 @@ def test_the_exact_risk_is_what_noise_gives(few, fitted, exact):
         )
         assert abs(measured.mean / std**2 - value) < 4 * measured.standard_error / std**2
     assert all(train < held for train, held in zip(exact.train_mse, exact.mse, strict=True))
+    # One noise an image: their mean is the exact risk within its error.
+    shared = exact.per_image
+    assert shared.shape == (len(exact.sigmas), len(data.test))
+    errors = shared.std(1) / len(data.test) ** 0.5
+    assert ((shared.mean(1) - torch.tensor(exact.mse)).abs() < 3 * errors).all()
 
 
 def test_bands_scales_and_maps_are_parts_of_the_risk(exact):
@@ -182,7 +187,12 @@ def test_baselines_at_the_same_sigma(tmp_path, few):
         # The maps are measured, the risk is exact; they agree.
         assert found["wiener"].maps[i].mean() == pytest.approx(found["wiener"].mse[i], rel=0.1)
     assert found["wiener"].standard_error == (None,) * 3
-    assert found["empirical-bayes"].standard_error[0] > 0
+    measured = found["empirical-bayes"]
+    assert measured.standard_error[0] > 0
+    np.testing.assert_allclose(measured.per_image.mean(1), measured.mse, rtol=1e-12)
+    # Whatever the denoiser, the noise is the same; doing nothing leaves it.
+    noise = found["identity"].per_image
+    torch.testing.assert_close(noise[2] / 4, noise[0] / 0.25, rtol=1e-9, atol=0)
     at_low = {name: value.mse[0] for name, value in found.items()}
     assert at_low["wiener"] < at_low["bayes-shrink"] < at_low["identity"]
     assert [found[k].filters is None for k in risk.BASELINES] == [True, True, False, False, True]

@@ -6,10 +6,18 @@ import pytest
 import torch
 
 from stages.risks import Response, Risk
-from stages.sections import wavelet
+from stages.sections import denoising, wavelet
 
 SIGMAS = (0.5, 1.0, 2.0)
 BANDS = {"A1": (0.5, 0.6, 0.7), "H1": (0.1, 0.2, 0.3), "V1": (0.3, 0.4, 0.5), "D1": (0.2, 0.3, 0.4)}
+
+
+def per_image(name, mse, count=100):
+    """Errors of images whose common part cancels in differences; each denoiser's own is small."""
+    common, own = torch.Generator().manual_seed(1), torch.Generator().manual_seed(len(name))
+    spread = torch.randn(3, count, generator=common) + 0.01 * torch.randn(3, count, generator=own)
+    spread = 0.1 * (spread - spread.mean(1, keepdim=True))
+    return torch.tensor(mse, dtype=torch.float64)[:, None] + spread
 
 
 def risk(name, mse, kind="score", dataset="digits", **more):
@@ -27,6 +35,7 @@ def risk(name, mse, kind="score", dataset="digits", **more):
         train_mse=(None,) * 3,
         bands=BANDS,
         maps=torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        per_image=per_image(name, mse),
         filters=torch.ones(3, 1, 8, 8) if kind == "score" else None,
         responses={"A1": curved, "H1": curved} if kind == "score" else {},
         **more,
@@ -65,9 +74,12 @@ def test_nothing_for_runs_without_risks():
 
 
 def test_what_is_seen_is_said(made):
-    assert "below full-d1, wiener nowhere" in made.text
-    assert "below identity at every sigma here" in made.text
-    assert "below sit at sigma 1, 2" in made.text
+    assert "above full-d1, wiener at every sigma here" in made.text
+    assert "lower than identity at every sigma here" in made.text
+    assert "above sit at sigma 0.5" in made.text
+    assert "lower than sit at sigma 1, 2" in made.text
+    # 0.05 / 0.03, 0.13 / 0.135, 0.29 / 0.3
+    assert "nearest to 1 at sigma 2 (0.967) and farthest from it at sigma 0.5 (1.67)" in made.text
     assert "0.75 of the images" in made.text
     assert "BayesShrink needs scikit-image" in made.text
     shrunk = [*RISKS, risk("bayes-shrink", (1, 1, 1), "bayes-shrink")]
@@ -75,12 +87,57 @@ def test_what_is_seen_is_said(made):
 
 
 def test_tables(made):
-    every, lowest = made.tables
+    every, lowest, differences, gaps = made.tables
     assert "0.050000" in every
     assert "0.135\u00a0±\u00a0" in every
     assert "full-d1: 0.04200" in lowest
     assert "wiener: 0.22000" in lowest
     assert "sit: 0.03000" in lowest
+    assert "local-d2 - independent-d1" in differences
+    assert "local-d2 - wiener" in differences
+    assert "local-d2 / sit" in gaps
+    assert len(section(RISKS[2:5]).tables) == 2  # nothing to compare
+
+
+def test_differences_are_taken_image_by_image():
+    ours, theirs = risk("local-d2", (0.05, 0.13, 0.29)), risk("sit", (0.03, 0.1301, 0.3), "network")
+    value, error = denoising.difference(ours, theirs, 0)
+    gaps = ours.per_image[0] - theirs.per_image[0]
+    assert value == pytest.approx(0.02)
+    assert error == pytest.approx(gaps.std().item() / 10)
+    assert error < 0.1 * ours.per_image[0].std().item() / 10  # the images' own spread cancels
+    rows = denoising.differences([ours], [theirs], SIGMAS)
+    assert [cell.split()[-1] for cell in rows[1][1:]] == ["higher", "noise", "lower"]
+    one = risk("sit", (0.1, 0.1, 0.1), "network")
+    one.__dict__["per_image"] = one.per_image[:, :1]
+    assert denoising.difference(one, one, 0) == (0, None)
+
+
+def test_ratios_have_the_error_of_repeated_samples():
+    generator = torch.Generator().manual_seed(0)
+    found, errors = [], []
+    for _ in range(400):
+        a, b = 1 + 0.3 * torch.randn(2, 50, generator=generator, dtype=torch.float64)
+        ours, theirs = (
+            SimpleNamespace(mse=(v.mean().item(),), per_image=v[None]) for v in (2 * a + b, b)
+        )
+        value, error = denoising.ratio(ours, theirs, 0)
+        found.append(value)
+        errors.append(error)
+    spread = torch.tensor(found).std().item()
+    assert sum(errors) / len(errors) == pytest.approx(spread, rel=0.15)
+
+
+def test_the_highest_degree_stands_for_a_family():
+    names = ("local-d1", "local-d3", "local-d2-folds", "independent-d2", "full-d1", "parent-d3")
+    scores = [risk(name, (1.0, 1.0, 1.0)) for name in names]
+    others = [risk("wiener", (1, 1, 1), "wiener"), risk("mean", (1, 1, 1), "mean")]
+    assert [(a.name, b.name) for a, b in denoising.pairs(scores, others)] == [
+        ("local-d3", "independent-d2"),
+        ("local-d3", "wiener"),
+        ("parent-d3", "wiener"),
+    ]
+    assert denoising.gaps(scores, others, SIGMAS) == []
 
 
 def test_curves_hold_the_numbers(made):
@@ -99,6 +156,7 @@ def test_curves_hold_the_numbers(made):
     assert maps["sit", "H1"] == (0.1, 0.2, 0.3)
     curves = {row[0]: row for row in figures["responses"].rows[1:]}
     assert set(curves) == {"local-d2 A1", "local-d2 H1", "linear A1", "linear H1"}
+    assert "stroke-dasharray" in figures["responses"].svg
     assert curves["local-d2 H1"][1:3] == (3.0, -1.5)
     assert "sigma 1" in figures["responses"].caption
 
