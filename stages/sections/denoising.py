@@ -61,40 +61,25 @@ def pairs(scores: Sequence[Risk], others: Sequence[Risk]) -> Iterator[tuple[Risk
 def differences(
     scores: Sequence[Risk], others: Sequence[Risk], sigmas: Sequence[float]
 ) -> list[tuple[Any, ...]]:
-    """Every pair's difference and verdict at every noise level."""
-    from stages.page import with_error
-
-    words = {"holds": "lower", "does not hold": "higher", "inconclusive": "within noise"}
-    rows: list[tuple[Any, ...]] = []
+    """By how much the error of one is above or below another's, at every noise level."""
+    rows = []
     for ours, theirs in pairs(scores, others):
-        cells = []
-        for i in range(len(sigmas)):
-            value, error = difference(ours, theirs, i)
-            said = comparing.verdict(value, error)
-            cells.append(f"{with_error(value, error)} {words.get(said, said)}")
-        rows.append((f"{ours.name} - {theirs.name}", *cells))
-    heading = ("difference", *(f"sigma {sigma:g}" for sigma in sigmas))
+        cells = (_cell(ours, theirs, i) for i in range(len(sigmas)))
+        rows.append((f"{ours.name} against {theirs.name}", *cells))
+    heading = ("error", *(f"sigma {sigma:g}" for sigma in sigmas))
     return [heading, *rows] if rows else []
 
 
-def gaps(
-    scores: Sequence[Risk], others: Sequence[Risk], sigmas: Sequence[float]
-) -> list[tuple[Any, ...]]:
-    """The errors of families over those of the networks, at every noise level."""
+def _cell(ours: Risk, theirs: Risk, i: int) -> str:
+    """`-12.3 ± 1.1 %`, and whether that is within noise."""
     from stages.page import with_error
 
-    rows = [
-        (
-            f"{ours.name} / {network.name}",
-            *(with_error(*ratio(ours, network, i)) for i in range(len(sigmas))),
-        )
-        for network in others
-        if network.kind == "network"
-        for ours in (highest(scores, name) for name in (*SMALLER, *LOCAL))
-        if ours is not None
-    ]
-    heading = ("error over that of a network", *(f"sigma {sigma:g}" for sigma in sigmas))
-    return [heading, *rows] if rows else []
+    value, error = ratio(ours, theirs, i)
+    percent = with_error(100 * (value - 1), None if error is None else 100 * error)
+    sign = "+" if value > 1 else ""
+    same = comparing.verdict(*difference(ours, theirs, i)) == "inconclusive"
+    noise = ", within noise" if same else ""
+    return f"{sign}{percent}\u00a0%{noise}"
 
 
 def gap_in_words(scores: Sequence[Risk], others: Sequence[Risk], sigmas: Sequence[float]) -> str:

@@ -91,7 +91,7 @@ def _section(of: Compared, drawn: Mapping[str, Any]) -> Section:
     return Section(
         f"Wavelet score: {of.dataset}",
         _words(of),
-        [table(rows) for rows in (_table(of), _lowest(of), *_differences(of)) if rows],
+        [table(rows) for rows in (_table(of), _lowest(of), _differences(of)) if rows],
         [figure for figure in figures if figure is not None],
         list(_pictures(of, drawn)),
     )
@@ -111,7 +111,7 @@ def _words(of: Compared) -> str:
         "risk, and that of identity, mean and Wiener filter, is a closed form, exact for these "
         "images. The others are measured on one shared noise, ± one standard error over images, "
         "which are taken as independent. Differences are taken image by image on that noise; of a "
-        "family the highest degree stands for it."
+        "family the highest degree stands for it; within noise is within 2 standard errors."
         f"{labelled}{absent}</p><p>{html.escape(_seen(of))}</p>"
     )
 
@@ -161,9 +161,8 @@ def _lowest(of: Compared) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _differences(of: Compared) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    found = (of.wavelets, of.others, of.sigmas)
-    return denoising.differences(*found), denoising.gaps(*found)
+def _differences(of: Compared) -> list[tuple[Any, ...]]:
+    return denoising.differences(of.wavelets, of.others, of.sigmas)
 
 
 # --- curves over sigma --------------------------------------------------------------------------
