@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,13 +45,15 @@ STYLE = {
 @dataclass(frozen=True)
 class Curve:
     """A named line. error: half-widths of its bars (None where there is no error). like: the place
-    of the curve whose colour it shares, dashed; None is a colour of its own."""
+    of the curve whose colour it shares, dashed; None is a colour of its own. joined: whether a line
+    runs through the points."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     error: Sequence[float | None] | None = None
     like: int | None = None
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,6 @@ def plot(
                 _logarithmic(axis)
         if axes.ticks is not None:
             ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
-            ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         if beside:
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
         elif len(curves) > 1:
@@ -124,7 +126,7 @@ def _line(ax: Any, curve: Curve, index: int, marked: bool) -> None:
     again = index // len(COLORS)  # the colours are used again, with other lines and markers
     style = {
         "color": COLORS[place % len(COLORS)],
-        "linestyle": LINES[again % len(LINES)] if curve.like is None else "--",
+        "linestyle": _dashes(curve, again),
         "marker": MARKERS[(index + again) % len(MARKERS)] if marked else None,
         "label": curve.name,
     }
@@ -135,13 +137,24 @@ def _line(ax: Any, curve: Curve, index: int, marked: bool) -> None:
         ax.plot(curve.x, curve.y, **style)
 
 
-def _logarithmic(axis: Any) -> None:
-    """A logarithmic axis with plain numbers, those between powers of ten where few powers are."""
-    from matplotlib.ticker import LogFormatter
+def _dashes(curve: Curve, again: int) -> str:
+    if not curve.joined:
+        return "none"
+    return LINES[again % len(LINES)] if curve.like is None else "--"
 
-    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
-    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
-        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic axis with numbers such as 0.05 and 20, closer where it spans few decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax, name = axis.axes, axis.axis_name
+    (ax.set_xscale if name == "x" else ax.set_yscale)("log")
+    low, high = ax.get_xlim() if name == "x" else ax.get_ylim()
+    decades = math.log10(high / low)
+    parts = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+    axis.set_major_locator(LogLocator(subs=parts, numticks=15))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def svg(

@@ -98,7 +98,9 @@ def _training(training: Mapping[str, TrainedNetwork], by_step: Mapping[str, Any]
 
     losses: dict[str, list[Any]] = {}
     for name, artifact in training.items():
+        before = artifact.description.get("steps_before", 0)  # of the training it goes on from
         for metric, steps, values in _curves(artifact):
+            steps = [before + step for step in steps]
             if metric.startswith("loss/"):
                 losses.setdefault(metric, []).append(Curve(name, steps, values))
     figures = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,16 @@ def lines(
             )
         )
     return found
+
+
+def in_words(
+    found: Sequence[tuple[Any, ...]], words: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """`fid holds at 3, 5`: what lines say, by score and verdict. words: other ones for verdicts."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for metric, nfe, *_, said in found:
+        groups.setdefault((metric, (words or {}).get(said, said)), []).append(str(nfe))
+    return (f"{metric} {said} at {', '.join(nfes)}" for (metric, said), nfes in groups.items())
 
 
 def difference(pairs: Sequence[tuple[Score, Score]]) -> tuple[float, float | None]:

@@ -129,7 +129,8 @@ def _sensitivity(data: FigureData) -> Figure:
     inside = data.frequency_cpd[data.frequency_cpd <= 60]
     if len(inside) <= 40:
         found = contrast_sensitivity(inside).tolist()
-        curves.append(Curve("at the images' frequencies", inside.tolist(), found))
+        found = Curve("at the images' frequencies", inside.tolist(), found, joined=False)
+        curves.append(found)
     caption = "Contrast sensitivity of the human eye (Barten 1999): one over the least contrast."
     label = "frequency (cycles per degree)"
     return plot("csflow-sensitivity", caption, curves, Axes(label, "contrast sensitivity", True))
@@ -269,19 +270,25 @@ def _collect(scores: Mapping[str, Sequence[Row]]) -> Found:
             which = Which(row.time_density, row.training_step, row.solver, row.grid)
             by_nfe = found.setdefault(which, {}).setdefault(row.score.metric, {})
             by_nfe.setdefault(row.nfe, {})[row.seed] = row.score
-    return dict(sorted(found.items()))
+    return {which: found[which] for which in sorted(found, key=lambda w: (w.training_step, w))}
 
 
 def _scores(found: Found) -> Section:
     from stages.page import Section, table
 
-    tables = []
+    tables, items = [], []
     for claim, ours, theirs in _claims(found):
-        lines = [comparing.HEADING]
+        lines = []
         for metric in METRICS:
             lines += comparing.lines(metric, found[ours].get(metric), found[theirs].get(metric))
-        if len(lines) > 1:
-            tables.append(f"<p><b>{html.escape(claim)}</b></p>{table(lines)}")
+        if lines:
+            heading = f"<p>Claim: {html.escape(claim)}</p>"
+            tables.append(f"{heading}{table([comparing.HEADING, *lines])}")
+            said = "; ".join(comparing.in_words(lines))
+            items.append(f"<li>{html.escape(f'{claim}: {said}')}</li>")
+    if tables:
+        summary = "<summary>Every claim in numbers</summary>"
+        tables = [f"<details>{summary}{''.join(tables)}</details>"]
     figures = [
         figure for metric in METRICS for figure in _plots(found, metric) if figure is not None
     ]
@@ -295,9 +302,11 @@ def _scores(found: Found) -> Section:
     )
     text = (
         f"<p>Grids at equal evaluations; lower is better. {error} A claim holds, or does not, "
-        "where the difference is beyond 2 standard errors, and is inconclusive within.</p>"
+        "where the difference is beyond 2 standard errors, and is inconclusive within; the numbers "
+        "are evaluations.</p>"
     )
-    return Section("CSFlow: scores", text, tables, figures)
+    listed = f"<ul>{''.join(items)}</ul>" if items else ""
+    return Section("CSFlow: scores", text + listed, tables, figures)
 
 
 def _plots(found: Found, metric: str) -> list[Figure | None]:

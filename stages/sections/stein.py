@@ -69,6 +69,7 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
 def _collect(scores: Mapping[str, Sequence[Row]]) -> Curves:
     """Scores by curve, metric, NFE and seed; means over seeds are made here from single sets."""
     found: Curves = {}
+    compared: dict[str, set[Which]] = {}
     for rows in scores.values():
         for row in rows:
             if row.score.metric in METRICS and row.seed is not None:
@@ -82,7 +83,9 @@ def _collect(scores: Mapping[str, Sequence[Row]]) -> Curves:
                 )
                 by_nfe = found.setdefault(which, {}).setdefault(row.score.metric, {})
                 by_nfe.setdefault(row.nfe, {})[row.seed] = row.score
-    return dict(sorted(found.items()))
+                compared.setdefault(which.model, set()).add(which)
+    # A model that was solved in one way has nothing to be compared.
+    return {which: found[which] for which in sorted(found) if len(compared[which.model]) > 1}
 
 
 def _scores(curves: Curves) -> Section:
@@ -126,7 +129,8 @@ def _words(curves: Curves) -> str:
         "correction may leave the model's trajectory and still gain FID, so both are shown. Each "
         f"solver has a grid of its own, on which alone it is compared ({listed}): a difference "
         "between solvers on different grids is one of the grids too. Heun stands at its true odd "
-        f"counts. {error}"
+        f"counts. What a sample took in wall time stands beside the evaluations in <a href='#run'>"
+        f"the run's measured speeds</a>. {error}"
     )
 
 
@@ -156,17 +160,10 @@ def _where(curves: Curves, pairs: Sequence[tuple[Which, Which]]) -> str:
     """A list of where each correction helps, and where it does not, from the verdicts."""
     items = []
     for ours, theirs in pairs:
-        parts = []
+        lines = []
         for metric in METRICS:
-            lines = comparing.lines(metric, curves[ours].get(metric), curves[theirs].get(metric))
-            groups: dict[str, list[str]] = {}
-            for _, nfe, *_, verdict in lines:
-                groups.setdefault(verdict, []).append(str(nfe))
-            said = {"holds": "better", "does not hold": "worse"}
-            parts += [
-                f"{metric} {said.get(verdict, verdict)} at {', '.join(nfes)}"
-                for verdict, nfes in groups.items()
-            ]
+            lines += comparing.lines(metric, curves[ours].get(metric), curves[theirs].get(metric))
+        parts = list(comparing.in_words(lines, {"holds": "better", "does not hold": "worse"}))
         if parts:
             against = "" if ours.solver == theirs.solver else f" against {theirs.solver}"
             model = f" ({ours.model})" if len({which.model for which in curves}) > 1 else ""

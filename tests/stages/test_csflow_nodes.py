@@ -362,6 +362,8 @@ def test_verdicts_come_from_paired_seeds(spectrum_of_few):
     assert "towards data" in curves.text
     assert "256 display pixels" in curves.text
     assert "over 3 seeds" in found.text
+    said = "Grid csflow a=0.4 beats uniform_t; trained with t uniform, step 10: fid holds at 5; "
+    assert f"{said}fid inconclusive at 10; fid does not hold at 20" in found.text
     (claim,) = found.tables
     assert "Grid csflow a=0.4 beats uniform_t" in claim
     lines = claim.split("<tr>")[2:]
@@ -383,10 +385,14 @@ def test_fine_tuning_is_compared_at_equal_steps():
         "grid": rows({5: 1.0}, 0, "csflow a=0.4", "csflow a=0.4", step=15),
     }
     found = section._scores(section._collect(scores))
-    claims = [table.partition("</b>")[0] for table in found.tables]
-    assert len(claims) == 2
-    assert "Training with t csflow a=0.4 beats uniform at step 15, on grid uniform_t" in claims[1]
-    assert "no error known" in found.tables[1]
+    _, first, second = found.tables[0].split("Claim: ")
+    assert first.startswith("Grid csflow a=0.4 beats uniform_t; trained with t csflow a=0.4")
+    claim = "Training with t csflow a=0.4 beats uniform at step 15, on grid uniform_t"
+    assert second.startswith(claim)
+    assert "no error known" in second
+    assert f"{claim}: fid no error known at 5" in found.text
+    # The model as it was trained comes first, those that went on from it after it.
+    assert [which.training_step for which in section._collect(scores)] == [10, 15, 15, 15]
 
 
 def test_runs_without_a_spectrum_have_no_section():

@@ -103,11 +103,20 @@ def test_a_fitted_solver_is_compared_on_its_own_grid():
 
 def test_models_are_never_on_one_figure():
     scores = {
-        "a": rows("euler", "none", {5: 3.0}, error=0.1),
-        "b": rows("euler", "none", {5: 2.0}, error=0.1, step=20),
+        f"{solver}-{step}": rows(solver, "none", {5: 3.0}, error=0.1, step=step)
+        for solver in ("euler", "unipc")
+        for step in (10, 20)
     }
     names = [figure.name for figure in only(scores).figures]
     assert names == ["few-steps-fid-solvers", "few-steps-fid-solvers-1"]
+
+
+def test_a_model_solved_in_one_way_has_nothing_to_be_compared():
+    alone = {"a": rows("euler", "none", {5: 3.0}, error=0.1, step=10)}
+    assert section.sections({}, alone) == []
+    two = {s: rows(s, "none", {5: 3.0}, error=0.1, step=20) for s in ("euler", "unipc")}
+    (figure,) = only(alone | two).figures
+    assert "step 20" in figure.caption
 
 
 def schedule(solver, values, nfe=2):

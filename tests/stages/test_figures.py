@@ -1,0 +1,67 @@
+"""Figures as SVG: what stands on their axes, and how curves are told apart."""
+
+import re
+
+import pytest
+
+from stages.figures import Axes, Curve, plot
+
+
+def texts(figure) -> list[str]:
+    """Every text of the figure, in order."""
+    return re.findall(r"<text[^>]*>([^<]+)</text>", figure.svg)
+
+
+def drawn(*curves, **axes):
+    return plot("f", "caption", curves, Axes("x (m)", "y (s)", **axes))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0.02, 0.15), ["0.02", "0.03", "0.05", "0.1"]),
+        ((0.3, 0.9), ["0.3", "0.5", "0.7"]),
+        ((1.0, 4000.0), ["1", "10", "100", "1000"]),
+    ],
+)
+def test_logarithmic_axes_have_plain_numbers(values, expected):
+    found = texts(drawn(Curve("a", (1, 2), values), log_y=True))
+    assert [text for text in found if text in expected] == expected
+    assert not any("e-" in text or "\u2212" in text for text in found)
+
+
+def test_given_ticks_leave_the_other_axis_its_own():
+    found = texts(drawn(Curve("a", (3, 5), (1.2, 4.0)), log_x=True, log_y=True, ticks=(3, 5)))
+    assert found.count("3") == 2  # 3 evaluations, and y = 3
+    assert "5" in found
+    assert "2" in found
+
+
+def test_curves_share_a_colour_where_they_belong_together():
+    lines = [Curve("a", (1, 2), (1, 2)), Curve("b", (1, 2), (2, 3))]
+    plain, paired = (
+        drawn(*lines, Curve("c", (1, 2), (3, 4), like=like)).svg.count("#3b82d6")
+        for like in (None, 0)
+    )
+    assert paired > plain
+    assert "stroke-dasharray" in drawn(*lines, Curve("c", (1, 2), (3, 4), like=0)).svg
+
+
+def test_points_need_not_be_joined():
+    joined, apart = (drawn(Curve("a", (1, 2, 3), (1, 2, 3), joined=j)).svg for j in (True, False))
+    line = "stroke-linecap: square"
+    assert joined.count(line) > apart.count(line)
+
+
+def test_the_ninth_curve_looks_unlike_the_first():
+    from matplotlib.figure import Figure as Canvas
+
+    from stages import figures
+
+    ax = Canvas().add_subplot()
+    for index in range(17):
+        figures._line(ax, Curve(str(index), (1, 2), (1, 2)), index, marked=True)
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines]
+    assert len(set(looks)) == 17
+    markers = [(color, marker) for color, _, marker in looks]
+    assert len(set(markers)) == 17  # also where the dashes hide behind the markers
