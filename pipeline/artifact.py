@@ -100,6 +100,8 @@ class Artifact:
 
     # Glob patterns of payload files that MLflow shows.
     tracked: ClassVar[tuple[str, ...]] = ()
+    # Those that hold a table as `{"columns": [...], "data": [[...], ...]}`, which MLflow lays out.
+    tables: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = Path(path)
@@ -151,6 +153,10 @@ class Artifact:
     def tracked_files(self) -> list[Path]:
         """The payload files that MLflow shows."""
         return sorted(found for pattern in self.tracked for found in self.path.glob(pattern))
+
+    def table_files(self) -> list[Path]:
+        """The payload files that MLflow lays out as tables."""
+        return sorted(found for pattern in self.tables for found in self.path.glob(pattern))
 
     def datasets(self) -> list[dict[str, Any]]:
         """Data sets to note in MLflow: `name`, `digest`, `source` and a small `profile`."""

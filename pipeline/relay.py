@@ -56,6 +56,8 @@ class Relay:
             self._tracker.dataset(name, **dataset)
         for path in artifact.tracked_files():
             self._tracker.artifact(path, name)
+        for path in artifact.table_files():
+            self._tracker.artifact(path, name, table=True)
 
 
 def timing_curves(timings: dict[str, Any]) -> list[tuple[str, int, float]]:

@@ -42,7 +42,13 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 td.number, th.number { text-align: right; white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 details { margin: .4rem 0; font-size: .9rem; } summary { cursor: pointer; color: var(--soft); }
-.failed { color: var(--bad); } svg .failed { color: var(--bad); }
+.claims [data-label="claim"] { min-width: 24rem; } .claims .note { font-size: .8rem; }
+@media (max-width: 40rem) { .claims thead { display: none; }
+  .claims tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .claims td { display: block; min-width: 0 !important; border: 0; padding: .1rem 0; }
+  .claims td:not([data-label="claim"])::before { content: attr(data-label) ": ";
+    color: var(--soft); } .claims td:empty { display: none; } }
+.good { color: var(--good); } .failed { color: var(--bad); } svg .failed { color: var(--bad); }
 svg.graph { color: var(--ink); } svg.graph text { fill: currentColor; }
 code, pre { font: .88em ui-monospace, SFMono-Regular, Menlo, monospace; }
 pre { background: var(--tint); padding: .8rem; overflow-x: auto; }
@@ -165,7 +171,8 @@ def with_error(value: float, error: float | None) -> str:
         return f"{value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(error)))
     # No line breaks inside.
-    return f"{value:.{digits}f}\u00a0±\u00a0{error:.{digits}f}"
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:.{digits}f}\u00a0±\u00a0{error:.{digits}f}"
 
 
 def facts(pairs: Mapping[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -11,6 +13,7 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.publish import MARKER, PAGE
 from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages.claims.findings import counted
 from stages.embed import FeatureSet
 from stages.extract import Extractor
 from stages.lipschitz import Lipschitz
@@ -20,7 +23,7 @@ from stages.risks import Risks
 from stages.sample import Samples
 from stages.schedule import Schedule
 from stages.scores import Row, Scores
-from stages.sections import csflow, extractor, neighbours, stein, wavelet
+from stages.sections import claims, csflow, extractor, neighbours, stein, wavelet
 from stages.sections import scores as score_section
 from stages.train import TrainedNetwork
 
@@ -32,9 +35,10 @@ class ReportSettings(Settings):
 
 
 class Report(Artifact):
-    """`report.html` and `figures/*.svg`."""
+    """`report.html`, `figures/*.svg`, `claims.json`, and `tables/*.json` as MLflow shows them."""
 
-    tracked = ("figures/*.svg",)
+    tracked = ("figures/*.svg", "claims.json")
+    tables = ("tables/*.json",)
 
 
 def run(context: Context) -> Result:
@@ -43,7 +47,9 @@ def run(context: Context) -> Result:
 
     inputs = context.inputs
     data = inputs.get("data")
-    sections = list(_sections(inputs))
+    scores = {name: artifact.load() for name, artifact in inputs.get("scores", {}).items()}
+    found = claims.findings(inputs, scores)
+    sections = [claims.section(found), *_sections(inputs, scores)]
     lead = html.escape(_lead(data)) if data is not None else ""
     text = page(context.settings.title, lead, sections, MARKER)
     (context.path / PAGE).write_text(text)
@@ -53,8 +59,21 @@ def run(context: Context) -> Result:
     for figure in figures:
         # Beside a page's text the ink follows it; a file of its own needs a colour.
         (folder / f"{figure.name}.svg").write_text(figure.svg.replace("currentColor", "#444444"))
+    claims.write(context.path, found)
+    _write_tables(context.path / "tables", {"claims": claims.table(found)}, scores)
     context.log(f"{len(sections)} sections, {len(figures)} figures, {len(text) / 2**20:.2f} MiB")
-    return Result(metrics={"figures": len(figures)})
+    verdicts = {f"claims/{k.replace(' ', '_')}": n for k, n in counted(found).items()}
+    return Result(metrics={"figures": len(figures)} | verdicts)
+
+
+def _write_tables(
+    folder: Path, tables: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]
+) -> None:
+    folder.mkdir()
+    if scores:
+        tables = {**tables, "scores": score_section.table_of(scores)}
+    for name, table in tables.items():
+        (folder / f"{name}.json").write_text(json.dumps(table))
 
 
 def _lead(data: Data) -> str:
@@ -66,8 +85,7 @@ def _lead(data: Data) -> str:
     )
 
 
-def _sections(inputs: Mapping[str, Any]) -> Iterator[Any]:
-    scores = {name: artifact.load() for name, artifact in inputs.get("scores", {}).items()}
+def _sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> Iterator[Any]:
     by_step = {name: rows for name, rows in scores.items() if _varies(rows, "training_step")}
     by_nfe = {
         name: rows

@@ -159,13 +159,21 @@ class Tracker:
             profile=dict(profile or {}),
         )
 
-    def artifact(self, path: Path, artifact_path: str = "", node: str | None = None) -> None:
+    def artifact(
+        self, path: Path, artifact_path: str = "", node: str | None = None, table: bool = False
+    ) -> None:
         """A file, or a folder's files, below `artifact_path` of the run (or of a node's child).
 
-        The file is read when it is sent: it must stay where it is.
+        The file is read when it is sent: it must stay where it is. table: it is a JSON file of
+        `columns` and `data`, which MLflow's pages are to lay out.
         """
-        path = str(Path(path).absolute())
-        self._append("artifact", path=path, artifact_path=artifact_path, node=node or "")
+        self._append(
+            "artifact",
+            path=str(Path(path).absolute()),
+            artifact_path=artifact_path,
+            node=node or "",
+            table=table,
+        )
 
     def close(self, status: str = "FINISHED", timeout: float = 10.0) -> None:
         """End the MLflow run (FINISHED, FAILED or KILLED).

@@ -236,7 +236,11 @@ class Sender:
         send = (
             self._server.client.log_artifacts if path.is_dir() else self._server.client.log_artifact
         )
-        return [lambda: send(run, str(path), event["artifact_path"] or None)]
+        actions = [lambda: send(run, str(path), event["artifact_path"] or None)]
+        if event.get("table"):
+            name = f"{event['artifact_path']}/{path.name}".lstrip("/")
+            actions.append(lambda: self._server.lay_out(run, name))
+        return actions
 
     def _on_end(self, event: dict[str, Any]) -> list[Action]:
         return [lambda: self.end(event["status"], event["time_ms"])]

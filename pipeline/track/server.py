@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pipeline.tracking_uri import redact, sqlite_path
 
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # MLflow's limits of one log_batch
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_KEY_CHARS = 6000, 5000, 250
+TABLES = "mlflow.loggedArtifacts"
 SKIPPED = "MLflow refused a record, which is skipped: {}"
 SAME_FAILURES = 6  # of a server that answers other requests: then the record is at fault
 REFUSALS = {
@@ -164,6 +166,14 @@ class Server:
             )
         )
         return run.info.run_id
+
+    def lay_out(self, run: str, path: str) -> None:
+        """Tell MLflow's pages that a run's artifact is a table, as `mlflow.log_table` does."""
+        tags = self.client.get_run(run).data.tags
+        tables = json.loads(tags.get(TABLES, "[]"))
+        entry = {"path": path, "type": "table"}
+        if entry not in tables:
+            self.client.set_tag(run, TABLES, json.dumps([*tables, entry]))
 
     def log(self, run: str, batch: Batch) -> None:
         """Send a batch, in as few calls as MLflow allows."""

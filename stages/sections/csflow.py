@@ -40,7 +40,7 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
         return []
     spectrum, display = inputs["spectrum"].load(), _display(inputs)
     found = [_curves(spectrum, display)]
-    compared = _collect(scores)
+    compared = collect(scores)
     if any(which.grid.startswith("csflow") for which in compared):
         found.append(_scores(compared))
     return found
@@ -239,6 +239,7 @@ def _ticks(spectrum: PowerSpectrum, display: Display) -> Figure:
 class Which:
     """What was sampled: a model, by the density and steps of its training, on a grid."""
 
+    method: str
     time_density: str
     training_step: int
     solver: str
@@ -252,7 +253,7 @@ class Which:
 Found = dict[Which, dict[str, dict[int, dict[int, "Score"]]]]
 
 
-def _collect(scores: Mapping[str, Sequence[Row]]) -> Found:
+def collect(scores: Mapping[str, Sequence[Row]]) -> Found:
     """Scores by what was sampled, metric, NFE and seed: all grids of the solver CSFlow's ran on,
     without corrections."""
     rows = [
@@ -267,7 +268,7 @@ def _collect(scores: Mapping[str, Sequence[Row]]) -> Found:
         # Means over seeds and corrected solvers have sections of their own.
         plain = row.correction == "none" and row.seed is not None
         if plain and row.solver in solvers and (DENSITY in row.grid or row.grid == UNIFORM):
-            which = Which(row.time_density, row.training_step, row.solver, row.grid)
+            which = Which(row.method, row.time_density, row.training_step, row.solver, row.grid)
             by_nfe = found.setdefault(which, {}).setdefault(row.score.metric, {})
             by_nfe.setdefault(row.nfe, {})[row.seed] = row.score
     return {which: found[which] for which in sorted(found, key=lambda w: (w.training_step, w))}
@@ -362,9 +363,9 @@ def _claims(found: Found) -> list[tuple[str, Which, Which]]:
         if not ours.time_density.startswith("csflow"):
             continue
         for other in found:
-            same = (other.training_step, other.solver, other.grid)
+            same = (other.method, other.training_step, other.solver, other.grid)
             is_base = not other.time_density.startswith("csflow")
-            if is_base and same == (ours.training_step, ours.solver, ours.grid):
+            if is_base and same == (ours.method, ours.training_step, ours.solver, ours.grid):
                 claim = (
                     f"Training with t {ours.time_density} beats {other.time_density} at step "
                     f"{ours.training_step}, on grid {ours.grid}"

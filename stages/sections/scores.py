@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -172,21 +172,31 @@ def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:
     )
 
 
-def _every_score(scores: Mapping[str, Sequence[Row]]) -> str:
-    from stages.page import table
+HEADING = (
+    *("set", "metric", "value", "error", "error_kind", "seeds", "floor", "N", "protocol"),
+    *("details", "caution"),
+)
 
-    heading = (
-        *("set", "metric", "value", "error", "error_kind", "seeds", "floor", "N", "protocol"),
-        *("details", "caution"),
-    )
-    lines: list[tuple[Any, ...]] = [heading]
+
+def table_of(scores: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Every score as columns and data, the form in which MLflow shows tables."""
+    return {"columns": list(HEADING), "data": [list(line) for line in _lines(scores)]}
+
+
+def _lines(scores: Mapping[str, Sequence[Row]]) -> Iterator[tuple[Any, ...]]:
     for rows in scores.values():
         for row in rows:
             s, p = row.score, row.score.protocol
-            lines.append(
-                (
-                    *(row.node, s.metric, s.value, s.error, s.error_kind, s.num_seeds, s.floor),
-                    *(p.num_samples, p.name, p.details, s.caution),
-                )
+            yield (
+                *(row.node, s.metric, s.value, s.error, s.error_kind, s.num_seeds, s.floor),
+                *(p.num_samples, p.name, p.details, s.caution),
             )
-    return f"<details><summary>all {len(lines) - 1} scores</summary>{table(lines)}</details>"
+
+
+def _every_score(scores: Mapping[str, Sequence[Row]]) -> str:
+    from stages.page import table
+
+    lines = list(_lines(scores))
+    return (
+        f"<details><summary>all {len(lines)} scores</summary>{table([HEADING, *lines])}</details>"
+    )

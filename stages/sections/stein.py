@@ -53,7 +53,7 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
     inputs: the report's. scores: its curves over NFE, by node, without grids of densities.
     """
     found = []
-    if curves := _collect(scores):
+    if curves := collect(scores):
         found.append(_scores(curves))
     schedules = list(inputs.get("schedules", {}).values())
     if gammas := _gammas(schedules, inputs.get("samples", {}).values()):
@@ -66,7 +66,7 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
 # --- scores over evaluations ------------------------------------------------------------------
 
 
-def _collect(scores: Mapping[str, Sequence[Row]]) -> Curves:
+def collect(scores: Mapping[str, Sequence[Row]]) -> Curves:
     """Scores by curve, metric, NFE and seed; means over seeds are made here from single sets."""
     found: Curves = {}
     compared: dict[str, set[Which]] = {}

@@ -162,6 +162,27 @@ def test_round_trip(make, client, tmp_path):
     assert not is_pending(tmp_path / "runs" / "run-1")
 
 
+def test_tables_are_laid_out_by_mlflow(make, client, tmp_path, monkeypatch):
+    table = {"columns": ["claim", "verdict"], "data": [["a", "holds"]]}
+    for name in ("claims.json", "scores.json"):
+        (tmp_path / name).write_text(json.dumps(table))
+    tracker = make()
+    for name in ("claims.json", "scores.json", "claims.json"):
+        tracker.artifact(tmp_path / name, "report", table=True)
+    tracker.close("FINISHED")
+    send(tmp_path / "runs" / "run-1")
+
+    (run,) = runs_of(client, f"full/{tmp_path.name}").values()
+    tables = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert [entry["path"] for entry in tables] == ["report/claims.json", "report/scores.json"]
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)  # load_table asks no client
+    mlflow.set_tracking_uri(None)
+    read = client.load_table(run.info.experiment_id, "report/claims.json", [run.info.run_id])
+    assert read.to_dict("list") == {"claim": ["a"], "verdict": ["holds"]}
+
+
 def test_a_resumed_run_continues_its_own_and_repeats_no_point(make, client, tmp_path):
     run_dir = tmp_path / "runs" / "run-1"
     first = make()

@@ -384,7 +384,7 @@ def test_fine_tuning_is_compared_at_equal_steps():
         "fine": rows({5: 1.0}, 0, "uniform_t", "csflow a=0.4", step=15),
         "grid": rows({5: 1.0}, 0, "csflow a=0.4", "csflow a=0.4", step=15),
     }
-    found = section._scores(section._collect(scores))
+    found = section._scores(section.collect(scores))
     _, first, second = found.tables[0].split("Claim: ")
     assert first.startswith("Grid csflow a=0.4 beats uniform_t; trained with t csflow a=0.4")
     claim = "Training with t csflow a=0.4 beats uniform at step 15, on grid uniform_t"
@@ -392,7 +392,7 @@ def test_fine_tuning_is_compared_at_equal_steps():
     assert "no error known" in second
     assert f"{claim}: fid no error known at 5" in found.text
     # The model as it was trained comes first, those that went on from it after it.
-    assert [which.training_step for which in section._collect(scores)] == [10, 15, 15, 15]
+    assert [which.training_step for which in section.collect(scores)] == [10, 15, 15, 15]
 
 
 def test_runs_without_a_spectrum_have_no_section():

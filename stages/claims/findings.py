@@ -1,0 +1,190 @@
+"""What a run says of a paper's claim: an effect with its error, and a verdict that follows from
+the two alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.methods.protocol import Score
+
+HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "inconclusive", "not measured in this run"
+LOWER, HIGHER = "lower", "higher"
+# Kinds of errors beyond those of scores: a closed form has none, a bound is on one side.
+EXACT, BOUND = "exact", "bound"
+
+BySeed = Mapping[int | None, "Score"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper.
+
+    paper: the paper's own number, or that it gives none here. recipes: those that measure it.
+    """
+
+    method: str
+    text: str
+    paper: str
+    recipes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A measured effect: its value, one standard error of a stated kind, and what it is of.
+
+    error: None for kinds "exact" (a closed form), "bound" and "none".
+    """
+
+    value: float
+    error: float | None
+    error_kind: str
+    num_seeds: int = 1
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"an effect is {self.value}; give a finite value")
+        if (self.error is None) != (self.error_kind in (EXACT, BOUND, "none")):
+            raise ValueError(f"an effect has error {self.error} of kind '{self.error_kind}'")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a run has to say of a claim.
+
+    what: the effect in words, with its conditions. details: the same condition by condition, as
+    rows of a table, the heading first. note: what a reader must know to weigh it.
+    """
+
+    claim: Claim
+    what: str = ""
+    effect: Effect | None = None
+    verdict: str = ABSENT
+    note: str = ""
+    details: tuple[tuple[Any, ...], ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return asdict(self) | {"details": [list(row) for row in self.details]}
+
+
+def verdict(effect: Effect | None, wanted: str, threshold: float = 0.0) -> str:
+    """Whether an effect is on the wanted side of a threshold: beyond two standard errors, or
+    inconclusive within. An exact effect has no error; an unknown error decides nothing."""
+    if effect is None:
+        return ABSENT
+    distance = effect.value - threshold
+    if effect.error_kind == "none" or abs(distance) <= 2 * (effect.error or 0.0):
+        return OPEN
+    return HOLDS if (distance < 0) == (wanted == LOWER) else FAILS
+
+
+def paired(
+    ours: Mapping[Any, BySeed], theirs: Mapping[Any, BySeed]
+) -> dict[Any, dict[int | None, tuple[Score, Score]]]:
+    """Scores of both sides by condition and seed, where both have one of the same protocol and
+    kind of error."""
+    found: dict[Any, dict[int | None, tuple[Score, Score]]] = {}
+    for condition in ours:
+        for seed, score in ours[condition].items():
+            other = theirs.get(condition, {}).get(seed)
+            if other is not None and _comparable(score, other):
+                found.setdefault(condition, {})[seed] = (score, other)
+    return found
+
+
+def _comparable(a: Score, b: Score) -> bool:
+    return (a.metric, a.protocol, a.error_kind) == (b.metric, b.protocol, b.error_kind)
+
+
+def change(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> Effect | None:
+    """Relative change of ours against theirs in percent: the geometric mean over conditions.
+
+    Several seeds that every condition has: the error is that of the mean over seeds, each seed
+    paired with itself. One: the scores' own errors, taken as independent. None where no condition
+    has both, or where a score is not positive.
+    """
+    if not pairs:
+        return None
+    seeds = set.intersection(*(set(by_seed) for by_seed in pairs.values()))
+    chosen = {seed: [by_seed[seed] for by_seed in pairs.values()] for seed in seeds}
+    if not chosen or any(a.value <= 0 or b.value <= 0 for s in chosen.values() for a, b in s):
+        return None
+    logs = [_mean_log_ratio(some) for some in chosen.values()]
+    center = math.fsum(logs) / len(logs)
+    scale = 100 * math.exp(center)
+    value = scale - 100
+    if len(logs) > 1:
+        variance = math.fsum((one - center) ** 2 for one in logs) / (len(logs) - 1)
+        error = scale * math.sqrt(variance / len(logs))
+        return Effect(value, error, "seeds", len(logs), "%")
+    (some,) = chosen.values()
+    errors = [_relative_error(score) for pair in some for score in pair]
+    if any(error is None for error in errors):
+        return Effect(value, None, "none", 1, "%")
+    error = scale * math.hypot(*errors) / len(some)
+    first = some[0][0]
+    return Effect(value, error, first.error_kind, first.num_seeds, "%")
+
+
+def _mean_log_ratio(pairs: Sequence[tuple[Score, Score]]) -> float:
+    return math.fsum(math.log(a.value / b.value) for a, b in pairs) / len(pairs)
+
+
+def _relative_error(score: Score) -> float | None:
+    return None if score.error is None else score.error / score.value
+
+
+def difference(a: Effect | None, b: Effect | None) -> Effect | None:
+    """a - b, errors added as of independent effects; None where one is missing."""
+    if a is None or b is None:
+        return None
+    known = a.error is not None and b.error is not None and a.error_kind == b.error_kind
+    error = math.hypot(a.error, b.error) if known else None
+    return replace(
+        a, value=a.value - b.value, error=error, error_kind=a.error_kind if known else "none"
+    )
+
+
+def compared(
+    claim: Claim,
+    what: str,
+    ours: Mapping[Any, BySeed],
+    theirs: Mapping[Any, BySeed],
+    note: str = "",
+) -> Finding:
+    """The finding on "ours is lower", over the conditions that both sides have."""
+    pairs = paired(ours, theirs)
+    effect = change(pairs)
+    if effect is None:
+        return Finding(claim)
+    return Finding(claim, what, effect, verdict(effect, LOWER), note, details(pairs))
+
+
+def details(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> tuple[tuple, ...]:
+    """Condition by condition: both sides, averaged over seeds, and the change in percent."""
+    rows: list[tuple[Any, ...]] = [
+        ("condition", "metric", "ours", "theirs", "change (%)", "its error", "seeds")
+    ]
+    for condition, by_seed in pairs.items():
+        effect = change({condition: by_seed})
+        ours, theirs = (
+            math.fsum(pair[side].value for pair in by_seed.values()) / len(by_seed)
+            for side in (0, 1)
+        )
+        metric = next(iter(by_seed.values()))[0].metric
+        value, error = (effect.value, effect.error) if effect else (None, None)
+        rows.append((str(condition), metric, ours, theirs, value, error, len(by_seed)))
+    return tuple(rows)
+
+
+def counted(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many findings have each verdict."""
+    found = dict.fromkeys((HOLDS, FAILS, OPEN, ABSENT), 0)
+    for finding in findings:
+        found[finding.verdict] += 1
+    return found

@@ -1,0 +1,128 @@
+"""The claims table: what the papers say, what this run measured, and the verdict that follows."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.claims import csflow, stein, wavelet
+from stages.claims.findings import ABSENT, BOUND, EXACT, FAILS, HOLDS, counted
+
+if TYPE_CHECKING:
+    from stages.claims.findings import Effect, Finding
+    from stages.page import Section
+    from stages.scores import Row
+
+COLUMNS = ("method", "claim", "paper", "ours", "error", "verdict")
+KINDS = {EXACT: "none: closed form", BOUND: "none: a bound", "none": "not known"}
+OUT_OF_SCOPE = (
+    "Text-to-image (GenEval) is out of scope. The papers' numbers are of their own data and "
+    "scale; here the question is whether the effect goes the same way."
+)
+
+
+def findings(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Finding]:
+    """Every claim of every paper, with what the run has to say of it.
+
+    inputs: the report's. scores: all its curves, by node.
+    """
+    over_nfe = {
+        name: rows
+        for name, rows in scores.items()
+        if inputs["scores"][name].settings["abscissa"] == "nfe"
+    }
+    return [
+        *csflow.findings(over_nfe),
+        *stein.findings(over_nfe, list(inputs.get("lipschitz", {}).values())),
+        *wavelet.findings([artifact.load() for artifact in inputs.get("risks", {}).values()]),
+    ]
+
+
+def section(found: Sequence[Finding]) -> Section:
+    """The table, and every claim's numbers folded below it."""
+    from stages.page import Section
+
+    counts = ", ".join(f"{number} {word}" for word, number in counted(found).items() if number)
+    text = (
+        f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where its effect "
+        f"is beyond 2 standard errors, and is <b>inconclusive</b> within. {counts}. An error over "
+        "seeds holds the spread of repeated training or sampling; a jackknife's only that of one "
+        f"set of images, so that another seed may say otherwise. {OUT_OF_SCOPE}</p>"
+    )
+    folded = "".join(_details(finding) for finding in found if finding.details)
+    numbers = f"<details><summary>condition by condition</summary>{folded}</details>"
+    return Section("Claims", text, [_table(found), *([numbers] if folded else [])])
+
+
+def _table(found: Sequence[Finding]) -> str:
+    heading = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    body = "".join(f"<tr>{''.join(_cells(finding))}</tr>" for finding in found)
+    return f"<table class='claims'><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(finding: Finding) -> Iterator[str]:
+    looks = {HOLDS: "good", FAILS: "failed"}.get(finding.verdict, "note")
+    more = [text for text in (finding.what, finding.note) if text]
+    explained = f"<div class='note'>{html.escape('; '.join(more))}</div>" if more else ""
+    for name, text in zip(COLUMNS, row(finding), strict=True):
+        body = html.escape(text)
+        if name == "claim":
+            body += explained
+        if name == "verdict":
+            body = f"<b class='{looks}'>{body}</b>"
+        yield f"<td data-label='{name}'>{body}</td>"
+
+
+def row(finding: Finding) -> tuple[str, ...]:
+    """A finding as plain texts, one for each of COLUMNS."""
+    claim, effect = finding.claim, finding.effect
+    said = finding.verdict
+    if said == ABSENT:
+        recipes = " or ".join(claim.recipes)
+        said = f"{ABSENT} (recipe {recipes})"
+    return (claim.method, claim.text, claim.paper, value(effect), kind(effect), said)
+
+
+def value(effect: Effect | None) -> str:
+    """An effect with its error and unit; its sign always said where it is a change."""
+    from stages.page import with_error
+
+    if effect is None:
+        return ""
+    sign = "+" if effect.unit and effect.value > 0 else ""
+    return f"{sign}{with_error(effect.value, effect.error)}\u00a0{effect.unit}".strip()
+
+
+def kind(effect: Effect | None) -> str:
+    """What kind of error an effect has, in words."""
+    if effect is None:
+        return ""
+    if effect.error_kind == "seeds":
+        return f"{effect.num_seeds} seeds"
+    return KINDS.get(effect.error_kind, f"{effect.error_kind}, one seed")
+
+
+def _details(finding: Finding) -> str:
+    from stages.page import table
+
+    title = html.escape(f"{finding.claim.method}: {finding.claim.text}")
+    return f"<h3>{title}</h3><p>{html.escape(finding.what)}</p>{table(finding.details)}"
+
+
+def write(folder: Path, found: Sequence[Finding]) -> None:
+    """`claims.json`: every finding with its details."""
+    text = json.dumps([finding.plain() for finding in found], indent=1)
+    (folder / "claims.json").write_text(text)
+
+
+def table(found: Sequence[Finding]) -> dict[str, Any]:
+    """The claims as columns and data, the form in which MLflow shows tables."""
+    heading = (*COLUMNS, "value", "standard_error", "what", "note")
+    data = []
+    for one in found:
+        number = (one.effect.value, one.effect.error) if one.effect else (None, None)
+        data.append([*row(one), *number, one.what, one.note])
+    return {"columns": list(heading), "data": data}
