@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from stages.claims import csflow, stein, wavelet
 from stages.claims import findings as f
@@ -175,29 +176,52 @@ def test_no_gain_has_nothing_to_fade():
     assert (fades.verdict, fades.note) == (f.OPEN, "no gain at 5 evaluations to fade")
 
 
-def risk(name, kind, mse, errors=(None, None), dataset="digits"):
+def risk(name, kind, *by_image, dataset="digits"):
+    """A denoiser with the errors of images at sigma 0.5 and 2."""
+    per_image = torch.tensor(by_image, dtype=torch.float64)
     return SimpleNamespace(
-        name=name, kind=kind, mse=mse, standard_error=errors, dataset=dataset, sigmas=(0.5, 2.0)
+        name=name,
+        kind=kind,
+        mse=tuple(per_image.mean(1).tolist()),
+        per_image=per_image,
+        dataset=dataset,
+        sigmas=(0.5, 2.0),
     )
 
 
 def test_wavelet():
     risks = [
-        risk("independent-d1", "score", (2.0, 3.0)),
-        risk("independent-d3", "score", (1.5, 3.0)),
-        risk("local-d2", "score", (1.0, 2.1)),
-        risk("band-tied-d2", "score", (1.2, 2.0)),
-        risk("sit", "network", (0.5, 2.0), (0.001, 0.001)),
-        risk("sit-labelled", "network", (0.1, 0.1), (0.001, 0.001)),
+        risk("independent-d3", "score", (1.5, 1.4, 1.6), (3.0, 2.9, 3.1)),
+        risk("local-d1", "score", (9.0, 9.0, 9.0), (9.0, 9.0, 9.0)),
+        risk("local-d2", "score", (1.0, 1.1, 0.9), (2.1, 2.0, 2.2)),
+        risk("band-tied-d2", "score", (1.2, 1.3, 1.1), (2.0, 1.9, 2.1)),
+        risk("sit", "network", (0.5, 0.45, 0.55), (2.0, 2.1, 1.9)),
+        risk("sit-labelled", "network", (0.1, 0.1, 0.1), (0.1, 0.1, 0.1)),
     ]
     found = by_text(wavelet.findings(risks))
     reliable = found["The local-coupled family is the most reliable over sigma"]
-    assert reliable.verdict == f.HOLDS
-    assert reliable.effect.value == pytest.approx(100 * math.log(1.05 / 1.2))
+    gaps = [math.log(1.0 / 1.2), math.log(2.1 / 2.0)]
+    assert reliable.effect.value == pytest.approx(100 * sum(gaps) / 2)
+    assert "local-d2 1.05, independent-d3 1.5, band-tied-d2 1.2" in reliable.note
     narrows = found["The gap to trained networks narrows at low to moderate noise"]
-    assert narrows.verdict == f.FAILS
     assert narrows.effect.value == pytest.approx(100 * (math.log(2.0) - math.log(1.05)))
+    # Image by image: shares of the mean, at 0.5 minus at 2.
+    influence = [0.0, 1.1 - 0.9 - (2.0 / 2.1 - 1.05), 0.9 - 1.1 - (2.2 / 2.1 - 0.95)]
+    mean = sum(influence) / 3
+    spread = math.sqrt(sum((one - mean) ** 2 for one in influence) / 2 / 3)
+    assert narrows.effect.error == pytest.approx(100 * spread)
+    assert narrows.verdict == f.FAILS
     assert {one.verdict for one in wavelet.findings([])} == {f.ABSENT}
+    assert len(list(wavelet.findings([*risks, *photographs(risks)]))) == 3
+
+
+def photographs(risks):
+    """The same on another data set, which has no network."""
+    return [
+        SimpleNamespace(**vars(one) | {"dataset": "photographs"})
+        for one in risks
+        if one.kind == "score"
+    ]
 
 
 # --- the table ----------------------------------------------------------------------------------
