@@ -16,6 +16,7 @@ first steps:
   python -m pipeline plan full train.lr=0.002     what a change would run again, and why
   python -m pipeline config full                  every setting and where it came from
   python -m pipeline compare RUN RUN              two runs side by side
+  python -m pipeline sweep train                  try many settings and rank them
   python -m pipeline ui                           compare runs in MLflow
 """
 
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="as JSON")
     config = add("config", "the resolved settings, each with where it came from", recipe)
     config.add_argument("--schema", action="store_true", help="JSON schema of all settings")
+    _add_sweep(add("sweep", "try many settings of a recipe and rank them"))
     add("runs", "all runs, the newest first")
     show = add("show", "one run: nodes, states, scores")
     show.add_argument("run", nargs="?", default="latest", metavar="RUN")
@@ -72,6 +74,27 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = add("doctor", "environment, devices, versions, store, missing weights")
     doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
     return parser
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument("name", metavar="NAME", help="a named space, or a name for that of --space")
+    sweep.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of all trials")
+    sweep.add_argument("--space", metavar="FILE", help="a search space of your own (YAML)")
+    sweep.add_argument("--preset", metavar="NAME|FILE", help="settings to start from")
+    sweep.add_argument("--trials", type=int, metavar="N", help="trials, at most")
+    sweep.add_argument("--seeds", type=int, metavar="N", help="run each trial with N seeds")
+    sweep.add_argument("--objective", metavar="METRIC", help="which of the metrics decides")
+    sweep.add_argument(
+        "--search", choices=("grid", "random", "optuna"), help="how to choose values"
+    )
+    sweep.add_argument(
+        "--scheduler", choices=("none", "asha"), help="asha stops trials that lag behind"
+    )
+    sweep.add_argument("--resume", action="store_true", help="go on with the last such sweep")
+    sweep.add_argument("--dry-run", action="store_true", help="only say what would run")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="CPU cores to use (default: all)")
+    sweep.add_argument("--address", metavar="ADDR", help="a Ray cluster to join (or RAY_ADDRESS)")
+    sweep.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
 
 
 def _recipe_options() -> argparse.ArgumentParser:
@@ -112,7 +135,8 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
     from pipeline.errors import INTERRUPTED, PipelineError
 
     try:
-        return commands.COMMANDS[options.command](root or _catalog, options)
+        command = _sweep() if options.command == "sweep" else commands.COMMANDS[options.command]
+        return command(root or _catalog, options)
     except PipelineError as error:
         if options.debug:
             raise
@@ -136,6 +160,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def _sweep() -> Callable[[Callable[[], Any], argparse.Namespace], int]:
+    from sweeps.command import sweep
+
+    return sweep
 
 
 def _catalog() -> Any:

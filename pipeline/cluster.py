@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +105,34 @@ def disconnect() -> None:
 
 
 class Board:
-    """An actor that collects what workers say until the driver fetches it."""
+    """An actor that collects what workers say, by channel, until somebody fetches it."""
 
     def __init__(self) -> None:
-        self._events: list[tuple] = []
+        self._events: dict[str, list[tuple]] = {}
+
+    def push(self, channel: str, event: tuple) -> None:
+        self._events.setdefault(channel, []).append(event)
+
+    def drain(self, channel: str) -> list[tuple]:
+        return self._events.pop(channel, [])
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One execution's part of a board."""
+
+    board: Any
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def push(self, event: tuple) -> None:
-        self._events.append(event)
+        with contextlib.suppress(Exception):
+            self.board.push.remote(self.name, event)
 
     def drain(self) -> list[tuple]:
-        events, self._events = self._events, []
-        return events
+        """What came since the last time. Raises Ray's errors while the board is away."""
+        import ray
+
+        return ray.get(self.board.drain.remote(self.name), timeout=5)
 
 
 def start_board() -> Any:
@@ -122,24 +141,30 @@ def start_board() -> Any:
     return ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
 
 
-def submit(job: worker.Job, board: Any, cpus: float, gpus: float, retries: int) -> Any:
+def submit(job: worker.Job, channel: Channel, cpus: float, gpus: float, retries: int) -> Any:
     """Start a node as a Ray task that survives lost workers, and return its reference."""
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     task = ray.remote(_run_node).options(
-        num_cpus=cpus, num_gpus=gpus, max_retries=retries, retry_exceptions=False, name=job.node
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_retries=retries,
+        retry_exceptions=False,
+        name=job.node,
+        # Inside a Ray Tune trial, tasks would otherwise wait for ever in the trial's own group.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )
-    return task.remote(job, board)
+    return task.remote(job, channel)
 
 
-def _run_node(job: worker.Job, board: Any) -> worker.Outcome:
+def _run_node(job: worker.Job, channel: Channel) -> worker.Outcome:
     _prepare_process()
-    send = _sender(board)
 
     def spread(node: str, function: Callable[..., Any], items: Sequence[Any], common: tuple):
-        return list(_spread(node, function, items, common, board, job.identity.threads))
+        return list(_spread(node, function, items, common, channel, job.identity.threads))
 
-    return worker.execute(job, send, spread)
+    return worker.execute(job, channel.push, spread)
 
 
 def _spread(
@@ -147,7 +172,7 @@ def _spread(
     function: Callable[..., Any],
     items: Sequence[Any],
     common: tuple,
-    board: Any,
+    channel: Channel,
     threads: int,
 ) -> Iterator[Any]:
     """Shards as Ray tasks; a single one stays here. CPUs of this waiting task are lent to them."""
@@ -163,17 +188,17 @@ def _spread(
         return
     task = ray.remote(_run_shard).options(num_cpus=1, max_retries=3, name=f"{node} shard")
     shared = tuple(ray.put(value) for value in common)
-    references = [task.remote(node, function, item, board, threads, *shared) for item in items]
+    references = [task.remote(node, function, item, channel, threads, *shared) for item in items]
     for reference in references:
         yield ray.get(reference)
 
 
 def _run_shard(
-    node: str, function: Callable[..., Any], item: Any, board: Any, threads: int, *common: Any
+    node: str, function: Callable[..., Any], item: Any, channel: Channel, threads: int, *common: Any
 ) -> Any:
     _prepare_process()
     worker.set_threads(threads)
-    return worker.run_shard(node, function, item, common, _sender(board))
+    return worker.run_shard(node, function, item, common, channel.push)
 
 
 _prepared = False
@@ -184,11 +209,3 @@ def _prepare_process() -> None:
     if not _prepared:
         _prepared = True
         worker.watch_parent()
-
-
-def _sender(board: Any) -> worker.Send:
-    def send(event: tuple) -> None:
-        with contextlib.suppress(Exception):
-            board.push.remote(event)
-
-    return send

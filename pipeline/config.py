@@ -100,8 +100,8 @@ def _preset_layers(catalog: Catalog, preset: str) -> tuple[str, list[tuple[str, 
     return path.stem, layers
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+def read_yaml(path: Path, what: str = "preset") -> dict[str, Any]:
+    """Read a YAML mapping; `what` it is called in errors.
 
     Raises:
         UsageError: the file cannot be read or is not a mapping.
@@ -110,15 +110,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(f"preset file {path} cannot be read: {reason}") from error
+        raise UsageError(f"{what} file {path} cannot be read: {reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
-        raise UsageError(f"preset file {path} is not valid YAML{where}") from error
+        raise UsageError(f"{what} file {path} is not valid YAML{where}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UsageError(f"preset file {path} must hold settings as 'key: value' lines")
+        raise UsageError(f"{what} file {path} must hold settings as 'key: value' lines")
     return tree
 
 

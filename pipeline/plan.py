@@ -91,16 +91,30 @@ def make(catalog: Catalog, store: Store, request: Request) -> Plan:
     resolved, graph = build(catalog, request)
     wanted = graph.select(request.only, request.start, request.end)
     forced = {name for pattern in request.force for name in graph.matching(pattern)}
-    previous = _Previous(store, request.recipe)
+    nodes = _states(graph, store, wanted, forced, _Previous(store, request.recipe))
+    return Plan(request.recipe, resolved, graph, nodes, _version_warnings(catalog, nodes))
+
+
+def of_graph(store: Store, recipe: str, resolved: Resolved, graph: Graph) -> Plan:
+    """The plan of a graph that was built before, all of it; why a node must run is not said."""
+    return Plan(recipe, resolved, graph, _states(graph, store, set(graph.nodes), set(), None), ())
+
+
+def _states(
+    graph: Graph,
+    store: Store,
+    wanted: set[str],
+    forced: set[str],
+    previous: _Previous | None,
+) -> dict[str, NodePlan]:
     nodes: dict[str, NodePlan] = {}
     verified = 0
     for node in graph:
-        if node.name not in wanted:
-            continue
-        found = _state(node, graph, store, nodes, forced, previous, verified)
-        verified += found.manifest.num_bytes if found.manifest else 0
-        nodes[node.name] = found
-    return Plan(request.recipe, resolved, graph, nodes, _version_warnings(catalog, nodes))
+        if node.name in wanted:
+            found = _state(node, graph, store, nodes, forced, previous, verified)
+            verified += found.manifest.num_bytes if found.manifest else 0
+            nodes[node.name] = found
+    return nodes
 
 
 def _state(
@@ -109,7 +123,7 @@ def _state(
     store: Store,
     nodes: Mapping[str, NodePlan],
     forced: set[str],
-    previous: _Previous,
+    previous: _Previous | None,
     verified: int,
 ) -> NodePlan:
     stage, key = node.stage.name, graph.keys[node.name]
@@ -127,11 +141,12 @@ def _state(
             state, reason = TODO, "forced"
     elif state != DAMAGED:
         waiting = [name for name in node.upstream if nodes[name].state != CACHED]
-        reason = previous.difference(node.name, graph.identities[node.name], waiting)
+        if previous is not None:
+            reason = previous.difference(node.name, graph.identities[node.name], waiting)
         if store.has_work(stage, key):
             state, reason = PARTIAL, "interrupted; continues from its last checkpoint"
     if seconds is None:
-        measured = previous.seconds(node.name)
+        measured = previous.seconds(node.name) if previous is not None else None
         seconds = node.hint_seconds if measured is None else measured
     return NodePlan(node, key, state, reason, seconds, manifest)
 

@@ -74,9 +74,9 @@ def duration(seconds: float) -> str:
 class _Lines:
     """Shared state of both views."""
 
-    def __init__(self, expected: Mapping[str, float | None], jobs: int) -> None:
+    def __init__(self, expected: Mapping[str, float | None], jobs: int, what: str) -> None:
         self.nodes = {name: NodeView(name, expected=s) for name, s in expected.items()}
-        self.jobs, self.begun = jobs, time.monotonic()
+        self.jobs, self.what, self.begun = jobs, what, time.monotonic()
 
     def update(self, name: str, **changes: Any) -> None:
         before = self.nodes[name]
@@ -94,7 +94,7 @@ class _Lines:
     def summary(self) -> str:
         ended = sum(node.state in ENDED for node in self.nodes.values())
         left = time_left(self.nodes, self.jobs, time.monotonic())
-        text = f"{ended}/{len(self.nodes)} nodes, {duration(time.monotonic() - self.begun)}"
+        text = f"{ended}/{len(self.nodes)} {self.what}, {duration(time.monotonic() - self.begun)}"
         if ended < len(self.nodes):
             text += f", about {duration(left)} left" if left is not None else ""
         return text
@@ -103,8 +103,14 @@ class _Lines:
 class PlainView(_Lines):
     """A line for every change, for pipes and log files."""
 
-    def __init__(self, expected: Mapping[str, float | None], jobs: int, every: float = 10) -> None:
-        super().__init__(expected, jobs)
+    def __init__(
+        self,
+        expected: Mapping[str, float | None],
+        jobs: int,
+        what: str = "nodes",
+        every: float = 10,
+    ) -> None:
+        super().__init__(expected, jobs, what)
         self._every, self._said = every, dict.fromkeys(expected, 0.0)
 
     def changed(self, before: NodeView, after: NodeView) -> None:
@@ -142,8 +148,10 @@ def _how_far(node: NodeView, now: float) -> str:
 class LiveView(_Lines):
     """A table that redraws itself: what runs, and the last nodes that ended."""
 
-    def __init__(self, expected: Mapping[str, float | None], jobs: int) -> None:
-        super().__init__(expected, jobs)
+    def __init__(
+        self, expected: Mapping[str, float | None], jobs: int, what: str = "nodes"
+    ) -> None:
+        super().__init__(expected, jobs, what)
         from rich.console import Console
         from rich.live import Live
 
@@ -188,6 +196,9 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def view(expected: Mapping[str, float | None], jobs: int) -> PlainView | LiveView:
-    """The live table on a terminal, plain lines elsewhere."""
-    return LiveView(expected, jobs) if sys.stdout.isatty() else PlainView(expected, jobs)
+def view(
+    expected: Mapping[str, float | None], jobs: int, what: str = "nodes"
+) -> PlainView | LiveView:
+    """The live table on a terminal, plain lines elsewhere; `what` its lines are counted as."""
+    kind = LiveView if sys.stdout.isatty() else PlainView
+    return kind(expected, jobs, what)

@@ -16,6 +16,7 @@ from pipeline.plan import CACHED, Plan
 from pipeline.store import Store
 
 BUSY_RETRY_SECONDS = 0.5
+CANCEL_SECONDS = 2.0
 
 
 @dataclass
@@ -64,12 +65,23 @@ class Execution:
     Args:
         plan: what to run.
         packages: distributions whose versions go into manifests.
+        claims: keys that run at this moment, shared by executions that advance side by side, so
+            that no two of them run the same node.
     """
 
-    def __init__(self, plan: Plan, store: Store, listener: Listener, packages: Sequence[str]):
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        listener: Listener,
+        packages: Sequence[str],
+        claims: set[str] | None = None,
+        git: Mapping[str, Any] | None = None,
+    ) -> None:
         self.plan, self.store, self.listener = plan, store, listener
+        self.claims = set() if claims is None else claims
         self.packages = tuple(packages)
-        self.git = provenance.git_state(Path(__file__).parent)
+        self.git = provenance.git_state(Path(__file__).parent) if git is None else git
         self.nodes = {
             name: Progress(item.node, item.key, manifest=item.manifest)
             for name, item in plan.nodes.items()
@@ -78,7 +90,7 @@ class Execution:
             if item.state == CACHED:
                 self._end(name, progress.REUSED)
         self.running: dict[Any, str] = {}
-        self.board: Any = None
+        self.channel: cluster.Channel | None = None
 
     @property
     def failed(self) -> list[str]:
@@ -90,26 +102,39 @@ class Execution:
         Raises:
             RayLostError: Ray's processes died.
         """
+        run_together([self])
+        return self.nodes
+
+    @property
+    def ended(self) -> bool:
+        return all(item.state in progress.ENDED for item in self.nodes.values())
+
+    def begin(self, board: Any) -> None:
+        """Get ready to `advance`, with workers that report to `board`."""
+        self.channel = cluster.Channel(board)
+
+    def advance(self, wait_seconds: float = 0.2) -> bool:
+        """Start what can start and note what ended; False once every node has ended.
+
+        Raises:
+            RayLostError: Ray's processes died.
+        """
         import ray
 
-        self.board = cluster.start_board()
+        if self.ended:
+            return False
         try:
-            while any(item.state not in progress.ENDED for item in self.nodes.values()):
-                _check_ray()
-                self._submit_ready()
-                self._collect()
-                self._drain()
-                self._stop_late()
-            self._drain(final=True)
+            _check_ray()
+            self._submit_ready()
+            self._collect(wait_seconds)
+            self._drain(final=self.ended)
+            self._stop_late()
         except (ray.exceptions.RaySystemError, ConnectionError) as error:
             raise RayLostError(f"Ray's processes were lost ({error})") from error
-        finally:
-            self.listener.close()
-        return self.nodes
+        return True
 
     def _submit_ready(self) -> None:
         now = time.monotonic()
-        busy = {self.nodes[name].key for name in self.running.values()}
         for name, item in self.nodes.items():
             waits = item.state in (progress.QUEUED, progress.WAITING)
             if not waits or name in self.running.values() or now < item.not_before:
@@ -117,11 +142,11 @@ class Execution:
             parents = [self.nodes[p] for p in item.node.upstream if p in self.nodes]
             if any(p.state in (progress.FAILED, progress.BLOCKED) for p in parents):
                 self._end(name, progress.BLOCKED, "needs a node that failed")
-            elif item.key not in busy and all(p.state in progress.ENDED for p in parents):
-                busy.add(item.key)
+            elif item.key not in self.claims and all(p.state in progress.ENDED for p in parents):
+                self.claims.add(item.key)
                 resources = item.node.resources
                 reference = cluster.submit(
-                    self._job(item), self.board, resources.cpus, resources.gpus, resources.retries
+                    self._job(item), self.channel, resources.cpus, resources.gpus, resources.retries
                 )
                 self.running[reference] = name
 
@@ -147,15 +172,16 @@ class Execution:
     def _where(self, name: str) -> tuple[str, str]:
         return self.plan.graph[name].stage.name, self.plan.graph.keys[name]
 
-    def _collect(self) -> None:
+    def _collect(self, wait_seconds: float) -> None:
         import ray
 
         if not self.running:
-            time.sleep(0.05)
+            time.sleep(min(0.05, wait_seconds))
             return
-        done, _ = ray.wait(list(self.running), num_returns=1, timeout=0.2)
+        done, _ = ray.wait(list(self.running), num_returns=1, timeout=wait_seconds)
         for reference in done:
             name = self.running.pop(reference)
+            self.claims.discard(self.nodes[name].key)
             try:
                 outcome = ray.get(reference)
             except ray.exceptions.TaskCancelledError:
@@ -210,7 +236,7 @@ class Execution:
         import ray
 
         try:
-            events = ray.get(self.board.drain.remote(), timeout=5)
+            events = self.channel.drain()
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return  # it restarts by itself
         for kind, node, *rest in events:
@@ -247,15 +273,42 @@ class Execution:
                 ray.cancel(reference, force=True, recursive=True)
 
     def cancel(self) -> None:
-        """Stop what runs, as well as the connection allows."""
+        """Stop what runs, as well as the connection allows, and wait a little until it is gone."""
         import ray
 
-        for reference in self.running:
-            try:
+        references = list(self.running)
+        try:
+            for reference in references:
                 ray.cancel(reference, force=True, recursive=True)
-            except Exception as error:
-                self.listener.view.message(f"could not stop a task: {error}")
-                return
+            if references:
+                ray.wait(references, num_returns=len(references), timeout=CANCEL_SECONDS)
+        except Exception as error:
+            self.listener.view.message(f"could not stop a task: {error}")
+
+
+def advance_together(executions: Sequence[Execution], wait_seconds: float = 0.2) -> bool:
+    """Advance each of several executions; False once every one has ended."""
+    going = [execution.advance(wait_seconds / len(executions)) for execution in executions]
+    return any(going)
+
+
+def run_together(executions: Sequence[Execution]) -> None:
+    """Run several executions side by side to their ends, nodes that they share only once.
+
+    They must have been made with the same `claims`.
+
+    Raises:
+        RayLostError: Ray's processes died.
+    """
+    board = cluster.start_board()
+    for execution in executions:
+        execution.begin(board)
+    try:
+        while advance_together(executions):
+            pass
+    finally:
+        for execution in executions:
+            execution.listener.close()
 
 
 def _check_ray() -> None:

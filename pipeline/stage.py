@@ -186,6 +186,8 @@ class Catalog:
         compare_scores: `"module:function"` of a function that takes runs and gives
             `pipeline.compare.Line`s of the scores that they share.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
+        metrics: the headline numbers that each stage may report, by stage; `*` stands for any
+            part of a name.
     """
 
     settings: type[Settings]
@@ -198,6 +200,7 @@ class Catalog:
     weights: Sequence[Weights] = ()
     compare_scores: str = ""
     compare_page: str = ""
+    metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def resolve(dotted: str) -> Any:

@@ -454,6 +454,25 @@ RECIPES = {
     )
 }
 
+# The headline numbers of stages, for sweeps that name one.
+METRICS = {
+    "prepare": ("num_train", "num_test"),
+    "extractor": ("accuracy", "train_accuracy", "distance_monotone"),
+    "train": ("loss/*", "gradient_norm"),
+    "evaluate": (
+        *("fid", "fid_infinity", "kid", "sfid", "inception_score", "precision", "recall"),
+        *("density", "coverage", "memorization_ratio", "trajectory_rms"),
+    ),
+    "calibrate": ("gamma_min", "gamma_max", "num_steps"),
+    "lipschitz": ("lipschitz_mean", "lipschitz_max"),
+    "fit": ("num_images", "features"),
+    "risk": ("denoising_mse_sigma_*",),
+    "sample": (),
+    "features": (),
+    "draw": (),
+    "report": (),
+}
+
 CATALOG = Catalog(
     settings=Bench,
     stages=STAGES,
@@ -462,6 +481,7 @@ CATALOG = Catalog(
     default_preset="digits",
     exclude_sources=frozenset({"stages.table", "stages.methods.table", "stages.methods.slots"}),
     weights=weights.CATALOG,
+    metrics=METRICS,
     packages=("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pyarrow", "ray"),
     compare_scores="stages.compared_scores:lines",
     compare_page="stages.comparison:compared",

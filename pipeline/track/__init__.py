@@ -102,6 +102,14 @@ class Tracker:
         """Remember a node's tags; its child run appears with its first curve point."""
         self._append("node", node=node, tags=dict(tags))
 
+    def child(self, node: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
+        """Make a child run at once, whether or not it will have curves (a trial of a sweep)."""
+        self._append("child", node=node, tags=dict(tags), params=flatten(params))
+
+    def tag(self, node: str, tags: Mapping[str, str]) -> None:
+        """Tags of a child that was made before."""
+        self._append("tag", node=node, tags=dict(tags))
+
     def points(self, node: str, abscissa: str, rows: Sequence[Row]) -> None:
         """Curve points of a running node, shown as they come."""
         self._append("points", node=node, abscissa=abscissa, rows=_plain_rows(rows))

@@ -160,6 +160,19 @@ class Sender:
         self._batch(node).tags |= event["tags"]
         return [lambda: self._reopen(node)]
 
+    def _on_child(self, event: dict[str, Any]) -> list[Action]:
+        node = event["node"]
+        self._state.child_tags.setdefault(node, {}).update(event["tags"])
+        batch = self._child(event)
+        batch.tags |= event["tags"]
+        batch.params |= event["params"]
+        return [lambda: self._reopen(node)]
+
+    def _on_tag(self, event: dict[str, Any]) -> list[Action]:
+        if event["node"] in self._state.runs:
+            self._batch(event["node"]).tags |= event["tags"]
+        return []
+
     def _on_points(self, event: dict[str, Any]) -> list[Action]:
         batch = self._child(event)
         self._add_curves(event["node"], event["rows"], event["time_ms"])

@@ -53,4 +53,5 @@ CATALOG = Catalog(
     default_preset="plain",
     exclude_sources=frozenset({"tests.toy.table"}),
     packages=("pydantic", "ray"),
+    metrics={"number": ("value", "loss"), "apply": ("value",), "total": ("value",)},
 )

@@ -1,0 +1,142 @@
+"""What can be refused, or settled, before any trial starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from pipeline import plan as planning
+from pipeline.errors import UsageError
+from pipeline.stage import Catalog
+from pipeline.store import Store
+from sweeps.outcome import assigned
+from sweeps.space import LISTS
+from sweeps.target import Sweep, Target, shared_keys, targets
+
+PROBES = 8  # trials of a search that are looked at beforehand
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A sweep whose trials were looked at.
+
+    Args:
+        values: of every trial; of a search that makes them up, empty.
+        looked_at: the targets of every trial, or of some that a search might make.
+        shared: keys of the nodes that are run once, before the trials.
+    """
+
+    sweep: Sweep
+    values: tuple[Mapping[str, Any], ...]
+    looked_at: tuple[tuple[Target, ...], ...]
+    shared: frozenset[str]
+
+    @property
+    def first(self) -> Target:
+        return self.looked_at[0][0]
+
+    def concurrent(self, cpus: float, gpus: float) -> int:
+        """Trials at a time: as many as their largest nodes leave room for."""
+        nodes = [
+            node
+            for found in self.looked_at
+            for target in found
+            for node in target.graph
+            if target.graph.keys[node.name] not in self.shared
+        ]
+        room = [cpus / max(1.0, *(_cpus(node) for node in nodes))]
+        wanted = max(node.resources.gpus for node in nodes)
+        if wanted:
+            room.append(gpus / wanted)
+        return max(1, int(min(room)))
+
+
+def checked(catalog: Catalog, sweep: Sweep) -> Checked:
+    """Build every trial.
+
+    Raises:
+        UsageError: one sentence on what is wrong with the space, a trial, or a metric.
+    """
+    space = sweep.space
+    if space.search == "optuna" and find_spec("optuna") is None:
+        raise UsageError(
+            'search: optuna needs Optuna: pip install "diffusion-bench[optuna]", or set '
+            "search: random"
+        )
+    _check_paths(sweep)
+    made_up = space.search == "optuna"
+    values = _probes(sweep) if made_up else space.values()
+    found = tuple(tuple(_targets(catalog, sweep, chosen)) for chosen in values)
+    if len(found) > 1 and len({target.results for targets in found for target in targets}) == len(
+        found[0]
+    ):
+        raise UsageError(
+            f"none of {', '.join(space.paths)} changes what {space.decides} needs: all trials "
+            f"would give the same; sweep settings that {found[0][0].measured[space.decides].name} "
+            "depends on"
+        )
+    shared = shared_keys(found, least=max(2, len(found)) if made_up else 2)
+    return Checked(sweep, () if made_up else tuple(values), found, frozenset(shared))
+
+
+def _targets(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> list[Target]:
+    try:
+        return targets(catalog, sweep, values)
+    except UsageError as error:
+        try:  # is it this trial, or the sweep as a whole?
+            planning.build(catalog, sweep.request({}, None))
+        except UsageError:
+            raise error from None
+        raise UsageError(f"trial {assigned(values)}: {error}") from error
+
+
+def _check_paths(sweep: Sweep) -> None:
+    for text in sweep.overrides:
+        path = text.partition("=")[0].strip()
+        if path in sweep.space.paths:
+            raise UsageError(
+                f"{path} is swept by the space and set on the command line; leave it out, or take "
+                "it from the parameters of a space of your own (--space FILE)"
+            )
+        if path == "seed" and sweep.space.seeds:
+            raise UsageError("seed is set on the command line and by seeds; leave one out")
+
+
+def _probes(sweep: Sweep) -> list[dict[str, Any]]:
+    """Trials that a search might make: the ends of every range, or the values of every list."""
+    lists = [
+        parameter.values if parameter.kind in LISTS else (parameter.values[0], parameter.values[-1])
+        for parameter in sweep.space.ranges()
+    ]
+    count = min(PROBES, max(map(len, lists)))
+    return [
+        {
+            path: values[i % len(values)]
+            for path, values in zip(sweep.space.paths, lists, strict=True)
+        }
+        for i in range(count)
+    ]
+
+
+def check_resources(found: Checked, store: Store, cpus: float, gpus: float, where: str) -> None:
+    """Refuse trials that can never start.
+
+    Raises:
+        UsageError: a node asks for more than there is.
+    """
+    for trial in found.looked_at:
+        for target in trial:
+            planning.check_resources(target.plan(store), cpus, gpus, where)
+            for node in target.graph:
+                if _cpus(node) > cpus:
+                    raise UsageError(
+                        f"{node.name} asks for {_cpus(node):g} workers, {where} has {cpus:g} CPUs; "
+                        f"lower {node.stage.name}.num_workers"
+                    )
+
+
+def _cpus(node: Any) -> float:
+    """CPUs that a node needs at once, those of the training workers that it starts included."""
+    return max(node.resources.cpus, float(getattr(node.settings, "num_workers", 0)))

@@ -1,0 +1,115 @@
+"""`python -m pipeline sweep NAME`: from the command line to an exit code."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import plan as planning
+from pipeline import results, track
+from pipeline.errors import DONE, UsageError
+from pipeline.record import FINISHED
+from pipeline.session import Options, say
+from pipeline.stage import Catalog
+from pipeline.store import Store
+from sweeps import record, space
+from sweeps.check import Checked, check_resources, checked
+from sweeps.outcome import Outcome, assigned
+from sweeps.target import Sweep
+
+
+def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
+    """Run a sweep."""
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs {options.jobs}: give at least 1")
+    asked, catalog = _asked(options), root()
+    store = Store(options.store or results.default_store())
+    found = checked(catalog, asked)
+    if options.dry_run:
+        print(_trials_text(found, store))
+        return DONE
+    address = options.address or os.environ.get("RAY_ADDRESS") or None
+    how = Options(options.tracking_uri, address, options.jobs)
+    _check(found, store, how)
+    data = _data(asked, found, store, options.resume)
+    if data["state"] == FINISHED and options.resume:
+        outcome = Outcome.of(
+            asked.space, [record.TrialRecord(**t) for t in data["sweep"]["trials"]]
+        )
+        print(f"nothing to do: sweep {data['id']} is finished\n\n{outcome.text()}\n")
+        print(outcome.verdict())
+        return DONE
+    from pipeline.supervise import supervise
+
+    def body(attempt: int) -> int:
+        from sweeps import session
+
+        return session.run(root, store, found, how, data)
+
+    return supervise(body, say)
+
+
+def _asked(options: Namespace) -> Sweep:
+    """The sweep that the command line describes."""
+    seeds = None if options.seeds is None else list(range(options.seeds))
+    if options.seeds is not None and options.seeds < 1:
+        raise UsageError(f"--seeds {options.seeds}: give at least 1")
+    if options.trials is not None and options.trials < 1:
+        raise UsageError(f"--trials {options.trials}: give at least 1")
+    changes: dict[str, Any] = {
+        "trials": options.trials,
+        "seeds": seeds,
+        "search": options.search,
+        "objective": options.objective,
+    }
+    found = space.read(options.name, options.space, **changes)
+    if options.scheduler == "none":
+        found = found.revised(halving=None)
+    elif options.scheduler == "asha" and found.halving is None:
+        raise UsageError(
+            f"--scheduler asha: the space of sweep '{options.name}' has no 'halving', which says "
+            "what curve of what node is watched; give a space that has with --space FILE"
+        )
+    return Sweep(options.name, found, options.preset or found.preset, tuple(options.overrides))
+
+
+def _check(found: Checked, store: Store, how: Options) -> None:
+    store.check_writable()
+    if how.address is None:
+        gpus = planning.local_gpus()
+        check_resources(found, store, how.cores, gpus, f"--jobs {how.cores} here")
+    warning = track.check_uri(how.tracking_uri or track.default_uri(store.local))
+    if warning:
+        say(f"warning: {warning}")
+
+
+def _data(asked: Sweep, found: Checked, store: Store, resume: bool) -> dict[str, Any]:
+    if resume:
+        return record.resumable(store, asked)
+    for other in record.same(store, asked):
+        if other["state"] != FINISHED:
+            say(f"sweep {other['id']} is the same and unfinished; --resume goes on with it")
+            break
+    resolved = found.first.resolved
+    settings = resolved.settings.model_dump(mode="json")
+    return record.new(asked, resolved.preset, settings, found.values)
+
+
+def _trials_text(found: Checked, store: Store) -> str:
+    lines = []
+    for index, trial in enumerate(found.looked_at):
+        plans = [target.plan(store) for target in trial]
+        todo = {p.nodes[n].key for p in plans for n in p.todo} - found.shared
+        values = assigned(found.values[index]) if found.values else "made up by the search"
+        lines.append(f"{record.trial_name(index)}  {len(todo):>3} nodes to do  {values}")
+    todo = {
+        p.nodes[n].key: n
+        for trial in found.looked_at
+        for p in [target.plan(store) for target in trial]
+        for n in p.todo
+        if p.nodes[n].key in found.shared
+    }
+    before = f"once, before the trials: {', '.join(dict.fromkeys(todo.values())) or 'nothing'}"
+    return "\n".join([*lines, before])

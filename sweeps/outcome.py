@@ -1,0 +1,176 @@
+"""What a sweep found: means and errors over seeds, which trial is best and whether that is sure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.record import FINISHED, TrialRecord
+from sweeps.space import Space
+
+SEPARATED = 2.0  # standard errors of a difference
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of a trial: mean over its seeds, and the standard error of that mean if known.
+
+    With one seed the error is the one that the node itself reports, if any.
+    """
+
+    mean: float
+    error: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float], reported: Sequence[float | None]) -> Value:
+        if len(values) > 1:
+            return cls(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)))
+        return cls(values[0], reported[0] if reported else None)
+
+    def __str__(self) -> str:
+        if not self.error:
+            return f"{self.mean:.4g}"
+        digits = min(max(0, 1 - math.floor(math.log10(self.error))), 12)
+        return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial with its metrics by name; none while it has not finished."""
+
+    trial: TrialRecord
+    metrics: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The trials of a sweep, the finished ones from the best to the worst, then the others."""
+
+    space: Space
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, space: Space, trials: Sequence[TrialRecord]) -> Outcome:
+        rows = [Row(trial, _values(space, trial)) for trial in trials]
+        sign = 1 if space.metrics[space.decides].direction == "min" else -1
+        finished = [row for row in rows if row.metrics]
+        finished.sort(key=lambda row: sign * row.metrics[space.decides].mean)
+        return cls(space, (*finished, *(row for row in rows if not row.metrics)))
+
+    @property
+    def finished(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.metrics)
+
+    @property
+    def best(self) -> Row | None:
+        return self.finished[0] if self.finished else None
+
+    @property
+    def rivals(self) -> tuple[Row, ...]:
+        """The finished trials that the best is not separated from by two standard errors."""
+        if self.best is None:
+            return ()
+        first = self.best.metrics[self.space.decides]
+        others = [(row, row.metrics[self.space.decides]) for row in self.finished[1:]]
+        return tuple(row for row, value in others if within_noise(first, value))
+
+    def verdict(self) -> str:
+        """One or two sentences on the best trial."""
+        if self.best is None:
+            return "No trial finished."
+        name, decides = self.best.trial.name, self.space.decides
+        first = self.best.metrics[decides]
+        said = f"Best: {name}, {decides} {first} ({assigned(self.best.trial.values)})."
+        if len(self.finished) == 1:
+            return said
+        following = self.finished[1]
+        second = following.metrics[decides]
+        if first.error is None or second.error is None:
+            return f"{said} Its error is not known: say nothing of small differences (--seeds 3)."
+        if not self.rivals:
+            return f"{said} Separated from the next, {following.trial.name}, by 2 standard errors."
+        others = ", ".join(row.trial.name for row in self.rivals[:5])
+        more = f" and {len(self.rivals) - 5} more" if len(self.rivals) > 5 else ""
+        return f"{said} Within noise: not separated by 2 standard errors from {others}{more}."
+
+    def table(self) -> list[list[Any]]:
+        """The heading and a line for every trial, as texts."""
+        paths = short(self.space.paths)
+        lines: list[list[Any]] = [["trial", *paths.values(), *self.space.metrics, ""]]
+        for row in self.rows:
+            values = [shown(row.trial.values.get(path)) for path in paths]
+            metrics = [str(row.metrics.get(name, "")) for name in self.space.metrics]
+            lines.append([row.trial.name, *values, *metrics, self._remark(row)])
+        return lines
+
+    def _remark(self, row: Row) -> str:
+        if row is self.best:
+            return "best"
+        if row in self.rivals:
+            return "within noise of the best"
+        if row.metrics:
+            return ""
+        trial = row.trial
+        if trial.reports and not trial.error:
+            step, value = trial.reports[-1]
+            metric = self.space.halving.metric if self.space.halving else "curve"
+            return f"{trial.state} at step {step} ({metric} {value:.4g})"
+        return f"{trial.state}: {trial.error}" if trial.error else trial.state
+
+    def text(self) -> str:
+        """The table as aligned lines."""
+        lines = [[str(cell) for cell in line] for line in self.table()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+
+def _values(space: Space, trial: TrialRecord) -> dict[str, Value]:
+    if trial.state != FINISHED:
+        return {}
+    return {
+        name: Value.of(trial.measured[name], trial.errors.get(name, ())) for name in space.metrics
+    }
+
+
+def within_noise(first: Value, second: Value) -> bool:
+    """Whether two means differ by at most two standard errors of their difference.
+
+    The errors are taken for independent; where one is not known, nothing is said to be noise.
+    """
+    if first.error is None or second.error is None:
+        return False
+    return abs(first.mean - second.mean) <= SEPARATED * math.hypot(first.error, second.error)
+
+
+def short(paths: Sequence[str]) -> dict[str, str]:
+    """Each path's last part, or as much of it as tells it from the others."""
+    found = {}
+    for path in paths:
+        parts = path.split(".")
+        for length in range(1, len(parts) + 1):
+            name = ".".join(parts[-length:])
+            if sum(f".{other}".endswith(f".{name}") for other in paths) == 1:
+                break
+        found[path] = name
+    return found
+
+
+def shown(value: Any) -> str:
+    """A setting's value in a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    return str(value)
+
+
+def assigned(values: Mapping[str, Any]) -> str:
+    """`lr=0.002, depth=4`."""
+    names = short(tuple(values))
+    return ", ".join(f"{names[path]}={shown(value)}" for path, value in values.items())

@@ -1,0 +1,392 @@
+"""One sweep from start to end: what trials share, the trials, MLflow, the last words."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pipeline import cluster, progress, track
+from pipeline import plan as planning
+from pipeline import record as runs
+from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
+from pipeline.plan import CACHED, DAMAGED, Plan
+from pipeline.record import command_line
+from pipeline.run import Execution, log_file, run_together
+from pipeline.session import CODE, Options, say
+from pipeline.stage import Catalog
+from pipeline.store import Store
+from pipeline.supervise import RAY_LOST
+from sweeps import record, tuning
+from sweeps.check import Checked, check_resources
+from sweeps.ending import finish
+from sweeps.outcome import Outcome, assigned
+from sweeps.record import LAGGED, QUEUED, SweepRecord, TrialRecord
+from sweeps.space import canonical
+from sweeps.tracking import Curves
+from sweeps.trial import OLD, Past, Shared
+from sweeps.work import FAILED, FINISHED, RUNG, STEP
+
+SAVE_SECONDS = 1.0
+_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", LAGGED: "KILLED", runs.STOPPED: "KILLED"}
+
+
+def run(
+    root: Callable[[], Catalog],
+    store: Store,
+    checked: Checked,
+    how: Options,
+    data: Mapping[str, Any],
+) -> int:
+    """Run, or go on with, a sweep in this process, and return the exit code."""
+    with contextlib.ExitStack() as stack:
+        entry = record.opened(store, data, stack)
+        left = sum(not trial.ended for trial in entry.trials) or checked.sweep.space.trials
+        say(f"sweep {entry.id}: {left} trials to do, store {store.uri}")
+        try:
+            return Session(root, store, checked, how, entry).run()
+        except UsageError as error:
+            entry.end(runs.FAILED)
+            say(f"error: {error}")
+            return error.exit_code
+
+
+class Session:
+    """The moving parts of a sweep."""
+
+    def __init__(
+        self,
+        root: Callable[[], Catalog],
+        store: Store,
+        checked: Checked,
+        how: Options,
+        entry: SweepRecord,
+    ) -> None:
+        self.root, self.store, self.checked, self.how, self.entry = root, store, checked, how, entry
+        self.catalog, self.sweep = root(), checked.sweep
+        self.trials: dict[str, TrialRecord] = {}  # by Ray Tune's names
+        self.view: Any = progress.PlainView({}, how.cores)
+        self.tracker = self._start_tracker()
+        self.curves = Curves(self.tracker, store, checked.sweep.space)
+
+    def run(self) -> int:
+        try:
+            self._execute()
+            state = runs.FINISHED
+        except UsageError:
+            self.view.close()
+            self.tracker.close("FAILED", timeout=1)
+            raise
+        except KeyboardInterrupt:
+            state = runs.STOPPED
+        except RayLostError as error:
+            return self._lost(error)
+        except Exception as error:
+            # Ray Tune wraps what it meets when Ray's own processes die.
+            if cluster.alive():
+                raise
+            return self._lost(error)
+        self.view.close()
+        return self._close(state)
+
+    def _lost(self, error: Exception) -> int:
+        self.view.message(str(error))
+        self.view.close()
+        self.entry.save()
+        self.tracker.close("KILLED", timeout=0)
+        return RAY_LOST
+
+    def _execute(self) -> None:
+        have = cluster.connect(self.how.address, self.how.cores, planning.local_gpus(), CODE)
+        check_resources(self.checked, self.store, *have, "the cluster")
+        failed = self._run_shared()
+        todo = self._todo(failed)
+        names = [trial.name for trial in self.entry.trials]
+        names += [record.trial_name(i) for i in range(len(names), self._count())]
+        self.view = progress.view(dict.fromkeys(names), self.how.cores, "trials")
+        for trial in self.entry.trials:
+            if trial.ended or trial.error:
+                self._show_end(trial, progress.REUSED if trial.ended else progress.FAILED)
+        if todo is None or todo:
+            self._search(todo or [], self.checked.concurrent(*have))
+
+    def _count(self) -> int:
+        return len(self.checked.values) or self.sweep.space.trials
+
+    # What several trials need
+
+    def _run_shared(self) -> dict[str, str]:
+        """Run the nodes that several trials need, each once; why some failed, by key."""
+        plans: list[Plan] = []
+        covered: set[str] = set()
+        for trial in self.checked.looked_at:
+            for target in trial:
+                plan = target.plan(self.store)
+                nodes = {n: p for n, p in plan.nodes.items() if p.key in self.checked.shared}
+                for name, node in nodes.items():
+                    self._note_shared(name, node)
+                todo = {p.key for p in nodes.values() if p.state != CACHED}
+                if todo - covered:
+                    covered |= todo
+                    plans.append(replace(plan, nodes=nodes))
+        for plan in plans:
+            for node in plan.nodes.values():
+                if node.state == DAMAGED:
+                    with contextlib.suppress(OSError):  # another plan of the same node did
+                        self.store.set_aside(node.node.stage.name, node.key)
+        if not plans:
+            return {}
+        say(f"{len(covered)} nodes that several trials need come first")
+        return self._run_plans(plans)
+
+    def _run_plans(self, plans: Sequence[Plan]) -> dict[str, str]:
+        names = {}
+        for number, plan in enumerate(plans):
+            for name, node in plan.nodes.items():
+                names.setdefault(node.key, name if number == 0 else f"{name} ({number + 1})")
+        self.view = progress.view(dict.fromkeys(names.values()), self.how.cores, "shared nodes")
+        claims: set[str] = set()
+        executions = [
+            Execution(
+                plan,
+                self.store,
+                SharedListener(self, {n: names[p.key] for n, p in plan.nodes.items()}),
+                self.catalog.packages,
+                claims,
+                self.entry.data["git"],
+            )
+            for plan in plans
+        ]
+        run_together(executions)
+        self.view.close()
+        failed = {}
+        for execution in executions:
+            for name, item in execution.nodes.items():
+                self.entry.data["nodes"][self._shared_name(name, item.key)] |= {
+                    "state": item.state,
+                    "seconds": item.manifest.seconds if item.manifest else None,
+                    "error": item.error,
+                }
+                if item.state in (progress.FAILED, progress.BLOCKED):
+                    failed[item.key] = f"{name}: {item.error}"
+        return failed
+
+    def _note_shared(self, name: str, node: planning.NodePlan) -> None:
+        entry = self.entry.data["nodes"]
+        label = self._shared_name(name, node.key)
+        entry.setdefault(
+            label,
+            {
+                "stage": node.node.stage.name,
+                "key": node.key,
+                "upstream": list(node.node.upstream),
+                "tags": dict(node.node.tags),
+                "state": progress.REUSED if node.state == CACHED else progress.QUEUED,
+                "seconds": node.seconds if node.manifest else None,
+                "error": "",
+            },
+        )
+
+    def _shared_name(self, name: str, key: str) -> str:
+        """The name in the record of a node that trials share; a number where names collide."""
+        nodes, label, number = self.entry.data["nodes"], name, 1
+        while label in nodes and nodes[label]["key"] != key:
+            number += 1
+            label = f"{name}-{number}"
+        return label
+
+    # Trials
+
+    def _todo(self, failed: Mapping[str, str]) -> list[int] | None:
+        """Which trials go to Ray Tune; None where a search makes them up."""
+        if not self.checked.values:
+            return None
+        todo = []
+        for index, (values, found) in enumerate(
+            zip(self.checked.values, self.checked.looked_at, strict=True)
+        ):
+            trial = self.entry.trial(values)
+            missing = [k for t in found for k in t.graph.keys.values() if k in failed]
+            if missing:
+                trial.state, trial.error = FAILED, failed[missing[0]]
+                self.curves.begin(trial)
+                self.curves.end(trial, [])
+            elif not trial.ended or self.sweep.space.halving is not None:
+                trial.error = ""
+                todo.append(index)
+        # Those that ended come first: early stopping hears again what it knew.
+        return sorted(todo, key=lambda i: not self.entry.trial(self.checked.values[i]).ended)
+
+    def _search(self, todo: Sequence[int], concurrent: int) -> None:
+        past = {
+            canonical(trial.values): Past(trial.reports, trial.ended, self._objective(trial))
+            for trial in self.entry.trials
+            if trial.ended or trial.reports or not self.checked.values
+        }
+        shared = Shared(
+            root=self.root,
+            store=self.store.uri,
+            sweep=self.sweep,
+            board=cluster.start_board(),
+            git=self.entry.data["git"],
+            trials=self.checked.values,
+            past=past,
+        )
+        folder = self.entry.folder / "tune"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._config = shared.values
+        tuning.fit(shared, todo, concurrent, folder, self)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not cluster.alive():
+            raise RayLostError("Ray's processes were lost")
+
+    def _objective(self, trial: TrialRecord) -> float | None:
+        values = trial.measured.get(self.sweep.space.decides)
+        return statistics.fmean(values) if values else None
+
+    # What Ray Tune says of them
+
+    def begun(self, key: str, config: Mapping[str, Any]) -> None:
+        trial = self.entry.trial(self._config(config))
+        self.trials[key] = trial
+        if not trial.ended:
+            trial.state = runs.RUNNING
+            self.curves.begin(trial)
+            self._show(trial, state=progress.RUNNING, note=assigned(trial.values))
+
+    def reported(self, key: str, result: Mapping[str, Any]) -> None:
+        trial = self.trials[key]
+        if trial.ended or result.get(OLD):
+            return
+        for event in result.get("events", ()):
+            self._event(trial, *event)
+        if RUNG in result:
+            trial.reports.append((result[STEP], result[RUNG]))
+            self._show(trial, note=f"step {result[STEP]}: {result[RUNG]:.4g}")
+        if "state" in result:
+            self._result(trial, result)
+        else:
+            self.entry.save(SAVE_SECONDS)
+
+    def ended(self, key: str, error: str) -> None:
+        trial = self.trials[key]
+        if trial.state == runs.RUNNING:  # stopped early, or lost
+            trial.state, trial.error = (FAILED, error) if error else (LAGGED, "")
+            self._done(trial, [])
+
+    def _event(self, trial: TrialRecord, kind: str, number: int, node: str, *rest: Any) -> None:
+        if kind == "log":
+            seed = self._seeds()[number] if len(self._seeds()) > 1 else None
+            name = record.node_name(trial.name, seed, node)
+            with log_file(self.entry.folder / "logs", name).open("a") as stream:
+                stream.write(rest[0])
+        elif kind == "points" and len(self._seeds()) == 1:
+            self.tracker.points(trial.name, rest[0], rest[1])
+        elif kind == "message":
+            self.view.message(f"{trial.name}: {rest[0]}")
+        elif kind == "progress":
+            done, total, unit = rest
+            how_far = f" {done:g}/{total:g} {unit}".rstrip() if total else ""
+            self._show(trial, note=f"{node}{how_far}")
+
+    def _seeds(self) -> Sequence[int | None]:
+        return self.sweep.space.seeds or (None,)
+
+    def _result(self, trial: TrialRecord, result: Mapping[str, Any]) -> None:
+        trial.state, trial.error = result["state"], result.get("error", "")
+        trial.measured = dict(result.get("measured", {}))
+        trial.errors = dict(result.get("errors", {}))
+        shared = self.checked.shared
+        nodes = [dict(seed) for seed in result["nodes"]]
+        own = {n["key"]: n["seconds"] or 0 for seed in nodes for n in seed.values()}
+        trial.seconds = round(sum(s for key, s in own.items() if key not in shared), 3)
+        self.entry.nodes(trial, self._seeds(), nodes, set(shared))
+        self._done(trial, nodes)
+
+    def _done(self, trial: TrialRecord, nodes: Sequence[Mapping[str, Any]]) -> None:
+        self._show_end(trial, progress.FAILED if trial.state == FAILED else progress.DONE)
+        self.curves.end(trial, nodes)
+        self.entry.save(SAVE_SECONDS)
+
+    def _show_end(self, trial: TrialRecord, state: str) -> None:
+        values = trial.measured.get(self.sweep.space.decides)
+        found = f"{self.sweep.space.decides} {statistics.fmean(values):.4g}" if values else ""
+        early = "stopped early" if trial.state == LAGGED else ""
+        note = trial.error or found or early
+        self._show(trial, state=state, note=f"{note}  ({assigned(trial.values)})")
+
+    def _show(self, trial: TrialRecord, **changes: Any) -> None:
+        if trial.name in self.view.nodes:
+            self.view.update(trial.name, **changes)
+
+    # The end
+
+    def _close(self, state: str) -> int:
+        if state == runs.STOPPED:
+            for trial in self.entry.trials:
+                if trial.state == runs.RUNNING:
+                    trial.state = QUEUED
+            self.entry.end(state)
+            self.tracker.close("KILLED", timeout=1)
+            again = command_line() + ("" if "--resume" in command_line() else " --resume")
+            say(f"interrupted; nothing finished is lost. Go on with:\n  {again}")
+            return INTERRUPTED
+        failed = [trial for trial in self.entry.trials if trial.state == FAILED]
+        self.entry.end(runs.FAILED if failed else runs.FINISHED)
+        outcome = Outcome.of(self.sweep.space, self.entry.trials)
+        finish(self.store, self.sweep, self.checked, self.entry, outcome, self.tracker)
+        self.tracker.close(_STATUS[FAILED if failed else FINISHED], timeout=10)
+        cluster.disconnect()
+        if failed:
+            say(
+                f"{len(failed)} of {len(self.entry.trials)} trials failed; after mending, try them "
+                "again with --resume"
+            )
+        return NODE_FAILED if failed else DONE
+
+    def _start_tracker(self) -> track.Tracker:
+        data, git = self.entry.data, self.entry.data["git"]
+        tracker = track.Tracker(
+            self.how.tracking_uri or track.default_uri(self.store.local),
+            self.entry.folder,
+            experiment=f"{data['recipe']}/{data['preset']}",
+            run_name=self.entry.id,
+            run_id=self.entry.id,
+            params=self.checked.first.resolved.flat() | {"sweep": self.sweep.space.model_dump()},
+            tags={
+                "sweep": self.sweep.name,
+                "recipe": self.sweep.space.recipe,
+                "preset": data["preset"],
+                "git.revision": git.get("revision", ""),
+                "git.dirty": str(git.get("dirty", "")).lower(),
+            },
+            warn=lambda text: self.view.message(text),
+        )
+        tracker.start()
+        track.flush_pending(self.store.local, exclude=self.entry.folder)
+        return tracker
+
+
+class SharedListener:
+    """What an execution of shared nodes says: to the terminal and the log files."""
+
+    def __init__(self, session: Session, names: Mapping[str, str]) -> None:
+        self._session, self._names = session, names
+        self.view, self.tracker, self.on_change = self, None, None
+
+    def update(self, name: str, **changes: Any) -> None:
+        self._session.view.update(self._names[name], **changes)
+
+    def message(self, text: str) -> None:
+        self._session.view.message(text)
+
+    def log(self, node: str, text: str) -> None:
+        folder = self._session.entry.folder / "logs"
+        with log_file(folder, self._names[node]).open("a") as stream:
+            stream.write(text)
+
+    def close(self) -> None:
+        """Nothing stays open."""

@@ -1,0 +1,196 @@
+"""From a trial's values to what must be run: its settings and the needed part of the graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pipeline import plan as planning
+from pipeline.config import Resolved
+from pipeline.errors import UsageError, nearest
+from pipeline.graph import Graph, Node
+from pipeline.plan import Plan, Request
+from pipeline.stage import Catalog
+from pipeline.store import Store
+from sweeps.space import Space, canonical
+
+SEED = "seed"  # the setting that `seeds` gives values to
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is asked for: a space, and what the command line adds.
+
+    Args:
+        overrides: `key=value` settings of all trials; they go before the space's own `settings`.
+    """
+
+    name: str
+    space: Space
+    preset: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Equal for sweeps that try the same and judge it the same way."""
+        data = [self.space.model_dump(mode="json"), self.preset, list(self.overrides)]
+        return hashlib.sha256(canonical(data).encode()).hexdigest()[:16]
+
+    def request(self, values: Mapping[str, Any], seed: int | None) -> Request:
+        """The run whose part one trial is."""
+        chosen = dict(values) if seed is None else {**values, SEED: seed}
+        fixed = [setting(path, value) for path, value in self.space.settings.items()]
+        own = [setting(path, value) for path, value in chosen.items()]
+        return Request(self.space.recipe, self.preset, (*fixed, *self.overrides, *own))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one trial runs with one seed.
+
+    Args:
+        resolved: all settings.
+        graph: only the nodes that the sweep's metrics need.
+        measured: for each metric of the space the node that reports it.
+        watched: the node that tells the curve of early stopping.
+    """
+
+    recipe: str
+    seed: int | None
+    resolved: Resolved
+    graph: Graph
+    measured: Mapping[str, Node]
+    watched: str | None
+
+    def plan(self, store: Store) -> Plan:
+        """The state of every node."""
+        return planning.of_graph(store, self.recipe, self.resolved, self.graph)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Keys of the nodes that report the metrics: equal keys mean equal trials."""
+        return tuple(self.graph.keys[node.name] for node in self.measured.values())
+
+
+def targets(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> list[Target]:
+    """What a trial runs, for each of its seeds.
+
+    Raises:
+        UsageError: settings that cannot be, or a metric that no node reports; one sentence.
+    """
+    return [_target(catalog, sweep, values, seed) for seed in sweep.space.seeds or (None,)]
+
+
+def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], seed: int | None) -> Target:
+    resolved, whole = planning.build(catalog, sweep.request(values, seed))
+    space, flat = sweep.space, resolved.flat()
+    measured = {
+        name: _reporting(catalog, whole, filled(measure.node, flat), measure.metric or name)
+        for name, measure in space.metrics.items()
+    }
+    needed = [node.name for node in measured.values()]
+    watched = None
+    if space.halving is not None:
+        pattern = filled(space.halving.node, flat)
+        watched = _reporting(catalog, whole, pattern, space.halving.metric).name
+        needed.append(watched)
+    names = whole.ancestors(needed)
+    if watched is not None and watched not in whole.ancestors(needed[:-1]):
+        raise UsageError(
+            f"halving watches {watched}, which {space.decides} does not need: stopping it would "
+            f"save nothing; name a node upstream of {measured[space.decides].name}"
+        )
+    graph = Graph([node for node in whole if node.name in names], catalog.exclude_sources)
+    return Target(space.recipe, seed, resolved, graph, measured, watched)
+
+
+def filled(pattern: str, flat: Mapping[str, Any]) -> str:
+    """A node's name with `{setting}` replaced by that setting's value."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in flat:
+            raise UsageError(
+                f"'{pattern}' names unknown setting '{match[1]}'{nearest(match[1], flat)}"
+            )
+        return str(flat[match[1]])
+
+    return re.sub(r"{([\w.]+)}", value, pattern)
+
+
+def _reporting(catalog: Catalog, graph: Graph, pattern: str, metric: str) -> Node:
+    """The one node that a pattern fits; UsageError unless it may report the metric."""
+    found = [name for name in graph.nodes if fnmatchcase(name, pattern)]
+    if not found:
+        known = [name for name in graph.nodes if _may_report(catalog, graph[name], metric)]
+        hint = nearest(pattern, graph.nodes) or (
+            f" (with {metric}: {_few(known)})" if known else ""
+        )
+        raise UsageError(
+            f"no node of the recipe fits '{pattern}', which is to report {metric}{hint}"
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"'{pattern}' fits {len(found)} nodes ({_few(found)}); {metric} is taken from one: "
+            "name it, or narrow the pattern"
+        )
+    node = graph[found[0]]
+    if not _may_report(catalog, node, metric):
+        reported = catalog.metrics[node.stage.name]
+        hint = nearest(metric, reported) or f" (it reports: {', '.join(reported) or 'nothing'})"
+        raise UsageError(f"{node.name} reports no metric '{metric}'{hint}")
+    return node
+
+
+def _may_report(catalog: Catalog, node: Node, metric: str) -> bool:
+    patterns = catalog.metrics.get(node.stage.name, ("*",))
+    return any(fnmatchcase(metric, pattern) for pattern in patterns)
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def shared_keys(trials: Iterable[Sequence[Target]], least: int = 2) -> set[str]:
+    """Keys of the nodes that at least so many trials need, those that report metrics left out."""
+    counts: dict[str, int] = {}
+    reported: set[str] = set()
+    for found in trials:
+        for key in {key for target in found for key in target.graph.keys.values()}:
+            counts[key] = counts.get(key, 0) + 1
+        reported |= {key for target in found for key in target.results}
+    return {key for key, count in counts.items() if count >= least} - reported
+
+
+def setting(path: str, value: Any) -> str:
+    """`path=value`, the value written so that YAML reads it back as it is."""
+    return f"{path}={_yaml(value)}"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, float):
+        text = repr(value)
+        # Without a point YAML takes 1e-05 for a word.
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    return json.dumps(value)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted path as the tree that a preset file holds."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *groups, leaf = path.split(".")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[leaf] = value
+    return tree
