@@ -35,9 +35,8 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
     _check(found, store, how)
     data = _data(asked, found, store, options.resume)
     if data["state"] == FINISHED and options.resume:
-        outcome = Outcome.of(
-            asked.space, [record.TrialRecord(**t) for t in data["sweep"]["trials"]]
-        )
+        trials = [record.TrialRecord(**trial) for trial in data["sweep"]["trials"]]
+        outcome = Outcome.of(asked.space, trials)
         print(f"nothing to do: sweep {data['id']} is finished\n\n{outcome.text()}\n")
         print(outcome.verdict())
         return DONE
