@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from pipeline import config
 from pipeline import plan as planning
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, nearest
+from pipeline.graph import Node
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps.outcome import assigned
@@ -65,7 +67,7 @@ def checked(catalog: Catalog, sweep: Sweep) -> Checked:
             'search: optuna needs Optuna: pip install "diffusion-bench[optuna]", or set '
             "search: random"
         )
-    _check_paths(sweep)
+    _check_paths(catalog, sweep)
     made_up = space.search == "optuna"
     values = _probes(sweep) if made_up else space.values()
     found = tuple(tuple(_targets(catalog, sweep, chosen)) for chosen in values)
@@ -85,14 +87,24 @@ def _targets(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> list[
     try:
         return targets(catalog, sweep, values)
     except UsageError as error:
-        try:  # is it this trial, or the sweep as a whole?
-            planning.build(catalog, sweep.request({}, None))
-        except UsageError:
-            raise error from None
+        if _builds(catalog, sweep, values) or not _builds(catalog, sweep, {}):
+            raise  # every trial is wrong in this way
         raise UsageError(f"trial {assigned(values)}: {error}") from error
 
 
-def _check_paths(sweep: Sweep) -> None:
+def _builds(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> bool:
+    try:
+        planning.build(catalog, sweep.request(values, None))
+    except UsageError:
+        return False
+    return True
+
+
+def _check_paths(catalog: Catalog, sweep: Sweep) -> None:
+    known = list(config.known_keys(catalog.settings))
+    for path in sweep.space.paths:
+        if not _is_setting(path, known):
+            raise UsageError(f"unknown parameter '{path}'{nearest(path, known)}")
     for text in sweep.overrides:
         path = text.partition("=")[0].strip()
         if path in sweep.space.paths:
@@ -102,6 +114,14 @@ def _check_paths(sweep: Sweep) -> None:
             )
         if path == "seed" and sweep.space.seeds:
             raise UsageError("seed is set on the command line and by seeds; leave one out")
+
+
+def _is_setting(path: str, known: Sequence[str]) -> bool:
+    """Whether it is a known key, or one below a setting whose own keys are free."""
+    if path in known:
+        return True
+    parents = [key for key in known if path.startswith(f"{key}.")]
+    return bool(parents) and not any(key.startswith(f"{max(parents, key=len)}.") for key in known)
 
 
 def _probes(sweep: Sweep) -> list[dict[str, Any]]:
@@ -130,13 +150,18 @@ def check_resources(found: Checked, store: Store, cpus: float, gpus: float, wher
         for target in trial:
             planning.check_resources(target.plan(store), cpus, gpus, where)
             for node in target.graph:
-                if _cpus(node) > cpus:
-                    raise UsageError(
-                        f"{node.name} asks for {_cpus(node):g} workers, {where} has {cpus:g} CPUs; "
-                        f"lower {node.stage.name}.num_workers"
-                    )
+                check_workers(node, cpus, where)
 
 
-def _cpus(node: Any) -> float:
+def check_workers(node: Node, cpus: float, where: str) -> None:
+    """Refuse a training with more workers than there are CPUs."""
+    if _cpus(node) > cpus:
+        raise UsageError(
+            f"{node.name} asks for {_cpus(node):g} workers, {where} has {cpus:g} CPUs; lower "
+            f"{node.stage.name}.num_workers"
+        )
+
+
+def _cpus(node: Node) -> float:
     """CPUs that a node needs at once, those of the training workers that it starts included."""
     return max(node.resources.cpus, float(getattr(node.settings, "num_workers", 0)))

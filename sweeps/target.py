@@ -114,9 +114,8 @@ def filled(pattern: str, flat: Mapping[str, Any]) -> str:
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in flat:
-            raise UsageError(
-                f"'{pattern}' names unknown setting '{match[1]}'{nearest(match[1], flat)}"
-            )
+            hint = nearest(match[1], flat)
+            raise UsageError(f"'{pattern}' names unknown setting '{match[1]}'{hint}")
         return str(flat[match[1]])
 
     return re.sub(r"{([\w.]+)}", value, pattern)
@@ -127,12 +126,9 @@ def _reporting(catalog: Catalog, graph: Graph, pattern: str, metric: str) -> Nod
     found = [name for name in graph.nodes if fnmatchcase(name, pattern)]
     if not found:
         known = [name for name in graph.nodes if _may_report(catalog, graph[name], metric)]
-        hint = nearest(pattern, graph.nodes) or (
-            f" (with {metric}: {_few(known)})" if known else ""
-        )
-        raise UsageError(
-            f"no node of the recipe fits '{pattern}', which is to report {metric}{hint}"
-        )
+        these = f" (with {metric}: {_few(known)})" if known else ""
+        hint = nearest(pattern, graph.nodes) or these
+        raise UsageError(f"no node of the recipe fits '{pattern}', for {metric}{hint}")
     if len(found) > 1:
         raise UsageError(
             f"'{pattern}' fits {len(found)} nodes ({_few(found)}); {metric} is taken from one: "

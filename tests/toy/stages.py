@@ -29,6 +29,7 @@ class NumberSettings(Settings):
     )
     fail: bool = pydantic.Field(False, description="fail instead")
     steps: int = pydantic.Field(0, ge=0, description="count to this, keeping state")
+    level: float = pydantic.Field(0.0, description="added to the loss")
     marks: str = pydantic.Field(
         "", description="file that gets a line an execution", json_schema_extra={"keyed": False}
     )
@@ -70,12 +71,12 @@ def run_number(context):
         temporary.write_text(str(step + 1))
         temporary.replace(state)
         context.progress(step + 1, settings.steps, "steps")
-        context.points("step", [("loss", step, 1 / (step + 1))])
+        context.points("step", [("loss", step, 1 / (step + 1) + settings.level)])
     if not settings.steps:
         time.sleep(settings.seconds)
     print(f"made {settings.value}, counted from {first}")
     (context.path / "number.json").write_text(json.dumps(settings.value))
-    curve = [("loss", step, 1 / (step + 1)) for step in range(settings.steps)]
+    curve = [("loss", step, 1 / (step + 1) + settings.level) for step in range(settings.steps)]
     return Result(metrics={"value": settings.value}, curves=curve, abscissa="step")
 
 

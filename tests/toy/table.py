@@ -15,6 +15,7 @@ class ToyResources(Settings):
 
 
 class Toy(Settings):
+    seed: int = pydantic.Field(0, ge=0, description="added to the second number of chain")
     a: stages.NumberSettings = pydantic.Field(stages.NumberSettings(), description="first")
     b: stages.NumberSettings = pydantic.Field(stages.NumberSettings(), description="second")
     apply: stages.ApplySettings = pydantic.Field(stages.ApplySettings(), description="map")
@@ -30,10 +31,10 @@ class Toy(Settings):
 
 
 def chain(toy):
-    asked = toy.resources
+    asked, second = toy.resources, toy.b.revised(value=toy.b.value + toy.seed)
     return [
         Node("number/a", stages.NUMBER, toy.a, resources=asked.number),
-        Node("number/b", stages.NUMBER, toy.b, resources=asked.number),
+        Node("number/b", stages.NUMBER, second, resources=asked.number),
         Node("apply/a", stages.APPLY, toy.apply, {"number": "number/a"}, asked.apply),
         Node("total", stages.TOTAL, toy.total, {"numbers": ["apply/a", "number/b"]}),
     ]

@@ -1,0 +1,144 @@
+"""Search spaces: what they draw, and one sentence for what cannot be."""
+
+import math
+
+import pytest
+
+from pipeline.errors import UsageError
+from stages.table import CATALOG
+from sweeps import space
+from sweeps.check import checked
+from sweeps.space import Parameter, decoded, encoded
+from sweeps.target import Sweep
+from tests.sweeps.spaces import CHAIN, write
+
+
+def read(folder, **changes):
+    return space.read("mine", write(folder, **changes))
+
+
+def test_a_grid_is_the_product_in_the_order_written(tmp_path):
+    found = read(
+        tmp_path, parameters={"a.value": {"grid": [3, 1]}, "apply.shards": {"choice": [1, 2]}}
+    )
+    assert [tuple(values.values()) for values in found.values()] == [(3, 1), (3, 2), (1, 1), (1, 2)]
+    assert found.paths == ("a.value", "apply.shards")
+
+
+def test_a_large_grid_is_sampled_and_stays_in_order(tmp_path):
+    grid = {"a.value": {"grid": list(range(100))}}
+    some = [v["a.value"] for v in read(tmp_path, parameters=grid, trials=10).values()]
+    assert len(set(some)) == 10
+    assert some == sorted(some)
+    assert some == [v["a.value"] for v in read(tmp_path, parameters=grid, trials=10).values()]
+    other = read(tmp_path, parameters=grid, trials=10, search_seed=1)
+    assert some != [v["a.value"] for v in other.values()]
+
+
+def test_random_values_stay_when_more_are_asked_for(tmp_path):
+    parameters = {"total.offset": {"uniform": [2, 3]}, "a.value": {"randint": [1, 4]}}
+    few = read(tmp_path, parameters=parameters, search="random", trials=5).values()
+    many = read(tmp_path, parameters=parameters, search="random", trials=50).values()
+    assert many[:5] == few
+    alone = {"total.offset": parameters["total.offset"]}
+    single = read(tmp_path, parameters=alone, search="random", trials=5).values()
+    assert [v["total.offset"] for v in single] == [v["total.offset"] for v in few]
+    assert {v["a.value"] for v in many} == {1, 2, 3, 4}, "both ends are drawn"
+    assert all(2 <= v["total.offset"] <= 3 for v in many)
+
+
+def test_loguniform_has_as_many_values_in_every_decade(tmp_path):
+    parameters = {"total.offset": {"loguniform": [1e-4, 1.0]}}
+    found = read(tmp_path, parameters=parameters, search="random", trials=2000).values()
+    decades = [math.floor(math.log10(v["total.offset"])) for v in found]
+    counts = [decades.count(d) for d in (-4, -3, -2, -1)]
+    assert min(counts) > 400  # 500 are expected, with a standard deviation of 19
+
+
+def test_a_small_space_is_used_up_without_repeats(tmp_path):
+    parameters = {"a.value": {"choice": [1, 2]}, "apply.shards": {"choice": [1, 2]}}
+    found = read(tmp_path, parameters=parameters, search="random", trials=10).values()
+    assert len(found) == 4
+
+
+def test_what_a_search_cannot_hold_travels_as_text(tmp_path):
+    parameters = {"a.value": {"choice": [1, 2]}, "b.value": {"choice": [[1, 2], [3]]}}
+    found = read(tmp_path, parameters=parameters, search="optuna", trials=2)
+    values = {"a.value": 2, "b.value": [1, 2]}
+    assert encoded(found, values) == {"a.value": 2, "json:b.value": "[1, 2]"}
+    assert decoded(encoded(found, values)) == values
+
+
+WRONG = {
+    "it is empty; give either parameters or points": {"parameters": {}},
+    "grid has no values": {"parameters": {"a.value": {"grid": []}}},
+    "grid has 2 twice": {"parameters": {"a.value": {"grid": [2, 3, 2]}}},
+    "unknown kind 'unifrom'; did you mean 'uniform'?": {
+        "parameters": {"a.value": {"unifrom": [1, 2]}}
+    },
+    "a.value is uniform and search=grid": {"parameters": {"a.value": {"uniform": [1, 2]}}},
+    "uniform from 2 to 1 is empty": {
+        "parameters": {"a.value": {"uniform": [2, 1]}},
+        "search": "random",
+        "trials": 2,
+    },
+    "loguniform from 0 reaches zero": {
+        "parameters": {"a.value": {"loguniform": [0, 1]}},
+        "search": "random",
+        "trials": 2,
+    },
+    "search=random needs trials": {"search": "random"},
+    "a.value is both a parameter and in settings": {"settings": {"a.value": 1}},
+    "seed is a parameter and seeds is set": {
+        "parameters": {"seed": {"grid": [1, 2]}},
+        "seeds": [0, 1],
+    },
+    "seeds has 1 twice": {"seeds": [1, 0, 1]},
+    "objective 'valeu' is none of its metrics; did you mean 'value'?": {"objective": "valeu"},
+    "unknown key 'metrics.value.nod'; did you mean 'node'?": {
+        "metrics": {"value": {"node": "total", "direction": "min", "nod": 1}}
+    },
+    "metrics.value.direction: input should be 'min' or 'max'": {
+        "metrics": {"value": {"node": "total", "direction": "down"}}
+    },
+    "recipe is missing": {"recipe": None},
+    "lacks b.value; every point sets the same": {
+        "parameters": None,
+        "points": [{"a.value": 1}, {"a.value": 2, "b.value": 1}],
+    },
+    "it has both": {"points": [{"a.value": 1}]},
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_space_is_refused_in_one_sentence(words, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, **WRONG[words])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(UsageError, match=r"unknown sweep 'trian'; did you mean 'train'\?"):
+        space.read("trian")
+    with pytest.raises(UsageError, match=r"space file .*none.yaml cannot be read"):
+        space.read("mine", "none.yaml")
+
+
+def test_a_parameter_knows_what_is_plain():
+    assert Parameter.of("x", {"grid": [1, "a", None, True, 0.5]}).plain
+    assert not Parameter.of("x", {"grid": [[1], [2]]}).plain
+
+
+@pytest.mark.parametrize("preset", ["smoke", "digits"])
+@pytest.mark.parametrize("name", space.names())
+def test_every_named_space_fits_the_recipes(name, preset):
+    found = checked(CATALOG, Sweep(name, space.read(name), preset))
+    assert len(found.values) > 1
+    assert found.shared, "something is made once for all trials"
+    measured = {target.results for trial in found.looked_at for target in trial}
+    assert len(measured) == len(found.values), "every trial is another"
+
+
+def test_the_toy_space_is_a_space(tmp_path):
+    assert read(tmp_path).recipe == CHAIN["recipe"]
