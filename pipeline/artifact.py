@@ -54,6 +54,7 @@ class Manifest:
     external: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     abscissa: str | None = None
     curves: dict[str, int] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)

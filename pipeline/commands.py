@@ -277,6 +277,7 @@ def garbage(store: Store, keep: int) -> tuple[list[str], int]:
         for key in store.location.children(f"work/{stage}"):
             if (stage, key) not in used:
                 doomed.append(f"work/{stage}/{key}")
+    doomed += [f"memory/{stage}" for stage in store.location.children("memory")]
     doomed += [f"quarantine/{name}" for name in store.location.children("quarantine")]
     return doomed, len(runs)
 

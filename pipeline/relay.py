@@ -47,7 +47,7 @@ class Relay:
             status="FINISHED",
             metrics=manifest.metrics,
             curves=curves,
-            tags={"artifact_key": manifest.key} | dict(node.tags),
+            tags={"artifact_key": manifest.key} | dict(node.tags) | manifest.tags,
             params={f"{node.stage.name}.{k}": v for k, v in manifest.settings.items()},
             abscissa=manifest.abscissa,
             cached=state == progress.REUSED,

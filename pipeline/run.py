@@ -260,6 +260,11 @@ class Execution:
         elif kind == "progress":
             done, total, unit, note = rest
             self.listener.view.update(node, done=done, total=total, unit=unit, note=note)
+        elif kind == "notice":
+            message, tags = rest
+            self.listener.view.message(f"{node}: {message}")
+            if self.listener.tracker is not None and tags:
+                self.listener.tracker.node_started(node, dict(item.node.tags) | tags)
         elif kind == "points" and self.listener.tracker is not None:
             self.listener.tracker.points(node, rest[0], rest[1])
 

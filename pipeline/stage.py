@@ -113,12 +113,14 @@ class Result:
         abscissa: what the step of the curves is (`training_step`, `nfe`, `sigma_1000`).
         timings: measured times and speeds, kept in the manifest outside the payload; lists of
             `(step, value)` become curves in MLflow.
+        tags: what was found in words, for MLflow.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Sequence[tuple[str, int, float]] = ()
     abscissa: str | None = None
     timings: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Work(Protocol):
@@ -146,8 +148,17 @@ class Context(Protocol):
     def progress(self, done: float, total: float, unit: str = "", note: str = "") -> None:
         """Tell the person who waits how far the node is."""
 
+    def notice(self, message: str, **tags: str) -> None:
+        """Say in the terminal and the log what must not be missed, and in MLflow as tags."""
+
     def points(self, abscissa: str, rows: Sequence[tuple[str, int, float]]) -> None:
         """Show curve points in MLflow while the node runs."""
+
+    def recall(self, what: Mapping[str, Any]) -> Any:
+        """JSON data that a node of this stage and code remembered under `what`, or None."""
+
+    def remember(self, what: Mapping[str, Any], value: Any) -> None:
+        """Keep JSON data for nodes with other inputs, under all that it depends on but the code."""
 
     def map(self, function: Callable[..., Any], items: Sequence[Any], *common: Any) -> list[Any]:
         """`[function(item, *common) for item in items]`, spread over the workers, in order."""

@@ -1,7 +1,8 @@
 """Artifacts by the hash of what made them, written once, in a local directory or an object store.
 
 Layout: `artifacts/STAGE/KEY/` (payload and manifest), `work/STAGE/KEY/` (resumable state),
-`runs/RUN/` (records, logs, report), `quarantine/` (damaged artifacts set aside).
+`memory/STAGE/` (small results that nodes of one stage share), `runs/RUN/` (records, logs, report),
+`quarantine/` (damaged artifacts set aside).
 """
 
 from __future__ import annotations

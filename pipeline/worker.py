@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -73,6 +75,7 @@ class WorkerContext:
         self.node, self.settings, self.inputs = job.node, job.settings, inputs
         self.path, self.work, self.threads = path, work, job.identity.threads
         self._send, self._mapper, self._last = send, mapper, 0.0
+        self._store, self._identity = job.store, job.identity
 
     def log(self, message: str) -> None:
         print(message, flush=True)
@@ -83,11 +86,31 @@ class WorkerContext:
             self._last = now
             self._send(("progress", self.node, float(done), float(total), unit, note))
 
+    def notice(self, message: str, **tags: str) -> None:
+        self.log(message)
+        self._send(("notice", self.node, message, tags))
+
     def points(self, abscissa: str, rows: Sequence[tuple[str, int, float]]) -> None:
         self._send(("points", self.node, abscissa, list(rows)))
 
     def map(self, function: Callable[..., Any], items: Sequence[Any], *common: Any) -> list[Any]:
         return self._mapper(self.node, function, items, common)
+
+    def recall(self, what: Mapping[str, Any]) -> Any:
+        data = Store(self._store).location.read(self._memory(what))
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError:
+            return None  # damaged: made again
+
+    def remember(self, what: Mapping[str, Any], value: Any) -> None:
+        Store(self._store).location.write(self._memory(what), json.dumps(value).encode())
+
+    def _memory(self, what: Mapping[str, Any]) -> str:
+        made = self._identity
+        parts = [made.version, made.sources, made.threads, what]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return f"memory/{made.stage}/{digest[:32]}.json"
 
 
 def run_inline(
@@ -186,6 +209,7 @@ def _manifest(
         external=dict(job.identity.files),
         metrics={name: float(value) for name, value in result.metrics.items()},
         timings=dict(result.timings),
+        tags=dict(result.tags),
         abscissa=result.abscissa,
         curves={name: names.count(name) for name in dict.fromkeys(names)},
         packages={package: provenance.installed(package) for package in job.packages},

@@ -1,8 +1,8 @@
 """The stage `features`: a set of images seen through the extractor, once, whatever reads it later.
 
-Beside the features stand the nearest training images of every image: neither depends on how many
-of them an evaluation takes. Both are computed in shards of whole batches, so that the bytes do not
-depend on how many shards there are.
+Beside the features stand the nearest training images of every image, for samples among those that
+their model was trained on: neither depends on how many of them an evaluation takes. Both are
+computed in shards of whole batches, so that the bytes do not depend on how many shards there are.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def embed_shard(
     found = features.extract(network, images.clamp(-1, 1), settings.batch_size, names)
     arrays = {name: getattr(found, name) for name in features.Features.__annotations__}
     if settings.part != "train":
-        arrays |= _neighbours(images.clamp(-1, 1), loaded.train)
+        seen = samples.description.get("num_training_images") if samples else None
+        arrays |= _neighbours(images.clamp(-1, 1), loaded.train.first(seen or len(loaded.train)))
     return {name: array.numpy() for name, array in arrays.items() if array is not None}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -266,7 +266,7 @@ def score_set(
     count = bench.settings.num_samples
     found = features.load(count)
     scores = list(_feature_scores(found, bench.train.load(), bench))
-    scores += _memorization(found, bench)
+    scores += _memorization(found, bench, samples.description)
     if reference is not None:
         scores += _trajectories(samples, reference, bench)
     return scores
@@ -309,11 +309,17 @@ def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
     return (nearest < settings.memorization_threshold * second).double()
 
 
-def _memorization(found: FeatureArrays, bench: Bench) -> Iterator[Score]:
+def _memorization(
+    found: FeatureArrays, bench: Bench, samples: Mapping[str, Any]
+) -> Iterator[Score]:
+    """The share of copies among the images that the samples' model was trained on."""
     if found.neighbour_distances.shape[1] < 2:
         return
     values = _memorised(found, bench.settings)
     details = f"pixels, threshold {bench.settings.memorization_threshold:.4g}"
+    seen = samples.get("num_training_images")
+    if seen not in (None, bench.protocol.num_reference):
+        details += f", among {seen} training images"
     error = _error_of_mean(values)
     yield bench.score(
         "memorization_ratio", values.mean().item(), error, "jackknife", details=details

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,9 @@ from pipeline.stage import resolve
 from stages.methods import table
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from stages.methods.path import Denoiser, Packing
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,31 @@ class TrainedNetwork(Artifact):
 def checkpoint_name(step: int) -> str:
     """Where the EMA weights after `step` steps stand in the artifact."""
     return f"checkpoints/step-{step:06d}.safetensors"
+
+
+def as_denoiser(
+    model: TrainedModel,
+    network: nn.Module,
+    labels: Tensor | None = None,
+    packing: Packing | None = None,
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda call: call,
+) -> Denoiser:
+    """A network of `model` as denoiser(y, s) in EDM coordinates; its own numbers are float32.
+
+    labels: (B,) of the samples, None for the null class; networks without classes take none.
+    packing: of image and class token. around: wraps what is called for every evaluation.
+    """
+    import torch
+
+    from stages.methods.path import EDMDenoiser, VelocityDenoiser
+
+    known = labels is not None and model.config.get("num_classes", model.num_classes)
+    condition = {"labels": labels} if known else {}
+    if model.kind in table.EDM_NETWORKS:
+        # The preconditioning keeps the precision of the state.
+        inner, sigma_data = around(network.inner), network.sigma_data
+        return EDMDenoiser(inner, sigma_data, condition, dtype=torch.float32)
+    return VelocityDenoiser(around(network), condition, packing, dtype=torch.float32)
 
 
 def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:

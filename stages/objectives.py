@@ -84,12 +84,29 @@ class MaskAlignOptions(REGOptions):
         return super().of_network(teacher_dim) | {"mix_layers": self.mix_layers}
 
 
+class EDMOptions(OwnOptions):
+    """EDM: a denoiser trained on its weighted error, at noise levels of a log-normal density."""
+
+    sigma_data: float = Field(
+        0.5, gt=0, le=1000, description="standard deviation of the data, in [-1, 1], as assumed"
+    )
+    p_mean: float = Field(-1.2, ge=-20, le=20, description="mean of ln sigma in training")
+    p_std: float = Field(1.2, gt=0, le=20, description="standard deviation of ln sigma")
+
+    def of_loss(self) -> dict[str, Any]:
+        return {"sigma_data": self.sigma_data, "p_mean": self.p_mean, "p_std": self.p_std}
+
+    def of_network(self, teacher_dim: int) -> dict[str, Any]:
+        return {"sigma_data": self.sigma_data}
+
+
 class MethodOptions(Settings):
     """The settings that methods have of their own; a training reads those of its method alone."""
 
     repa: REPAOptions = Field(REPAOptions(), description="method=repa")
     reg: REGOptions = Field(REGOptions(), description="method=reg")
     maskalign: MaskAlignOptions = Field(MaskAlignOptions(), description="method=maskalign")
+    edm: EDMOptions = Field(EDMOptions(), description="method=edm")
 
     def own(self, method: str) -> OwnOptions:
         """The settings of one method, empty for one that has none."""
@@ -100,6 +117,5 @@ def loss_of(
     method: str, options: OwnOptions, label_dropout: float, time_density: TimeDensity | None
 ) -> Loss:
     """The method's loss. Raises ValueError for settings that it refuses."""
-    return resolve(table.LOSSES[method])(
-        label_dropout=label_dropout, time_density=time_density, **options.of_loss()
-    )
+    more = {} if method in table.EDM_LOSSES else {"time_density": time_density}
+    return resolve(table.LOSSES[method])(label_dropout=label_dropout, **more, **options.of_loss())

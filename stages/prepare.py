@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.stored)
+
+    def first(self, count: int) -> Images:
+        """The first `count` of them."""
+        return replace(self, stored=self.stored[:count], labels=self.labels[:count])
 
     def __getitem__(self, which: Any) -> Tensor:
         """(B, C, H, W) float32; `which`: a slice, or integer indices (B,) as tensor or array."""
@@ -244,8 +248,6 @@ def run(context: Context) -> Result:
 
 
 def _sized(source: Source, train: Any, test: Any, size: int | None) -> Source:
-    from dataclasses import replace
-
     from stages.datasets.images import resized
 
     if size is not None:

@@ -21,9 +21,10 @@ from stages.powerspectrum import Spectrum
 from stages.prepare import Data
 from stages.risks import Risks
 from stages.sample import Samples
+from stages.scans import Scan
 from stages.schedule import Schedule
 from stages.scores import Row, Scores
-from stages.sections import claims, csflow, extractor, neighbours, stein, wavelet
+from stages.sections import claims, csflow, extractor, icr, neighbours, stein, wavelet
 from stages.sections import scores as score_section
 from stages.train import TrainedNetwork
 
@@ -99,6 +100,7 @@ def _sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) ->
     yield from stein.sections(inputs, csflow.without_densities(by_nfe))
     yield from csflow.sections(inputs, by_nfe)
     yield from wavelet.sections(inputs)
+    yield from icr.sections(inputs)
     if inputs.get("samples"):
         yield _pictures(inputs["samples"])
     yield from neighbours.sections(inputs, scores)
@@ -200,5 +202,6 @@ STAGE = Stage(
         "lipschitz": Input(Lipschitz, many=True),
         "risks": Input(Risks, many=True),
         "drawn": Input(Samples, many=True),
+        "scans": Input(Scan, many=True),
     },
 )

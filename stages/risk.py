@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.methods import table
-from stages.model import TrainedNetwork
+from stages.model import TrainedNetwork, as_denoiser
 from stages.prepare import Data
 from stages.risks import FACTS, TENSORS, Response, Risks
 from stages.score import FittedScore
@@ -28,7 +28,7 @@ from stages.sigmas import ABSCISSA, check_sigmas, sigma_1000
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.methods.path import Denoiser, VelocityDenoiser
+    from stages.methods.path import Denoiser
     from stages.methods.riskmaps import MeasuredRisk
     from stages.methods.wavelet import WaveletStatistics
     from stages.methods.wavelet_basis import WaveletBasis
@@ -98,7 +98,7 @@ class RiskSettings(RiskOptions):
 def denoiser_of(settings: RiskSettings, inputs: Mapping[str, Any], data: DataSet) -> Any:
     """denoiser(y, s) in the units of the images, [-1, 1].
 
-    score: a fitted score. network: a velocity network through the adapter, without labels. Others:
+    score: a fitted score. network: a trained network through its adapter, without labels. Others:
     see stages.methods.baselines; they are fitted to the training images.
     """
     from stages.methods import baselines
@@ -121,23 +121,19 @@ def denoiser_of(settings: RiskSettings, inputs: Mapping[str, Any], data: DataSet
             return baselines.BayesShrink(settings.map_wavelet)
 
 
-def network_denoiser(model: TrainedNetwork, step: int | None) -> VelocityDenoiser:
+def network_denoiser(model: TrainedNetwork, step: int | None) -> Denoiser:
     """The network's denoiser without labels; its own numbers are float32.
 
     Raises ValueError for a network that carries a class token: beside an image alone it has no
     denoiser.
     """
-    import torch
-
-    from stages.methods.path import VelocityDenoiser
-
     loaded = model.load()
     if loaded.config.get("class_token_dim"):
         raise ValueError(
             f"a network of method {loaded.method} denoises image and class token together, and "
             "held-out images come without one; measure the risk of another network"
         )
-    return VelocityDenoiser(loaded.network(step), dtype=torch.float32)
+    return as_denoiser(loaded, loaded.network(step))
 
 
 def name_of(settings: RiskSettings, inputs: Mapping[str, Any]) -> str:

@@ -276,7 +276,7 @@ def run(context: Context) -> Result:
         raise StageError(str(getattr(error, "cause", error))) from error
     images = np.concatenate([part.images for part in parts])
     context.progress(len(images), settings.num_samples, "samples")
-    labels = np.arange(len(images), dtype=np.int64) % model.description["num_classes"]
+    labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)
     np.save(context.path / "samples.npy", images)
     np.save(context.path / "labels.npy", labels)
     write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
@@ -291,6 +291,8 @@ def run(context: Context) -> Result:
         "guidance": settings.guidance,
         "seed": settings.seed,
         "num_samples": len(images),
+        # Copies are sought among the images that the model has seen.
+        "num_training_images": model.description.get("num_images"),
     }
     (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     gammas = np.concatenate([part.gammas for part in parts])
@@ -303,6 +305,12 @@ def run(context: Context) -> Result:
             "network_seconds": sum(part.network_seconds for part in parts),
         }
     )
+
+
+def _num_classes(model: TrainedNetwork) -> int:
+    """The classes that samples take turns in; one where the network knows none."""
+    facts = model.description
+    return facts["config"].get("num_classes", facts["num_classes"]) or 1
 
 
 def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:

@@ -21,6 +21,7 @@ from pipeline.artifact import open_artifact
 from pipeline.stage import Settings, resolve
 from stages import densities
 from stages.methods import table
+from stages.model import as_denoiser
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -169,8 +170,13 @@ class Problem:
             return z
         return self.packing.pack(z, draws.class_noise(self.token_width).double())
 
+    @property
+    def num_classes(self) -> int:
+        """The classes that the network knows, 0 for none."""
+        return self.model.config.get("num_classes", self.model.num_classes)
+
     def labels(self, indices: Tensor) -> Tensor:
-        """Classes in turn, (B,) long."""
+        """Classes in turn, (B,) long; networks that know none do without."""
         return (indices % self.model.num_classes).to(self.settings.device)
 
     def state_of(self, image: Tensor) -> Tensor:
@@ -188,29 +194,35 @@ class Problem:
 
         The state is float64, the network float32. Guidance calls the network twice.
         """
-        import torch
+        from stages.methods.path import Guidance
 
-        from stages.methods.path import Guidance, VelocityDenoiser
+        if self.settings.guidance != 1 and not self.num_classes:
+            raise ValueError(
+                f"guidance={self.settings.guidance:g}: the network was trained without classes, "
+                "which guidance needs; set guidance=1"
+            )
 
         def of(part: Tensor) -> Denoiser:
-            plain = {"packing": self.packing, "dtype": torch.float32}
-            conditional = VelocityDenoiser(self._timed, {"labels": part}, **plain)
+            conditional = as_denoiser(self.model, self.network, part, self.packing, self._timed)
             if self.settings.guidance == 1:
                 return conditional
-            unconditional = VelocityDenoiser(self._timed, **plain)
+            unconditional = as_denoiser(self.model, self.network, None, self.packing, self._timed)
             scale, interval = self.settings.guidance, self.settings.guidance_interval
             return Guidance(conditional, unconditional, scale, interval)
 
         parts = [of(part) for part in labels.split(self.settings.block_size)]
         return parts[0] if len(parts) == 1 else InBlocks(parts, self.settings.block_size)
 
-    def _timed(self, *args: Any, **kwargs: Any) -> Any:
-        self._wait()
-        begun = time.perf_counter()
-        output = self.network(*args, **kwargs)
-        self._wait()
-        self.network_seconds += time.perf_counter() - begun
-        return output
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._wait()
+            begun = time.perf_counter()
+            output = call(*args, **kwargs)
+            self._wait()
+            self.network_seconds += time.perf_counter() - begun
+            return output
+
+        return timed
 
     def _wait(self) -> None:
         if self.settings.device == "cuda":

@@ -21,11 +21,13 @@ from stages import (
     external,
     extract,
     fit,
+    icr_nodes,
     lipschitz,
     prepare,
     report,
     risk,
     sample,
+    scan,
     spectrum,
     stein_nodes,
     train,
@@ -35,10 +37,12 @@ from stages import (
 from stages.csflow_nodes import CSFlowOptions, spectrum_nodes
 from stages.evaluate import EvaluateSettings
 from stages.extract import ExtractorOptions
+from stages.icr_nodes import ICROptions
 from stages.methods import table
 from stages.prepare import PrepareSettings
 from stages.report import ReportSettings
 from stages.sample import SampleOptions, SampleSettings
+from stages.scan import ScanOptions
 from stages.scoring_nodes import (
     Evaluation,
     external_nodes,
@@ -68,6 +72,7 @@ STAGES = {
         fit.STAGE,
         risk.STAGE,
         draw.STAGE,
+        scan.STAGE,
         report.STAGE,
     )
 }
@@ -162,6 +167,7 @@ class StageResources(Settings):
     fit: Resources = Field(Resources(), description="of fit nodes")
     risk: Resources = Field(Resources(), description="of risk nodes")
     draw: Resources = Field(Resources(), description="of draw nodes")
+    scan: Resources = Field(Resources(), description="of scan nodes")
     report: Resources = Field(Resources(), description="of report")
 
 
@@ -183,6 +189,8 @@ class Bench(Settings):
     stein: SteinOptions = Field(
         SteinOptions(), description="corrected solvers, and how contractive steps are"
     )
+    scan: ScanOptions = Field(ScanOptions(), description="views of which the ICR is taken")
+    icr: ICROptions = Field(ICROptions(), description="the trainings whose ICR is scanned")
     evaluate: Evaluation = Field(Evaluation(), description="scores")
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
@@ -192,18 +200,21 @@ class Bench(Settings):
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Bench:
-        size, patch = self.data.image_size, self.train.network.patch
-        if size is not None and size % patch:
+        size, network = self.data.image_size, self.train.network
+        if size is not None and size % (unit := network.divisor):
+            name = (
+                f"patch={unit}" if network.kind == "sit" else f"multipliers (a division by {unit})"
+            )
             raise ValueError(
-                f"train.network.patch={patch} does not divide the images' side of {size} pixels; "
-                f"change it, or set data.size to a multiple such as {(size // patch + 1) * patch}"
+                f"train.network.{name} does not divide the images' side of {size} pixels; "
+                f"change it, or set data.size to a multiple such as {(size // unit + 1) * unit}"
             )
         return self
 
     @model_validator(mode="after")
     def _devices_fit(self) -> Bench:
         owners = {"features": "extractor", "calibrate": "sample", "lipschitz": "sample"}
-        for name in ("extractor", "train", "sample", *owners):
+        for name in ("extractor", "train", "sample", "scan", *owners):
             owner = owners.get(name, name)
             device, gpus = getattr(self, owner).device, getattr(self.resources, name).gpus
             workers = self.train.num_workers if name == "train" else 0
@@ -356,9 +367,10 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "scores": of(evaluate.STAGE),
         "schedules": of(calibrate.STAGE),
         "lipschitz": of(lipschitz.STAGE),
-        "samples": of(sample.STAGE) + of(external.STAGE),
+        "samples": icr_nodes.shown_samples(bench, nodes) + of(external.STAGE),
         "risks": of(risk.STAGE),
         "drawn": of(draw.STAGE),
+        "scans": of(scan.STAGE),
     }
     return Node("report", report.STAGE, bench.report, inputs, bench.resources.report)
 
@@ -386,6 +398,8 @@ def full(bench: Bench) -> list[Node]:
         nodes += csflow_nodes.full_nodes(bench, nodes)
     if bench.wavelet.in_full:
         nodes += wavelet_nodes.full_nodes(bench, nodes)
+    if bench.icr.in_full:
+        nodes += icr_nodes.full_nodes(bench)
     nodes = _with_spectrum(bench, nodes)
     return [*nodes, report_node(bench, nodes)]
 

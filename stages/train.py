@@ -23,8 +23,14 @@ class TrainOptions(MethodOptions):
     method: table.choice("method", table.LOSSES) = Field("sit", description="the training loss")
     network: NetworkSettings = Field(NetworkSettings(), description="the network's size")
     density: DensitySettings = Field(DensitySettings(), description="where t is drawn")
+    conditional: bool = Field(
+        True, description="tell the network the images' classes; false trains without labels"
+    )
     label_dropout: float = Field(
         0.1, ge=0, le=1, description="probability of training on the null class"
+    )
+    limit: int | None = Field(
+        None, ge=2, description="training images used, the first ones; unset takes all"
     )
     lr: float = Field(5e-3, gt=0, le=10, description="learning rate of AdamW after the warm-up")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays, in [0, 1)")
@@ -86,6 +92,20 @@ class TrainOptions(MethodOptions):
             raise ValueError(
                 f"batch_size={self.batch_size} is not divisible by num_workers={self.num_workers}; "
                 f"try {low or self.num_workers} or {low + self.num_workers}"
+            )
+        if (self.method in table.EDM_LOSSES) != (self.network.kind in table.EDM_NETWORKS):
+            ours = self.method in table.EDM_LOSSES
+            names = table.EDM_NETWORKS if ours else table.NETWORKS.keys() - table.EDM_NETWORKS
+            gives = "velocities" if ours else "denoised images"
+            raise ValueError(
+                f"method={self.method} and network.kind={self.network.kind} contradict each other: "
+                f"that network gives {gives}; set network.kind={sorted(names)[0]}"
+            )
+        if self.method in table.EDM_LOSSES and self.density != DensitySettings():
+            raise ValueError(
+                f"density.kind={self.density.kind} and method={self.method} contradict each other: "
+                f"its noise levels are drawn by {self.method}.p_mean and {self.method}.p_std; "
+                "leave density unset"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must both lie in [0, 1)")

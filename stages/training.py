@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from stages.loop import TrainState
     from stages.losslog import LossLog
     from stages.methods.slots import Loss
-    from stages.prepare import DataSet
+    from stages.prepare import DataSet, Images
     from stages.train import TrainOptions, TrainSettings
 
 ABSCISSA = "training_step"
+MAIN_LOSSES = ("loss/velocity", "loss/denoising")
 
 
 def run(context: Context) -> Result:
@@ -77,9 +78,10 @@ def train_worker(context: Context) -> None:
     data = context.inputs["data"].load()
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     state, log = _start(context, data)
+    images = training_images(settings, data)
     batches = loop.Batches(
-        data.train,
-        data.train.labels,
+        images,
+        images.labels if settings.conditional else None,
         settings.batch_size,
         settings.seed,
         _device(settings),
@@ -119,7 +121,20 @@ def _loss(context: Context) -> Loss:
 def network_config(settings: TrainOptions, data: DataSet) -> dict[str, Any]:
     """Keyword arguments of the network for these data."""
     own = settings.own(settings.method).of_network(0)
-    return architectures.config_of(settings.network, data.shape, data.num_classes, **own)
+    num_classes = data.num_classes if settings.conditional else 0
+    return architectures.config_of(settings.network, data.shape, num_classes, **own)
+
+
+def training_images(settings: TrainOptions, data: DataSet) -> Images:
+    """The images to train on. Raises StageError where there are fewer than asked for."""
+    if settings.limit is None:
+        return data.train
+    if settings.limit > len(data.train):
+        raise StageError(
+            f"limit={settings.limit} is above the {len(data.train)} training images; lower it, or "
+            "leave it unset"
+        )
+    return data.train.first(settings.limit)
 
 
 def _steps_before(context: Context) -> int:
@@ -208,7 +223,7 @@ def _save(context: Context, state: TrainState, log: LossLog) -> None:
 
 
 def _tell(context: Context, step: int, log: LossLog) -> None:
-    recent = [value for name, _, value in log.curves[-4:] if name == "loss/velocity"]
+    recent = [value for name, _, value in log.curves[-4:] if name in MAIN_LOSSES]
     note = f"loss {recent[-1]:.4f}" if recent else ""
     context.progress(step, context.settings.steps, "steps", note)
     if step % (10 * log.every) == 0 and note:
@@ -238,18 +253,27 @@ def finish(context: Context) -> Result:
         "num_classes": data.num_classes,
         "time_density": settings.density.name,
         "steps_before": _steps_before(context),
+        "seed": settings.seed,
+        "num_images": len(training_images(settings, data)),
         "parameters": architectures.num_parameters(settings.network.kind, config),
     }
     (context.path / "model.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     curves = [tuple(row) for row in record["curves"]]
     seconds = [tuple(row) for row in record["step_seconds"]]
-    num_tokens = settings.batch_size * (data.shape[1] * data.shape[2]) // settings.network.patch**2
     return Result(
         metrics={name: value for name, _, value in curves},
         curves=curves,
         abscissa=ABSCISSA,
-        timings={
-            "step_seconds": seconds,
-            "tokens_per_second": [(step, num_tokens / value) for step, value in seconds],
-        },
+        timings={"step_seconds": seconds} | _speeds(settings, data, seconds),
     )
+
+
+def _speeds(
+    settings: TrainSettings, data: DataSet, seconds: list[tuple[int, float]]
+) -> dict[str, list[tuple[int, float]]]:
+    """Tokens a second, for networks that have tokens; else images a second."""
+    name, number = "images_per_second", settings.batch_size
+    if settings.network.kind == "sit":
+        name = "tokens_per_second"
+        number *= data.shape[1] * data.shape[2] // settings.network.patch**2
+    return {name: [(step, number / value) for step, value in seconds]}

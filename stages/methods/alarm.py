@@ -65,7 +65,7 @@ def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0
     _check(steps, values, num_standard_errors)
     lowest = int(values.mean(dim=1).argmin())
     rises = (values[lowest:] - values[lowest]).mean(dim=1)
-    error = _difference_error(values)
+    error = math.sqrt(2) * pooled_error(values)
     confirming = ((rises > 0) & (rises >= num_standard_errors * error)).nonzero()
     first = lowest + int(confirming[0]) if len(confirming) else None
     return Alarm(
@@ -77,15 +77,20 @@ def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0
     )
 
 
-def _difference_error(values: Tensor) -> float:
-    """Standard error of the difference of two checkpoints' means over view seeds."""
+def pooled_error(values: Tensor) -> float:
+    """Standard error of a row's mean over view seeds, within its curve: sqrt(variance / S).
+
+    values (K, S), S >= 2; the variance is that of the residuals once the means of rows and of seeds
+    are taken out, pooled over the rows. nan for one row. A difference of two rows has sqrt(2) times
+    this error.
+    """
     num_checkpoints, num_seeds = values.shape
     if num_checkpoints < 2:
         return math.nan
     centred = values - values.mean(dim=1, keepdim=True)
     residual = centred - centred.mean(dim=0)
     variance = residual.square().sum() / ((num_checkpoints - 1) * (num_seeds - 1))
-    return math.sqrt(2 * variance.item() / num_seeds)
+    return math.sqrt(variance.item() / num_seeds)
 
 
 def _check(steps: Sequence[int], values: Tensor, num_standard_errors: float) -> None:

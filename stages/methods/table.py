@@ -29,9 +29,14 @@ EXTRACTORS = {
     "dinov2-large": "stages.pretrained:load",
 }
 
-NETWORKS = {"sit": "stages.nets.sit:SiT"}
+NETWORKS = {"sit": "stages.nets.sit:SiT", "unet": "stages.nets.unet:UNet"}
 
-LOSSES = {"sit": "stages.methods.sit:Loss"}
+LOSSES = {"sit": "stages.methods.sit:Loss", "edm": "stages.methods.edm:Loss"}
+
+# Networks that are denoisers in EDM coordinates, and the losses that train these; all others give
+# and regress velocities.
+EDM_NETWORKS = frozenset({"unet"})
+EDM_LOSSES = frozenset({"edm"})
 
 # Losses whose networks carry a class token beside the image.
 TOKEN_LOSSES = frozenset({"reg", "maskalign"})

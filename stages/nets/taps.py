@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-POOLINGS = ("spatial", "tokens", "class_token")
+POOLINGS = ("auto", "spatial", "tokens", "class_token")
 
 
 def layer_names(module: nn.Module) -> list[str]:
@@ -37,10 +38,13 @@ def pool(output: Tensor, pooling: str, skip: int = 0) -> Tensor:
 
     "spatial": (B, d, H, W), mean over places. "tokens": (B, N, d), mean over the tokens after the
     first `skip` (1 leaves out a class token put first). "class_token": the first of (B, N, d).
+    "auto": "spatial" or "tokens", by the output's shape.
     Raises ValueError for another pooling and an output of another shape.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; choose among {', '.join(POOLINGS)}")
+    if pooling == "auto" and isinstance(output, Tensor):
+        pooling = "spatial" if output.ndim == 4 else "tokens"
     rank, shape = (4, "(B, d, H, W)") if pooling == "spatial" else (3, "(B, N, d)")
     if not isinstance(output, Tensor) or output.ndim != rank:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -57,6 +61,10 @@ def pool(output: Tensor, pooling: str, skip: int = 0) -> Tensor:
     return output[:, skip:].mean(dim=1)
 
 
+class LayerReached(Exception):  # noqa: N818
+    """Ends a network's pass at the layer that was tapped."""
+
+
 class Tap:
     """Keeps a layer's pooled output while it is open:
 
@@ -65,13 +73,16 @@ class Tap:
         tap.features  # (B, d)
 
     `features` is that of the layer's latest call; ValueError when the layer has not run.
+    With `stop` the network's pass ends at the layer, by raising `LayerReached`.
     """
 
-    def __init__(self, module: nn.Module, layer: str, pooling: str, skip: int = 0):
+    def __init__(
+        self, module: nn.Module, layer: str, pooling: str, skip: int = 0, stop: bool = False
+    ):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; choose among {', '.join(POOLINGS)}")
         self._found = find_layer(module, layer)
-        self._layer, self._pooling, self._skip = layer, pooling, skip
+        self._layer, self._pooling, self._skip, self._stop = layer, pooling, skip, stop
         self._features: Tensor | None = None
         self._handle = None
 
@@ -84,6 +95,8 @@ class Tap:
 
     def _keep(self, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
         self._features = pool(output, self._pooling, self._skip)
+        if self._stop:
+            raise LayerReached
 
     @property
     def features(self) -> Tensor:
@@ -111,8 +124,9 @@ def view_features(
 
     denoiser(y, sigma) runs the network `module` once on y (B, C, H, W) in EDM coordinates: the
     U-Net itself, or the adapter of a velocity network; where the network carries a class token,
-    `denoiser` adds it. The module is put in evaluation mode and its parts are given back in the
-    modes they had. Other arguments as in `pool`; the result is on the CPU.
+    `denoiser` adds it. The pass ends at the layer: what follows it is not computed. The module is
+    put in evaluation mode and its parts are given back in the modes they had. Other arguments as in
+    `pool`; the result is on the CPU.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -120,9 +134,10 @@ def view_features(
     module.eval()
     pieces = []
     try:
-        with Tap(module, layer, pooling, skip) as tap:
+        with Tap(module, layer, pooling, skip, stop=True) as tap:
             for batch in views.flatten(0, 1).split(batch_size):
-                denoiser(batch, sigma)
+                with suppress(LayerReached):
+                    denoiser(batch, sigma)
                 pieces.append(tap.features.float().cpu())
     finally:
         for part, training in modes.items():

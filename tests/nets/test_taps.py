@@ -60,7 +60,7 @@ def test_a_layer_that_does_not_exist_lists_those_that_do():
 
 
 def test_poolings_refuse_other_shapes():
-    with pytest.raises(ValueError, match="choose among spatial, tokens, class_token"):
+    with pytest.raises(ValueError, match="choose among auto, spatial, tokens, class_token"):
         Tap(UNet(), "inner.mid", "mean")
     with pytest.raises(ValueError, match=r"takes a layer's output \(B, N, d\), this one gives"):
         pool(torch.zeros(2, 3, 4, 4), "tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ class Context:
     threads: int = 1
     logged: list[str] = field(default_factory=list)
     sent: list[tuple[str, int, float]] = field(default_factory=list)
+    noticed: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def log(self, message: str) -> None:
         self.logged.append(message)
@@ -42,6 +45,15 @@ class Context:
 
     def points(self, abscissa: str, rows: Any) -> None:
         self.sent += rows
+
+    def notice(self, message: str, **tags: str) -> None:
+        self.noticed.append((message, tags))
+
+    def recall(self, what: Mapping[str, Any]) -> Any:
+        return self.memory.get(json.dumps(what, sort_keys=True))
+
+    def remember(self, what: Mapping[str, Any], value: Any) -> None:
+        self.memory[json.dumps(what, sort_keys=True)] = json.loads(json.dumps(value))
 
     def map(self, function: Callable[..., Any], items: Any, *common: Any) -> list[Any]:
         return [function(item, *common) for item in items]

@@ -56,11 +56,15 @@ def test_the_train_recipe_trains_only():
     assert graph(recipe="train").keys["train/sit"] == graph().keys["train/sit"]
 
 
-@pytest.mark.parametrize("setting", ["num_samples=900", "neighbours=3"])
-def test_an_evaluation_setting_repeats_evaluation_only(setting):
-    assert changed(f"evaluate.{setting}") == {
-        name for name in graph().nodes if name.startswith(("evaluate", "report"))
-    }
+# Scans stand beside scores of their checkpoints' samples; what they measured is remembered.
+BESIDE_SCORES = ("scan/unet-rich", "scan/unet-limited")
+
+
+def test_an_evaluation_setting_repeats_evaluation_only():
+    scored = {name for name in graph().nodes if name.startswith(("evaluate", "report"))}
+    assert changed("evaluate.neighbours=3") == scored | {*BESIDE_SCORES}
+    own = {"evaluate/unet-rich", "evaluate/unet-limited"}  # as many samples as icr.num_samples
+    assert changed("evaluate.num_samples=900") == scored - own
 
 
 def test_every_scored_set_has_its_features_once():
@@ -78,6 +82,7 @@ def test_every_scored_set_has_its_features_once():
             assert node.slot("features") == own
     assert changed("extractor.batch_size=64") == {
         *taken,
+        *BESIDE_SCORES,
         *(name for name in nodes.nodes if name.startswith(("evaluate", "report"))),
     }
 
@@ -118,7 +123,7 @@ def test_what_changes_no_result_changes_no_key(setting):
 
 def test_steps_move_the_checkpoints():
     nodes = graph("train.steps=400").nodes
-    assert [name for name in nodes if "-step" in name] == [
+    assert [name for name in nodes if "/sit-step" in name] == [
         f"{stage}/sit-step{step}"
         for stage in ("sample", "features")
         for step in (100, 200, 300, 400)

@@ -1,0 +1,409 @@
+"""The stage `scan`: ICR of a model over its checkpoints, or over noise levels at one of them.
+
+Every row depends on one checkpoint's weights, the data and the settings alone, and is remembered
+under their hash: a longer training, or another list of checkpoints, scans only what is new.
+**Units**: sigma in standard deviations of the training pixels, squared errors in their variance.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Stage
+from stages.model import TrainedNetwork, checkpoint_name
+from stages.prepare import Data
+from stages.scans import FILE, Scan, ScanRow
+from stages.scores import Scores
+from stages.sigmas import ABSCISSA, check_sigmas, sigma_1000
+from stages.viewing import ViewOptions
+
+if TYPE_CHECKING:
+    from stages.methods.alarm import Alarm
+    from stages.scanning import Viewer
+    from stages.scores import Row
+
+OVER_STEPS = "training_step"
+WAVE = 8  # rows scanned side by side, and then remembered
+WORTH_SECONDS = (
+    10  # of work left that other processes are asked to share; one row stays in this one
+)
+CURVES = {
+    "icr": "icr",
+    "icr_naive": "naive",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "rankme": "rankme",
+    "trace_signal": "trace_signal",
+    "trace_noise": "trace_noise",
+    "denoising_mse": "denoising_mse",
+    "denoising_mse_train": "denoising_mse_train",
+    "probe_accuracy": "probe_accuracy",
+    "memorization_ratio": "memorization_ratio",
+    "fid": "fid",
+}
+
+
+class ScanOptions(ViewOptions):
+    """The noise level of checkpoint scans, and what is measured beside the ICR."""
+
+    sigma: float = Field(
+        0.2,
+        gt=0,
+        le=1000,
+        description="noise level of scans over checkpoints, in standard deviations of the "
+        "training pixels (digits: 0.2 is 0.15 of images in [-1, 1])",
+    )
+    loss_draws: int = Field(
+        2, ge=1, le=1000, description="noises an image of the held-out denoising error"
+    )
+    probe: bool = Field(True, description="measure a linear probe of the layer")
+    probe_images: int = Field(
+        5000, ge=10, description="training images of the probe, and held-out ones, at most"
+    )
+    alarm_errors: float = Field(
+        3.0,
+        gt=0,
+        le=100,
+        description="standard errors by which ICR rises above its minimum to confirm the alarm",
+    )
+    memorized: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="memorisation ratio above which a checkpoint counts as memorising",
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the network runs")
+
+
+class ScanSettings(ScanOptions):
+    """The stage's settings."""
+
+    steps: tuple[int, ...] = Field(
+        (), description="checkpoints; unset is all of them, or the last one over several sigmas"
+    )
+    sigmas: tuple[float, ...] = Field(
+        (), description="scan over these noise levels at one checkpoint, instead of over steps"
+    )
+    components: int | None = Field(
+        None, ge=1, description="principal components the features are projected on; unset is none"
+    )
+
+    @model_validator(mode="after")
+    def _one_abscissa(self) -> ScanSettings:
+        if self.sigmas:
+            check_sigmas(self.sigmas)
+        if len(self.sigmas) > 1 and len(self.steps) > 1:
+            raise ValueError(
+                f"sigmas={self.sigmas} and steps={self.steps} contradict each other: a scan goes "
+                "over noise levels at one checkpoint, or over checkpoints at one level; leave one "
+                "of them out"
+            )
+        return self
+
+    @property
+    def abscissa(self) -> str:
+        """What the rows differ in."""
+        return ABSCISSA if self.sigmas else OVER_STEPS
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row to scan: a checkpoint, and sigma in standard deviations."""
+
+    step: int
+    sigma: float
+
+
+def run(context: Context) -> Result:
+    """Scan what is not remembered; write the rows, the alarm and the curves."""
+    settings: ScanSettings = context.settings
+    model, data = context.inputs["model"], context.inputs["data"]
+    items = items_of(settings, model)
+    before = model.description.get("steps_before", 0)
+    rows = _scores_beside(_rows(context, items), context.inputs.get("scores"))
+    rows = [replace(row, step=before + row.step) for row in rows]
+    facts = _facts(settings, rows, model, data)
+    (context.path / FILE).write_text(json.dumps(facts, indent=1))
+    for line in _lines(facts, rows):
+        context.log(line)
+    return Result(
+        metrics=_metrics(facts, rows),
+        curves=_curves(settings.abscissa, rows, facts["icr_error"]),
+        abscissa=settings.abscissa,
+        tags=_tags(facts),
+    )
+
+
+def items_of(settings: ScanSettings, model: TrainedNetwork) -> list[Item]:
+    """The rows that the settings ask for. Raises StageError for a checkpoint that is not there."""
+    kept = model.description["steps"]
+    absent = sorted(set(settings.steps) - set(kept))
+    if absent:
+        known = ", ".join(map(str, kept))
+        raise StageError(f"no checkpoint of step {absent[0]} was kept (there are {known})")
+    if settings.sigmas:
+        step = settings.steps[0] if settings.steps else kept[-1]
+        return [Item(step, sigma) for sigma in settings.sigmas]
+    return [Item(step, settings.sigma) for step in sorted(settings.steps or kept)]
+
+
+def _rows(context: Context, items: Sequence[Item]) -> list[ScanRow]:
+    settings, model, data = context.settings, context.inputs["model"], context.inputs["data"]
+    names = {item: depends_on(item, model, data, settings) for item in items}
+    found = {item: context.recall(names[item]) for item in items}
+    new = [item for item in items if found[item] is None]
+    if len(new) < len(items):
+        context.log(f"{len(items) - len(new)} of {len(items)} rows are remembered")
+    context.progress(len(items) - len(new), len(items), "rows")
+    size, begun = 1, time.perf_counter()
+    while new:
+        wave, new = new[:size], new[size:]
+        try:
+            rows = context.map(scan_item, wave, model, data, settings)
+        except (ValueError, StageError) as error:
+            # What a shard elsewhere raised comes with its traceback around it.
+            raise StageError(str(getattr(error, "cause", error))) from error
+        for item, row in zip(wave, rows, strict=True):
+            context.remember(names[item], row)
+            found[item] = row
+        context.progress(len(items) - len(new), len(items), "rows")
+        if size == 1 and len(new) * (time.perf_counter() - begun) > WORTH_SECONDS:
+            size = WAVE
+        begun = time.perf_counter()
+    return [ScanRow(**found[item]) for item in items]
+
+
+def depends_on(
+    item: Item, model: TrainedNetwork, data: Data, settings: ScanSettings
+) -> dict[str, Any]:
+    """All that a row depends on but the code of the scan."""
+    weights = model.manifest.files[checkpoint_name(item.step)]["sha256"]
+    network = {k: v for k, v in model.manifest.sources.items() if k.startswith("stages.nets.")}
+    unread = {"steps", "sigmas", "sigma", "alarm_errors", "memorized"}
+    return {
+        "weights": weights,
+        "network": [model.description["network"], model.description["config"], network],
+        "num_images": model.description.get("num_images"),
+        "data": data.manifest.payload,
+        "step": item.step,
+        "sigma": item.sigma,
+        "settings": {k: v for k, v in settings.keyed().items() if k not in unread},
+    }
+
+
+def scan_item(
+    item: Item, model: TrainedNetwork, data: Data, settings: ScanSettings
+) -> dict[str, Any]:
+    """The row of one checkpoint at one level, as JSON data, without what samples tell."""
+    from stages import scanning
+
+    loaded, images = model.load(), data.load()
+    std, count, device = images.std, settings.num_images, settings.device
+    if not std > 0:
+        raise ValueError("the training images do not vary; a noise level needs images that do")
+    if count > len(images.test):
+        raise ValueError(
+            f"num_images={count} is above the {len(images.test)} held-out images; lower it"
+        )
+    sigma, variance = item.sigma * std, std**2
+    network = loaded.network(item.step, device)
+    subject = scanning.subject_of(loaded, network, settings)
+    viewer = _viewer(data, ViewOptions(**_views(settings)), device)
+    row = scanning.measure(subject, viewer, sigma, settings.components)
+    how = (sigma, settings.loss_draws, settings.batch_size)
+    held_out, error = scanning.denoising_error(subject.denoiser, viewer.images, *how)
+    seen = model.description.get("num_images") or len(images.train)
+    trained_on = images.train[: min(seen, count)].to(device)
+    on_train, _ = scanning.denoising_error(subject.denoiser, trained_on, *how)
+    row |= {
+        "step": item.step,
+        "sigma": item.sigma,
+        "denoising_mse": held_out / variance,
+        "denoising_mse_error": error / variance,
+        "denoising_mse_train": on_train / variance,
+    }
+    if settings.probe and images.num_classes > 1:
+        first = slice(settings.probe_images)
+        train, test = (
+            (part[first].to(device), part.labels[first]) for part in (images.train, images.test)
+        )
+        row["probe_accuracy"] = scanning.probe_accuracy(
+            subject, train, test, sigma, settings.batch_size
+        )
+    return row
+
+
+def _views(settings: ScanSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ViewOptions.model_fields}
+
+
+_LATEST: dict[Any, Viewer] = {}
+
+
+def _viewer(data: Data, options: ViewOptions, device: str) -> Viewer:
+    """The views, kept in this process for the next checkpoint."""
+    from stages.scanning import Viewer
+
+    key = (data.manifest.payload, options, device)
+    if key not in _LATEST:
+        _LATEST.clear()
+        _LATEST[key] = Viewer(data.load().test[: options.num_images].to(device), options)
+    return _LATEST[key]
+
+
+def _scores_beside(rows: Sequence[ScanRow], scores: Scores | None) -> list[ScanRow]:
+    """The rows with memorisation ratio and FID of the samples of the same step."""
+    found: Mapping[tuple[int, str], Row] = {}
+    if scores is not None:
+        found = {(row.training_step, row.score.metric): row for row in scores.load()}
+
+    def of(step: int, metric: str) -> tuple[float | None, float | None]:
+        row = found.get((step, metric))
+        return (None, None) if row is None else (row.score.value, row.score.error)
+
+    return [
+        replace(
+            row,
+            **dict(
+                zip(
+                    ("memorization_ratio", "memorization_error", "fid", "fid_error"),
+                    (*of(row.step, "memorization_ratio"), *of(row.step, "fid")),
+                    strict=True,
+                )
+            ),
+        )
+        for row in rows
+    ]
+
+
+# --- what is said of it -------------------------------------------------------------------------
+
+
+def _facts(
+    settings: ScanSettings, rows: Sequence[ScanRow], model: TrainedNetwork, data: Data
+) -> dict[str, Any]:
+    import torch
+
+    from stages.methods.alarm import alarm, pooled_error
+
+    values = torch.tensor([row.icr_seeds for row in rows], dtype=torch.float64)
+    error = pooled_error(values) if len(rows) > 1 else None
+    found = None
+    if not settings.sigmas:
+        found = alarm([row.step for row in rows], values, settings.alarm_errors)
+    past = [
+        row.step
+        for row in rows
+        if row.memorization_ratio is not None and row.memorization_ratio > settings.memorized
+    ]
+    described = ("method", "network", "seed", "num_images")
+    names = ("strength", "num_views", "view_seeds", "num_images", "components", "memorized")
+    return {
+        "abscissa": settings.abscissa,
+        "model": {name: model.description.get(name) for name in described},
+        "dataset": data.description["name"],
+        "std": data.description["std"],
+        "layer": settings.layer or "middle",
+        "pooling": settings.pooling,
+        **{name: getattr(settings, name) for name in names},
+        "icr_error": error,
+        "alarm": None if found is None else _plain(found),
+        "memorization_step": past[0] if past and not settings.sigmas else None,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _plain(found: Alarm) -> dict[str, Any]:
+    error = found.standard_error
+    return asdict(found) | {"standard_error": None if error != error else error}
+
+
+def _metrics(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, float]:
+    """Headlines: the last row's, the minimum of ICR, the rise since, and where copies begin."""
+    last, found = rows[-1], facts["alarm"]
+    lowest = min(rows, key=lambda row: row.icr)
+    metrics: dict[str, float | None] = {"icr": last.icr, "icr_minimum": lowest.icr}
+    if found is None:
+        metrics["icr_minimum_sigma"] = lowest.sigma
+        probed = [row for row in rows if row.probe_accuracy is not None]
+        if probed:
+            best = max(probed, key=lambda row: row.probe_accuracy)
+            metrics |= {
+                "probe_accuracy": best.probe_accuracy,
+                "probe_accuracy_sigma": best.sigma,
+            }
+    else:
+        metrics |= {
+            "icr_minimum_step": found["step"],
+            "icr_rise": found["rise"],
+            "icr_rise_standard_error": found["standard_error"],
+            "icr_fall": rows[0].icr - last.icr,
+            "alarm_step": found["confirmed_step"],
+            "memorization_step": facts["memorization_step"],
+            "memorization_ratio": last.memorization_ratio,
+            "fid": last.fid,
+            "probe_accuracy": last.probe_accuracy,
+        }
+    metrics |= {"denoising_mse": last.denoising_mse, "icr_standard_error": facts["icr_error"]}
+    return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def _curves(
+    abscissa: str, rows: Sequence[ScanRow], error: float | None
+) -> list[tuple[str, int, float]]:
+    found = []
+    for row in rows:
+        at = row.step if abscissa == OVER_STEPS else sigma_1000(row.sigma)
+        values = {metric: getattr(row, name) for metric, name in CURVES.items()}
+        values["icr_standard_error"] = error
+        found += [(metric, at, value) for metric, value in values.items() if value is not None]
+    return found
+
+
+def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    found = facts["alarm"]
+    if found is None:
+        return {}
+    return {"alarm": words_of(found)}
+
+
+def words_of(found: Mapping[str, Any]) -> str:
+    """What an alarm says, in one sentence."""
+    text = f"ICR lowest at step {found['step']} ({found['minimum']:.4f})"
+    if found["confirmed_step"] is None:
+        return f"{text}, not confirmed by a rise"
+    return f"{text}, confirmed at step {found['confirmed_step']}: memorisation may follow"
+
+
+def _lines(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> list[str]:
+    lines = []
+    for row in rows:
+        text = f"step {row.step} sigma {row.sigma:g}: ICR {row.icr:.4f}"
+        for name in ("denoising_mse", "probe_accuracy", "memorization_ratio", "fid"):
+            value = getattr(row, name)
+            text += "" if value is None else f", {name} {value:.4g}"
+        lines.append(text)
+        lines += [f"step {row.step} sigma {row.sigma:g}: guard, {guard}" for guard in row.guards]
+    if facts["alarm"] is not None:
+        lines.append(words_of(facts["alarm"]))
+    return lines
+
+
+STAGE = Stage(
+    name="scan",
+    settings=ScanSettings,
+    output=Scan,
+    run="stages.scan:run",
+    inputs={
+        "model": Input(TrainedNetwork),
+        "data": Input(Data),
+        "scores": Input(Scores, optional=True),
+    },
+)

@@ -1,0 +1,54 @@
+"""Settings of what the ICR is measured on: a layer, views of held-out images, their seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.stage import Settings
+
+
+class ViewOptions(Settings):
+    """A layer of the network, and noisy augmented views of held-out images that it sees."""
+
+    layer: str | None = Field(
+        None,
+        description="the layer measured, by its name in the network, such as inner.mid or "
+        "blocks.1; unset is the middle one",
+    )
+    pooling: Literal["auto", "spatial", "tokens", "class_token"] = Field(
+        "auto",
+        description="how a layer's output becomes one vector an image; auto takes the mean over "
+        "places or tokens",
+    )
+    strength: Literal["none", "weak", "medium", "strong", "extreme"] = Field(
+        "strong",
+        description="of the augmentation; weak or noise-only views do not show memorisation",
+    )
+    padding: Literal["black", "border", "reflection"] = Field(
+        "black", description="what augmented images show beyond their edges"
+    )
+    num_views: int = Field(6, ge=2, le=1000, description="views of each image, V")
+    view_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2, 3),
+        min_length=2,
+        description="seeds of the views, the same for every checkpoint, noise level and run: "
+        "errors are over them",
+    )
+    num_images: int = Field(256, ge=2, description="held-out images, the first ones, n")
+    tau: float | None = Field(
+        None,
+        ge=0,
+        description="added to the diagonal of the covariance within images, in squared feature "
+        "units; unset is 1e-6 of its mean, 1e-3 where n (V - 1) is below twice the features",
+    )
+    batch_size: int = Field(
+        256, ge=1, le=65536, description="views of one network call; others differ by rounding"
+    )
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> ViewOptions:
+        if len(set(self.view_seeds)) < len(self.view_seeds):
+            raise ValueError(f"view_seeds={self.view_seeds} repeats a seed; leave it out")
+        return self
