@@ -6,7 +6,7 @@ evaluation, with other settings, models and seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,12 @@ class CSFlowOptions(Settings):
         (0.2, 0.7, 1.0), description="recipe csflow: further a, in (0, 1], of CSFlow's grid"
     )
     baselines: tuple[table.choice("time density", BASELINES), ...] = Field(
-        ("minsnr", "p2"), description="recipe csflow: densities compared at the same a"
+        ("minsnr", "p2"), description="recipe csflow: densities compared at the same a, as grids"
+    )
+    fine_tuned: tuple[table.choice("time density", BASELINES), ...] = Field(
+        ("minsnr", "p2"),
+        description="recipe csflow: densities compared at the same a and equal steps in "
+        "fine-tuning, beside CSFlow and the density trained with",
     )
     display: Display = Field(Display(), description="the screen")
     num_seeds: int = Field(
@@ -174,17 +179,25 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
 
 def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """The recipe csflow: every grid on the trained model, and fine-tuned models, for every seed."""
-    made_from, density = Templates.of(bench, nodes), fine_tuned_density(bench)
+    made_from = Templates.of(bench, nodes)
+    densities = {kind: fine_tuned_density(bench, kind) for kind in _fine_tuned(bench)}
     _check_fine_tuning(bench)
     found = []
     for seed in range(bench.seed, bench.seed + bench.csflow.num_seeds):
         if seed != bench.seed:
             found.append(made_from.trained(seed))
-        found += _of_seed(made_from, seed, density)
+        found += _of_seed(made_from, seed, densities)
     return found
 
 
-def _of_seed(made_from: Templates, seed: int, density: DensitySettings) -> list[Node]:
+def _fine_tuned(bench: Bench) -> list[str]:
+    """The densities fine-tuned with, CSFlow first."""
+    return list(dict.fromkeys(("csflow", *bench.csflow.fine_tuned)))
+
+
+def _of_seed(
+    made_from: Templates, seed: int, densities: Mapping[str, DensitySettings]
+) -> list[Node]:
     bench, method = made_from.bench, made_from.bench.train.method
     options, reference = bench.csflow, made_from.referred(seed)
     grids = [(UNIFORM, None)]
@@ -193,15 +206,15 @@ def _of_seed(made_from: Templates, seed: int, density: DensitySettings) -> list[
     found = [reference]
     for grid, mix in grids:
         found += made_from.curve(method, seed, grid, mix, reference.name)
-    for model, drawn_from in (("csflow", density), (f"{method}-more", bench.train.density)):
+    for model, drawn_from in (*densities.items(), (f"{method}-more", bench.train.density)):
         found.append(made_from.continued(model, seed, drawn_from))
         for grid, mix in ((UNIFORM, None), ("csflow", options.mix)):
             found += made_from.curve(model, seed, grid, mix)
     return found
 
 
-def fine_tuned_density(bench: Bench) -> DensitySettings:
-    """CSFlow's density mixed with the one the model was trained with.
+def fine_tuned_density(bench: Bench, kind: str = "csflow") -> DensitySettings:
+    """CSFlow's density, or another kind's, mixed with the one the model was trained with.
 
     Raises UsageError where that is no base: a mixture itself.
     """
@@ -214,10 +227,10 @@ def fine_tuned_density(bench: Bench) -> DensitySettings:
             "or a pure logit_normal; set train.density.kind=uniform"
         )
     return DensitySettings(
-        kind="csflow",
+        kind=kind,
         mix=options.mix,
         shift=base.shift,
-        display=options.display,
+        **({"display": options.display} if needs_spectrum(kind) else {}),
         **(mixed if options.mix < 1 else {}),
     )
 

@@ -264,14 +264,16 @@ def test_the_recipe_shares_what_full_made():
 
 
 def test_the_recipe_holds_every_comparison():
-    nodes = graph("csflow.num_seeds=2", "csflow.more_mixes=[1.0]")
+    nodes = graph("csflow.num_seeds=2", "csflow.more_mixes=[1.0]", "csflow.fine_tuned=[p2]")
     trained = {name for name in nodes.nodes if name.startswith("train/")}
     assert trained == {
-        f"train/{model}{seed}" for model in ("sit", "csflow", "sit-more") for seed in ("", "-seed1")
+        f"train/{model}{seed}"
+        for model in ("sit", "csflow", "p2", "sit-more")
+        for seed in ("", "-seed1")
     }
     grids_of_base = ("uniform_t", "csflow-a0.4", "csflow-a1", "minsnr-a0.4", "p2-a0.4")
     curves = {f"evaluate/sit-dpmpp2m-{grid}" for grid in grids_of_base}
-    for model in ("csflow", "sit-more"):
+    for model in ("csflow", "p2", "sit-more"):
         curves |= {f"evaluate/{model}-dpmpp2m-{grid}" for grid in grids_of_base[:2]}
     assert {name for name in nodes.nodes if name.startswith("evaluate/")} == {
         f"{curve}{seed}" for curve in curves for seed in ("", "-seed1")
@@ -280,6 +282,10 @@ def test_the_recipe_holds_every_comparison():
     assert fine.slot("start") == more.slot("start") == ("train/sit-seed1",)
     assert fine.settings.density.name == "csflow a=0.4"
     assert fine.settings.revised(density={}) == more.settings
+    other = nodes["train/p2-seed1"]
+    assert other.settings.density.name == "p2 a=0.4"
+    assert other.settings.revised(density={}) == more.settings
+    assert other.slot("spectrum") == ()
     assert (fine.settings.steps, fine.settings.seed) == (400, 1)
     drawn = nodes["sample/csflow-dpmpp2m-csflow-a0.4-nfe5-seed1"]
     assert (drawn.settings.seed, drawn.slot("model")) == (1, ("train/csflow-seed1",))
@@ -292,8 +298,11 @@ def test_fine_tuning_keeps_the_base_density():
     options = ["train.density.kind=logit_normal", "train.density.mean=0.5"]
     fine = graph(*options).nodes["train/csflow"].settings.density
     assert (fine.base, fine.mean, fine.mix) == ("logit_normal", 0.5, 0.4)
-    alone = graph(*options, "csflow.mix=1").nodes["train/csflow"].settings.density
-    assert alone.name == "csflow a=1"
+    other = graph(*options).nodes["train/minsnr"].settings.density
+    assert (other.base, other.mean, other.mix) == ("logit_normal", 0.5, 0.4)
+    alone = graph(*options, "csflow.mix=1")
+    assert alone.nodes["train/csflow"].settings.density.name == "csflow a=1"
+    assert alone.nodes["train/p2"].settings.density.name == "p2 a=1"
 
 
 def test_training_from_scratch_with_csflow_brings_the_spectrum():
@@ -383,16 +392,18 @@ def test_fine_tuning_is_compared_at_equal_steps():
         "more": rows({5: 2.0}, 0, "uniform_t", step=15),
         "fine": rows({5: 1.0}, 0, "uniform_t", "csflow a=0.4", step=15),
         "grid": rows({5: 1.0}, 0, "csflow a=0.4", "csflow a=0.4", step=15),
+        "rival": rows({5: 0.5}, 0, "uniform_t", "p2 a=0.4", step=15),
     }
     found = section._scores(section.collect(scores))
-    _, first, second = found.tables[0].split("Claim: ")
+    _, first, against, second = found.tables[0].split("Claim: ")
+    assert "csflow a=0.4 beats p2 a=0.4 at step 15, on grid uniform_t" in against
     assert first.startswith("Grid csflow a=0.4 beats uniform_t; trained with t csflow a=0.4")
     claim = "Training with t csflow a=0.4 beats uniform at step 15, on grid uniform_t"
     assert second.startswith(claim)
     assert "no error known" in second
     assert f"{claim}: fid no error known at 5" in found.text
     # The model as it was trained comes first, those that went on from it after it.
-    assert [which.training_step for which in section.collect(scores)] == [10, 15, 15, 15]
+    assert [which.training_step for which in section.collect(scores)] == [10, 15, 15, 15, 15]
 
 
 def test_runs_without_a_spectrum_have_no_section():
