@@ -302,7 +302,7 @@ def _tiles(
             sheet[top : top + height, left : left + width] = picture
 
     def draw(ax: Any) -> None:
-        image = ax.imshow(sheet, interpolation="nearest", **look)
+        image = ax.imshow(sheet, interpolation="nearest", aspect="auto", **look)
         centres = [[i * s + (s - gap) / 2 - 0.5 for i in range(n)] for s, n in counts]
         ax.set_xticks(centres[1], [f"{sigma:g}" for sigma in of.sigmas])
         ax.set_yticks(centres[0], list(tiles))
@@ -310,12 +310,10 @@ def _tiles(
         ax.set_ylabel("denoiser")
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        beside = ax.inset_axes((1.02, 0.0, 0.025, 1.0))  # as high as the pictures
-        beside.grid(False)
-        ax.figure.colorbar(image, cax=beside, label=label)
+        ax.figure.colorbar(image, label=label, aspect=30, pad=0.02)
 
     counts = ((step[0], len(tiles)), (step[1], len(of.sigmas)))
-    size = (6.4, 0.9 + 4.2 * sheet.shape[0] / sheet.shape[1])
+    size = (6.4, 0.6 + 4.0 * sheet.shape[0] / sheet.shape[1])  # which makes pixels square
     figure = of.figure(name)
     return Figure(figure, caption, svg(draw, figure, size), rows)
 
