@@ -17,6 +17,7 @@ from pipeline import progress, worker
 from pipeline.artifact import Artifact
 from pipeline.errors import DamagedArtifactError, UsageError
 from pipeline.graph import Graph, Node
+from pipeline.results import Run
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
@@ -40,7 +41,10 @@ def report(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Path | No
     if page is None:
         return None
     path = store.run_path(data["id"]) / PAGE
-    path.write_text(page.replace(MARKER, section(store, data)))
+    timed = (
+        resolve_name(catalog.report_timed)(Run(store, dict(data))) if catalog.report_timed else ""
+    )
+    path.write_text(page.replace(MARKER, section(store, data, timed)))
     return path
 
 
@@ -94,8 +98,11 @@ def _available(store: Store, data: Mapping[str, Any], name: str) -> Artifact | N
         return None
 
 
-def section(store: Store, data: Mapping[str, Any]) -> str:
-    """The run itself as HTML: command, code, packages, and the graph with times."""
+def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:
+    """The run itself as HTML: command, code, packages, and the graph with times.
+
+    timed: HTML of what stages have to say of measured times.
+    """
     git = data["git"]
     dirty = " with uncommitted changes" if git.get("dirty") else ""
     facts = {
@@ -119,7 +126,7 @@ def section(store: Store, data: Mapping[str, Any]) -> str:
         if node["state"] in (progress.FAILED, progress.BLOCKED)
     )
     times = speeds(data)
-    return f"<table class='facts'>{rows}</table>{failed}{times}{graph_svg(data)}"
+    return f"<table class='facts'>{rows}</table>{failed}{timed}{times}{graph_svg(data)}"
 
 
 def speeds(data: Mapping[str, Any]) -> str:

@@ -196,6 +196,8 @@ class Catalog:
         weights: files that some settings need and nobody downloads.
         compare_scores: `"module:function"` of a function that takes runs and gives
             `pipeline.compare.Line`s of the scores that they share.
+        report_timed: `"module:function"` of a function that takes a run and gives HTML of what
+            depends on measured times, which the report shows with the run.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
         metrics: the headline numbers that each stage may report, by stage; `*` stands for any
             part of a name.
@@ -212,6 +214,7 @@ class Catalog:
     compare_scores: str = ""
     compare_page: str = ""
     metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    report_timed: str = ""
 
 
 def resolve(dotted: str) -> Any:

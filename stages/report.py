@@ -13,6 +13,7 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.publish import MARKER, PAGE
 from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages.claims.combined import is_arm
 from stages.claims.findings import counted
 from stages.embed import FeatureSet
 from stages.extract import Extractor
@@ -24,7 +25,16 @@ from stages.sample import Samples
 from stages.scans import Scan
 from stages.schedule import Schedule
 from stages.scores import Row, Scores
-from stages.sections import claims, csflow, extractor, icr, neighbours, stein, wavelet
+from stages.sections import (
+    claims,
+    combined,
+    csflow,
+    extractor,
+    icr,
+    neighbours,
+    stein,
+    wavelet,
+)
 from stages.sections import scores as score_section
 from stages.train import TrainedNetwork
 
@@ -88,10 +98,11 @@ def _lead(data: Data) -> str:
 
 def _sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> Iterator[Any]:
     by_step = {name: rows for name, rows in scores.items() if _varies(rows, "training_step")}
+    arms = {name: rows for name, rows in scores.items() if is_arm(name)}
     by_nfe = {
         name: rows
         for name, rows in scores.items()
-        if inputs["scores"][name].settings["abscissa"] == "nfe"
+        if inputs["scores"][name].settings["abscissa"] == "nfe" and name not in arms
     }
     if scores:
         yield score_section.overview(scores)
@@ -101,6 +112,7 @@ def _sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) ->
     yield from csflow.sections(inputs, by_nfe)
     yield from wavelet.sections(inputs)
     yield from icr.sections(inputs)
+    yield from combined.sections(arms)
     if inputs.get("samples"):
         yield _pictures(inputs["samples"])
     yield from neighbours.sections(inputs, scores)

@@ -499,4 +499,5 @@ CATALOG = Catalog(
     packages=("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pyarrow", "ray"),
     compare_scores="stages.compared_scores:lines",
     compare_page="stages.comparison:compared",
+    report_timed="stages.sections.timed:section",
 )

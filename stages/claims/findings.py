@@ -150,6 +150,18 @@ def difference(a: Effect | None, b: Effect | None) -> Effect | None:
     )
 
 
+def over_seeds(effects: Sequence[Effect]) -> Effect | None:
+    """The mean of one effect over repeated runs, with the error of their spread; one effect stays
+    as it is, none is None."""
+    if len(effects) < 2:
+        return effects[0] if effects else None
+    values = [effect.value for effect in effects]
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    error = math.sqrt(variance / len(values))
+    return replace(effects[0], value=mean, error=error, error_kind="seeds", num_seeds=len(values))
+
+
 def compared(
     claim: Claim,
     what: str,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.claims import csflow, stein, wavelet
+from stages.claims import combined, csflow, icr, maskalign, stein, wavelet
 from stages.claims.findings import ABSENT, BOUND, EXACT, FAILS, HOLDS, counted
 
 if TYPE_CHECKING:
@@ -29,15 +29,23 @@ def findings(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
 
     inputs: the report's. scores: all its curves, by node.
     """
-    over_nfe = {
-        name: rows
-        for name, rows in scores.items()
-        if inputs["scores"][name].settings["abscissa"] == "nfe"
-    }
+    artifacts = inputs.get("scores", {})
+    over_nfe, over_steps, arms = {}, {}, {}
+    for name, rows in scores.items():
+        if combined.is_arm(name):
+            arms[name] = rows
+        elif artifacts[name].settings["abscissa"] == "nfe":
+            over_nfe[name] = rows
+        else:
+            over_steps[name] = artifacts[name].load(every_seed=True)
+    data = inputs.get("data")
     return [
+        *maskalign.findings(over_steps, inputs.get("diagnoses", {})),
         *csflow.findings(over_nfe),
         *stein.findings(over_nfe, list(inputs.get("lipschitz", {}).values())),
+        *icr.findings(inputs.get("scans", {}), data.description["num_test"] if data else 1),
         *wavelet.findings([artifact.load() for artifact in inputs.get("risks", {}).values()]),
+        *combined.findings(arms),
     ]
 
 
@@ -50,14 +58,16 @@ def section(found: Sequence[Finding]) -> Section:
         f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where its effect "
         f"is beyond 2 standard errors, and is <b>inconclusive</b> within. {counts}. An error over "
         "seeds holds the spread of repeated training or sampling; a jackknife's only that of one "
-        f"set of images, so that another seed may say otherwise. {OUT_OF_SCOPE}</p>"
+        f"set of images, so that another seed may say otherwise. {OUT_OF_SCOPE} Claims "
+        "about time stand with <a href='#run'>the run</a>.</p>"
     )
     folded = "".join(_details(finding) for finding in found if finding.details)
     numbers = f"<details><summary>condition by condition</summary>{folded}</details>"
-    return Section("Claims", text, [_table(found), *([numbers] if folded else [])])
+    return Section("Claims", text, [table_of(found), *([numbers] if folded else [])])
 
 
-def _table(found: Sequence[Finding]) -> str:
+def table_of(found: Sequence[Finding]) -> str:
+    """Findings as an HTML table, which becomes a list on a phone."""
     heading = "".join(f"<th>{name}</th>" for name in COLUMNS)
     body = "".join(f"<tr>{''.join(_cells(finding))}</tr>" for finding in found)
     return f"<table class='claims'><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"

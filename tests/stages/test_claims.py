@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.claims import csflow, stein, wavelet
+from stages.claims import combined, csflow, icr, maskalign, stein, wavelet
 from stages.claims import findings as f
 from stages.lipschitz import StepRow
 from stages.methods.protocol import Protocol, Score
 from stages.scores import Row
 from stages.sections import claims as section
+from stages.sections import combined as combined_section
 
 CLAIM = f.Claim("M", "better", "-1 %", ("full", "deep"))
 
@@ -222,6 +223,167 @@ def photographs(risks):
         for one in risks
         if one.kind == "score"
     ]
+
+
+def over_steps(values, seed=0, **which):
+    return [
+        row
+        for step, value in values.items()
+        for row in rows({20: value}, seed=seed, training_step=step, **which)
+    ]
+
+
+def diagnosis(gap, error=0.0001):
+    found = [SimpleNamespace(step=step, gap=gap, gap_error=error) for step in (10, 20)]
+    return SimpleNamespace(load=lambda: found)
+
+
+def test_maskalign():
+    scores = {
+        "evaluate/sit": over_steps({10: 30.0, 20: 10.0, 40: 5.0}),
+        "evaluate/reg": over_steps({10: 20.0, 20: 9.0}),
+        "evaluate/maskalign": over_steps({10: 10.0, 20: 8.0}),
+        "evaluate/maskalign-mix0": over_steps({20: 7.0}),
+    }
+    diagnoses = {"diagnose/reg": diagnosis(0.003), "diagnose/maskalign": diagnosis(0.001)}
+    found = by_text(maskalign.findings(scores, diagnoses))
+    better = found["Better FD at equal steps than SiT"]
+    assert better.verdict == f.HOLDS
+    assert better.effect.value == pytest.approx(-20)  # at 20, the last step that both have
+    assert [row[0] for row in better.details[1:]] == ["step 10", "step 20"]
+    fewer = found["Fewer steps to a given FD than SiT"]
+    assert fewer.verdict == f.OPEN  # 10 at step 10 against 10 at step 20
+    assert fewer.note == "reached at about step 10"
+    assert found["Fewer steps to a given FD than REG"].verdict == f.FAILS
+    assert found["Fewer steps to a given FD than REPA"].verdict == f.ABSENT
+    gap = found["Smaller stability gap than REG"]
+    assert gap.verdict == f.HOLDS
+    assert gap.effect.value == pytest.approx(-0.002)
+    assert found["Mixing is needed"].verdict == f.FAILS
+    assert found["Masking is needed"].verdict == f.ABSENT
+    assert {one.verdict for one in maskalign.findings({}, {})} == {f.ABSENT}
+
+
+def test_the_stability_gap_is_paired_over_seeds():
+    gaps = {"": (3.0, 1.0), "-seed1": (5.0, 2.0), "-seed2": (9.0, 8.0)}
+    diagnoses = {}
+    for end, (reg, own) in gaps.items():
+        diagnoses[f"diagnose/reg{end}"] = diagnosis(reg)
+        diagnoses[f"diagnose/maskalign{end}"] = diagnosis(own)
+    gap = by_text(maskalign.findings({}, diagnoses))["Smaller stability gap than REG"]
+    assert gap.effect.value == pytest.approx(-2)
+    assert gap.effect.error == pytest.approx(1 / math.sqrt(3))
+    assert (gap.effect.error_kind, gap.effect.num_seeds) == ("seeds", 3)
+
+
+def test_the_cost_of_a_step():
+    steady = {"train/maskalign": [0.88, 0.89, 0.88, 0.87] * 5, "train/reg": [1.0, 1.01, 0.99] * 5}
+    found = maskalign.cost(steady)
+    assert found.verdict == f.HOLDS
+    assert found.effect.value == pytest.approx(-12)
+    noisy = {"train/maskalign": [0.5, 1.5, 0.7, 1.4], "train/reg": [1.0, 1.3, 0.6, 1.2]}
+    assert maskalign.cost(noisy).verdict == f.OPEN
+    assert maskalign.cost({"train/sit": [1.0, 1.0]}).verdict == f.ABSENT
+
+
+def scan(num_images, icr, fid=None, alarm=None, copies=None, error=0.001, seed=0, probe=None):
+    found = [
+        SimpleNamespace(
+            step=10 * (k + 1),
+            sigma=0.1 * (k + 1),
+            icr=value,
+            fid=fid[k] if fid else None,
+            fid_error=0.1,
+            probe_accuracy=probe[k] if probe else None,
+        )
+        for k, value in enumerate(icr)
+    ]
+    facts = {
+        "abscissa": "sigma_1000" if probe else "training_step",
+        "model": {"num_images": num_images, "seed": seed},
+        "alarm": alarm,
+        "memorization_step": copies,
+        "icr_error": error,
+        "memorized": 0.05,
+    }
+    return SimpleNamespace(description=facts, load=lambda: found)
+
+
+def warned(step=20, confirmed=30, rise=0.02):
+    return {
+        "step": step,
+        "minimum": 0.7,
+        "confirmed_step": confirmed,
+        "rise": rise,
+        "standard_error": 0.002,
+    }
+
+
+RICH = scan(1500, [0.8, 0.75, 0.7], fid=[30.0, 10.0, 5.0], alarm=warned(30, None, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("alarm", "copies", "said"),
+    [
+        (warned(), 40, f.HOLDS),
+        (warned(), 20, f.FAILS),  # copies as early as the minimum
+        (warned(confirmed=None), 40, f.OPEN),
+        (warned(), None, f.OPEN),  # no copies in this run: nothing to come before
+    ],
+)
+def test_icr_warns(alarm, copies, said):
+    scans = {"a": scan(64, [0.8, 0.7, 0.72], alarm=alarm, copies=copies), "b": RICH}
+    found = by_text(icr.findings(scans, 297))
+    assert found["Few data: its minimum comes before memorisation"].verdict == said
+
+
+def test_icr_falls_with_fd():
+    few = scan(64, [0.8, 0.7], alarm=warned(), copies=40)
+    falls = by_text(icr.findings({"a": few, "b": RICH}, 297))[
+        "Rich data: it falls together with FD"
+    ]
+    assert falls.verdict == f.HOLDS
+    assert falls.effect.value == pytest.approx(-0.1)
+    assert falls.effect.error == pytest.approx(0.001 * math.sqrt(2))
+    assert "rank correlation of ICR and FD 1.00" in falls.note
+    flat = scan(1500, [0.8, 0.7], fid=[5.0, 5.1], alarm=warned())
+    found = by_text(icr.findings({"a": few, "b": flat}, 297))
+    assert found["Rich data: it falls together with FD"].verdict == f.OPEN
+    assert {one.verdict for one in icr.findings({"b": RICH}, 297)} == {f.ABSENT}  # of what size?
+
+
+@pytest.mark.parametrize(
+    ("values", "probe", "said"),
+    [
+        ([0.8, 0.6, 0.8], [0.8, 0.9, 0.8], f.HOLDS),
+        ([0.8, 0.6, 0.8], [0.95, 0.5, 0.8], f.FAILS),
+        ([0.6, 0.7, 0.8], [0.9, 0.9, 0.8], f.FAILS),  # lowest at an end
+        ([0.6005, 0.6, 0.8], [0.9, 0.9, 0.8], f.OPEN),
+    ],
+)
+def test_icr_over_sigma(values, probe, said):
+    found = by_text(icr.findings({"s": scan(1500, values, probe=probe)}, 297))
+    assert found["Over sigma its minimum is where the probe peaks"].verdict == said
+
+
+def test_the_methods_together():
+    scores = {
+        "evaluate/combined-all": rows({5: 9.0, 10: 9.0}),
+        "evaluate/combined-plain": rows({5: 10.0, 10: 10.0}),
+        "evaluate/combined-csflow": rows({5: 8.0, 10: 8.0}),
+    }
+    found = by_text(combined.findings(scores))
+    assert found["All three are better than SiT"].verdict == f.HOLDS
+    assert found["All three are better than CSFlow's grid alone"].verdict == f.FAILS
+    assert found["All three are better than MaskAlign alone"].verdict == f.ABSENT
+    (part,) = combined_section.sections(scores)
+    assert [figure.name for figure in part.figures] == ["combined-fid"]
+    assert {row[0] for row in part.figures[0].rows[1:]} == {
+        "all three",
+        "SiT",
+        "CSFlow's grid alone",
+    }
+    assert combined_section.sections({}) == []
 
 
 # --- the table ----------------------------------------------------------------------------------

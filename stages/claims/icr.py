@@ -1,0 +1,176 @@
+"""ICR's claims, from scans over checkpoints and noise levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stages.claims.findings import (
+    FAILS,
+    HOLDS,
+    LOWER,
+    OPEN,
+    Claim,
+    Effect,
+    Finding,
+    over_seeds,
+    verdict,
+)
+from stages.sigmas import ABSCISSA
+
+if TYPE_CHECKING:
+    from stages.scans import Scan, ScanRow
+
+METHOD, NO_NUMBER = "ICR", "no number stated here"
+RECIPES = ("full", "icr")
+WARNS = Claim(METHOD, "Few data: its minimum comes before memorisation", NO_NUMBER, RECIPES)
+FALLS = Claim(METHOD, "Rich data: it falls together with FD", NO_NUMBER, RECIPES)
+WINDOW = Claim(METHOD, "Over sigma its minimum is where the probe peaks", NO_NUMBER, RECIPES)
+
+
+def findings(scans: Mapping[str, Scan], num_held_out: int) -> Iterator[Finding]:
+    """What scans say; every claim once.
+
+    num_held_out: held-out images, of which the probe's accuracy is a share.
+    """
+    over_steps = [scan for scan in scans.values() if scan.description["abscissa"] != ABSCISSA]
+    sizes = {_size(scan) for scan in over_steps}
+    few = [scan for scan in over_steps if len(sizes) > 1 and _size(scan) == min(sizes)]
+    rich = [scan for scan in over_steps if len(sizes) > 1 and _size(scan) == max(sizes)]
+    yield _warns(few)
+    yield _falls(rich)
+    yield _window(
+        [scan for scan in scans.values() if scan.description["abscissa"] == ABSCISSA], num_held_out
+    )
+
+
+def _size(scan: Scan) -> float:
+    """Images trained on; all of them where none are told."""
+    return scan.description["model"].get("num_images") or math.inf
+
+
+def _warns(scans: Sequence[Scan]) -> Finding:
+    """The rise of ICR after its minimum, which must be confirmed and come before copies do."""
+    effects, verdicts, parts = [], [], []
+    rows: list[tuple[Any, ...]] = [
+        ("seed", "lowest at step", "ICR there", "rise to the last step", "memorisation from step")
+    ]
+    for scan in scans:
+        facts, alarm = scan.description, scan.description["alarm"]
+        copies = facts["memorization_step"]
+        error = alarm["standard_error"]
+        effects.append(Effect(alarm["rise"], error, "none" if error is None else "view seeds"))
+        verdicts.append(_before(alarm, copies))
+        rows.append(
+            (facts["model"]["seed"], alarm["step"], alarm["minimum"], alarm["rise"], copies)
+        )
+        parts.append(f"lowest at step {alarm['step']}, copies {_from(copies)}")
+    effect = over_seeds(effects)
+    if effect is None:
+        return Finding(WARNS)
+    said = verdicts[0] if len(set(verdicts)) == 1 else OPEN
+    share = scans[0].description["memorized"]
+    note = (
+        f"{'; '.join(parts)}; copies: memorisation ratio above {share:g}; the rise counts beyond 3 "
+        "errors, since the minimum is chosen"
+    )
+    return Finding(WARNS, "rise of ICR after its minimum", effect, said, note, tuple(rows))
+
+
+def _before(alarm: Mapping[str, Any], copies: int | None) -> str:
+    if copies is not None and alarm["step"] >= copies:
+        return FAILS
+    return HOLDS if copies is not None and alarm["confirmed_step"] is not None else OPEN
+
+
+def _from(step: int | None) -> str:
+    return "not seen" if step is None else f"from step {step}"
+
+
+def _falls(scans: Sequence[Scan]) -> Finding:
+    """ICR at the last checkpoint minus at the first; FD must have fallen too."""
+    effects, parts = [], []
+    rows: list[tuple[Any, ...]] = [("seed", "step", "ICR", "FD")]
+    for scan in scans:
+        found = scan.load()
+        if len(found) < 2 or found[0].fid is None or found[-1].fid is None:
+            continue
+        error = scan.description["icr_error"]
+        kind = "none" if error is None else "view seeds"
+        both = None if error is None else math.sqrt(2) * error
+        effects.append(Effect(found[-1].icr - found[0].icr, both, kind))
+        parts.append((found[0], found[-1]))
+        rows += [(scan.description["model"]["seed"], r.step, r.icr, r.fid) for r in found]
+    effect = over_seeds(effects)
+    if effect is None:
+        return Finding(FALLS)
+    listed = "; ".join(f"FD {a.fid:.3g} to {b.fid:.3g}" for a, b in parts)
+    note = f"{listed}; rank correlation of ICR and FD {_rank_correlation(rows[1:]):.2f}"
+    said = verdict(effect, LOWER)
+    if said == HOLDS and not all(_fell(a, b) for a, b in parts):
+        said, note = OPEN, f"{note}; FD did not fall beyond 2 errors"
+    what = f"ICR at step {parts[0][1].step} minus that at step {parts[0][0].step}"
+    return Finding(FALLS, what, effect, said, note, tuple(rows))
+
+
+def _fell(first: ScanRow, last: ScanRow) -> bool:
+    error = math.hypot(first.fid_error or 0.0, last.fid_error or 0.0)
+    return last.fid - first.fid < -2 * error
+
+
+def _rank_correlation(rows: Sequence[tuple[Any, ...]]) -> float:
+    """Spearman's, over all checkpoints."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([row[2] for row in rows], [row[3] for row in rows]).statistic)
+
+
+def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
+    """Probe accuracy at the sigma of the lowest ICR minus the best one's; the minimum must be
+    inside the range."""
+    effects, verdicts, parts = [], [], []
+    rows: list[tuple[Any, ...]] = [("sigma", "ICR", "probe accuracy")]
+    for scan in scans:
+        found = [row for row in scan.load() if row.probe_accuracy is not None]
+        if len(found) < 3:
+            continue
+        lowest = min(found, key=lambda row: row.icr)
+        best = max(found, key=lambda row: row.probe_accuracy)
+        error = math.hypot(*(_binomial(r.probe_accuracy, num_held_out) for r in (lowest, best)))
+        effect = Effect(
+            100 * (lowest.probe_accuracy - best.probe_accuracy),
+            100 * error,
+            "held-out images",
+            unit="points",
+        )
+        effects.append(effect)
+        verdicts.append(_inside(found, lowest, effect, scan.description["icr_error"]))
+        parts.append(f"ICR lowest at sigma {lowest.sigma:g}, probe best at {best.sigma:g}")
+        rows += [(row.sigma, row.icr, row.probe_accuracy) for row in found]
+    total = over_seeds(effects)
+    if total is None:
+        return Finding(WINDOW)
+    said = verdicts[0] if len(set(verdicts)) == 1 else OPEN
+    note = f"{'; '.join(parts)}; holds where the minimum is inside the range and both agree"
+    what = "probe accuracy where ICR is lowest minus the best one"
+    return Finding(WINDOW, what, total, said, note, tuple(rows))
+
+
+def _binomial(share: float, count: int) -> float:
+    return math.sqrt(share * (1 - share) / count)
+
+
+def _inside(rows: Sequence[ScanRow], lowest: ScanRow, effect: Effect, error: float | None) -> str:
+    """An inner minimum that is as good as the best probe holds; an end below all, or a probe that
+    is worse beyond 2 errors, does not."""
+    if effect.value < -2 * (effect.error or 0.0):
+        return FAILS
+    ends = (rows[0], rows[-1])
+    if error is None:
+        return OPEN
+    beyond = 2 * math.sqrt(2) * error
+    inner = min(row.icr for row in rows[1:-1])
+    if lowest in ends:
+        return FAILS if inner - lowest.icr > beyond else OPEN
+    return HOLDS if all(end.icr - lowest.icr > beyond for end in ends) else OPEN
