@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.claims.findings import (
     FAILS,
@@ -19,6 +19,9 @@ from stages.claims.findings import (
 )
 from stages.sigmas import ABSCISSA
 
+if TYPE_CHECKING:
+    from stages.scans import Scan, ScanRow
+
 METHOD, NO_NUMBER = "ICR", "no number stated here"
 RECIPES = ("full", "icr")
 WARNS = Claim(METHOD, "Few data: its minimum comes before memorisation", NO_NUMBER, RECIPES)
@@ -26,7 +29,7 @@ FALLS = Claim(METHOD, "Rich data: it falls together with FD", NO_NUMBER, RECIPES
 WINDOW = Claim(METHOD, "Over sigma its minimum is where the probe peaks", NO_NUMBER, RECIPES)
 
 
-def findings(scans: Mapping[str, Any], num_held_out: int) -> Iterator[Finding]:
+def findings(scans: Mapping[str, Scan], num_held_out: int) -> Iterator[Finding]:
     """What scans say; every claim once.
 
     num_held_out: held-out images, of which the probe's accuracy is a share.
@@ -42,12 +45,12 @@ def findings(scans: Mapping[str, Any], num_held_out: int) -> Iterator[Finding]:
     )
 
 
-def _size(scan: Any) -> float:
+def _size(scan: Scan) -> float:
     """Images trained on; all of them where none are told."""
     return scan.description["model"].get("num_images") or math.inf
 
 
-def _warns(scans: Sequence[Any]) -> Finding:
+def _warns(scans: Sequence[Scan]) -> Finding:
     """The rise of ICR after its minimum, which must be confirmed and come before copies do."""
     effects, verdicts, parts = [], [], []
     rows: list[tuple[Any, ...]] = [
@@ -85,7 +88,7 @@ def _from(step: int | None) -> str:
     return "not seen" if step is None else f"from step {step}"
 
 
-def _falls(scans: Sequence[Any]) -> Finding:
+def _falls(scans: Sequence[Scan]) -> Finding:
     """ICR at the last checkpoint minus at the first; FD must have fallen too."""
     effects, parts = [], []
     rows: list[tuple[Any, ...]] = [("seed", "step", "ICR", "FD")]
@@ -111,7 +114,7 @@ def _falls(scans: Sequence[Any]) -> Finding:
     return Finding(FALLS, what, effect, said, note, tuple(rows))
 
 
-def _fell(first: Any, last: Any) -> bool:
+def _fell(first: ScanRow, last: ScanRow) -> bool:
     error = math.hypot(first.fid_error or 0.0, last.fid_error or 0.0)
     return last.fid - first.fid < -2 * error
 
@@ -123,7 +126,7 @@ def _rank_correlation(rows: Sequence[tuple[Any, ...]]) -> float:
     return float(spearmanr([row[2] for row in rows], [row[3] for row in rows]).statistic)
 
 
-def _window(scans: Sequence[Any], num_held_out: int) -> Finding:
+def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
     """Probe accuracy at the sigma of the lowest ICR minus the best one's; the minimum must be
     inside the range."""
     effects, verdicts, parts = [], [], []
@@ -158,7 +161,7 @@ def _binomial(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
-def _inside(rows: Sequence[Any], lowest: Any, effect: Effect, error: float | None) -> str:
+def _inside(rows: Sequence[ScanRow], lowest: ScanRow, effect: Effect, error: float | None) -> str:
     """An inner minimum that is as good as the best probe holds; an end below all, or a probe that
     is worse beyond 2 errors, does not."""
     if effect.value < -2 * (effect.error or 0.0):
