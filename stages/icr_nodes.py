@@ -110,6 +110,7 @@ def train_node(bench: Bench, model: str, limit: int | None) -> Node:
     options = bench.icr.train
     where = {name: getattr(bench.train, name) for name in ("device", "num_workers")}
     changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": bench.seed}
+    changed |= {"live": bench.scan.watch(options.method)}
     settings = TrainSettings.model_validate(options.model_dump() | where | changed)
     tags = {"method": settings.method, "data": "all" if limit is None else f"{limit} images"}
     inputs = {"data": "prepare"}
@@ -120,7 +121,8 @@ def _scored_nodes(bench: Bench, model: str) -> Iterator[Node]:
     """Samples of every checkpoint, and then their scores over training steps."""
     options, names = bench.icr, []
     tags = {"method": options.train.method, "solver": "dpmpp2m", "grid": "edm"}
-    for step in options.checkpoints:
+    # Where an alarm may end a training, only its last checkpoint is known to be there.
+    for step in (None,) if bench.scan.stop else options.checkpoints:
         settings = SampleSettings(
             solver="dpmpp2m",
             grid="edm",
@@ -131,7 +133,7 @@ def _scored_nodes(bench: Bench, model: str) -> Iterator[Node]:
             step=step,
             seed=bench.seed,
         )
-        names.append(f"sample/{model}-step{step}")
+        names.append(f"sample/{model}-" + ("last" if step is None else f"step{step}"))
         inputs = {"model": f"train/{model}"}
         yield Node(names[-1], sample.STAGE, settings, inputs, bench.resources.sample, tags)
     scores = settings_of(

@@ -243,6 +243,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values / distributed.get_world_size()
 
 
+def said_by_first(answer: bool, device: torch.device | str) -> bool:
+    """The answer of the first process of the group, in all of them."""
+    if _rank_and_world()[1] == 1:
+        return answer
+    said = torch.tensor([int(answer)], device=device)
+    distributed.broadcast(said, 0)
+    return bool(said.item())
+
+
 def _rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()

@@ -17,12 +17,13 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Stage
+from stages.methods import table
 from stages.model import TrainedNetwork, checkpoint_name
 from stages.prepare import Data
 from stages.scans import FILE, Scan, ScanRow
 from stages.scores import Scores
 from stages.sigmas import ABSCISSA, check_sigmas, sigma_1000
-from stages.viewing import ViewOptions
+from stages.viewing import LiveOptions, ViewOptions
 
 if TYPE_CHECKING:
     from stages.methods.alarm import Alarm
@@ -53,25 +54,12 @@ CURVES = {
 class ScanOptions(ViewOptions):
     """The noise level of checkpoint scans, and what is measured beside the ICR."""
 
-    sigma: float = Field(
-        0.2,
-        gt=0,
-        le=1000,
-        description="noise level of scans over checkpoints, in standard deviations of the "
-        "training pixels (digits: 0.2 is 0.15 of images in [-1, 1])",
-    )
     loss_draws: int = Field(
-        2, ge=1, le=1000, description="noises an image of the held-out denoising error"
+        1, ge=1, le=1000, description="noises an image of the held-out denoising error"
     )
     probe: bool = Field(True, description="measure a linear probe of the layer")
     probe_images: int = Field(
         5000, ge=10, description="training images of the probe, and held-out ones, at most"
-    )
-    alarm_errors: float = Field(
-        3.0,
-        gt=0,
-        le=100,
-        description="standard errors by which ICR rises above its minimum to confirm the alarm",
     )
     memorized: float = Field(
         0.05,
@@ -80,6 +68,48 @@ class ScanOptions(ViewOptions):
         description="memorisation ratio above which a checkpoint counts as memorising",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the network runs")
+
+
+class ScanPreset(ScanOptions):
+    """How scans are made, and whether trainings are watched by the same measurement."""
+
+    live: bool = Field(
+        False,
+        description="measure the ICR in every training too, with its alarm in the terminal and as "
+        "a tag in MLflow; networks with a class token are not watched",
+    )
+    live_every: int | None = Field(
+        None, ge=1, description="live: steps between measurements; unset is every kept checkpoint"
+    )
+    stop: bool = Field(False, description="live: end a training once its alarm stands")
+    stop_confirmations: int = Field(
+        3,
+        ge=1,
+        le=1000,
+        description="stop: measurements in a row that confirm the same minimum",
+    )
+
+    @model_validator(mode="after")
+    def _live_is_on(self) -> ScanPreset:
+        given = [name for name in ("live_every", "stop") if getattr(self, name)]
+        if given and not self.live:
+            raise ValueError(
+                f"{given[0]}={getattr(self, given[0])} and live=false contradict each other: only "
+                "a training that is watched reads it; set live=true"
+            )
+        return self
+
+    def watch(self, method: str) -> LiveOptions | None:
+        """What a training is watched with; None unless live, and where there is a class token."""
+        if not self.live or method in table.TOKEN_LOSSES:
+            return None
+        views = {name: getattr(self, name) for name in ViewOptions.model_fields}
+        return LiveOptions(
+            **views,
+            every=self.live_every,
+            stop=self.stop,
+            stop_confirmations=self.stop_confirmations,
+        )
 
 
 class ScanSettings(ScanOptions):
@@ -322,7 +352,8 @@ def _facts(
 
 def _plain(found: Alarm) -> dict[str, Any]:
     error = found.standard_error
-    return asdict(found) | {"standard_error": None if error != error else error}
+    more = {"standard_error": None if error != error else error, "words": found.words}
+    return asdict(found) | more
 
 
 def _metrics(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, float]:
@@ -368,18 +399,7 @@ def _curves(
 
 
 def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    found = facts["alarm"]
-    if found is None:
-        return {}
-    return {"alarm": words_of(found)}
-
-
-def words_of(found: Mapping[str, Any]) -> str:
-    """What an alarm says, in one sentence."""
-    text = f"ICR lowest at step {found['step']} ({found['minimum']:.4f})"
-    if found["confirmed_step"] is None:
-        return f"{text}, not confirmed by a rise"
-    return f"{text}, confirmed at step {found['confirmed_step']}: memorisation may follow"
+    return {} if facts["alarm"] is None else {"alarm": facts["alarm"]["words"]}
 
 
 def _lines(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> list[str]:
@@ -392,7 +412,7 @@ def _lines(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> list[str]:
         lines.append(text)
         lines += [f"step {row.step} sigma {row.sigma:g}: guard, {guard}" for guard in row.guards]
     if facts["alarm"] is not None:
-        lines.append(words_of(facts["alarm"]))
+        lines.append(facts["alarm"]["words"])
     return lines
 
 

@@ -42,7 +42,7 @@ from stages.methods import table
 from stages.prepare import PrepareSettings
 from stages.report import ReportSettings
 from stages.sample import SampleOptions, SampleSettings
-from stages.scan import ScanOptions
+from stages.scan import ScanPreset
 from stages.scoring_nodes import (
     Evaluation,
     external_nodes,
@@ -189,7 +189,7 @@ class Bench(Settings):
     stein: SteinOptions = Field(
         SteinOptions(), description="corrected solvers, and how contractive steps are"
     )
-    scan: ScanOptions = Field(ScanOptions(), description="views of which the ICR is taken")
+    scan: ScanPreset = Field(ScanPreset(), description="views of which the ICR is taken")
     icr: ICROptions = Field(ICROptions(), description="the trainings whose ICR is scanned")
     evaluate: Evaluation = Field(Evaluation(), description="scores")
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
@@ -253,7 +253,9 @@ def prepare_nodes(bench: Bench) -> list[Node]:
 
 def train_nodes(bench: Bench) -> list[Node]:
     """The trainings."""
-    settings = TrainSettings(**_fields(bench.train), seed=bench.seed)
+    settings = TrainSettings(
+        **_fields(bench.train), seed=bench.seed, live=bench.scan.watch(bench.train.method)
+    )
     return [
         Node(
             f"train/{settings.method}",
@@ -274,11 +276,13 @@ def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
         _sample_node(
             bench,
             method,
-            f"step{step}" + ("" if seed == bench.seed else f"-seed{seed}"),
+            ("last" if step is None else f"step{step}")
+            + ("" if seed == bench.seed else f"-seed{seed}"),
             step=step,
             seed=seed,
         )
-        for step in bench.train.kept_steps
+        # Where an alarm may end the training, only its last checkpoint is known to be there.
+        for step in ((None,) if bench.scan.stop else bench.train.kept_steps)
         for seed in seeds
     ]
     names = [node.name for node in nodes]

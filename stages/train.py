@@ -15,6 +15,7 @@ from stages.model import TrainedNetwork
 from stages.objectives import MethodOptions
 from stages.powerspectrum import Spectrum
 from stages.prepare import Data
+from stages.viewing import LiveOptions
 
 
 class TrainOptions(MethodOptions):
@@ -116,6 +117,9 @@ class TrainSettings(TrainOptions):
     """The stage's settings."""
 
     seed: int = Field(0, ge=0, description="of initial weights, order of images, and all draws")
+    live: LiveOptions | None = Field(
+        None, description="measure the ICR during training; scan.live sets it"
+    )
     start_step: int | None = Field(
         None, ge=1, description="with a start: its checkpoint to continue; unset is the last"
     )
@@ -123,6 +127,7 @@ class TrainSettings(TrainOptions):
     def keyed(self) -> dict[str, Any]:
         """As the base's, the settings of other methods left out."""
         others = MethodOptions.model_fields.keys() - {self.method}
+        others |= {"live"} if self.live is None else set()
         return {name: value for name, value in super().keyed().items() if name not in others}
 
 
@@ -145,6 +150,7 @@ STAGE = Stage(
         table.LOSSES[settings.method],
         table.NETWORKS[settings.network.kind],
         *densities.sources(settings.density, settings.density.kind, settings.density.base),
+        *([] if settings.live is None else [table.WATCH]),
     ],
     needs=_needs,
 )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
-from pipeline.stage import Context, Result
+from pipeline.stage import Context, Result, resolve
 from stages import architectures, densities, objectives
-from stages.model import build_network, checkpoint_name
+from stages.methods import table
+from stages.model import TrainedModel, build_network, checkpoint_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,7 +78,7 @@ def train_worker(context: Context) -> None:
     settings: TrainSettings = context.settings
     data = context.inputs["data"].load()
     first = not distributed.is_initialized() or distributed.get_rank() == 0
-    state, log = _start(context, data)
+    state, log, watch = _start(context, data)
     images = training_images(settings, data)
     batches = loop.Batches(
         images,
@@ -90,19 +91,42 @@ def train_worker(context: Context) -> None:
     )
     loss = _loss(context)
     kept = set(settings.kept_steps)
-    for step in loop.train(state, loss, batches, settings.steps, batches.share):
-        rows = log.add(step)
+    # A training that the alarm has ended stays ended when it is resumed.
+    steps = state.step if watch is not None and watch.stops else settings.steps
+    for step in loop.train(state, loss, batches, steps, batches.share):
+        rows = list(log.add(step))
         keep, save = step.step in kept, step.step % settings.save_every == 0
-        if keep or save:
+        look, stop = watch is not None and watch.due(step.step), False
+        if keep or save or look:
             log.check(step.step)  # never keep what a broken loss has made
+        if look:
+            if first:
+                rows += _look(context, watch, log, step.step, state)
+            stop = loop.said_by_first(watch.stops, _device(settings))
         if first:
             if rows:
                 context.points(ABSCISSA, rows)
-            if keep:
+            if keep or stop:
                 _keep(context.work.path, step.step, state)
-            if save or step.step == settings.steps:
-                _save(context, state, log)
+            if save or stop or step.step == settings.steps:
+                _save(context, state, log, watch)
             _tell(context, step.step, log)
+        if stop:
+            break
+
+
+def _look(context: Context, watch: Any, log: LossLog, step: int, state: TrainState) -> list[Any]:
+    """Measure the ICR of the averaged weights; its points go to the curves, news to the person."""
+    try:
+        rows, said = watch.look(step)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    log.curves += rows
+    if said:
+        context.notice(said, **watch.tags())
+    if watch.stops:
+        context.notice(f"training ends at step {step} of {context.settings.steps} (scan.stop)")
+    return list(rows)
 
 
 def _loss(context: Context) -> Loss:
@@ -164,8 +188,9 @@ def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> N
     network.load_state_dict(found.state_dict())
 
 
-def _start(context: Context, data: Any) -> tuple[TrainState, LossLog]:
-    """The state to train from: fresh, continued, or the last that an interrupted run saved."""
+def _start(context: Context, data: Any) -> tuple[TrainState, LossLog, Any]:
+    """The state to train from: fresh, continued, or the last that an interrupted run saved; and
+    what watches the training, or None."""
     from stages import resume
     from stages.loop import Optimization, TrainState
     from stages.losslog import LossLog
@@ -191,16 +216,32 @@ def _start(context: Context, data: Any) -> tuple[TrainState, LossLog]:
     state = TrainState(network.to(device), optimization)
     if settings.compile:
         network.compile()
-    log = LossLog(settings.log_every)
+    log, watch = LossLog(settings.log_every), _watch(settings, state.ema.network, config, data)
     found = resume.latest(context.work.path)
     if found is not None:
         step, tensors, record = found
         state.restore(step, tensors)
         log.restore(tensors, record, device)
+        if watch is not None:
+            watch.restore(record["watched"])
         context.log(f"continuing after step {step} of {settings.steps}")
     # The decay's warm-up is for fresh weights; those of a start have an average behind them.
     state.ema.num_updates += _steps_before(context)
-    return state, log
+    return state, log, watch
+
+
+def _watch(
+    settings: TrainSettings, network: nn.Module, config: dict[str, Any], data: DataSet
+) -> Any:
+    """What watches the training (`stages.live.Watch`); None where settings do not ask for it."""
+    if settings.live is None:
+        return None
+    built = (settings.network.kind, config, settings.method)
+    model = TrainedModel(Path(), *built, (), tuple(data.shape), data.num_classes)
+    try:
+        return resolve(table.WATCH)(settings.live, model, network, data, settings.kept_steps)
+    except ValueError as error:
+        raise StageError(str(error)) from error
 
 
 def _keep(folder: Path, step: int, state: TrainState) -> None:
@@ -214,17 +255,22 @@ def _keep(folder: Path, step: int, state: TrainState) -> None:
     write_atomically(path, lambda p: save_file(state.ema.network.state_dict(), p))
 
 
-def _save(context: Context, state: TrainState, log: LossLog) -> None:
+def _save(context: Context, state: TrainState, log: LossLog, watch: Any) -> None:
     """Write the resumable state; the one before stays until this one is whole."""
     from stages import resume
 
-    resume.save(context.work.path, state.step, state.tensors() | log.tensors(), log.record())
+    record = log.record()
+    if watch is not None:
+        record |= {"watched": watch.record(), "stopped": watch.stops, "tags": dict(watch.tags())}
+    resume.save(context.work.path, state.step, state.tensors() | log.tensors(), record)
     context.work.push()
 
 
 def _tell(context: Context, step: int, log: LossLog) -> None:
-    recent = [value for name, _, value in log.curves[-4:] if name in MAIN_LOSSES]
+    recent = [value for name, _, value in log.curves[-8:] if name in MAIN_LOSSES]
     note = f"loss {recent[-1]:.4f}" if recent else ""
+    measured = [value for name, _, value in log.curves[-40:] if name == "icr"]
+    note += f", ICR {measured[-1]:.4f}" if measured else ""
     context.progress(step, context.settings.steps, "steps", note)
     if step % (10 * log.every) == 0 and note:
         context.log(f"step {step} of {context.settings.steps}: {note}")
@@ -237,10 +283,11 @@ def finish(context: Context) -> Result:
     settings: TrainSettings = context.settings
     data = context.inputs["data"].load()
     step, _, record = resume.latest(context.work.path)
-    if step != settings.steps:
+    if step != settings.steps and not record.get("stopped"):
         raise StageError(f"training ended after step {step} of {settings.steps}")
     (context.path / "checkpoints").mkdir()
-    for kept in settings.kept_steps:
+    kept_steps = [kept for kept in settings.kept_steps if kept < step] + [step]
+    for kept in kept_steps:
         name = checkpoint_name(kept)
         shutil.copyfile(context.work.path / name, context.path / name)
     config = network_config(settings, data)
@@ -248,7 +295,7 @@ def finish(context: Context) -> Result:
         "network": settings.network.kind,
         "config": config,
         "method": settings.method,
-        "steps": list(settings.kept_steps),
+        "steps": kept_steps,
         "shape": list(data.shape),
         "num_classes": data.num_classes,
         "time_density": settings.density.name,
@@ -265,6 +312,7 @@ def finish(context: Context) -> Result:
         curves=curves,
         abscissa=ABSCISSA,
         timings={"step_seconds": seconds} | _speeds(settings, data, seconds),
+        tags=record.get("tags", {}),
     )
 
 

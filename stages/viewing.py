@@ -47,8 +47,38 @@ class ViewOptions(Settings):
         256, ge=1, le=65536, description="views of one network call; others differ by rounding"
     )
 
+    sigma: float = Field(
+        0.2,
+        gt=0,
+        le=1000,
+        description="noise level over checkpoints, in standard deviations of the training pixels "
+        "(digits: 0.2 is 0.15 of images in [-1, 1])",
+    )
+    alarm_errors: float = Field(
+        3.0,
+        gt=0,
+        le=100,
+        description="standard errors by which ICR rises above its minimum to confirm the alarm",
+    )
+
     @model_validator(mode="after")
     def _seeds_differ(self) -> ViewOptions:
         if len(set(self.view_seeds)) < len(self.view_seeds):
             raise ValueError(f"view_seeds={self.view_seeds} repeats a seed; leave it out")
         return self
+
+
+class LiveOptions(ViewOptions):
+    """The ICR measured during training: when, and whether its alarm ends the training."""
+
+    every: int | None = Field(
+        None, ge=1, description="steps between measurements; unset measures every kept checkpoint"
+    )
+    stop: bool = Field(False, description="end the training once the alarm stands")
+    stop_confirmations: int = Field(
+        3,
+        ge=1,
+        le=1000,
+        description="measurements in a row that confirm the same minimum before training stops: a "
+        "first one can be a wiggle of the training",
+    )

@@ -37,6 +37,14 @@ class Alarm:
         """Whether some later checkpoint rose far enough above the minimum."""
         return self.confirmed_step is not None
 
+    @property
+    def words(self) -> str:
+        """What it says, in one sentence."""
+        text = f"ICR lowest at step {self.step} ({self.minimum:.4f})"
+        if not self.confirmed:
+            return f"{text}, not confirmed by a rise"
+        return f"{text}, confirmed at step {self.confirmed_step}: memorisation may follow"
+
 
 def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0) -> Alarm:
     """Minimum of ICR over checkpoints; confirmed by a rise of `num_standard_errors` above it.

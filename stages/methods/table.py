@@ -107,6 +107,9 @@ WAVELETS = ORTHONORMAL_WAVELETS | dict.fromkeys(
     "stages.methods.wavelet_basis:WaveletBasis",
 )
 
+# What watches a training that settings ask to watch; no other training depends on its code.
+WATCH = "stages.live:Watch"
+
 # Which wavelet coefficients a coefficient's score looks at.
 FAMILIES = dict.fromkeys(
     ("independent", "band-tied", "local", "additive", "parent", "full"),
