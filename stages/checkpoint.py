@@ -27,6 +27,11 @@ class CheckpointSettings(Settings):
         "checkpoints/step-NNNNNN.safetensors; its contents, not its place, enter keys",
         json_schema_extra={"keyed": False},
     )
+    setting: str = Field(
+        "stein.checkpoint",
+        description="the setting that path was given in, for messages",
+        json_schema_extra={"keyed": False},
+    )
 
 
 def sources_of(settings: CheckpointSettings) -> list[Path]:
@@ -34,12 +39,12 @@ def sources_of(settings: CheckpointSettings) -> list[Path]:
     folder = Path(settings.path).expanduser()
     if not (folder / FACTS).is_file():
         raise UsageError(
-            f"stein.checkpoint={settings.path} holds no {FACTS}; set it to a folder laid out as a "
-            f"training's artifact, with {FACTS} and {checkpoint_name(1)}"
+            f"{settings.setting}={settings.path} holds no {FACTS}; set it to a folder laid out as "
+            f"a training's artifact, with {FACTS} and {checkpoint_name(1)}"
         )
     found = sorted((folder / "checkpoints").glob("step-*.safetensors"))
     if not found:
-        raise UsageError(f"stein.checkpoint={settings.path} holds no {checkpoint_name(1)}")
+        raise UsageError(f"{settings.setting}={settings.path} holds no {checkpoint_name(1)}")
     return [folder / FACTS, *found]
 
 

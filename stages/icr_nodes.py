@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import Settings
-from stages import evaluate, sample, scan, train
+from stages import checkpoint, evaluate, sample, scan, train
 from stages.architectures import NetworkSettings
+from stages.checkpoint import CheckpointSettings
 from stages.evaluate import EvaluateSettings
+from stages.methods import table
 from stages.sample import SampleSettings
 from stages.scan import ScanOptions, ScanSettings
 from stages.scoring_nodes import settings_of
@@ -42,10 +47,27 @@ class ICROptions(Settings):
     """The two trainings that are scanned, and what is measured beside."""
 
     in_full: bool = Field(True, description="recipe full: train both U-Nets and scan them")
+    num_seeds: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="recipe icr: seeds of both trainings, counted from the run's own; 0 trains "
+        "nothing",
+    )
+    paths: tuple[str, ...] = Field(
+        (),
+        description="recipe icr: networks trained elsewhere to scan too, as folders laid out like "
+        "a training's artifact (model.json and checkpoints/)",
+    )
     train: TrainOptions = Field(
         UNET,
         description="of both U-Nets; where it runs (device, workers) is train's. Unset, "
         "checkpoints are at 25 and on by factors of the root of 2",
+    )
+    full_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="recipe full: the checkpoints, the last of which ends the trainings in place "
+        "of train.steps; unset is as in recipe icr",
     )
     limited: int = Field(64, ge=2, description="training images of the limited run, the first ones")
     nfe: int = Field(12, ge=1, le=10_000, description="evaluations of samples, DPM-Solver++ 2M")
@@ -75,12 +97,26 @@ class ICROptions(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> ICROptions:
         check_sigmas(self.sigmas)
+        if max(self.full_steps, default=self.train.warmup_steps) < self.train.warmup_steps:
+            raise ValueError(
+                f"full_steps={self.full_steps} ends below train.warmup_steps="
+                f"{self.train.warmup_steps}; raise its last step, or lower the warm-up"
+            )
         if self.train.limit is not None and self.limited >= self.train.limit:
             raise ValueError(
                 f"limited={self.limited} is not below train.limit={self.train.limit}, the images "
                 "of the rich run; lower limited"
             )
         return self
+
+    def shortened(self) -> ICROptions:
+        """The options of recipe full: trainings that end at the last of full_steps."""
+        if not self.full_steps:
+            return self
+        steps = tuple(sorted({*self.full_steps}))
+        return self.revised(
+            train=self.train.model_dump() | {"steps": steps[-1], "checkpoint_steps": steps}
+        )
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -95,86 +131,135 @@ class ICROptions(Settings):
         return tuple(sorted(found))
 
 
+# --- recipes ------------------------------------------------------------------------------------
+
+
 def full_nodes(bench: Bench) -> list[Node]:
-    """Both trainings with samples and scores of every checkpoint, and the three scans."""
+    """Both trainings with samples and scores of their checkpoints, and the three scans."""
+    return _of_seed(bench.model_copy(update={"icr": bench.icr.shortened()}), bench.seed)
+
+
+def recipe_nodes(bench: Bench) -> list[Node]:
+    """The recipe icr: both trainings from several seeds, and networks trained elsewhere.
+
+    Raises UsageError where there is nothing to scan.
+    """
+    seeds, paths = range(bench.seed, bench.seed + bench.icr.num_seeds), bench.icr.paths
+    if not seeds and not paths:
+        raise UsageError(
+            "icr.num_seeds=0 and no icr.paths leave nothing to scan; set icr.paths to folders laid "
+            "out like a training's artifact, or icr.num_seeds to 1 or more"
+        )
+    nodes = [node for seed in seeds for node in _of_seed(bench, seed)]
+    for path in paths:
+        nodes += _given(bench, path)
+    return nodes
+
+
+def _of_seed(bench: Bench, seed: int) -> list[Node]:
+    end = "" if seed == bench.seed else f"-seed{seed}"
+    # Where an alarm may end a training, only its last checkpoint is known to be there.
+    steps = (None,) if bench.scan.stop else bench.icr.checkpoints
     nodes = []
-    for model, limit in ((RICH, bench.icr.train.limit), (LIMITED, bench.icr.limited)):
-        nodes.append(train_node(bench, model, limit))
-        scored = [*_scored_nodes(bench, model)]
-        nodes += [*scored, scan_node(bench, model, scores=scored[-1].name)]
-    return [*nodes, sigma_node(bench, RICH)]
+    for name, limit in ((RICH, bench.icr.train.limit), (LIMITED, bench.icr.limited)):
+        trained = _train_node(bench, f"{name}{end}", limit, seed)
+        nodes += [trained, *_scanned(bench, trained, steps, "edm", seed)]
+        if name == RICH:
+            nodes.append(_sigma_node(bench, trained, end))
+    return nodes
 
 
-def train_node(bench: Bench, model: str, limit: int | None) -> Node:
-    """`train/MODEL` on the first `limit` images; checkpoints at powers of the root of 2."""
+def _given(bench: Bench, path: str) -> list[Node]:
+    """A network trained elsewhere: samples, scores and scans of all its checkpoints."""
+    settings = CheckpointSettings(path=path, setting="icr.paths")
+    facts_file, *_ = checkpoint.sources_of(settings)
+    try:
+        facts = json.loads(facts_file.read_text())
+    except ValueError as error:
+        raise UsageError(f"icr.paths: {facts_file} is not JSON ({error})") from error
+    name = Path(path).expanduser().absolute().name
+    tags = {"method": str(facts.get("method", "given")), "path": path}
+    inputs = {"data": "prepare"}
+    where = bench.resources.checkpoint
+    given = Node(f"checkpoint/{name}", checkpoint.STAGE, settings, inputs, where, tags)
+    grid = "edm" if facts.get("network") in table.EDM_NETWORKS else "uniform_t"
+    scanned = _scanned(bench, given, tuple(facts.get("steps", ())), grid, bench.seed)
+    return [given, *scanned, _sigma_node(bench, given)]
+
+
+# --- nodes --------------------------------------------------------------------------------------
+
+
+def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
+    """`train/MODEL` on the first `limit` images; where it runs is train's."""
     options = bench.icr.train
     where = {name: getattr(bench.train, name) for name in ("device", "num_workers")}
-    changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": bench.seed}
+    changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": seed}
     changed |= {"live": bench.scan.watch(options.method)}
     settings = TrainSettings.model_validate(options.model_dump() | where | changed)
     tags = {"method": settings.method, "data": "all" if limit is None else f"{limit} images"}
+    tags |= {"seed": str(seed)}
     inputs = {"data": "prepare"}
     return Node(f"train/{model}", train.STAGE, settings, inputs, bench.resources.train, tags)
 
 
-def _scored_nodes(bench: Bench, model: str) -> Iterator[Node]:
-    """Samples of every checkpoint, and then their scores over training steps."""
-    options, names = bench.icr, []
-    tags = {"method": options.train.method, "solver": "dpmpp2m", "grid": "edm"}
-    # Where an alarm may end a training, only its last checkpoint is known to be there.
-    for step in (None,) if bench.scan.stop else options.checkpoints:
-        settings = SampleSettings(
-            solver="dpmpp2m",
-            grid="edm",
-            nfe=options.nfe,
-            num_samples=options.num_samples,
-            block_size=min(256, options.num_samples),
-            device=bench.sample.device,
-            step=step,
-            seed=bench.seed,
-        )
-        names.append(f"sample/{model}-" + ("last" if step is None else f"step{step}"))
-        inputs = {"model": f"train/{model}"}
-        yield Node(names[-1], sample.STAGE, settings, inputs, bench.resources.sample, tags)
-    scores = settings_of(
-        EvaluateSettings,
-        bench.evaluate.revised(num_samples=options.num_samples),
-        seed=bench.seed,
-        abscissa="training_step",
+def _scanned(
+    bench: Bench, model: Node, steps: Sequence[int | None], grid: str, seed: int
+) -> list[Node]:
+    """Samples of a model's checkpoints, their scores over training steps, and the scan."""
+    name = model.name.partition("/")[2]
+    tags = {**model.tags, "solver": "dpmpp2m", "grid": grid}
+    samples = [_sample_node(bench, model, step, grid, seed, tags) for step in steps]
+    options = bench.evaluate.revised(num_samples=bench.icr.num_samples)
+    settings = settings_of(EvaluateSettings, options, seed=seed, abscissa="training_step")
+    inputs = {"samples": [node.name for node in samples]}
+    where = bench.resources.evaluate
+    scores = Node(f"evaluate/{name}", evaluate.STAGE, settings, inputs, where, tags)
+    return [*samples, scores, _scan_node(bench, f"scan/{name}", model, scores=scores.name)]
+
+
+def _sample_node(
+    bench: Bench, model: Node, step: int | None, grid: str, seed: int, tags: dict[str, str]
+) -> Node:
+    options = bench.icr
+    settings = SampleSettings(
+        solver="dpmpp2m",
+        grid=grid,
+        nfe=options.nfe,
+        num_samples=options.num_samples,
+        block_size=min(256, options.num_samples),
+        device=bench.sample.device,
+        step=step,
+        seed=seed,
     )
-    inputs = {"samples": names}
-    resources = bench.resources.evaluate
-    yield Node(f"evaluate/{model}", evaluate.STAGE, scores, inputs, resources, tags)
+    name = f"sample/{model.name.partition('/')[2]}-" + ("last" if step is None else f"step{step}")
+    inputs = {"model": model.name}
+    return Node(name, sample.STAGE, settings, inputs, bench.resources.sample, tags)
 
 
-def scan_node(bench: Bench, model: str, scores: str | None = None) -> Node:
-    """`scan/MODEL`: over all checkpoints, with the scores of their samples beside."""
-    inputs = {"model": f"train/{model}", "data": "prepare"}
-    inputs |= {} if scores is None else {"scores": scores}
-    return _node(bench, f"scan/{model}", inputs)
-
-
-def sigma_node(bench: Bench, model: str) -> Node:
+def _sigma_node(bench: Bench, model: Node, end: str = "") -> Node:
     """`scan/MODEL-sigma`: over noise levels at the last checkpoint."""
+    name = model.name.partition("/")[2].removesuffix(end)
     more = {"sigmas": bench.icr.sigmas, "components": bench.icr.components}
-    inputs = {"model": f"train/{model}", "data": "prepare"}
-    return _node(bench, f"scan/{model}-sigma", inputs, **more)
+    return _scan_node(bench, f"scan/{name}-sigma{end}", model, more)
 
 
-def _node(bench: Bench, name: str, inputs: dict[str, str], **more: object) -> Node:
+def _scan_node(
+    bench: Bench, name: str, model: Node, more: Mapping[str, Any] | None = None, **inputs: str
+) -> Node:
     common = {field: getattr(bench.scan, field) for field in ScanOptions.model_fields}
-    settings = ScanSettings(**common | more)
-    tags = {"method": bench.icr.train.method}
-    return Node(name, scan.STAGE, settings, inputs, bench.resources.scan, tags)
+    settings = ScanSettings(**common | dict(more or {}))
+    inputs = {"model": model.name, "data": "prepare", **inputs}
+    return Node(name, scan.STAGE, settings, inputs, bench.resources.scan, model.tags)
 
 
-def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
-    """Names of the sample nodes that the report shows: of scanned models only the last step's."""
+def shown_samples(nodes: Sequence[Node]) -> list[str]:
+    """Names of the sample nodes that the report shows: of scanned models those of the last step."""
     scanned = {name for node in nodes if node.stage is scan.STAGE for name in node.slot("model")}
-    last = bench.icr.checkpoints[-1]
+    sampled = [node for node in nodes if node.stage is sample.STAGE]
+    last = {node.inputs["model"]: node.name for node in sampled}
     return [
         node.name
-        for node in nodes
-        if node.stage is sample.STAGE
-        and (node.inputs["model"] not in scanned or node.settings.step in (None, last))
+        for node in sampled
+        if node.inputs["model"] not in scanned or node.name == last[node.inputs["model"]]
     ]

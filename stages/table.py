@@ -371,7 +371,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "scores": of(evaluate.STAGE),
         "schedules": of(calibrate.STAGE),
         "lipschitz": of(lipschitz.STAGE),
-        "samples": icr_nodes.shown_samples(bench, nodes) + of(external.STAGE),
+        "samples": icr_nodes.shown_samples(nodes) + of(external.STAGE),
         "risks": of(risk.STAGE),
         "drawn": of(draw.STAGE),
         "scans": of(scan.STAGE),
@@ -429,6 +429,12 @@ def csflow(bench: Bench) -> list[Node]:
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
+def icr(bench: Bench) -> list[Node]:
+    """The memorisation warning in depth: several seeds, all checkpoints, networks given by path."""
+    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *icr_nodes.recipe_nodes(bench)]
+    return [*nodes, report_node(bench, nodes)]
+
+
 def wavelet(bench: Bench) -> list[Node]:
     """Wavelet scores in depth: all families and degrees, on photographs too, and their samples."""
     nodes = [*prepare_nodes(bench), *train_nodes(bench)]
@@ -468,6 +474,7 @@ RECIPES = {
         ("evaluate", evaluation),
         ("csflow", csflow),
         ("stein", stein),
+        ("icr", icr),
         ("wavelet", wavelet),
     )
 }
