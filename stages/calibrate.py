@@ -54,6 +54,17 @@ class CalibrationOptions(Settings):
     memory: int = Field(
         4, ge=1, le=20, description="solver=fitted: outputs that a step reads, the current one too"
     )
+    clip: tuple[float, float] | None = Field(
+        None,
+        description="target=matched: bounds of gamma, around 1; unset is the solver's own, "
+        "(0.2, 3) for Heun and (0.5, 1.5) else",
+    )
+
+    @model_validator(mode="after")
+    def _clip_is_around_one(self) -> CalibrationOptions:
+        if self.clip is not None and not 0 < self.clip[0] <= 1 <= self.clip[1]:
+            raise ValueError(f"clip={self.clip} leaves out 1, no correction; give (low, high)")
+        return self
 
 
 class CalibrationSettings(CalibrationOptions, SolverOptions):
@@ -142,7 +153,7 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     items = list(solving.blocks(settings.num_images, settings.block_size))
     parts = context.map(products, items, model, settings, levels, clean)
     total = sum(part for part, _ in parts)
-    gammas = gammas_from_products(total, levels, settings.solver)
+    gammas = gammas_from_products(total, levels, settings.solver, clip=settings.clip)
     return gammas, sum(seconds for _, seconds in parts)
 
 

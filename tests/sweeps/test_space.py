@@ -130,14 +130,13 @@ def test_a_parameter_knows_what_is_plain():
     assert not Parameter.of("x", {"grid": [[1], [2]]}).plain
 
 
-@pytest.mark.parametrize("preset", ["smoke", "digits"])
 @pytest.mark.parametrize("name", space.names())
-def test_every_named_space_fits_the_recipes(name, preset):
-    found = checked(CATALOG, Sweep(name, space.read(name), preset))
+@pytest.mark.parametrize(("preset", "trials"), [("smoke", None), ("digits", 3)])
+def test_every_named_space_fits_the_recipes(name, preset, trials):
+    found = checked(CATALOG, Sweep(name, space.read(name, trials=trials), preset))
     assert len(found.values) > 1
     assert found.shared, "something is made once for all trials"
-    measured = {target.results for trial in found.looked_at for target in trial}
-    assert len(measured) == len(found.values), "every trial is another"
+    assert len({target.results for trial in found.looked_at for target in trial}) > 1
 
 
 def test_the_toy_space_is_a_space(tmp_path):

@@ -1,0 +1,199 @@
+"""Whole sweeps on a real Ray: shared nodes once, failures, kills, early stopping, searches."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import plan as planning
+from pipeline.plan import Request
+from pipeline.results import latest
+from pipeline.store import Store
+from sweeps import space
+from sweeps.outcome import Outcome
+from sweeps.record import TrialRecord
+from tests.sweeps.spaces import write
+from tests.toy.table import CATALOG
+
+pytestmark = pytest.mark.slow
+LIMIT_SECONDS = 300
+
+
+def start(folder, *arguments, module="tests.toy"):
+    (folder / "store").mkdir(exist_ok=True)
+    words = [sys.executable, "-m", module, "sweep", *arguments, "--store", str(folder / "store")]
+    with (folder / "out").open("a") as out:
+        return subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT)
+
+
+def run(folder, *arguments, code=0, module="tests.toy"):
+    assert start(folder, *arguments, module=module).wait(LIMIT_SECONDS) == code, said(folder)
+    return said(folder)
+
+
+def said(folder):
+    return (folder / "out").read_text()
+
+
+def trials(folder):
+    data = Store(folder / "store").runs()[0]
+    return {t["name"]: TrialRecord(**t) for t in data["sweep"]["trials"]}
+
+
+def wait_for(folder, ready, process):
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not ready():
+        assert time.monotonic() < deadline, said(folder)
+        assert process.poll() is None, said(folder)
+        time.sleep(0.05)
+
+
+def test_a_sweep_from_start_to_end(tmp_path):
+    """One trial fails, the others are ranked; what they share is made once; MLflow has them all."""
+    marks = tmp_path / "marks"
+    points = [{"a.value": v, "a.fail": v == 2} for v in (1, 2, 3)]
+    settings = {"a.marks": str(marks), "b.marks": str(marks)}
+    path = write(tmp_path, parameters=None, points=points, settings=settings, seeds=[0, 1])
+    out = run(tmp_path, "mine", "--space", path, "--jobs", "2", code=1)
+    assert "number/a: value 2 was told to fail" in out
+    assert "1 of 3 trials failed" in out
+
+    found = trials(tmp_path)
+    # total = 2 a + b + seed, with b = 4.
+    assert found["trial-01"].measured == {"value": [6, 7]}
+    assert found["trial-03"].measured == {"value": [10, 11]}
+    assert found["trial-02"].state == "failed"
+    assert "6.50 ± 0.50  best" in out
+    made = sorted(marks.read_text().split())
+    # Every trial needs number/b of both seeds: four values, each made once; the failing one, too,
+    # is tried once (both seeds have the same node).
+    assert made == ["number/a", "number/a", "number/a", "number/b", "number/b"]
+
+    store = tmp_path / "store"
+    best = next(store.glob("runs/*/best.yaml"))
+    assert planning.make(CATALOG, Store(store), Request("chain", str(best))).todo == []
+    shown = latest("sweep-mine", store)
+    assert shown["trial-01/seed1/total"].metrics == {"value": 7.0}
+    assert shown["number/b"].state == "done"
+    with sqlite3.connect(store / "mlflow.db") as database:
+        tags = database.execute(
+            "select n.value, b.value, r.status from runs r "
+            "join tags n on n.run_uuid = r.run_uuid and n.key = 'trial' "
+            "left join tags b on b.run_uuid = r.run_uuid and b.key = 'best'"
+        ).fetchall()
+        params = database.execute("select value from params where key = 'a.value'").fetchall()
+        parents = database.execute(
+            "select count(distinct value) from tags where key = 'mlflow.parentRunId'"
+        ).fetchone()
+    assert sorted(tags) == [
+        ("trial-01", "true", "FINISHED"),
+        ("trial-02", "false", "FAILED"),
+        ("trial-03", "false", "FINISHED"),
+    ]
+    assert {"1", "2", "3"} <= {value for (value,) in params}
+    assert parents == (1,), "one parent for all trials"
+
+
+def test_a_killed_sweep_goes_on_to_the_same_table(tmp_path):
+    marks = tmp_path / "marks"
+    settings = {"a.marks": str(marks), "a.steps": 40, "a.seconds": 3.0}
+    path = write(tmp_path, parameters={"a.value": {"grid": [4, 1, 3]}}, settings=settings)
+    words = ("mine", "--space", path, "--jobs", "1")
+    process = start(tmp_path, *words)
+
+    def second_runs():
+        done = list((tmp_path / "store").glob("artifacts/total/*"))
+        steps = list((tmp_path / "store").glob("work/number/*/step"))
+        return done and any(int(step.read_text() or 0) >= 10 for step in steps)
+
+    wait_for(tmp_path, second_runs, process)
+    process.kill()
+    process.wait()
+    before = len(list((tmp_path / "store").glob("runs/*/run.json")))
+    out = run(tmp_path, *words, "--resume")
+    assert before == len(list((tmp_path / "store").glob("runs/*/run.json"))) == 1
+    found = trials(tmp_path)
+    expected = [
+        TrialRecord(f"trial-0{i + 1}", {"a.value": v}, "finished", {"value": [2 * v + 4.0]})
+        for i, v in enumerate((4, 1, 3))
+    ]
+    table = Outcome.of(space.read("mine", path), expected).text()
+    assert table in out
+    assert {t.state for t in found.values()} == {"finished"}
+    # The first trial's node ran once; the second's twice, the second time from where it was.
+    assert marks.read_text().split().count("number/a") == 4
+    logs = "".join(p.read_text() for p in (tmp_path / "store").glob("runs/*/logs/*number.a.log"))
+    counted = sorted(int(line.rsplit(" ", 1)[1]) for line in logs.splitlines() if "counted" in line)
+    assert counted[:2] == [0, 0]
+    assert counted[2] >= 10
+
+    again = run(tmp_path, *words, "--resume")
+    assert "nothing to do: sweep" in again
+
+
+def test_lagging_trials_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_path):
+    """Four trials with losses 0, 1, 2, 3 above the same curve, two at a time, best first."""
+    parameters = {"a.level": {"grid": [0.0, 1.0, 2.0, 3.0]}}
+    settings = {"a.steps": 120, "a.seconds": 6.0}
+    halving = {"node": "number/a", "metric": "loss", "grace": 5, "reduction": 2}
+    path = write(tmp_path, parameters=parameters, settings=settings, halving=halving)
+    words = ("mine", "--space", path, "--jobs", "2")
+    process = start(tmp_path, *words)
+    wait_for(tmp_path, lambda: "trial-02 running" in said(tmp_path), process)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert "--resume" in said(tmp_path).splitlines()[-1]
+    run(tmp_path, *words, "--resume")
+    found = trials(tmp_path)
+    assert found["trial-01"].state == "finished"
+    stopped = [t for t in found.values() if t.state == "stopped"]
+    assert stopped, "two better trials had passed the first rung"
+    store = Store(tmp_path / "store")
+    for one in stopped:
+        plan = planning.make(
+            CATALOG,
+            store,
+            Request("chain", overrides=(f"a.level={one.values['a.level']}", "a.steps=120")),
+        )
+        node = plan.nodes["number/a"]
+        assert store.manifest("number", node.key) is None
+        assert store.has_work("number", node.key), "it could go on"
+        assert one.reports
+
+
+def test_optuna_makes_up_the_trials(tmp_path):
+    pytest.importorskip("optuna")
+    parameters = {"a.value": {"randint": [1, 400]}, "apply.function": {"choice": ["double"]}}
+    path = write(tmp_path, parameters=parameters, search="optuna", trials=5)
+    run(tmp_path, "mine", "--space", path, "--jobs", "2")
+    found = trials(tmp_path)
+    assert len(found) == 5
+    for one in found.values():
+        assert one.measured["value"] == [2 * one.values["a.value"] + 4]
+
+
+def test_trainings_run_in_local_mode_inside_trials(tmp_path):
+    """Ray Train refuses its local mode inside a Tune trial, not in a node that a trial started."""
+    tree = {
+        "recipe": "train",
+        "metrics": {"loss/velocity": {"node": "train/sit", "direction": "min"}},
+        "parameters": {"train.lr": {"grid": [0.001, 0.01]}},
+        "settings": {"train.steps": 10, "train.warmup_steps": 2},
+    }
+    path = write(tmp_path, **tree)
+    words = ("lr", "--space", path, "--preset", "smoke", "--jobs", "1")
+    run(tmp_path, *words, module="pipeline")
+    found = trials(tmp_path)
+    losses = [found[name].measured["loss/velocity"][0] for name in ("trial-01", "trial-02")]
+    assert losses[0] != losses[1]
+    with sqlite3.connect(tmp_path / "store" / "mlflow.db") as database:
+        curves = database.execute(
+            "select count(*) from metrics m join tags t on t.run_uuid = m.run_uuid "
+            "where m.key = 'loss/velocity' and t.key = 'trial' group by m.run_uuid"
+        ).fetchall()
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+    assert curves == [(1,), (1,)], "one point each, ten steps"
