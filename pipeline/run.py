@@ -59,14 +59,22 @@ def log_file(folder: Path, node: str) -> Path:
     return folder / f"{node.replace('/', '.')}.log"
 
 
+@dataclass
+class Claims:
+    """Keys of nodes that run at this moment, and why others failed."""
+
+    running: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
 class Execution:
     """One pass over the graph. Needs Ray connected; may run inside a larger Ray program.
 
     Args:
         plan: what to run.
         packages: distributions whose versions go into manifests.
-        claims: keys that run at this moment, shared by executions that advance side by side, so
-            that no two of them run the same node.
+        claims: shared by executions that advance side by side, so that no two of them run the
+            same node.
     """
 
     def __init__(
@@ -75,11 +83,11 @@ class Execution:
         store: Store,
         listener: Listener,
         packages: Sequence[str],
-        claims: set[str] | None = None,
+        claims: Claims | None = None,
         git: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan, self.store, self.listener = plan, store, listener
-        self.claims = set() if claims is None else claims
+        self.claims = claims or Claims()
         self.packages = tuple(packages)
         self.git = provenance.git_state(Path(__file__).parent) if git is None else git
         self.nodes = {
@@ -142,8 +150,12 @@ class Execution:
             parents = [self.nodes[p] for p in item.node.upstream if p in self.nodes]
             if any(p.state in (progress.FAILED, progress.BLOCKED) for p in parents):
                 self._end(name, progress.BLOCKED, "needs a node that failed")
-            elif item.key not in self.claims and all(p.state in progress.ENDED for p in parents):
-                self.claims.add(item.key)
+            elif item.key in self.claims.failed:
+                self._end(name, progress.FAILED, self.claims.failed[item.key])
+            elif item.key not in self.claims.running and all(
+                p.state in progress.ENDED for p in parents
+            ):
+                self.claims.running.add(item.key)
                 resources = item.node.resources
                 reference = cluster.submit(
                     self._job(item), self.channel, resources.cpus, resources.gpus, resources.retries
@@ -181,7 +193,7 @@ class Execution:
         done, _ = ray.wait(list(self.running), num_returns=1, timeout=wait_seconds)
         for reference in done:
             name = self.running.pop(reference)
-            self.claims.discard(self.nodes[name].key)
+            self.claims.running.discard(self.nodes[name].key)
             try:
                 outcome = ray.get(reference)
             except ray.exceptions.TaskCancelledError:
@@ -206,6 +218,7 @@ class Execution:
             self._remake(name, outcome)
         else:
             self._drain()
+            self.claims.failed[item.key] = outcome.error
             self._end(name, progress.FAILED, outcome.error)
 
     def _remake(self, name: str, outcome: worker.Outcome) -> None:

@@ -98,7 +98,8 @@ class Outcome:
 
     def table(self) -> list[list[Any]]:
         """The heading and a line for every trial, as texts."""
-        paths = short(self.space.paths)
+        metrics = self.space.metrics
+        paths = {p: p if name in metrics else name for p, name in short(self.space.paths).items()}
         lines: list[list[Any]] = [["trial", *paths.values(), *self.space.metrics, ""]]
         for row in self.rows:
             values = [shown(row.trial.values.get(path)) for path in paths]

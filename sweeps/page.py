@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import flatten
 from pipeline.publish import graph_svg
 from stages import page as pages
 from stages.figures import COLORS, INK, Figure, svg
 from sweeps.outcome import Outcome, Row, short, shown
 from sweeps.record import SweepRecord
 from sweeps.space import Parameter
+from sweeps.target import filled
 
 MARKER = "<!-- sweep -->"
 LOG_RATIO = 30.0  # values that span more than this stand on a logarithmic axis
@@ -23,8 +25,9 @@ def write(entry: SweepRecord, outcome: Outcome) -> Path:
     """Write the page into the sweep's folder."""
     space, data = outcome.space, entry.data
     what = html.escape(space.description or f"Sweep {data['recipe']}")
+    facts = _facts(outcome, dict(flatten(data["settings"])))
     sections = [
-        pages.Section("Result", f"<p>{html.escape(outcome.verdict())}</p>{_facts(outcome)}"),
+        pages.Section("Result", f"<p>{html.escape(outcome.verdict())}</p>{facts}"),
         pages.Section("Trials", tables=[pages.table(outcome.table())]),
         *_figures(outcome),
     ]
@@ -35,10 +38,10 @@ def write(entry: SweepRecord, outcome: Outcome) -> Path:
     return path
 
 
-def _facts(outcome: Outcome) -> str:
+def _facts(outcome: Outcome, flat: Mapping[str, Any]) -> str:
     space = outcome.space
     judged = "; ".join(
-        f"{name} ({'less' if m.direction == 'min' else 'more'} is better) of {m.node}"
+        f"{name} ({'less' if m.direction == 'min' else 'more'} is better) of {filled(m.node, flat)}"
         for name, m in space.metrics.items()
     )
     errors = (
@@ -47,7 +50,7 @@ def _facts(outcome: Outcome) -> str:
         else "the standard error that the node reports of one seed, where it does"
     )
     halving = space.halving
-    stopping = "none" if halving is None else f"ASHA on {halving.metric} of {halving.node}"
+    stopping = "none" if halving is None else f"ASHA on {halving.metric}"
     facts = {
         "decided by": space.decides,
         "metrics": judged,

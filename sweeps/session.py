@@ -15,7 +15,7 @@ from pipeline import record as runs
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.plan import CACHED, DAMAGED, Plan
 from pipeline.record import command_line
-from pipeline.run import Execution, log_file, run_together
+from pipeline.run import Claims, Execution, log_file, run_together
 from pipeline.session import CODE, Options, say
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -148,7 +148,7 @@ class Session:
             for name, node in plan.nodes.items():
                 names.setdefault(node.key, name if number == 0 else f"{name} ({number + 1})")
         self.view = progress.view(dict.fromkeys(names.values()), self.how.cores, "shared nodes")
-        claims: set[str] = set()
+        claims = Claims()
         executions = [
             Execution(
                 plan,

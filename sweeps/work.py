@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import progress
-from pipeline.run import Execution, advance_together
+from pipeline.run import Claims, Execution, advance_together
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps.target import Sweep, targets
@@ -79,7 +79,7 @@ class Work:
         self._space = sweep.space
         self._targets = targets(catalog, sweep, values)
         self._ears = [Ear(number) for number in range(len(self._targets))]
-        claims: set[str] = set()
+        claims = Claims()
         self._executions = [
             Execution(target.plan(store), store, ear, catalog.packages, claims, git)
             for target, ear in zip(self._targets, self._ears, strict=True)
@@ -98,6 +98,9 @@ class Work:
                 events += ear.drain()
             self._watch(events)
             took = time.monotonic() - begun
+            if any(e.failed for e in self._executions):
+                self.cancel()  # the other seeds would not save the trial
+                return {"events": events, **self._result()}
             if not going and not self._reports:
                 return {"events": events, **self._result()}
             if took > LONGEST_SECONDS or (events and took > TELL_SECONDS):
