@@ -92,7 +92,7 @@ def _facts(file: Path, data: Data) -> dict[str, Any]:
     if facts["network"] not in table.NETWORKS:
         known = ", ".join(table.NETWORKS)
         raise ValueError(f"{file} names the network '{facts['network']}', unknown here ({known})")
-    ours = {"shape": data.description["shape"], "num_classes": len(data.description["class_names"])}
+    ours = {"shape": data.description["shape"], "num_classes": data.load().num_classes}
     for name, value in ours.items():
         if facts[name] != value:
             raise ValueError(

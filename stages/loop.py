@@ -29,7 +29,8 @@ Loss = Callable[[nn.Module, Batch], LossTerms]
 
 @dataclass(frozen=True)
 class Optimization:
-    """How weights are updated. lr is reached linearly over warmup_steps, then constant.
+    """How weights are updated. lr is reached linearly over warmup_steps, then constant, or falls to
+    0 at decay_steps along a half cosine.
 
     clip: largest norm of the gradient, or None. precision: float32, or bfloat16 (autocast).
     accumulate: parts of a process's share of the batch, whose gradients are added up.
@@ -43,10 +44,15 @@ class Optimization:
     ema_decay: float = 0.9999
     precision: str = "float32"
     accumulate: int = 1
+    decay_steps: int | None = None
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the update that follows `step` earlier ones."""
-        return self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        lr = self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay_steps is None or step < self.warmup_steps:
+            return lr
+        length = max(1, self.decay_steps - self.warmup_steps)
+        return lr * (1 + math.cos(math.pi * (step - self.warmup_steps) / length)) / 2
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ class DataSet:
 
     @property
     def num_classes(self) -> int:
-        return len(self.class_names)
+        """0 where the data have no labels, which is where all are of one class."""
+        return len(self.class_names) if len(self.class_names) > 1 else 0
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +19,15 @@ from stages.features import SPATIAL_CHANNELS, Extractor, Features
 from stages.torchvision_shim import prepare_torchvision
 from stages.weights import WEIGHT_FILES, weight_file
 
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from pipeline.stage import Context
+    from stages.prepare import DataSet
+    from stages.teacher import TeacherNetwork
+
+__all__ = ["load", "teacher"]
 
 DINO_SIDE = 224
+RESIZED = f"antialiased bicubic to {DINO_SIDE}"
 
 
 def load(
@@ -81,33 +88,81 @@ def _inception(name: str, path: Path, device: torch.device) -> Extractor:
 
 def _dinov2(name: str, path: Path, device: torch.device) -> Extractor:
     """The class token of DINOv2 after the final norm (Stein et al. 2023); 16x16 patch tokens."""
-    prepare_torchvision()
-    import timm
-
-    network: nn.Module = timm.create_model(
-        f"vit_{name.removeprefix('dinov2-')}_patch14_dinov2",
-        pretrained=True,
-        pretrained_cfg_overlay={"file": str(path)},
-        num_classes=0,
-        img_size=DINO_SIDE,
-    )
-    network.to(device).eval().requires_grad_(False)
-    config = network.pretrained_cfg
-    mean, std = (
-        torch.tensor(config[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std")
-    )
+    network = _dinov2_network(name, path).to(device)
 
     def compute(images: Tensor) -> Features:
-        resized = F.interpolate(
-            _rgb(images), size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True
-        )
-        tokens = network.forward_features(((resized.clamp(-1, 1) + 1) / 2 - mean) / std)
-        patches = tokens[:, network.num_prefix_tokens :, :SPATIAL_CHANNELS].mT
+        tokens = network(images)
+        patches = tokens[:, 1:, :SPATIAL_CHANNELS].mT
         side = round(patches.shape[-1] ** 0.5)
         return Features(tokens[:, 0], patches.unflatten(-1, (side, side)))
 
-    resized = f"antialiased bicubic to {DINO_SIDE}"
-    return Extractor(name, _file_hash(path), resized, network.num_features, compute, device)
+    return Extractor(name, _file_hash(path), RESIZED, network.width, compute, device)
+
+
+def teacher(context: Context, data: DataSet) -> TeacherNetwork:
+    """DINOv2 as a teacher: class and patch tokens after the final norm (Yu et al. 2025).
+
+    Raises ValueError for a file that holds other weights, MissingWeightsError where it is absent.
+    """
+    from stages.teacher import TeacherNetwork
+
+    settings = context.settings
+    path = weight_file(settings.kind, settings.weights, "teach.weights")
+    try:
+        trained = _dinov2_network(settings.kind, path).to(settings.device)
+    except Exception as error:  # every loader has errors of its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path} cannot be read as the weights of {settings.kind!r} ({reason[0]}); set "
+            "teach.weights to the right file"
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = _dinov2_network(settings.kind, None).to(settings.device)
+    return TeacherNetwork(
+        name=settings.kind,
+        weights_hash=_file_hash(path),
+        resize=RESIZED,
+        grid=(DINO_SIDE // 14, DINO_SIDE // 14),
+        width=trained.width,
+        tokens=trained,
+        untrained=untrained,
+    )
+
+
+class _DINOv2(nn.Module):
+    """Images (B, C, H, W) in [-1, 1] -> the class token and the patches (B, 1 + 256, width)."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.width = network.eval().requires_grad_(False), network.num_features
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        resized = F.interpolate(
+            _rgb(images), size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True
+        )
+        scaled = ((resized.clamp(-1, 1) + 1) / 2 - self.mean) / self.std
+        tokens = self.network.forward_features(scaled)
+        return torch.cat([tokens[:, :1], tokens[:, self.network.num_prefix_tokens :]], dim=1)
+
+
+def _dinov2_network(name: str, path: Path | None) -> _DINOv2:
+    """With the weights of the file, or freshly initialised."""
+    prepare_torchvision()
+    import timm
+
+    more = {} if path is None else {"pretrained_cfg_overlay": {"file": str(path)}}
+    network = timm.create_model(
+        f"vit_{name.removeprefix('dinov2-')}_patch14_dinov2",
+        pretrained=path is not None,
+        num_classes=0,
+        img_size=DINO_SIDE,
+        **more,
+    )
+    return _DINOv2(network)
 
 
 def _rgb(images: Tensor) -> Tensor:

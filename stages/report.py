@@ -15,6 +15,7 @@ from pipeline.publish import MARKER, PAGE
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.claims.combined import is_arm
 from stages.claims.findings import counted
+from stages.diagnosis import Diagnosis
 from stages.embed import FeatureSet
 from stages.extract import Extractor
 from stages.lipschitz import Lipschitz
@@ -33,9 +34,11 @@ from stages.sections import (
     icr,
     neighbours,
     stein,
+    training,
     wavelet,
 )
 from stages.sections import scores as score_section
+from stages.teacher import Teacher
 from stages.train import TrainedNetwork
 
 
@@ -106,8 +109,7 @@ def _sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) ->
     }
     if scores:
         yield score_section.overview(scores)
-    if inputs.get("training"):
-        yield _training(inputs["training"], by_step)
+    yield from training.sections(inputs, by_step)
     yield from stein.sections(inputs, csflow.without_densities(by_nfe))
     yield from csflow.sections(inputs, by_nfe)
     yield from wavelet.sections(inputs)
@@ -121,54 +123,6 @@ def _sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) ->
 
 def _varies(rows: Sequence[Row], name: str) -> bool:
     return len({getattr(row, name) for row in rows}) > 1
-
-
-def _training(training: Mapping[str, TrainedNetwork], by_step: Mapping[str, Any]) -> Any:
-    """Losses over steps, FID over steps, and what a step costs."""
-    from stages.figures import Axes, Curve, plot
-    from stages.page import Section, table
-
-    losses: dict[str, list[Any]] = {}
-    for name, artifact in training.items():
-        before = artifact.description.get("steps_before", 0)  # of the training it goes on from
-        for metric, steps, values in _curves(artifact):
-            steps = [before + step for step in steps]
-            if metric.startswith("loss/"):
-                losses.setdefault(metric, []).append(Curve(name, steps, values))
-    figures = [
-        plot(
-            metric.replace("/", "-"),
-            f"Training: {metric}, mean over the logging window.",
-            curves,
-            Axes("training step", metric, log_y=all(min(c.y) > 0 for c in curves)),
-        )
-        for metric, curves in losses.items()
-    ]
-    if by_step:
-        figures += score_section.plots(
-            "fid-over-steps", by_step, "fid", "training_step", "training step"
-        )
-    return Section("Training", "", [table(_costs(training))], figures)
-
-
-def _curves(artifact: Artifact) -> Iterator[tuple[str, list[int], list[float]]]:
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    for metric, step, value in artifact.curves():
-        steps, values = found.setdefault(metric, ([], []))
-        steps.append(step)
-        values.append(value)
-    for metric, (steps, values) in found.items():
-        yield metric, steps, values
-
-
-def _costs(training: Mapping[str, TrainedNetwork]) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = [("training", "method", "steps", "parameters", "batch size")]
-    for name, artifact in training.items():
-        facts, settings = artifact.description, artifact.settings
-        rows.append(
-            (name, facts["method"], facts["steps"][-1], facts["parameters"], settings["batch_size"])
-        )
-    return rows
 
 
 def _pictures(samples: Mapping[str, Samples]) -> Any:
@@ -206,7 +160,9 @@ STAGE = Stage(
         "data": Input(Data, optional=True),
         "extractor": Input(Extractor, optional=True),
         "spectrum": Input(Spectrum, optional=True),
+        "teacher": Input(Teacher, many=True),
         "training": Input(TrainedNetwork, many=True),
+        "diagnoses": Input(Diagnosis, many=True),
         "scores": Input(Scores, many=True),
         "samples": Input(Samples, many=True),
         "features": Input(FeatureSet, many=True),

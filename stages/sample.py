@@ -40,10 +40,16 @@ GRID_SIDE = 10
 # Corrections that average over the batch they run on: one block at a time.
 OVER_BATCH = frozenset({"online", "literal"})
 
+# Added to the seed of the SDE's noise, whose steps would else be those of training.
+SDE_SEED = 1 << 40
+
 
 class SampleOptions(SolverOptions):
     """How samples are made."""
 
+    solver: table.choice("solver", solving.ANY_SOLVER | table.SDE) = Field(
+        "dpmpp2m", description="the ODE solver, or sde, the papers' stochastic sampler"
+    )
     correction: table.choice("correction", table.CORRECTIONS) = Field(
         "none",
         description="of large steps: calibrated reads a stored schedule and costs nothing; online "
@@ -68,6 +74,20 @@ class SampleOptions(SolverOptions):
         description="samples of one task; rounded up to whole blocks",
         json_schema_extra={"keyed": False},
     )
+
+    @model_validator(mode="after")
+    def _sde_fits(self) -> SampleOptions:
+        if self.solver not in table.SDE:
+            return self
+        if self.nfe < 2:
+            raise ValueError(f"nfe={self.nfe} is below 2, the least that solver=sde takes")
+        for name, only in (("correction", "none"), ("grid", solving.UNIFORM)):
+            if (value := getattr(self, name)) != only:
+                raise ValueError(
+                    f"{name}={value} and solver=sde contradict each other: it takes no correction "
+                    f"and brings its own grid; leave {name} unset"
+                )
+        return self
 
     @model_validator(mode="after")
     def _correction_fits(self) -> SampleOptions:
@@ -170,11 +190,12 @@ class Shard:
 class Plan:
     """All that a task needs beside the samples it makes; the same for every task of a node.
 
-    solver: the object that `trajectory` takes. correction: None for the plain solver.
+    solver: the object that `trajectory` takes; None for the SDE. correction: None for the plain
+    solver.
     """
 
     levels: Tensor
-    solver: Solver
+    solver: Solver | None
     correction: Correction | None
 
 
@@ -212,10 +233,15 @@ def sample_block(
     problem: Problem, indices: Tensor, settings: SampleSettings, plan: Plan
 ) -> tuple[Tensor, list[float]]:
     """Samples `indices` (B,) -> (B, C, H, W) float32, and gamma of every step."""
+    from stages.methods.draws import Draws
     from stages.methods.trajectories import trajectory
 
-    y = plan.levels[0].item() * problem.noise(settings.seed, indices)
-    denoiser = problem.denoiser(problem.labels(indices))
+    z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(problem.labels(indices))
+    if settings.solver in table.SDE:
+        draws = Draws(settings.seed + SDE_SEED, indices.to(settings.device))
+        x = resolve(table.SDE[settings.solver])(denoiser, z, draws, settings.nfe)
+        return problem.images(x).float(), [1.0] * settings.nfe
+    y = plan.levels[0].item() * z
     generator = None
     if settings.correction in OVER_BATCH:
         generator = solving.stream(settings.seed, "probes", int(indices[0]), settings.device)
@@ -237,6 +263,8 @@ def plan_of(
 
     Raises ValueError for a schedule of another grid, solver, model or guidance.
     """
+    if settings.solver in table.SDE:
+        return Plan(_sde_levels(settings.nfe), None, None)
     levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
     if settings.solver in table.FITTED_SOLVERS or settings.correction == "calibrated":
         step = settings.step or model.description["steps"][-1]
@@ -257,6 +285,15 @@ def plan_of(
         return Plan(levels, solver, make(settings.gamma_min, **more))
     found = data.load()
     return Plan(levels, solver, make(problem.state_of(found.mu), found.V, **more))
+
+
+def _sde_levels(nfe: int) -> Tensor:
+    """Where the SDE's steps begin, and 0."""
+    from stages.methods.path import T_START
+    from stages.methods.sde import time_grid
+
+    t = time_grid(nfe).clamp(max=T_START)
+    return t / (1 - t)
 
 
 def run(context: Context) -> Result:
@@ -286,7 +323,7 @@ def run(context: Context) -> Result:
         "solver": settings.solver,
         "correction": correction_name(settings, others["schedule"]),
         "nfe": settings.nfe,
-        "grid": settings.grid_name,
+        "grid": "sde" if settings.solver in table.SDE else settings.grid_name,
         "time_density": model.description.get("time_density", ""),
         "guidance": settings.guidance,
         "seed": settings.seed,
@@ -356,7 +393,7 @@ STAGE = Stage(
         "data": Input(Data, optional=True),
     },
     sources=lambda settings: [
-        *solving.sources(settings),
+        *(table.SDE.values() if settings.solver in table.SDE else solving.sources(settings)),
         table.CORRECTIONS[settings.correction],
     ],
     needs=_needs,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # No training step has them: neither noise is ever training noise, nor the other.
 NOISE_STEP, FITTING_STEP = -1, -2
 ANY_SOLVER = table.SOLVERS | table.FITTED_SOLVERS
+UNIFORM = "uniform_t"
 
 
 class SolverOptions(Settings):
@@ -41,7 +42,7 @@ class SolverOptions(Settings):
     solver: table.choice("solver", ANY_SOLVER) = Field("dpmpp2m", description="the ODE solver")
     nfe: int = Field(20, ge=1, le=10_000, description="network evaluations a sample")
     grid: table.choice("grid", table.GRIDS | table.DENSITY_GRIDS) = Field(
-        "uniform_t",
+        UNIFORM,
         description="where the solver's levels lie; a time density's lie at its equal quantiles",
     )
     density: densities.DensityOptions = Field(
@@ -177,7 +178,7 @@ class Problem:
 
     def labels(self, indices: Tensor) -> Tensor:
         """Classes in turn, (B,) long; networks that know none do without."""
-        return (indices % self.model.num_classes).to(self.settings.device)
+        return (indices % max(1, self.model.num_classes)).to(self.settings.device)
 
     def state_of(self, image: Tensor) -> Tensor:
         """An image (C, H, W) as a state, the class token being zero."""
@@ -192,7 +193,8 @@ class Problem:
     def denoiser(self, labels: Tensor) -> Denoiser:
         """denoiser(y, s) of the samples with these labels (B,); one network call a block of them.
 
-        The state is float64, the network float32. Guidance calls the network twice.
+        The state is float64, the network float32. Guidance calls the network twice. Raises
+        ValueError for guidance of a network without classes.
         """
         from stages.methods.path import Guidance
 

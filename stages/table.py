@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.graph import Node
 from pipeline.stage import Catalog, Resources, Settings, Stage
@@ -15,6 +15,7 @@ from stages import (
     checkpoint,
     csflow_nodes,
     densities,
+    diagnose,
     draw,
     embed,
     evaluate,
@@ -28,13 +29,17 @@ from stages import (
     risk,
     sample,
     scan,
+    solving,
     spectrum,
     stein_nodes,
+    teach,
     train,
+    training_nodes,
     wavelet_nodes,
     weights,
 )
 from stages.csflow_nodes import CSFlowOptions, spectrum_nodes
+from stages.diagnose import DiagnoseOptions
 from stages.evaluate import EvaluateSettings
 from stages.extract import ExtractorOptions
 from stages.icr_nodes import ICROptions
@@ -53,6 +58,7 @@ from stages.scoring_nodes import (
 from stages.spectrum import SpectrumSettings
 from stages.stein_nodes import SteinOptions, runnable
 from stages.train import TrainOptions, TrainSettings
+from stages.training_nodes import ComparisonOptions, TeacherOptions, needs_teacher, teacher_nodes
 from stages.wavelet_nodes import WaveletOptions
 
 STAGES = {
@@ -62,7 +68,9 @@ STAGES = {
         extract.STAGE,
         embed.STAGE,
         external.STAGE,
+        teach.STAGE,
         train.STAGE,
+        diagnose.STAGE,
         spectrum.STAGE,
         checkpoint.STAGE,
         sample.STAGE,
@@ -101,6 +109,14 @@ class SampleSweep(SampleOptions):
     sweep_samples: int = Field(
         1000, ge=1, le=10**7, description="samples of each set compared over solvers and NFE"
     )
+    checkpoint_solver: table.choice("solver", table.SOLVERS | table.SDE) | None = Field(
+        None,
+        description="solver of the samples that are scored over training steps; sde with "
+        "checkpoint_nfe=250 is the papers' own; unset is solver",
+    )
+    checkpoint_nfe: int | None = Field(
+        None, ge=1, le=10_000, description="their network evaluations; unset is nfe"
+    )
     num_seeds: int = Field(
         1,
         ge=1,
@@ -116,6 +132,12 @@ class SampleSweep(SampleOptions):
     def _nfes_fit(self) -> SampleSweep:
         if min(self.nfes) < 1:
             raise ValueError(f"nfes has {min(self.nfes)}; an NFE is at least 1")
+        if self.solver in table.SDE:
+            raise ValueError(
+                "solver=sde cannot be every sample node's: recipes compare solvers of the ODE; set "
+                "sample.checkpoint_solver=sde for the samples over training steps"
+            )
+        self._check_checkpoints()
         if self.correction != "none" or self.solver in table.FITTED_SOLVERS:
             name = "solver" if self.solver in table.FITTED_SOLVERS else "correction"
             raise ValueError(
@@ -129,6 +151,29 @@ class SampleSweep(SampleOptions):
                 "raise sample.reference_nfe, or lower sample.nfes"
             )
         return self
+
+    def _check_checkpoints(self) -> None:
+        """Raise ValueError where checkpoints cannot be sampled as asked."""
+        if not (changed := self.of_checkpoints()):
+            return
+        try:
+            self.options(**changed)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            words = problem.get("ctx", {}).get("error", problem["msg"])
+            raise ValueError(f"samples over training steps: {words}") from error
+
+    def of_checkpoints(self) -> dict[str, object]:
+        """Settings of the samples over training steps that are not those of the others."""
+        found: dict[str, object] = {}
+        if self.checkpoint_solver is not None:
+            found["solver"] = self.checkpoint_solver
+            found["grid"] = solving.UNIFORM
+            if self.checkpoint_solver not in table.SDE:
+                found["grid"] = self.grid_of(self.checkpoint_solver)
+        if self.checkpoint_nfe is not None:
+            found["nfe"] = self.checkpoint_nfe
+        return found
 
     def nfes_of(self, solver: str) -> tuple[int, ...]:
         """The NFE this solver is run at, ascending."""
@@ -157,7 +202,9 @@ class StageResources(Settings):
     extractor: Resources = Field(Resources(), description="of extractor")
     features: Resources = Field(Resources(), description="of features nodes")
     external: Resources = Field(Resources(), description="of external")
+    teach: Resources = Field(Resources(), description="of teach")
     train: Resources = Field(Resources(), description="of train nodes")
+    diagnose: Resources = Field(Resources(), description="of diagnose nodes")
     spectrum: Resources = Field(Resources(), description="of spectrum")
     checkpoint: Resources = Field(Resources(), description="of checkpoint nodes")
     sample: Resources = Field(Resources(), description="of sample nodes")
@@ -179,7 +226,16 @@ class Bench(Settings):
     extractor: ExtractorOptions = Field(
         ExtractorOptions(), description="the network whose features score samples"
     )
+    teach: TeacherOptions = Field(
+        TeacherOptions(), description="the teacher that REPA, REG and MaskAlign align with"
+    )
     train: TrainOptions = Field(TrainOptions(), description="training")
+    maskalign: ComparisonOptions = Field(
+        ComparisonOptions(), description="what MaskAlign is compared with"
+    )
+    diagnose: DiagnoseOptions = Field(
+        DiagnoseOptions(), description="where alignment gradients fall, and what masks do to them"
+    )
     spectrum: SpectrumSettings = Field(
         SpectrumSettings(), description="the data's power spectrum, which CSFlow starts from"
     )
@@ -214,7 +270,7 @@ class Bench(Settings):
     @model_validator(mode="after")
     def _devices_fit(self) -> Bench:
         owners = {"features": "extractor", "calibrate": "sample", "lipschitz": "sample"}
-        for name in ("extractor", "train", "sample", "scan", *owners):
+        for name in ("extractor", "teach", "train", "diagnose", "sample", "scan", *owners):
             owner = owners.get(name, name)
             device, gpus = getattr(self, owner).device, getattr(self.resources, name).gpus
             workers = self.train.num_workers if name == "train" else 0
@@ -240,10 +296,14 @@ def _spectrum_input(kind: str) -> dict[str, str]:
     return {"spectrum": "spectrum"} if densities.needs_spectrum(kind) else {}
 
 
-def _with_spectrum(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
-    """The nodes, with the spectrum if one of them reads it."""
-    needed = any("spectrum" in node.inputs for node in nodes)
-    return [*nodes, *(spectrum_nodes(bench) if needed else ())]
+def _with_needed(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes, with the spectrum and the teacher if one of them reads it."""
+    read = {slot for node in nodes for slot in node.inputs}
+    return [
+        *nodes,
+        *(teacher_nodes(bench) if "teacher" in read else ()),
+        *(spectrum_nodes(bench) if "spectrum" in read else ()),
+    ]
 
 
 def prepare_nodes(bench: Bench) -> list[Node]:
@@ -261,7 +321,9 @@ def train_nodes(bench: Bench) -> list[Node]:
             f"train/{settings.method}",
             train.STAGE,
             settings,
-            inputs={"data": "prepare"} | _spectrum_input(settings.density.kind),
+            inputs={"data": "prepare"}
+            | _spectrum_input(settings.density.kind)
+            | needs_teacher(settings.method),
             resources=bench.resources.train,
             tags={"method": settings.method},
         )
@@ -280,6 +342,7 @@ def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
             + ("" if seed == bench.seed else f"-seed{seed}"),
             step=step,
             seed=seed,
+            **bench.sample.of_checkpoints(),
         )
         # Where an alarm may end the training, only its last checkpoint is known to be there.
         for step in ((None,) if bench.scan.stop else bench.train.kept_steps)
@@ -351,7 +414,7 @@ def _evaluate_node(
         resources=bench.resources.evaluate,
         tags={
             "method": method,
-            "solver": solver or bench.sample.solver,
+            "solver": solver or bench.sample.checkpoint_solver or bench.sample.solver,
             "grid": bench.sample.grid_of(solver) if solver else bench.sample.grid,
         },
     )
@@ -367,7 +430,9 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "data": "prepare",
         "extractor": of(extract.STAGE),
         "spectrum": of(spectrum.STAGE),
+        "teacher": of(teach.STAGE),
         "training": of(train.STAGE),
+        "diagnoses": of(diagnose.STAGE),
         "scores": of(evaluate.STAGE),
         "schedules": of(calibrate.STAGE),
         "lipschitz": of(lipschitz.STAGE),
@@ -396,6 +461,8 @@ def full(bench: Bench) -> list[Node]:
     ]
     if bench.evaluate.path is not None:
         nodes += external_nodes(bench)
+    if bench.maskalign.in_full:
+        nodes += training_nodes.full_nodes(bench, nodes)
     if bench.stein.in_full:
         nodes += stein_nodes.full_nodes(bench, nodes)
     if bench.csflow.in_full:
@@ -404,7 +471,7 @@ def full(bench: Bench) -> list[Node]:
         nodes += wavelet_nodes.full_nodes(bench, nodes)
     if bench.icr.in_full:
         nodes += icr_nodes.full_nodes(bench)
-    nodes = _with_spectrum(bench, nodes)
+    nodes = _with_needed(bench, nodes)
     return [*nodes, report_node(bench, nodes)]
 
 
@@ -415,15 +482,23 @@ def evaluation(bench: Bench) -> list[Node]:
 
 
 def training(bench: Bench) -> list[Node]:
-    """Data and trainings only."""
-    return _with_spectrum(bench, [*prepare_nodes(bench), *train_nodes(bench)])
+    """Training in depth: every method from several seeds, MaskAlign's parts taken away."""
+    # Latents would have to be decoded before they could be scored.
+    scored = [] if bench.data.latent else extractor_nodes(bench)
+    templates = [*train_nodes(bench), *checkpoint_nodes(bench, bench.train.method)]
+    compared = training_nodes.compared_nodes(bench, templates, with_scores=bool(scored))
+    nodes = [*prepare_nodes(bench), *scored, *compared]
+    nodes = _with_needed(bench, nodes)
+    report = report_node(bench, nodes)
+    shown = training_nodes.shown_samples(bench, nodes)
+    return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
 def csflow(bench: Bench) -> list[Node]:
     """CSFlow in depth: its grid beside others', several mixes, fine-tuning, several seeds."""
     base = [*prepare_nodes(bench), *extractor_nodes(bench), *train_nodes(bench)]
     compared = csflow_nodes.compared_nodes(bench, [*base, *solver_nodes(bench, bench.train.method)])
-    nodes = _with_spectrum(bench, [*base, *compared])
+    nodes = _with_needed(bench, [*base, *compared])
     report = report_node(bench, nodes)
     shown = csflow_nodes.shown_samples(bench, nodes)
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
@@ -438,7 +513,7 @@ def icr(bench: Bench) -> list[Node]:
 def wavelet(bench: Bench) -> list[Node]:
     """Wavelet scores in depth: all families and degrees, on photographs too, and their samples."""
     nodes = [*prepare_nodes(bench), *train_nodes(bench)]
-    nodes = _with_spectrum(bench, [*nodes, *wavelet_nodes.recipe_nodes(bench, nodes)])
+    nodes = _with_needed(bench, [*nodes, *wavelet_nodes.recipe_nodes(bench, nodes)])
     return [*nodes, report_node(bench, nodes)]
 
 
@@ -448,7 +523,7 @@ def stein(bench: Bench) -> list[Node]:
     trained = train_nodes(bench) if bench.stein.checkpoint is None else []
     templates = solver_nodes(bench, bench.train.method)
     nodes = [*base, *trained, *stein_nodes.compared_nodes(bench, templates)]
-    nodes = _with_spectrum(bench, nodes)
+    nodes = _with_needed(bench, nodes)
     report = report_node(bench, nodes)
     shown = stein_nodes.shown_samples(bench, nodes)
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]

@@ -12,9 +12,10 @@ from stages.architectures import NetworkSettings
 from stages.densities import DensitySettings
 from stages.methods import table
 from stages.model import TrainedNetwork
-from stages.objectives import MethodOptions
+from stages.objectives import MethodOptions, REPAOptions
 from stages.powerspectrum import Spectrum
 from stages.prepare import Data
+from stages.teacher import Teacher
 from stages.viewing import LiveOptions
 
 
@@ -48,6 +49,13 @@ class TrainOptions(MethodOptions):
         (), description="steps whose EMA weights are kept; unset spaces num_checkpoints equally"
     )
     log_every: int = Field(25, ge=1, description="steps a point of the loss curves averages over")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=2**20,
+        description="parts of a worker's images that go through the network one after the other; "
+        "their gradients add up to those of the whole",
+    )
     save_every: int = Field(
         200,
         ge=1,
@@ -59,8 +67,18 @@ class TrainOptions(MethodOptions):
     )
     compile: bool = Field(False, description="compile the network (worth it on a GPU)")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where training runs")
-    num_workers: int = Field(
-        0, ge=0, le=4096, description="Ray Train workers; 0 trains in the node's own process"
+    num_workers: int | tuple[int, int] = Field(
+        0,
+        description="Ray Train workers; 0 trains in the node's own process; [min, max] takes as "
+        "many as the cluster has and follows it",
+    )
+    max_failures: int = Field(
+        3,
+        ge=-1,
+        le=1000,
+        description="with workers: how often they are started anew after one was lost, going on "
+        "from the last state; -1 is without end",
+        json_schema_extra={"keyed": False},
     )
 
     @property
@@ -83,17 +101,24 @@ class TrainOptions(MethodOptions):
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} is above steps={self.steps}; lower warmup_steps"
             )
+        own = self.own(self.method)
+        if isinstance(own, REPAOptions) and own.alignment_depth > self.network.depth:
+            raise ValueError(
+                f"{self.method}.alignment_depth={own.alignment_depth} is beyond network.depth="
+                f"{self.network.depth}; lower it to {self.network.depth} or less"
+            )
         if self.log_every > self.steps:
             raise ValueError(
                 f"log_every={self.log_every} is above steps={self.steps}, so the curves would be "
                 f"empty; lower log_every"
             )
-        if self.num_workers and self.batch_size % self.num_workers:
-            low = self.batch_size // self.num_workers * self.num_workers
-            raise ValueError(
-                f"batch_size={self.batch_size} is not divisible by num_workers={self.num_workers}; "
-                f"try {low or self.num_workers} or {low + self.num_workers}"
-            )
+        self._check_workers()
+        self._check_network()
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas} must both lie in [0, 1)")
+        return self
+
+    def _check_network(self) -> None:
         if (self.method in table.EDM_LOSSES) != (self.network.kind in table.EDM_NETWORKS):
             ours = self.method in table.EDM_LOSSES
             names = table.EDM_NETWORKS if ours else table.NETWORKS.keys() - table.EDM_NETWORKS
@@ -108,9 +133,30 @@ class TrainOptions(MethodOptions):
                 f"its noise levels are drawn by {self.method}.p_mean and {self.method}.p_std; "
                 "leave density unset"
             )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={self.betas} must both lie in [0, 1)")
-        return self
+
+    def _check_workers(self) -> None:
+        low, high = self.worker_range
+        if not 0 <= low <= high <= 4096 or (high != low and not low):
+            raise ValueError(
+                f"num_workers={self.num_workers} must be 0 to 4096, or [min, max] with "
+                "1 <= min <= max <= 4096"
+            )
+        if self.batch_size < high:
+            raise ValueError(
+                f"batch_size={self.batch_size} is below num_workers={high}; raise batch_size"
+            )
+        if high and low == high and self.batch_size % high:
+            least = self.batch_size // high * high
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by num_workers={high}; "
+                f"try {least} or {least + high}"
+            )
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        fixed = isinstance(self.num_workers, int)
+        return (self.num_workers, self.num_workers) if fixed else self.num_workers
 
 
 class TrainSettings(TrainOptions):
@@ -133,7 +179,8 @@ class TrainSettings(TrainOptions):
 
 def _needs(settings: TrainSettings) -> list[str]:
     spectrum = ["spectrum"] if densities.needs_spectrum(settings.density.kind) else []
-    return spectrum + (["start"] if settings.start_step is not None else [])
+    teacher = ["teacher"] if settings.method in table.TEACHER_LOSSES else []
+    return spectrum + teacher + (["start"] if settings.start_step is not None else [])
 
 
 STAGE = Stage(
@@ -145,6 +192,7 @@ STAGE = Stage(
         "data": Input(Data),
         "start": Input(TrainedNetwork, optional=True),
         "spectrum": Input(Spectrum, optional=True),
+        "teacher": Input(Teacher, optional=True),
     },
     sources=lambda settings: [
         table.LOSSES[settings.method],

@@ -16,45 +16,69 @@ from stages.model import TrainedModel, build_network, checkpoint_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from stages.loop import TrainState
+    from stages.loop import Batches, TrainState
     from stages.losslog import LossLog
     from stages.methods.slots import Loss
     from stages.prepare import DataSet, Images
+    from stages.teacher import Teacher
     from stages.train import TrainOptions, TrainSettings
 
 ABSCISSA = "training_step"
 MAIN_LOSSES = ("loss/velocity", "loss/denoising")
+REFUSAL = "refused.txt"
 
 
 def run(context: Context) -> Result:
-    """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk."""
+    """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk.
+
+    When a worker is lost, Ray Train starts the group anew and it goes on from the last state.
+    """
     import os
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     settings: TrainSettings = context.settings
     trainer = TorchTrainer(
-        lambda config: train_worker(config["context"]),
+        lambda config: _guarded(config["context"]),
         train_loop_config={"context": context},
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers, use_gpu=settings.device == "cuda"
         ),
         run_config=RunConfig(
-            name=context.path.name, storage_path=str(context.work.path / "ray-train")
+            name=context.path.name,
+            storage_path=str(context.work.path / "ray-train"),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        # Errors of workers arrive inside one of Ray's own.
-        for failure in getattr(error, "worker_failures", {}).values():
-            cause = getattr(failure, "_base_exc", failure)
-            if isinstance(cause, StageError):
-                raise cause from error
-        raise
+    refusal = context.work.path / REFUSAL
+    refusal.unlink(missing_ok=True)
+    trainer.fit()
+    if refusal.exists():
+        raise StageError(refusal.read_text())
     return finish(context)
+
+
+def _guarded(context: Context) -> None:
+    """`train_worker`, a mistake of the settings or a broken loss told through the work area: they
+    are errors of every worker, and no reason to start the group anew."""
+    from stages.resume import write_atomically
+
+    try:
+        train_worker(context)
+    except StageError as error:
+        text = str(error)
+        if not context.settings.num_workers:
+            raise
+        if _is_first():
+            write_atomically(context.work.path / REFUSAL, lambda path: path.write_text(text))
+
+
+def _is_first() -> bool:
+    from torch import distributed
+
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def _device(settings: TrainOptions) -> Any:
@@ -71,25 +95,26 @@ def train_worker(context: Context) -> None:
 
     Only the first worker writes. All that `finish` needs is in the work area.
     """
-    from torch import distributed
-
     from stages import loop
 
     settings: TrainSettings = context.settings
-    data = context.inputs["data"].load()
-    first = not distributed.is_initialized() or distributed.get_rank() == 0
-    state, log, watch = _start(context, data)
+    data, teacher = context.inputs["data"].load(), _teacher(context)
+    first = _is_first()
+    config = network_config(settings, data, teacher)
+    state, log, watch = _start(context, data, config)
     images = training_images(settings, data)
     batches = loop.Batches(
         images,
-        images.labels if settings.conditional else None,
+        images.labels if settings.conditional and data.num_classes else None,
         settings.batch_size,
         settings.seed,
         _device(settings),
+        teacher and teacher.load(),
         # A continued training goes on in the stream of images and noise where its start ended.
         first_step=_steps_before(context),
     )
     loss = _loss(context)
+    check(loss, state.network, data, batches)
     kept = set(settings.kept_steps)
     # A training that the alarm has ended stays ended when it is resumed.
     steps = state.step if watch is not None and watch.stops else settings.steps
@@ -142,9 +167,12 @@ def _loss(context: Context) -> Loss:
         raise StageError(str(error)) from error
 
 
-def network_config(settings: TrainOptions, data: DataSet) -> dict[str, Any]:
-    """Keyword arguments of the network for these data."""
-    own = settings.own(settings.method).of_network(0)
+def network_config(
+    settings: TrainOptions, data: DataSet, teacher: Teacher | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of the network for these data and this teacher."""
+    width = 0 if teacher is None else teacher.description["width"]
+    own = settings.own(settings.method).of_network(width)
     num_classes = data.num_classes if settings.conditional else 0
     return architectures.config_of(settings.network, data.shape, num_classes, **own)
 
@@ -159,6 +187,36 @@ def training_images(settings: TrainOptions, data: DataSet) -> Images:
             "leave it unset"
         )
     return data.train.first(settings.limit)
+
+
+def _teacher(context: Context) -> Teacher | None:
+    """The teacher, if the method aligns with one; StageError where it saw other images."""
+    teacher = context.inputs.get("teacher")
+    if teacher is None:
+        return None
+    facts, ours = teacher.description, context.inputs["data"].description
+    if (facts["data"], facts["num_images"]) != (ours["name"], ours["num_train"]):
+        raise StageError(
+            f"the teacher's features are of {facts['num_images']} images of {facts['data']}, the "
+            f"data are {ours['num_train']} of {ours['name']}; connect a teacher of these data"
+        )
+    return teacher
+
+
+def check(loss: Loss, network: nn.Module, data: DataSet, batches: Batches) -> None:
+    """Raise StageError unless loss, network, data and teacher fit together: before any step."""
+    import torch
+
+    from stages.methods.draws import Draws
+    from stages.methods.losses import Batch, check_fit
+
+    one = torch.arange(1)
+    targets, tokens = (None, None) if batches.teacher is None else batches.teacher.batch(one)
+    everything = Batch(data.train[:1], batches.labels, Draws(0, one), targets, tokens)
+    try:
+        check_fit(loss, network, everything)
+    except ValueError as error:
+        raise StageError(str(error)) from error
 
 
 def _steps_before(context: Context) -> int:
@@ -188,7 +246,7 @@ def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> N
     network.load_state_dict(found.state_dict())
 
 
-def _start(context: Context, data: Any) -> tuple[TrainState, LossLog, Any]:
+def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:
     """The state to train from: fresh, continued, or the last that an interrupted run saved; and
     what watches the training, or None."""
     from stages import resume
@@ -197,7 +255,6 @@ def _start(context: Context, data: Any) -> tuple[TrainState, LossLog, Any]:
 
     settings: TrainSettings = context.settings
     device = _device(settings)
-    config = network_config(settings, data)
     try:
         network = build_network(settings.network.kind, config, settings.seed)
         if context.inputs.get("start") is not None:
@@ -212,6 +269,7 @@ def _start(context: Context, data: Any) -> tuple[TrainState, LossLog, Any]:
         clip=settings.clip,
         ema_decay=settings.ema,
         precision=settings.precision,
+        accumulate=settings.accumulate,
     )
     state = TrainState(network.to(device), optimization)
     if settings.compile:
@@ -276,6 +334,14 @@ def _tell(context: Context, step: int, log: LossLog) -> None:
         context.log(f"step {step} of {context.settings.steps}: {note}")
 
 
+def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:
+    """Tokens of a sample in the blocks: patches that are kept, and the class token."""
+    num_patches = data.shape[1] * data.shape[2] // settings.network.patch**2
+    own = settings.own(settings.method)
+    kept = max(1, round(num_patches * (1 - getattr(own, "mask_ratio", 0.0))))
+    return kept + (settings.method in table.TOKEN_LOSSES)
+
+
 def finish(context: Context) -> Result:
     """Make the artifact of what `train_worker` left in the work area."""
     from stages import resume
@@ -290,7 +356,7 @@ def finish(context: Context) -> Result:
     for kept in kept_steps:
         name = checkpoint_name(kept)
         shutil.copyfile(context.work.path / name, context.path / name)
-    config = network_config(settings, data)
+    config = network_config(settings, data, context.inputs.get("teacher"))
     facts = {
         "network": settings.network.kind,
         "config": config,
@@ -323,5 +389,5 @@ def _speeds(
     name, number = "images_per_second", settings.batch_size
     if settings.network.kind == "sit":
         name = "tokens_per_second"
-        number *= data.shape[1] * data.shape[2] // settings.network.patch**2
+        number *= tokens_a_sample(settings, data)
     return {name: [(step, number / value) for step, value in seconds]}

@@ -16,9 +16,10 @@ HELD_OUT_FOLDERS = ("test", "val")
 def read(settings) -> Source:
     """`settings.path`: CLASS/IMAGE, or train/CLASS/IMAGE beside test/ (or val/) of that layout.
 
-    Class numbers follow the sorted folder names. With `settings.size` every image is resized so
-    that its shorter side fits (bicubic) and cut to the centre; without it all must be of one size.
-    Without a test folder `settings.held_out` images (default: a sixth) are held out.
+    Image files without class folders are data without labels. Class numbers follow the sorted
+    folder names. With `settings.size` every image is resized so that its shorter side fits
+    (bicubic) and cut to the centre; without it all must be of one size. Without a test folder
+    `settings.held_out` images (default: a sixth) are held out.
     """
     root = required(settings.path, "folder", "folder of class folders")
     held_out = next((root / n for n in HELD_OUT_FOLDERS if (root / n).is_dir()), None)
@@ -45,6 +46,9 @@ def read(settings) -> Source:
 def _listing(root: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
     """Class names, files and labels, sorted."""
     classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    loose = sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
+    if loose and not classes:
+        return ("images",), loose, np.zeros(len(loose), np.int64)
     if len(classes) < 2:
         raise ValueError(f"{root} has {len(classes)} class folders; at least 2 are needed")
     files: list[Path] = []

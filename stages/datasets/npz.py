@@ -1,4 +1,5 @@
-"""A NumPy archive with the arrays `x_train`, `y_train` and, if it has a split, `x_test`, `y_test`.
+"""A NumPy archive with the arrays `x_train`, `y_train` and, if it has a split, `x_test`, `y_test`;
+data without labels leave the y out.
 
 Images are (n, H, W) or (n, H, W, channels), uint8 in 0..255 or floating point in [-1, 1]; labels
 are integers from 0. Object arrays are refused: nothing is unpickled.
@@ -38,13 +39,14 @@ def read(settings) -> Source:
 
 
 def _pair(arrays: dict[str, np.ndarray], part: str, path) -> ImageSet:
-    missing = [name for name in (f"x_{part}", f"y_{part}") if name not in arrays]
-    if missing:
+    if f"x_{part}" not in arrays:
         raise ValueError(
-            f"{path} has no array {missing[0]} (it has {', '.join(arrays) or 'none'}); images go "
+            f"{path} has no array x_{part} (it has {', '.join(arrays) or 'none'}); images go "
             "into x_train, labels into y_train"
         )
-    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    images = arrays[f"x_{part}"]
+    # Without labels all images are of one class, and training is unconditional.
+    labels = arrays.get(f"y_{part}", np.zeros(len(images), np.int64))
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4:

@@ -162,16 +162,17 @@ def check_fit(loss, network: nn.Module, batch: Batch) -> None:
                 f"labels run from {low} to {high}, but the network has num_classes = "
                 f"{network.num_classes}; number them from 0, or leave them out with num_classes 0"
             )
-    if loss.uses_class_token != bool(network.class_token_dim):
+    token_dim = getattr(network, "class_token_dim", 0)
+    if loss.uses_class_token != bool(token_dim):
         raise ValueError(
-            f"the network has class_token_dim = {network.class_token_dim}, and the loss "
+            f"the network has class_token_dim = {token_dim}, and the loss "
             f"{'needs' if loss.uses_class_token else 'does not use'} a class token; "
             f"{'set it to the width of class_features' if loss.uses_class_token else 'set it to 0'}"
         )
-    if loss.uses_class_token and class_features(batch).shape[1] != network.class_token_dim:
+    if loss.uses_class_token and class_features(batch).shape[1] != token_dim:
         raise ValueError(
             f"class_features are {batch.class_features.shape[1]} wide, the network's "
-            f"class_token_dim is {network.class_token_dim}; make them equal"
+            f"class_token_dim is {token_dim}; make them equal"
         )
     if loss.uses_teacher:
         _check_teacher(loss, network, batch)

@@ -29,14 +29,31 @@ EXTRACTORS = {
     "dinov2-large": "stages.pretrained:load",
 }
 
+# Each makes the network that a training aligns with, from its stage's context and the data.
+TEACHERS = {
+    "embedded": "stages.contrastive:teacher",
+    "dinov2-small": "stages.pretrained:teacher",
+    "dinov2-base": "stages.pretrained:teacher",
+    "dinov2-large": "stages.pretrained:teacher",
+}
+
 NETWORKS = {"sit": "stages.nets.sit:SiT", "unet": "stages.nets.unet:UNet"}
 
-LOSSES = {"sit": "stages.methods.sit:Loss", "edm": "stages.methods.edm:Loss"}
+LOSSES = {
+    "sit": "stages.methods.sit:Loss",
+    "repa": "stages.methods.repa:Loss",
+    "reg": "stages.methods.reg:Loss",
+    "maskalign": "stages.methods.maskalign:Loss",
+    "edm": "stages.methods.edm:Loss",
+}
 
 # Networks that are denoisers in EDM coordinates, and the losses that train these; all others give
 # and regress velocities.
 EDM_NETWORKS = frozenset({"unet"})
 EDM_LOSSES = frozenset({"edm"})
+
+# Losses that align with a teacher.
+TEACHER_LOSSES = frozenset({"repa", "reg", "maskalign"})
 
 # Losses whose networks carry a class token beside the image.
 TOKEN_LOSSES = frozenset({"reg", "maskalign"})
@@ -74,6 +91,9 @@ FITTED_SOLVERS = {
 
 # The solvers whose evaluations a grid's fitted solver takes.
 COUNTED_AS = {"fitted": "euler", "fitted-heun": "heun"}
+
+# The papers' stochastic sampler: one evaluation a step, on a grid of its own.
+SDE = {"sde": "stages.methods.sde:sample"}
 
 # Solvers that take two evaluations a step and one on the last: their NFE is odd.
 ODD_SOLVERS = frozenset({"heun", "fitted-heun"})

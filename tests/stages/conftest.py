@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages import embed, extract, prepare, train, training
+from stages import embed, extract, prepare, teach, teacher, train, training
 from stages.architectures import NetworkSettings
 from tests.stages.context import Context, context, make, sealed
 
@@ -55,6 +55,25 @@ TINY = train.TrainSettings(
     save_every=5,
     ema=0.9,
 )
+
+
+TEACH = teach.TeachSettings(
+    student_patch=4,
+    width=16,
+    depth=1,
+    heads=2,
+    steps=6,
+    train_batch_size=20,
+    batch_size=32,
+    min_probe=0,
+    min_gain=-1,
+)
+
+
+@pytest.fixture(scope="session", name="teacher")
+def _teacher(tmp_path_factory, few) -> teacher.Teacher:
+    """A barely trained teacher of the few digits on TINY's patch grid."""
+    return make(tmp_path_factory.mktemp("teacher"), teach.STAGE, TEACH, data=few)
 
 
 def trained_in(at: Context) -> train.TrainedNetwork:

@@ -13,6 +13,11 @@ from stages.evaluate import features_node
 from stages.methods import table as names
 from stages.table import CATALOG, RECIPES, Bench
 
+PLACES = {
+    "cifar10": ["data.path=cifar-10-batches-py"],
+    "imagenet256": ["data.path=latents.npz", "teach.pixels.path=pixels.npz"],
+}
+
 
 def graph(*overrides, preset="digits", recipe="full") -> Graph:
     settings = config.resolve(CATALOG, preset, overrides).settings
@@ -30,8 +35,9 @@ def test_nodes_of_the_full_recipe():
     assert {"prepare", "extractor", "train/sit", "sample/sit-reference", "report"} <= set(
         nodes.nodes
     )
-    steps = [nodes[f"sample/sit-step{step}"].settings for step in (600, 1200, 1800, 2400)]
-    assert [s.step for s in steps] == [600, 1200, 1800, 2400]
+    kept = range(300, 2401, 300)
+    steps = [nodes[f"sample/sit-step{step}"].settings for step in kept]
+    assert [s.step for s in steps] == [*kept]
     assert {s.nfe for s in steps} == {20}
     swept = {
         name
@@ -49,11 +55,6 @@ def test_nodes_of_the_full_recipe():
     assert nodes["evaluate/sit-euler"].slot("reference") == ("sample/sit-reference",)
     assert nodes["evaluate/sit-heun"].tags["solver"] == "heun"
     assert nodes["evaluate/sit"].settings.abscissa == "training_step"
-
-
-def test_the_train_recipe_trains_only():
-    assert set(graph(recipe="train").nodes) == {"prepare", "train/sit"}
-    assert graph(recipe="train").keys["train/sit"] == graph().keys["train/sit"]
 
 
 # Scans stand beside scores of their checkpoints' samples; what they measured is remembered.
@@ -90,11 +91,11 @@ def test_every_scored_set_has_its_features_once():
 def test_several_seeds_of_a_checkpoint_are_scored_together():
     nodes = graph("sample.num_seeds=3", "seed=5", "train.steps=400")
     sets = nodes["evaluate/sit"].slot("samples")
-    assert len(sets) == 3 * 4
-    assert sets[:3] == tuple(f"sample/sit-step100{end}" for end in ("", "-seed6", "-seed7"))
+    assert len(sets) == 3 * 8
+    assert sets[:3] == tuple(f"sample/sit-step50{end}" for end in ("", "-seed6", "-seed7"))
     assert [nodes[name].settings.seed for name in sets[:3]] == [5, 6, 7]
     one = graph("seed=5", "train.steps=400")
-    assert one.keys["sample/sit-step100"] == nodes.keys["sample/sit-step100"]
+    assert one.keys["sample/sit-step50"] == nodes.keys["sample/sit-step50"]
 
 
 def test_samples_made_elsewhere_join_a_full_run():
@@ -124,9 +125,7 @@ def test_what_changes_no_result_changes_no_key(setting):
 def test_steps_move_the_checkpoints():
     nodes = graph("train.steps=400").nodes
     assert [name for name in nodes if "/sit-step" in name] == [
-        f"{stage}/sit-step{step}"
-        for stage in ("sample", "features")
-        for step in (100, 200, 300, 400)
+        f"{stage}/sit-step{step}" for stage in ("sample", "features") for step in range(50, 401, 50)
     ]
 
 
@@ -134,7 +133,88 @@ def test_steps_move_the_checkpoints():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_preset_gives_every_recipe(preset, recipe):
     path = ["evaluate.path=samples"] if recipe == "evaluate" else []
-    assert len(graph(*path, preset=preset, recipe=recipe)) >= 2
+    settings = config.resolve(CATALOG, preset, [*path, *PLACES.get(preset, ())]).settings
+    if settings.data.latent and recipe not in ("train", "evaluate"):
+        return
+    assert len(RECIPES[recipe](settings)) >= 2
+
+
+@pytest.mark.parametrize("preset", PLACES)
+def test_presets_of_data_to_place_ask_for_their_path(preset):
+    with pytest.raises(UsageError, match=r"needs path: set data.path to where it is"):
+        graph(preset=preset, recipe="train")
+
+
+def test_latents_need_their_pixels():
+    with pytest.raises(UsageError, match=r"a teacher sees pixels: set teach.pixels"):
+        graph("data.dataset=npz", "data.path=x.npz", "data.latent=true", recipe="train")
+
+
+def test_latents_are_trained_on_and_not_scored():
+    settings = config.resolve(CATALOG, "imagenet256", PLACES["imagenet256"]).settings
+    names = [node.name for node in RECIPES["train"](settings)]
+    assert not [name for name in names if name.startswith(("evaluate", "features", "extractor"))]
+    assert {"prepare/pixels", "teach", "train/maskalign", "diagnose/maskalign"} <= {*names}
+
+
+def test_the_other_methods_are_trained_at_equal_steps():
+    nodes = graph()
+    common = ("steps", "method", "repa", "reg", "maskalign", "num_checkpoints")
+    own = nodes["train/sit"].settings.model_dump(exclude=common)
+    for method in ("repa", "reg", "maskalign"):
+        node = nodes[f"train/{method}"]
+        assert node.settings.model_dump(exclude=common) == own
+        assert set(node.settings.kept_steps) < set(nodes["train/sit"].settings.kept_steps)
+        assert node.slot("teacher") == ("teach",)
+        sets = [f"sample/{method}-step{step}" for step in (300, 600, 900, 1200)]
+        assert nodes[f"evaluate/{method}"].slot("samples") == tuple(sets)
+        for name in sets:
+            theirs = nodes[name.replace(method, "sit")].settings
+            assert nodes[name].settings == theirs
+        assert nodes[f"diagnose/{method}"].slot("model") == (f"train/{method}",)
+    assert "diagnose/sit" not in nodes.nodes
+    again = changed("train.maskalign.mask_ratio=0.5")
+    assert {name for name in again if name.startswith("train/")} == {"train/maskalign"}
+
+
+def test_the_recipe_train_combines_seeds():
+    nodes = graph(
+        "maskalign.num_seeds=2", "maskalign.ablation_steps=600", recipe="train", preset="digits"
+    )
+    assert nodes["evaluate/reg"].slot("samples")[:2] == (
+        "sample/reg-step300",
+        "sample/reg-step300-seed1",
+    )
+    second = nodes["sample/reg-step300-seed1"]
+    assert second.slot("model") == ("train/reg-seed1",)
+    assert second.settings.seed == nodes["train/reg-seed1"].settings.seed == 1
+    ablated = {name for name in nodes.nodes if name.startswith("evaluate/maskalign-")}
+    assert ablated == {
+        f"evaluate/maskalign-{what}"
+        for what in ("ratio0", "ratio0.5", "ratio0.75", "mix0", "mix1", "mix3")
+    }
+    one = nodes["train/maskalign-ratio0.5-seed2"].settings
+    assert (one.maskalign.mask_ratio, one.steps, one.kept_steps) == (0.5, 600, (600,))
+    with pytest.raises(UsageError, match=r"maskalign.ablation_steps=500 is not a step"):
+        graph("maskalign.ablation_steps=500", recipe="train")
+
+
+def test_a_recipe_s_contradiction_is_one_sentence():
+    with pytest.raises(UsageError, match=r"methods repa: repa.alignment_depth=9 is beyond"):
+        graph("train.repa.alignment_depth=9")
+    with pytest.raises(UsageError, match=r"teach.interpolate=true"):
+        graph("teach.patch=4")
+
+
+def test_checkpoints_can_be_sampled_by_the_papers_sde():
+    nodes = graph("sample.checkpoint_solver=sde", "sample.checkpoint_nfe=250")
+    for method in ("sit", "maskalign"):
+        settings = nodes[f"sample/{method}-step300"].settings
+        assert (settings.solver, settings.nfe, settings.grid) == ("sde", 250, "uniform_t")
+    assert nodes["sample/sit-reference"].settings.solver == "dpmpp2m"
+    for words in (["sample.solver=sde"], ["sample.checkpoint_solver=heun"]):
+        with pytest.raises(UsageError, match=r"checkpoint_solver=sde|samples over training steps"):
+            graph(*words)
 
 
 @pytest.mark.parametrize(

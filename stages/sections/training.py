@@ -1,0 +1,323 @@
+"""Training in the report: losses, FID over steps, methods at equal steps, alignment, speed."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stages.sections import comparing
+from stages.sections import scores as score_section
+
+if TYPE_CHECKING:
+    from stages.diagnosis import Measured
+    from stages.figures import Figure
+    from stages.page import Section
+    from stages.scores import Row
+
+OURS = "maskalign"
+SEED = re.compile(r"-seed\d+$")
+STEP = "training step"
+HEADING = ("compared with", *(STEP if word == "NFE" else word for word in comparing.HEADING[1:]))
+
+
+def sections(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) -> Iterator[Section]:
+    """inputs: the report's. by_step: curves of scores over training steps, by node."""
+    if inputs.get("training"):
+        yield _training(inputs, by_step)
+    if inputs.get("diagnoses"):
+        yield _alignment(inputs["diagnoses"])
+
+
+def _training(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) -> Section:
+    from stages.page import Section, table
+
+    training, scores = inputs["training"], inputs.get("scores", {})
+    figures = []
+    if by_step:
+        figures += score_section.plots("fid-over-steps", by_step, "fid", "training_step", STEP)
+    figures += _losses(training) + _speeds(training)
+    tables = [table(_costs(training))]
+    for title, lines in (
+        ("MaskAlign at equal steps: fid, lower is better", _against_ancestors(scores)),
+        ("Parts of MaskAlign taken away: fid, lower is better", _ablation(scores)),
+        ("The teacher: held-out accuracy of linear probes", _probes(inputs.get("teacher", {}))),
+    ):
+        if lines:
+            tables += [f"<h3>{title}</h3>", table(lines)]
+    text = (
+        "<p>Differences are MaskAlign's score minus the other's, seed by seed where there are "
+        "several; a verdict holds beyond two standard errors. Without mask and mixing MaskAlign "
+        "is REG.</p>"
+    )
+    return Section("Training", text if len(tables) > 1 else "", tables, figures)
+
+
+def group(node: str) -> str:
+    """What the seeds of a training have in common: `maskalign` of `train/maskalign-seed2`."""
+    return SEED.sub("", node.partition("/")[2])
+
+
+def _grouped(found: Mapping[str, Any]) -> dict[str, list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for name, value in found.items():
+        groups.setdefault(group(name), []).append(value)
+    return groups
+
+
+def _mean_curve(name: str, many: Sequence[Sequence[tuple[float, float]]]) -> Any:
+    """The mean of curves [(x, y), ...] at the x that all have, with the error over them."""
+    from stages.figures import Curve
+
+    tables = [dict(rows) for rows in many]
+    at = [x for x in tables[0] if all(x in other for other in tables)]
+    values = [[by_x[x] for by_x in tables] for x in at]
+    errors = None
+    if len(many) > 1:
+        errors = [statistics.stdev(of_x) / len(of_x) ** 0.5 for of_x in values]
+    return Curve(name, at, [statistics.fmean(of_x) for of_x in values], errors)
+
+
+def _losses(training: Mapping[str, Any]) -> list[Figure]:
+    from stages.figures import Axes, plot
+
+    found: dict[str, dict[str, list[Any]]] = {}
+    for name, artifacts in _grouped(training).items():
+        for artifact in artifacts:
+            rows: dict[str, list[tuple[int, float]]] = {}
+            before = artifact.description.get("steps_before", 0)  # of what it goes on from
+            for metric, step, value in artifact.curves():
+                rows.setdefault(metric, []).append((before + step, value))
+            for metric, of_metric in rows.items():
+                if metric.startswith("loss/"):
+                    found.setdefault(metric, {}).setdefault(name, []).append(of_metric)
+    figures = []
+    for metric, of in found.items():
+        curves = [_mean_curve(name, many) for name, many in of.items()]
+        log = all(min(curve.y) > 0 for curve in curves)
+        unit = "-mean cosine" if metric == "loss/alignment" else "mean squared error"
+        figures.append(
+            plot(
+                metric.replace("/", "-"),
+                f"Training: {metric}, mean over the logging window and over seeds; of a method "
+                "that masks, over the tokens it keeps.",
+                curves,
+                Axes(STEP, f"{metric} ({unit})", log_y=log),
+            )
+        )
+    return figures
+
+
+def _speeds(training: Mapping[str, Any]) -> list[Figure]:
+    from stages.figures import Axes, plot
+
+    curves = []
+    for name, artifacts in _grouped(training).items():
+        many = [
+            [(step, 1000 * seconds) for step, seconds in a.manifest.timings.get("step_seconds", ())]
+            for a in artifacts
+        ]
+        if all(many):
+            curves.append(_mean_curve(name, many))
+    if not curves:
+        return []
+    caption = (
+        "What a training step took, mean over the logging window and over seeds, teacher's "
+        "features stored beforehand. Other work on the machine is in it."
+    )
+    return [plot("step-time", caption, curves, Axes(STEP, "milliseconds a step", log_y=True))]
+
+
+def _costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    lines: list[tuple[Any, ...]] = [
+        *[("training", "method", "seeds", "steps", "parameters", "batch size")],
+    ]
+    lines[0] = (*lines[0], "ms a step (median)", "tokens a second", "step / REG's")
+    median = {name: _medians(many) for name, many in _grouped(training).items()}
+    reg = median.get("reg", {}).get("step_seconds")
+    for name, artifacts in _grouped(training).items():
+        facts, settings = artifacts[0].description, artifacts[0].settings
+        seconds = median[name].get("step_seconds")
+        lines.append(
+            (
+                *(name, facts["method"], len(artifacts), facts["steps"][-1], facts["parameters"]),
+                settings["batch_size"],
+                None if seconds is None else 1000 * seconds,
+                median[name].get("tokens_per_second"),
+                seconds / reg if seconds and reg else None,
+            )
+        )
+    return lines
+
+
+def _medians(artifacts: Sequence[Any]) -> dict[str, float]:
+    found = {}
+    for name in ("step_seconds", "tokens_per_second"):
+        values = [v for a in artifacts for _, v in a.manifest.timings.get(name, ())]
+        if values:
+            found[name] = statistics.median(values)
+    return found
+
+
+def _by_seed(artifact: Any) -> dict[int, dict[int, Any]]:
+    """The Fréchet distance of every set: `{training step: {seed: score}}`."""
+    found: dict[int, dict[int, Any]] = {}
+    for row in artifact.load(every_seed=True):
+        if row.score.metric == "fid":
+            found.setdefault(row.training_step, {})[row.seed] = row.score
+    return found
+
+
+def _over_steps(scores: Mapping[str, Any]) -> dict[str, dict[int, dict[int, Any]]]:
+    """`_by_seed` of every curve over training steps, by the name of its training."""
+    return {
+        name.partition("/")[2]: _by_seed(artifact)
+        for name, artifact in scores.items()
+        if artifact.settings["abscissa"] == "training_step"
+    }
+
+
+def _compared(ours: Any, others: Mapping[str, Any], steps: Sequence[int]) -> list[tuple[Any, ...]]:
+    found = []
+    for name, theirs in others.items():
+        at = {step: theirs[step] for step in steps if step in theirs}
+        found += [(name, *line[1:]) for line in comparing.lines("fid", ours, at)]
+    return [HEADING, *found] if found else []
+
+
+def _against_ancestors(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    found = _over_steps(scores)
+    if OURS not in found:
+        return []
+    others = {
+        name: curve
+        for name, curve in found.items()
+        if name != OURS and not name.startswith(f"{OURS}-") and len(curve) > 1
+    }
+    return _compared(found[OURS], others, sorted(found[OURS]))
+
+
+def _ablation(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    found = _over_steps(scores)
+    if OURS not in found:
+        return []
+    others = {name: curve for name, curve in found.items() if name.startswith(f"{OURS}-")}
+    if others and "reg" in found:
+        others["reg"] = found["reg"]
+    variants = [max(curve) for name, curve in others.items() if name != "reg"]
+    return _compared(found[OURS], others, [max(variants, default=max(found[OURS]))])
+
+
+def _probes(teachers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    lines: list[tuple[Any, ...]] = [("teacher", "network", "class token", "mean patch")]
+    for artifact in teachers.values():
+        facts = artifact.description
+        for state in ("trained", "untrained"):
+            values = [
+                facts["probes"].get(f"probe_accuracy/{which}_{state}")
+                for which in ("class", "patches")
+            ]
+            if any(value is not None for value in values):
+                lines.append((facts["name"], state, *values))
+    return lines if len(lines) > 1 else []
+
+
+def _alignment(diagnoses: Mapping[str, Any]) -> Section:
+    """Heatmaps of the last checkpoints, their summaries over steps, and the stability gap."""
+    from stages.figures import Axes, plot
+    from stages.page import Section
+
+    groups = {
+        name: [artifact.load() for artifact in many] for name, many in _grouped(diagnoses).items()
+    }
+    figures = [
+        plot(
+            stem,
+            caption,
+            [_of_measured(name, many, attribute) for name, many in groups.items()],
+            Axes(STEP, label),
+        )
+        for stem, attribute, label, caption in SUMMARIES
+    ]
+    panels = [
+        _heatmap(name, many[0][-1], which)
+        for name, many in groups.items()
+        for which in (("full", "masked") if name == OURS else ("full",))
+    ]
+    text = (
+        "<p>Of every training image: which patches have the largest gradients of the alignment "
+        "loss, at the alignment layer. The paper finds a ratio of 21 between the most and the "
+        "least frequent patch for alignment over all tokens; with few patches the coefficient of "
+        "variation is steadier. The stability gap is the alignment loss of the kept tokens with "
+        "the others masked, minus that of the same tokens with the others present (the paper: "
+        "13.8 %). All on the averaged weights, the same images, times, noise and "
+        "masks for every method.</p>"
+    )
+    return Section("Alignment", text, figures=figures, panels=panels)
+
+
+SUMMARIES = (
+    (
+        "stability-gap",
+        "gap",
+        "G = L_align(masked) - L_align(full)",
+        "Stability gap over training; bars: one standard error over seeds, or over blocks of "
+        "images where there is one seed.",
+    ),
+    (
+        "alignment-ratio",
+        "max_min_ratio",
+        "largest / smallest probability",
+        "How unevenly the largest alignment gradients fall on patches, all tokens present.",
+    ),
+    (
+        "alignment-variation",
+        "variation",
+        "coefficient of variation",
+        "The same as standard deviation over mean of the probability.",
+    ),
+)
+
+
+def _of_measured(name: str, many: Sequence[Sequence[Measured]], attribute: str) -> Any:
+    from stages.figures import Curve
+
+    if len(many) > 1:
+        rows = [
+            [(m.step, getattr(m, attribute)) for m in one if getattr(m, attribute) is not None]
+            for one in many
+        ]
+        return _mean_curve(name, rows)
+    shown = [m for m in many[0] if getattr(m, attribute) is not None]
+    errors = [m.gap_error for m in shown] if attribute == "gap" else None
+    return Curve(name, [m.step for m in shown], [getattr(m, attribute) for m in shown], errors)
+
+
+def _heatmap(name: str, measured: Measured, which: str) -> Figure:
+    """Probabilities of the patches as coloured squares."""
+    from stages.figures import Figure, svg
+
+    rows = getattr(measured, which)
+    ratio = measured.max_min_ratio if which == "full" else measured.masked_max_min_ratio
+    variation = measured.variation if which == "full" else measured.masked_variation
+
+    def draw(ax: Any) -> None:
+        mesh = ax.pcolormesh(rows, cmap="viridis", vmin=0)
+        ax.set_aspect("equal")
+        ax.invert_yaxis()
+        ax.grid(False)
+        ax.set_xlabel("patch column")
+        ax.set_ylabel("patch row")
+        ax.figure.colorbar(mesh, ax=ax, label="probability of a largest gradient")
+
+    tokens = "every token present" if which == "full" else "a quarter masked, where present"
+    caption = (
+        f"{name}, step {measured.step}, {tokens}: max/min "
+        f"{'infinite' if ratio is None else f'{ratio:.2f}'}, coefficient of variation "
+        f"{variation:.3f}."
+    )
+    stem = f"heatmap-{name}-{which}"
+    columns = ("row", *(f"column {i}" for i in range(len(rows[0]))))
+    lines = [columns, *((i, *row) for i, row in enumerate(rows))]
+    return Figure(stem, caption, svg(draw, stem, (4.2, 3.4)), lines)

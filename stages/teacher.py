@@ -1,0 +1,76 @@
+"""A teacher: the network whose features a training aligns with, and its features, stored once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+FACTS, PATCHES, TOKENS = "teacher.json", "patches.npy", "class_tokens.npy"
+
+
+@dataclass(frozen=True)
+class TeacherNetwork:
+    """A frozen network. grid: (rows, columns) of its patches. width: Z, of its features.
+
+    tokens: images (B, C, H, W) in [-1, 1] -> (B, 1 + rows * columns, Z), the class token first,
+    after the final norm. untrained: the same of the network as it was before any training.
+    resize: what is done to the images, in words.
+    """
+
+    name: str
+    weights_hash: str
+    resize: str
+    grid: tuple[int, int]
+    width: int
+    tokens: Callable[[Tensor], Tensor]
+    untrained: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TeacherFeatures:
+    """Features of the training images, read as they are taken.
+
+    patches: (n, N, Z), of unit length, on the student's patch grid. class_tokens: (n, Z), raw.
+    """
+
+    patches: np.ndarray
+    class_tokens: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these images (B,): patch targets (B, N, Z) and class tokens (B, Z), float32."""
+        import numpy as np
+        import torch
+
+        chosen = indices.cpu().numpy()
+        return tuple(
+            torch.from_numpy(np.asarray(stored[chosen], np.float32))
+            for stored in (self.patches, self.class_tokens)
+        )
+
+
+class Teacher(Artifact):
+    """Features of the training images on the student's patch grid, and what made them."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: name, weights_hash, resize, grid, teacher_grid, width, data, num_images,
+        probes (accuracy by features and by training)."""
+        return json.loads((self.path / FACTS).read_text())
+
+    def load(self) -> TeacherFeatures:
+        import numpy as np
+
+        patches, tokens = (np.load(self.path / name, mmap_mode="r") for name in (PATCHES, TOKENS))
+        return TeacherFeatures(patches, tokens)

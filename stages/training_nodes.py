@@ -1,0 +1,281 @@
+"""The nodes that compare MaskAlign with its ancestors: teacher, trainings, scores, diagnostics.
+
+Trainings are made from the recipe's own one by changing method, seed and length; their samples and
+scores from that one's last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field, ValidationError
+
+from pipeline.errors import UsageError
+from pipeline.graph import Node
+from pipeline.stage import Settings
+from stages import diagnose, evaluate, prepare, sample, teach
+from stages.diagnose import DiagnoseSettings
+from stages.methods import table
+from stages.prepare import PrepareSettings
+from stages.scoring_nodes import settings_of
+from stages.teach import TeachOptions, TeachSettings, check_grids
+
+if TYPE_CHECKING:
+    from stages.table import Bench
+
+METHODS = ("sit", "repa", "reg", "maskalign")
+TEACH, PIXELS = "teach", "prepare/pixels"
+
+
+class TeacherOptions(TeachOptions):
+    """The teacher, and what it sees."""
+
+    pixels: PrepareSettings | None = Field(
+        None,
+        description="where data are latents: the same images as pixels, in the same order and "
+        "with the same split, for the teacher",
+    )
+
+
+class ComparisonOptions(Settings):
+    """Which trainings are compared, at equal steps and settings."""
+
+    in_full: bool = Field(True, description="recipe full: train the other methods too")
+    methods: tuple[table.choice("method", dict.fromkeys(METHODS, "")), ...] = Field(
+        METHODS, description="methods compared"
+    )
+    steps: int = Field(1200, ge=1, le=10**8, description="optimizer steps of every method")
+    num_checkpoints: int = Field(
+        4, ge=1, le=1000, description="steps that are scored of every method, at equal distances"
+    )
+    num_seeds: int = Field(
+        3, ge=1, le=100, description="recipe train: seeds of training, counted from the run's own"
+    )
+    mask_ratios: tuple[float, ...] = Field(
+        (0.0, 0.25, 0.5, 0.75), description="recipe train: MaskAlign's mask ratios compared"
+    )
+    mix_layers: tuple[int, ...] = Field(
+        (0, 1, 2, 3), description="recipe train: MaskAlign's mixing layers compared"
+    )
+    ablation_seeds: int = Field(
+        3, ge=0, le=100, description="recipe train: seeds of these comparisons; 0 leaves them out"
+    )
+    ablation_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**8,
+        description="recipe train: optimizer steps of these comparisons, one of those that are "
+        "scored of every method; unset is all",
+    )
+
+
+def needs_teacher(method: str) -> dict[str, str]:
+    """The input of a training by this method."""
+    return {"teacher": TEACH} if method in table.TEACHER_LOSSES else {}
+
+
+def teacher_nodes(bench: Bench) -> list[Node]:
+    """The teacher. Raises UsageError where it does not fit the network, or cannot see."""
+    options, patch = bench.teach, bench.train.network.patch
+    if bench.data.latent and options.pixels is None:
+        raise UsageError(
+            "data.latent=true, and a teacher sees pixels: set teach.pixels to the same images as "
+            "pixels, such as teach.pixels.dataset=folder and teach.pixels.path=FOLDER"
+        )
+    if options.kind != teach.EMBEDDED or options.pixels is None:
+        try:
+            check_grids(options, bench.data.image_size, patch)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    settings = settings_of(TeachSettings, options, seed=bench.seed, student_patch=patch)
+    inputs, nodes = {"data": "prepare"}, []
+    if options.pixels is not None:
+        inputs["pixels"] = PIXELS
+        nodes.append(Node(PIXELS, prepare.STAGE, options.pixels, resources=bench.resources.prepare))
+    return [*nodes, Node(TEACH, teach.STAGE, settings, inputs, bench.resources.teach)]
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Nodes of a recipe from which others follow by changing settings and inputs.
+
+    train, sample, evaluate: the training, samples of its last checkpoint, scores over steps.
+    """
+
+    bench: Bench
+    train: Node
+    sample: Node
+    evaluate: Node
+
+    @classmethod
+    def of(cls, bench: Bench, nodes: Sequence[Node]) -> Templates:
+        """Those of the recipe's own training method."""
+        method, last = bench.train.method, bench.train.kept_steps[-1]
+        names = {node.name: node for node in nodes}
+        of = (f"train/{method}", f"sample/{method}-step{last}", f"evaluate/{method}")
+        return cls(bench, *(names[name] for name in of))
+
+    def suffix(self, seed: int) -> str:
+        """What the names of nodes of this seed end with."""
+        return "" if seed == self.bench.seed else f"-seed{seed}"
+
+    def training(
+        self, name: str, method: str, seed: int, steps: int | None = None, **changes: object
+    ) -> Node:
+        """`train/NAME`: the method, with changes of its own settings.
+
+        steps: its length, scored at the end only; None for the compared length.
+
+        Raises UsageError for settings that contradict each other.
+        """
+        options = self.bench.maskalign
+        revised = {
+            "method": method,
+            "seed": seed,
+            "steps": options.steps,
+            "checkpoint_steps": (),
+            "num_checkpoints": options.num_checkpoints,
+        }
+        if steps is not None:
+            revised |= {"steps": steps, "num_checkpoints": 1}
+        if changes:
+            revised[method] = getattr(self.train.settings, method).model_dump() | changes
+        try:
+            settings = self.train.settings.revised(**revised)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]
+            words = str(reason.get("ctx", {}).get("error", reason["msg"]))
+            raise UsageError(f"train, for maskalign.methods {method}: {words}") from error
+        inputs = {k: v for k, v in self.train.inputs.items() if k != "teacher"}
+        return replace(
+            self.train,
+            name=f"train/{name}{self.suffix(seed)}",
+            settings=settings,
+            inputs=inputs | needs_teacher(method),
+            tags={**self.train.tags, "method": method, "seed": str(seed)},
+        )
+
+    def curve(
+        self,
+        name: str,
+        method: str,
+        steps: Sequence[int],
+        seeds: Sequence[int],
+        trained: int | None = None,
+    ) -> list[Node]:
+        """Samples of `train/NAME` at steps from several seeds, and their scores.
+
+        trained: the seed of the training that all sample; None lets every seed sample its own.
+        """
+        tags = {**self.sample.tags, "method": method}
+
+        def model(seed: int) -> str:
+            return f"train/{name}{self.suffix(seed if trained is None else trained)}"
+
+        nodes = [
+            replace(
+                self.sample,
+                name=f"sample/{name}-step{step}{self.suffix(seed)}",
+                settings=self.sample.settings.revised(step=step, seed=seed),
+                inputs={**self.sample.inputs, "model": model(seed)},
+                tags={**tags, "seed": str(seed)},
+            )
+            for step in steps
+            for seed in seeds
+        ]
+        scores = replace(
+            self.evaluate,
+            name=f"evaluate/{name}",
+            inputs={**self.evaluate.inputs, "samples": [node.name for node in nodes]},
+            tags={**self.evaluate.tags, "method": method},
+        )
+        return [*nodes, scores]
+
+    def diagnosis(self, name: str, method: str, seed: int) -> Node:
+        """Heatmaps and gap of `train/NAME`."""
+        end = self.suffix(seed)
+        settings = settings_of(DiagnoseSettings, self.bench.diagnose, seed=self.bench.seed)
+        return Node(
+            f"diagnose/{name}{end}",
+            diagnose.STAGE,
+            settings,
+            {"model": f"train/{name}{end}", "data": "prepare", "teacher": TEACH},
+            self.bench.resources.diagnose,
+            tags={"method": method, "seed": str(seed)},
+        )
+
+
+def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """Beside the recipe's own training: the other methods, their scores, and diagnostics."""
+    made, own, seed = Templates.of(bench, nodes), bench.train.method, bench.seed
+    options, found = bench.maskalign, []
+    for method in options.methods:
+        if method != own:
+            node = made.training(method, method, seed)
+            steps, seeds = node.settings.kept_steps, range(seed, seed + bench.sample.num_seeds)
+            found += [node, *made.curve(method, method, steps, seeds, trained=seed)]
+        if method in table.TEACHER_LOSSES:
+            found.append(made.diagnosis(method, method, seed))
+    return found
+
+
+def compared_nodes(bench: Bench, nodes: Sequence[Node], with_scores: bool) -> list[Node]:
+    """The recipe train: every method from several seeds, then MaskAlign's parts taken away.
+
+    with_scores: without them nothing is sampled but the last checkpoints.
+    """
+    made, options = Templates.of(bench, nodes), bench.maskalign
+    seeds = range(bench.seed, bench.seed + options.num_seeds)
+    found: list[Node] = []
+    for seed in seeds:
+        for method in options.methods:
+            found.append(made.training(method, method, seed))
+            if method in table.TEACHER_LOSSES:
+                found.append(made.diagnosis(method, method, seed))
+    for method in options.methods:
+        steps = made.training(method, method, bench.seed).settings.kept_steps
+        found += made.curve(method, method, steps, seeds)
+    seeds = range(bench.seed, bench.seed + options.ablation_seeds)
+    steps = options.ablation_steps or options.steps
+    kept = made.training("sit", "sit", bench.seed).settings.kept_steps
+    if seeds and steps not in kept:
+        raise UsageError(
+            f"maskalign.ablation_steps={steps} is not a step that every method is scored at "
+            f"({', '.join(map(str, kept))}); choose one of these"
+        )
+    for name, changes in ablations(bench) if seeds else ():
+        found += [made.training(name, "maskalign", seed, steps, **changes) for seed in seeds]
+        found += made.curve(name, "maskalign", [steps], seeds)
+    return found if with_scores else [node for node in found if _is_unscored(node, options.steps)]
+
+
+def _is_unscored(node: Node, last_step: int) -> bool:
+    """Whether a node stays where nothing is scored."""
+    if node.stage is sample.STAGE:
+        return node.settings.step == last_step
+    return node.stage is not evaluate.STAGE
+
+
+def ablations(bench: Bench) -> Iterator[tuple[str, dict[str, float]]]:
+    """Name and changed settings of every training that takes parts of MaskAlign away.
+
+    The training that all settings name is none of them; without mask and mixing it is REG.
+    """
+    own, options = bench.train.maskalign, bench.maskalign
+    for ratio in options.mask_ratios:
+        if ratio != own.mask_ratio:
+            yield f"maskalign-ratio{ratio:g}", {"mask_ratio": ratio}
+    for layers in options.mix_layers:
+        if layers != own.mix_layers:
+            yield f"maskalign-mix{layers}", {"mix_layers": layers}
+
+
+def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
+    """Names of the samples that the report shows: those of the run's own seed."""
+    return [
+        node.name
+        for node in nodes
+        if node.stage is sample.STAGE and node.settings.seed == bench.seed
+    ]

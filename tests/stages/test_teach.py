@@ -1,0 +1,175 @@
+"""The teacher's stage: features on the student's grid, resumption, refusals, the probe."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.errors import StageError, UsageError
+from stages import contrastive, prepare, resume, teach
+from stages.methods import table
+from stages.methods.representation import probe_accuracy
+from stages.teacher import TeacherNetwork
+from tests.stages.conftest import TEACH
+from tests.stages.context import digests, make
+
+
+def test_features_are_the_network_s_on_the_student_s_grid(few, teacher):
+    facts, features = teacher.description, teacher.load()
+    assert (facts["grid"], facts["teacher_grid"], facts["width"]) == ([2, 2], [2, 2], 16)
+    assert features.patches.shape == (96, 4, 16)
+    assert features.class_tokens.shape == (96, 16)
+    targets, tokens = features.batch(torch.tensor([7, 3]))
+    torch.testing.assert_close(targets.norm(dim=-1), torch.ones(2, 4))
+    # Again from the stored weights.
+    from safetensors.torch import load_file
+
+    network = contrastive._network(TEACH, few.load()).eval()
+    network.load_state_dict(load_file(teacher.path / contrastive.WEIGHTS))
+    with torch.no_grad():
+        expected = network.tokens(few.load().train[np.array([7, 3])])
+    torch.testing.assert_close(tokens, expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(targets, F.normalize(expected[:, 1:], dim=-1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_probe_is_of_held_out_images(few, teacher):
+    data, features = few.load(), teacher.load()
+    network = contrastive._network(TEACH, data).eval()
+    with torch.no_grad():
+        train, test = (network.tokens(part[slice(None)])[:, 0] for part in (data.train, data.test))
+    untrained = probe_accuracy(train, data.train.labels, test, data.test.labels)
+    assert teacher.metrics["probe_accuracy_class_untrained"] == pytest.approx(untrained)
+    assert len(features) == len(data.train)
+
+
+def test_an_interrupted_teacher_ends_with_the_same_bytes(tmp_path, few, teacher, monkeypatch):
+    monkeypatch.setattr(contrastive, "SAVE_EVERY", 2)
+    whole = resume.save
+
+    def stop(folder, step, tensors, record):
+        whole(folder, step, tensors, record)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(resume, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, teach.STAGE, TEACH, data=few)
+    monkeypatch.setattr(resume, "save", whole)
+    assert digests(make(tmp_path, teach.STAGE, TEACH, data=few).path) == digests(teacher.path)
+
+
+def fake(monkeypatch, grid=(2, 2), width=3):
+    """A teacher whose class token is the image's mean and whose patches are its pixels."""
+    calls = []
+
+    def tokens(images):
+        calls.append(len(images))
+        size = grid[0] * grid[1]
+        patches = F.adaptive_avg_pool2d(images, grid).flatten(1).view(-1, size, 1)
+        both = torch.cat([images.mean((1, 2, 3)).view(-1, 1, 1), patches + 2], dim=1)
+        return torch.cat([both, both**2, both**3], dim=-1)
+
+    def build(ctx, data):
+        return TeacherNetwork("fake", "0" * 64, "none", grid, width, tokens, tokens)
+
+    monkeypatch.setitem(table.TEACHERS, "embedded", "tests.stages.test_teach:_built")
+    monkeypatch.setattr("tests.stages.test_teach._built", build, raising=False)
+    return calls
+
+
+def test_an_interrupted_pass_goes_on(tmp_path, few, monkeypatch):
+    calls = fake(monkeypatch)
+    settings = TEACH.revised(batch_size=2, probe_images=10)
+    whole = make(tmp_path / "whole", teach.STAGE, settings, data=few)
+    passes = len(calls)
+    monkeypatch.setattr(teach.shutil, "move", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", teach.STAGE, settings, data=few)
+    monkeypatch.undo()
+    fake(monkeypatch)
+    calls = fake(monkeypatch)
+    cut = make(tmp_path / "cut", teach.STAGE, settings, data=few)
+    assert len(calls) == passes - 40  # 40 of 48 passes were known to be whole
+    assert digests(cut.path) == digests(whole.path)
+
+
+def test_another_grid_is_refused_or_resampled(tmp_path, few, monkeypatch):
+    fake(monkeypatch, grid=(4, 4))
+    finer = TEACH.revised(patch=2)
+    with pytest.raises(StageError, match=r"4x4 patches is not .*2x2; set teach.interpolate=true"):
+        make(tmp_path / "no", teach.STAGE, finer, data=few)
+    made = make(tmp_path / "yes", teach.STAGE, finer.revised(interpolate=True), data=few)
+    assert made.load().patches.shape == (96, 4, 3)
+    assert made.description["teacher_grid"] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "patch", "refused"),
+    [
+        ({}, 8, 2, False),
+        ({"patch": 4}, 8, 2, True),
+        ({"patch": 4, "interpolate": True}, 8, 2, False),
+        ({"kind": "dinov2-base"}, 8, 2, True),
+        ({"kind": "dinov2-base"}, 32, 2, False),
+        ({"kind": "dinov2-base"}, None, 2, False),
+    ],
+)
+def test_grids_are_checked_before_any_work(options, size, patch, refused):
+    settings = teach.TeachOptions(**options)
+    if refused:
+        with pytest.raises(ValueError, match=r"teach.interpolate=true"):
+            teach.check_grids(settings, size, patch)
+    else:
+        teach.check_grids(settings, size, patch)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"min_probe": 1.0}, "below teach.min_probe=1.0; raise teach.steps"),
+        ({"min_gain": 0.9}, "less than teach.min_gain=0.9; raise teach.steps"),
+    ],
+)
+def test_a_poor_teacher_is_refused(tmp_path, few, monkeypatch, options, words):
+    fake(monkeypatch)
+    with pytest.raises(StageError, match=words):
+        make(tmp_path, teach.STAGE, TEACH.revised(**options), data=few)
+
+
+def test_a_missing_weight_file_is_one_sentence(tmp_path):
+    settings = teach.TeachSettings(kind="dinov2-base", weights=str(tmp_path), student_patch=2)
+    with pytest.raises(UsageError, match=r"dinov2_vitb14_pretrain.pth.*set teach.weights"):
+        teach.weight_files(settings)
+
+
+def test_what_trains_the_embedded_one_is_not_dino_s():
+    dino = teach.TeachSettings(kind="dinov2-base", student_patch=2)
+    assert dino.keyed() == dino.revised(steps=7, seed=3, width=32).keyed()
+    assert TEACH.keyed() != TEACH.revised(steps=7).keyed()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": "x"}, "weights=x and kind=embedded contradict"),
+        ({"kind": "dinov2-base", "patch": 2}, "patch=2 and kind=dinov2-base contradict"),
+        ({"width": 30, "heads": 4}, "width=30 is not divisible by heads=4; set width to 28"),
+        ({"kind": "dino"}, "unknown teacher 'dino'; did you mean 'dinov2"),
+    ],
+)
+def test_contradictions_are_refused_in_words(options, words):
+    with pytest.raises(ValueError, match=words):
+        teach.TeachOptions(**options)
+
+
+def test_pixels_must_show_the_same_images(tmp_path, few, monkeypatch):
+    fake(monkeypatch)
+    other = make(
+        tmp_path / "other",
+        prepare.STAGE,
+        prepare.PrepareSettings(limit=90, limit_held_out=48),
+    )
+    with pytest.raises(StageError, match=r"train labels of teach.pixels are not those of data"):
+        make(tmp_path / "t", teach.STAGE, TEACH, data=few, pixels=other)
+    made = make(tmp_path / "same", teach.STAGE, TEACH, data=few, pixels=few)
+    assert len(made.load()) == 96

@@ -1,0 +1,115 @@
+"""Trainings on Ray Train workers: gradients as of one process, lost workers, elastic groups."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+
+from pipeline.errors import StageError
+from stages import loop, objectives, train, training
+from stages.architectures import NetworkSettings, config_of
+from tests.stages.conftest import TINY, trained_in
+from tests.stages.context import context, digests, make
+
+pytestmark = pytest.mark.slow
+
+OWN = {"alignment_depth": 1, "projector_width": 8}
+MASKED = TINY.revised(method="maskalign", maskalign=OWN)
+LONG = MASKED.revised(num_workers=2, steps=200, save_every=1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, few, teacher):
+    """Trained on two workers without a disturbance."""
+    folder = tmp_path_factory.mktemp("two")
+    return make(folder, train.STAGE, LONG, data=few, teacher=teacher)
+
+
+def reduced_gradient(data, teacher) -> torch.Tensor:
+    """Of one step at global batch 20, by this process's share of it."""
+    dataset = data.load()
+    own = MASKED.maskalign.of_network(teacher.description["width"])
+    config = config_of(MASKED.network, dataset.shape, dataset.num_classes, **own)
+    network = training.build_network("sit", config, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.2, generator=generator)
+    batches = loop.Batches(dataset.train, dataset.train.labels, 20, 0, teacher=teacher.load())
+    loss = objectives.loss_of("maskalign", MASKED.maskalign, 0.1, None)
+    model = loop._replicated(network)
+    loop.backward(model, loss, batches(3), loop.Optimization(1e-3, accumulate=2), batches.share)
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def test_two_workers_reduced_gradients_are_those_of_one(tmp_path, few, teacher):
+    """Masks, times and noise are drawn by seed, step and sample."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def work(config):
+        from torch import distributed
+
+        found = reduced_gradient(*config["inputs"])
+        assert distributed.get_world_size() == 2
+        torch.save(found, tmp_path / f"rank-{distributed.get_rank()}.pt")
+
+    TorchTrainer(
+        work,
+        train_loop_config={"inputs": (few, teacher)},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="gradients", storage_path=str(tmp_path / "ray")),
+    ).fit()
+    whole = reduced_gradient(few, teacher)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
+        assert (found - whole).norm() < 1e-6 * whole.norm()
+
+
+def kill_a_worker(state, killed) -> None:
+    """Kill one Ray Train worker as soon as the training has saved a state."""
+    while not state.exists():
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+                return
+
+
+def test_a_killed_worker_is_survived(tmp_path, few, teacher, two):
+    """The group starts anew from the last state, and ends with the bytes of a calm training."""
+    killed: list[int] = []
+    state = tmp_path / "work/state-0.safetensors"
+    watcher = threading.Thread(target=kill_a_worker, args=(state, killed), daemon=True)
+    watcher.start()
+    made = make(tmp_path, train.STAGE, LONG, data=few, teacher=teacher)
+    watcher.join(timeout=5)
+    assert killed
+    assert digests(made.path) == digests(two.path)
+
+
+def test_an_elastic_group_trains_the_same_network(tmp_path, few, teacher):
+    settings = MASKED.revised(num_workers=(1, 2))
+    made = make(tmp_path / "elastic", train.STAGE, settings, data=few, teacher=teacher)
+    one = trained_in(context(tmp_path / "one", MASKED, data=few, teacher=teacher))
+    pairs = [a.load().network(7).parameters() for a in (made, one)]
+    ours, theirs = (torch.cat([p.flatten() for p in found]) for found in pairs)
+    assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+
+
+def test_a_refusal_of_the_workers_arrives_once_as_its_own(tmp_path, few, teacher):
+    patch = NetworkSettings(width=16, depth=1, heads=2, patch=2)
+    settings = MASKED.revised(num_workers=2, network=patch.model_dump())
+    begun = time.monotonic()
+    with pytest.raises(StageError, match="4 patches, the network's grid is 4x4"):
+        make(tmp_path, train.STAGE, settings, data=few, teacher=teacher)
+    assert time.monotonic() - begun < 300
