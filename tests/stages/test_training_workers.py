@@ -23,6 +23,16 @@ MASKED = TINY.revised(method="maskalign", maskalign=OWN)
 LONG = MASKED.revised(num_workers=2, steps=200, save_every=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_ray():
+    """A cluster of this test's own, whose workers are this process's descendants."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, few, teacher):
     """Trained on two workers without a disturbance."""
