@@ -18,6 +18,7 @@ OVERVIEW = (
     *("fid", "fid_infinity", "sfid", "kid", "precision", "recall", "density", "coverage"),
     *("inception_score", "memorization_ratio"),
 )
+UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
 
 
 def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
@@ -152,11 +153,15 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
             for metric in metrics
         ]
         kinds = _kinds(found[metric] for metric in metrics if metric in found)
-        lines.append((name, last.training_step, last.solver, last.nfe, kinds, *cells))
+        curve = name.removeprefix("evaluate/")
+        lines.append((curve, last.training_step, last.solver, last.nfe, kinds, *cells))
         floors |= {m: s.floor for m, s in found.items() if s.floor is not None}
     real = [f"{floors[metric]:.4g}" if metric in floors else "" for metric in metrics]
     lines.append(("real images", "", "", "", "", *real))
-    return table(lines)
+    if len(curves) <= UNFOLDED:
+        return table(lines)
+    summary = f"<summary>the last sets of {len(curves)} curves</summary>"
+    return f"<details>{summary}{table(lines)}</details>"
 
 
 def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:

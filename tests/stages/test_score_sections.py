@@ -48,6 +48,15 @@ def row(value, *, metric="fid", kind="jackknife", seeds=1, count=100, caution=""
     return scores.row_of(which.pop("node", "sample/a"), FACTS | which, found)
 
 
+def test_a_long_table_is_folded_and_names_its_curves():
+    few = {f"evaluate/c{n}": [row(3.0)] for n in range(score_section.UNFOLDED)}
+    tables = score_section.overview(few).tables
+    assert not any("the last sets" in table for table in tables)
+    tables = score_section.overview(few | {"evaluate/more": [row(4.0)]}).tables
+    assert any("<summary>the last sets of 31 curves</summary>" in table for table in tables)
+    assert any("<td>more</td>" in table for table in tables)
+
+
 def test_two_protocols_are_never_on_one_axis():
     curves = {
         "evaluate/a": [row(3.0, nfe=5), row(2.0, nfe=10)],
