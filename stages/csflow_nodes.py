@@ -153,9 +153,13 @@ class Templates:
         return [*nodes, scores]
 
 
-def spectrum_nodes(bench: Bench) -> list[Node]:
-    """The spectrum of the data. Raises UsageError for latents that were not allowed."""
-    if bench.data.latent and not bench.spectrum.allow_latent:
+def spectrum_nodes(bench: Bench, name: str = "spectrum") -> list[Node]:
+    """`spectrum`, of the data, or `spectrum/NAME`, of the data set `prepare/NAME`.
+
+    Raises UsageError for latents that were not allowed.
+    """
+    data = name.replace("spectrum", "prepare", 1)
+    if data == "prepare" and bench.data.latent and not bench.spectrum.allow_latent:
         raise UsageError(
             "data.latent=true and CSFlow contradict each other: the eye's contrast sensitivity is "
             "measured against luminance on a screen, and a frequency in a latent is no frequency "
@@ -163,7 +167,7 @@ def spectrum_nodes(bench: Bench) -> list[Node]:
             "spectrum.allow_latent=true to go on at your own risk"
         )
     resources = bench.resources.spectrum
-    return [Node("spectrum", spectrum.STAGE, bench.spectrum, {"data": "prepare"}, resources)]
+    return [Node(name, spectrum.STAGE, bench.spectrum, {"data": data}, resources)]
 
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:

@@ -297,12 +297,13 @@ def _spectrum_input(kind: str) -> dict[str, str]:
 
 
 def _with_needed(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
-    """The nodes, with the spectrum and the teacher if one of them reads it."""
+    """The nodes, with the teacher and every spectrum that one of them reads."""
     read = {slot for node in nodes for slot in node.inputs}
+    spectra = dict.fromkeys(n.inputs["spectrum"] for n in nodes if "spectrum" in n.inputs)
     return [
         *nodes,
         *(teacher_nodes(bench) if "teacher" in read else ()),
-        *(spectrum_nodes(bench) if "spectrum" in read else ()),
+        *(node for name in spectra for node in spectrum_nodes(bench, name)),
     ]
 
 
@@ -429,7 +430,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
     inputs = {
         "data": "prepare",
         "extractor": of(extract.STAGE),
-        "spectrum": of(spectrum.STAGE),
+        "spectrum": [name for name in of(spectrum.STAGE) if name == "spectrum"],
         "teacher": of(teach.STAGE),
         "training": of(train.STAGE),
         "diagnoses": of(diagnose.STAGE),

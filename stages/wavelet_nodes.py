@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import Settings
-from stages import draw, fit, prepare, risk, train
+from stages import densities, draw, fit, prepare, risk, train
 from stages.draw import DrawSettings
 from stages.fit import FitOptions, FitSettings, check_levels
 from stages.methods import table
@@ -213,6 +213,8 @@ def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Nod
                 | {"num_samples": bench.wavelet.num_samples}
             )
             inputs = {"score": _named("fit/wavelet", model, end)}
+            if densities.needs_spectrum(settings.grid):
+                inputs["spectrum"] = f"spectrum/{end}" if end else "spectrum"
             tags = {"method": f"wavelet-{model}", "solver": solver, "dataset": images.dataset}
             name = _named("draw/wavelet", model, solver, end)
             yield Node(name, draw.STAGE, settings, inputs, bench.resources.draw, tags)

@@ -314,6 +314,16 @@ def test_training_from_scratch_with_csflow_brings_the_spectrum():
     assert "stages.methods.density" not in plain.identities["train/sit"].sources
 
 
+def test_wavelet_scores_are_drawn_on_the_grid_of_their_own_data():
+    nodes = graph("sample.grid=csflow", "sample.solver_grids={}", recipe="wavelet")
+    drawn = nodes["draw/wavelet-local-d2-euler"], nodes["draw/wavelet-local-d2-euler-photographs"]
+    assert [node.slot("spectrum") for node in drawn] == [("spectrum",), ("spectrum/photographs",)]
+    assert nodes["spectrum/photographs"].slot("data") == ("prepare/photographs",)
+    assert nodes["report"].slot("spectrum") == ("spectrum",)
+    plain = graph(recipe="wavelet")
+    assert not any(name.startswith("spectrum") for name in plain.nodes)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
