@@ -79,6 +79,12 @@ def checked(catalog: Catalog, sweep: Sweep) -> Checked:
             f"would give the same; sweep settings that {found[0][0].measured[space.decides].name} "
             "depends on"
         )
+    first = found[0]
+    if len(first) > 1 and len({target.results for target in first}) == 1:
+        where = f"nodes of stage {', '.join(space.seeded)}" if space.seeded else "the setting seed"
+        raise UsageError(
+            f"seeds={space.seeds} changes nothing: {space.decides} does not depend on {where}"
+        )
     shared = shared_keys(found, least=max(2, len(found)) if made_up else 2)
     return Checked(sweep, () if made_up else tuple(values), found, frozenset(shared))
 
@@ -94,7 +100,7 @@ def _targets(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> list[
 
 def _builds(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> bool:
     try:
-        planning.build(catalog, sweep.request(values, None))
+        planning.build(catalog, sweep.request(values))
     except UsageError:
         return False
     return True
@@ -112,8 +118,6 @@ def _check_paths(catalog: Catalog, sweep: Sweep) -> None:
                 f"{path} is swept by the space and set on the command line; leave it out, or take "
                 "it from the parameters of a space of your own (--space FILE)"
             )
-        if path == "seed" and sweep.space.seeds:
-            raise UsageError("seed is set on the command line and by seeds; leave one out")
 
 
 def _is_setting(path: str, known: Sequence[str]) -> bool:

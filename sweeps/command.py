@@ -52,14 +52,13 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
 
 def _asked(options: Namespace) -> Sweep:
     """The sweep that the command line describes."""
-    seeds = None if options.seeds is None else list(range(options.seeds))
     if options.seeds is not None and options.seeds < 1:
         raise UsageError(f"--seeds {options.seeds}: give at least 1")
     if options.trials is not None and options.trials < 1:
         raise UsageError(f"--trials {options.trials}: give at least 1")
     changes: dict[str, Any] = {
         "trials": options.trials,
-        "seeds": seeds,
+        "seeds": options.seeds,
         "search": options.search,
         "objective": options.objective,
     }

@@ -54,7 +54,7 @@ def finish(
 def preset_text(sweep: Sweep, checked: Checked, outcome: Outcome, sweep_id: str) -> str:
     """A preset file of the best trial: the sweep's preset with what it changes.
 
-    With several seeds the first one; a run of it finds all that the trial made in the cache.
+    A run of it finds what the trial made with its first seed in the cache.
     """
     values: dict[str, Any] = dict(outcome.best.trial.values)
     flat = checked.first.resolved.flat()
@@ -62,8 +62,6 @@ def preset_text(sweep: Sweep, checked: Checked, outcome: Outcome, sweep_id: str)
     for text in sweep.overrides:
         path = text.partition("=")[0].strip()
         changed |= {p: v for p, v in flat.items() if p == path or p.startswith(f"{path}.")}
-    if sweep.space.seeds:
-        changed["seed"] = sweep.space.seeds[0]
     base = sweep.preset or checked.first.resolved.preset
     if Path(base).suffix in (".yaml", ".yml"):
         base = str(Path(base).absolute())

@@ -45,8 +45,8 @@ def _facts(outcome: Outcome, flat: Mapping[str, Any]) -> str:
         for name, m in space.metrics.items()
     )
     errors = (
-        f"standard error over {len(space.seeds)} seeds"
-        if len(space.seeds) > 1
+        f"standard error over {space.seeds} seeds"
+        if space.seeds > 1
         else "the standard error that the node reports of one seed, where it does"
     )
     halving = space.halving

@@ -79,12 +79,12 @@ class SweepRecord:
         return self.trials[-1]
 
     def nodes(
-        self, trial: TrialRecord, seeds: Sequence[int | None], found: Sequence[Mapping], shared: set
+        self, trial: TrialRecord, found: Sequence[Mapping[str, Mapping]], shared: frozenset[str]
     ) -> None:
         """Note a trial's nodes, `found` for each of its seeds."""
-        for seed, nodes in zip(seeds, found, strict=False):
+        for number, nodes in enumerate(found):
             names = {
-                name: node_name(trial.name, seed if len(seeds) > 1 else None, name)
+                name: node_name(trial.name, number if len(found) > 1 else None, name)
                 for name, node in nodes.items()
                 if node["key"] not in shared
             }

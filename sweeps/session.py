@@ -279,11 +279,11 @@ class Session:
 
     def _event(self, trial: TrialRecord, kind: str, number: int, node: str, *rest: Any) -> None:
         if kind == "log":
-            seed = self._seeds()[number] if len(self._seeds()) > 1 else None
-            name = record.node_name(trial.name, seed, node)
+            several = self.sweep.space.seeds > 1
+            name = record.node_name(trial.name, number if several else None, node)
             with log_file(self.entry.folder / "logs", name).open("a") as stream:
                 stream.write(rest[0])
-        elif kind == "points" and len(self._seeds()) == 1:
+        elif kind == "points" and self.sweep.space.seeds == 1:
             self.tracker.points(trial.name, rest[0], rest[1])
         elif kind == "message":
             self.view.message(f"{trial.name}: {rest[0]}")
@@ -291,9 +291,6 @@ class Session:
             done, total, unit = rest
             how_far = f" {done:g}/{total:g} {unit}".rstrip() if total else ""
             self._show(trial, note=f"{node}{how_far}")
-
-    def _seeds(self) -> Sequence[int | None]:
-        return self.sweep.space.seeds or (None,)
 
     def _result(self, trial: TrialRecord, result: Mapping[str, Any]) -> None:
         trial.state, trial.error = result["state"], result.get("error", "")
@@ -303,7 +300,7 @@ class Session:
         nodes = [dict(seed) for seed in result["nodes"]]
         own = {n["key"]: n["seconds"] or 0 for seed in nodes for n in seed.values()}
         trial.seconds = round(sum(s for key, s in own.items() if key not in shared), 3)
-        self.entry.nodes(trial, self._seeds(), nodes, set(shared))
+        self.entry.nodes(trial, nodes, shared)
         self._done(trial, nodes)
 
     def _done(self, trial: TrialRecord, nodes: Sequence[Mapping[str, Any]]) -> None:

@@ -10,7 +10,8 @@ parameters:
 settings: {csflow.in_full: false}           # of all trials
 search: random                              # grid, random or optuna
 trials: 12
-seeds: [0, 1, 2]                            # each trial once with every seed
+seeds: 3                                    # each trial with so many seeds, from the run's own on
+seeded: [train, sample]                     # the stages that they are of; unset is `seed` itself
 halving: {metric: loss/velocity, node: train/sit, direction: min, grace: 200}
 ```
 
@@ -74,7 +75,14 @@ class Space(Settings):
     points: tuple[dict[str, Any], ...] = Field((), description="or the trials one by one")
     search: Literal["grid", "random", "optuna"] = Field("grid", description="how values are chosen")
     trials: int | None = Field(None, ge=1, le=100_000, description="how many, at most")
-    seeds: tuple[int, ...] = Field((), description="values of `seed` that each trial is run with")
+    seeds: int = Field(
+        1, ge=1, le=1000, description="seeds each trial is run with, counted from the run's own"
+    )
+    seeded: tuple[str, ...] = Field(
+        (),
+        description="the stages whose nodes have these seeds, so that others, such as what scores "
+        "them, stay as they are; unset changes the setting `seed`",
+    )
     search_seed: int = Field(0, ge=0, description="of random values")
     halving: Halving | None = Field(None, description="early stopping; unset is none")
 
@@ -87,8 +95,6 @@ class Space(Settings):
         if bool(self.parameters) == bool(self.points):
             empty = "it is empty" if not self.parameters else "it has both"
             raise ValueError(f"{empty}; give either parameters or points")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds has {_first_twice(self.seeds)} twice; leave one out")
         names = {path for point in self.points for path in point}
         for point in self.points:
             if missing := sorted(names - point.keys()):
@@ -104,8 +110,8 @@ class Space(Settings):
         for path in self.paths:
             if path in self.settings:
                 raise ValueError(f"{path} is both a parameter and in settings; leave one out")
-            if path == "seed" and self.seeds:
-                raise ValueError("seed is a parameter and seeds is set; leave one out")
+            if path == "seed" and self.seeds > 1:
+                raise ValueError(f"seed is a parameter and seeds={self.seeds}; leave one out")
         if self.search != "grid" and self.trials is None:
             raise ValueError(f"search={self.search} needs trials: how many to try")
         return self

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps.space import Space, canonical
 
-SEED = "seed"  # the setting that `seeds` gives values to
+SEED = "seed"  # the setting, and the field of stages, that `seeds` counts on from
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,10 @@ class Sweep:
         data = [self.space.model_dump(mode="json"), self.preset, list(self.overrides)]
         return hashlib.sha256(canonical(data).encode()).hexdigest()[:16]
 
-    def request(self, values: Mapping[str, Any], seed: int | None) -> Request:
+    def request(self, values: Mapping[str, Any]) -> Request:
         """The run whose part one trial is."""
-        chosen = dict(values) if seed is None else {**values, SEED: seed}
         fixed = [setting(path, value) for path, value in self.space.settings.items()]
-        own = [setting(path, value) for path, value in chosen.items()]
+        own = [setting(path, value) for path, value in values.items()]
         return Request(self.space.recipe, self.preset, (*fixed, *self.overrides, *own))
 
 
@@ -61,7 +60,6 @@ class Target:
     """
 
     recipe: str
-    seed: int | None
     resolved: Resolved
     graph: Graph
     measured: Mapping[str, Node]
@@ -83,11 +81,38 @@ def targets(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> list[T
     Raises:
         UsageError: settings that cannot be, or a metric that no node reports; one sentence.
     """
-    return [_target(catalog, sweep, values, seed) for seed in sweep.space.seeds or (None,)]
+    return [_target(catalog, sweep, values, number) for number in range(sweep.space.seeds)]
 
 
-def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], seed: int | None) -> Target:
-    resolved, whole = planning.build(catalog, sweep.request(values, seed))
+def _built(
+    catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], number: int
+) -> tuple[Resolved, Graph]:
+    """The settings and the whole graph, `number` seeds after the run's own."""
+    request, seeded = sweep.request(values), sweep.space.seeded
+    if unknown := [name for name in seeded if name not in catalog.stages]:
+        hint = nearest(unknown[0], catalog.stages)
+        raise UsageError(f"seeded has unknown stage '{unknown[0]}'{hint}")
+    resolved, graph = planning.build(catalog, request)
+    if not number:
+        return resolved, graph
+    if not seeded:
+        if SEED not in resolved.flat():
+            raise UsageError("seeds: these settings have no seed; name the stages in seeded")
+        seed = setting(SEED, resolved.flat()[SEED] + number)
+        return planning.build(catalog, replace(request, overrides=(*request.overrides, seed)))
+    nodes = [_reseeded(node, number) if node.stage.name in seeded else node for node in graph]
+    return resolved, Graph(nodes, catalog.exclude_sources)
+
+
+def _reseeded(node: Node, number: int) -> Node:
+    if SEED not in type(node.settings).model_fields:
+        raise UsageError(f"seeded: {node.name} has no seed; leave {node.stage.name} out")
+    changed = {SEED: getattr(node.settings, SEED) + number}
+    return replace(node, settings=node.settings.revised(**changed))
+
+
+def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], number: int) -> Target:
+    resolved, whole = _built(catalog, sweep, values, number)
     space, flat = sweep.space, resolved.flat()
     measured = {
         name: _reporting(catalog, whole, filled(measure.node, flat), measure.metric or name)
@@ -106,7 +131,7 @@ def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], seed: int
             f"save nothing; name a node upstream of {measured[space.decides].name}"
         )
     graph = Graph([node for node in whole if node.name in names], catalog.exclude_sources)
-    return Target(space.recipe, seed, resolved, graph, measured, watched)
+    return Target(space.recipe, resolved, graph, measured, watched)
 
 
 def filled(pattern: str, flat: Mapping[str, Any]) -> str:

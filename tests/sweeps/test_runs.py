@@ -56,7 +56,7 @@ def test_a_sweep_from_start_to_end(tmp_path):
     marks = tmp_path / "marks"
     points = [{"a.value": v, "a.fail": v == 2} for v in (1, 2, 3)]
     settings = {"a.marks": str(marks), "b.marks": str(marks)}
-    path = write(tmp_path, parameters=None, points=points, settings=settings, seeds=[0, 1])
+    path = write(tmp_path, parameters=None, points=points, settings=settings, seeds=2)
     out = run(tmp_path, "mine", "--space", path, "--jobs", "2", code=1)
     assert "number/a: value 2 was told to fail" in out
     assert "1 of 3 trials failed" in out

@@ -89,11 +89,7 @@ WRONG = {
     },
     "search=random needs trials": {"search": "random"},
     "a.value is both a parameter and in settings": {"settings": {"a.value": 1}},
-    "seed is a parameter and seeds is set": {
-        "parameters": {"seed": {"grid": [1, 2]}},
-        "seeds": [0, 1],
-    },
-    "seeds has 1 twice": {"seeds": [1, 0, 1]},
+    "seed is a parameter and seeds=2": {"parameters": {"seed": {"grid": [1, 2]}}, "seeds": 2},
     "objective 'valeu' is none of its metrics; did you mean 'value'?": {"objective": "valeu"},
     "unknown key 'metrics.value.nod'; did you mean 'node'?": {
         "metrics": {"value": {"node": "total", "direction": "min", "nod": 1}}
@@ -133,7 +129,11 @@ def test_a_parameter_knows_what_is_plain():
 @pytest.mark.parametrize("name", space.names())
 @pytest.mark.parametrize(("preset", "trials"), [("smoke", None), ("digits", 3)])
 def test_every_named_space_fits_the_recipes(name, preset, trials):
-    found = checked(CATALOG, Sweep(name, space.read(name, trials=trials), preset))
+    found = checked(CATALOG, Sweep(name, space.read(name, trials=trials, seeds=2), preset))
+    first, second = found.looked_at[0]
+    assert first.results != second.results
+    extractors = [t.graph.keys.get("extractor") for t in (first, second)]
+    assert extractors[0] == extractors[1], "scores of all seeds are by the same protocol"
     assert len(found.values) > 1
     assert found.shared, "something is made once for all trials"
     assert len({target.results for trial in found.looked_at for target in trial}) > 1

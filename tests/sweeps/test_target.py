@@ -44,8 +44,8 @@ def test_shared_nodes_are_those_that_two_trials_need(tmp_path):
 
 
 def test_seeds_make_one_target_each(tmp_path):
-    found = targets(CATALOG, sweep(tmp_path, seeds=[0, 5]), {"a.value": 2})
-    assert [t.resolved.settings.seed for t in found] == [0, 5]
+    found = targets(CATALOG, sweep(tmp_path, "seed=4", seeds=2), {"a.value": 2})
+    assert [t.resolved.settings.seed for t in found] == [4, 5]
     assert found[0].graph.keys["apply/a"] == found[1].graph.keys["apply/a"]
     assert found[0].graph.keys["number/b"] != found[1].graph.keys["number/b"]
 
@@ -95,6 +95,12 @@ BAD = {
         "metrics": {"value": {"node": "apply/a", "direction": "min"}},
         "halving": {"node": "number/b", "metric": "loss", "grace": 5},
     },
+    "seeded has unknown stage 'totla'; did you mean 'total'?": {"seeds": 2, "seeded": ["totla"]},
+    "seeded: total has no seed; leave total out": {"seeds": 2, "seeded": ["total"]},
+    "seeds=2 changes nothing: value does not depend on the setting seed": {
+        "metrics": {"value": {"node": "apply/a", "direction": "min"}},
+        "seeds": 2,
+    },
     "resources.number.cpus to at most 1": {"settings": {"resources.number.cpus": 8}},
 }
 
@@ -120,7 +126,6 @@ def test_bad_input_ends_with_2_before_any_trial(words, tmp_path, capsys):
         ("--trials 0: give at least 1", ["--trials", "0"]),
         ("--seeds 0: give at least 1", ["--seeds", "0"]),
         ("objective 'x' is none of its metrics", ["--objective", "x"]),
-        ("seed is set on the command line and by seeds", ["--seeds", "2", "seed=1"]),
     ],
 )
 def test_contradictions_on_the_command_line(words, arguments, tmp_path, capsys):
