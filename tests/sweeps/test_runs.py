@@ -14,7 +14,7 @@ from pipeline.results import latest
 from pipeline.store import Store
 from sweeps import space
 from sweeps.outcome import Outcome
-from sweeps.record import TrialRecord
+from sweeps.record import TrialRecord, trial_name
 from tests.sweeps.spaces import write
 from tests.toy.table import CATALOG
 
@@ -51,92 +51,84 @@ def wait_for(folder, ready, process):
         time.sleep(0.05)
 
 
-def test_a_sweep_from_start_to_end(tmp_path):
-    """One trial fails, the others are ranked; what they share is made once; MLflow has them all."""
-    marks = tmp_path / "marks"
-    points = [{"a.value": v, "a.fail": v == 2} for v in (1, 2, 3)]
-    settings = {"a.marks": str(marks), "b.marks": str(marks)}
+def test_a_killed_sweep_goes_on_to_the_same_end(tmp_path):
+    """Killed in its second trial; the third fails. Then everything that a sweep leaves behind."""
+    marks, store = tmp_path / "marks", tmp_path / "store"
+    points = [{"a.value": v, "a.fail": v == 2} for v in (4, 1, 2, 3)]
+    settings = {"a.marks": str(marks), "b.marks": str(marks), "a.steps": 40, "a.seconds": 1.5}
     path = write(tmp_path, parameters=None, points=points, settings=settings, seeds=2)
-    out = run(tmp_path, "mine", "--space", path, "--jobs", "2", code=1)
-    assert "number/a: value 2 was told to fail" in out
-    assert "1 of 3 trials failed" in out
-
-    found = trials(tmp_path)
-    # total = 2 a + b + seed, with b = 4.
-    assert found["trial-01"].measured == {"value": [6, 7]}
-    assert found["trial-03"].measured == {"value": [10, 11]}
-    assert found["trial-02"].state == "failed"
-    assert any("6.50 ± 0.50" in line and line.endswith("  best") for line in out.splitlines())
-    made = sorted(marks.read_text().split())
-    # number/b is made with each seed's value, number/a once for both seeds, failing or not.
-    assert made == ["number/a", "number/a", "number/a", "number/b", "number/b"]
-
-    store = tmp_path / "store"
-    best = next(store.glob("runs/*/best.yaml"))
-    assert planning.make(CATALOG, Store(store), Request("chain", str(best))).todo == []
-    shown = latest("sweep-mine", store)
-    assert shown["trial-01/seed1/total"].metrics == {"value": 7.0}
-    assert shown["number/b"].state == "done"
-    with sqlite3.connect(store / "mlflow.db") as database:
-        tags = database.execute(
-            "select n.value, b.value, r.status from runs r "
-            "join tags n on n.run_uuid = r.run_uuid and n.key = 'trial' "
-            "left join tags b on b.run_uuid = r.run_uuid and b.key = 'best'"
-        ).fetchall()
-        params = database.execute("select value from params where key = 'a.value'").fetchall()
-        parents = database.execute(
-            "select count(distinct value) from tags where key = 'mlflow.parentRunId'"
-        ).fetchone()
-    assert sorted(tags) == [
-        ("trial-01", "true", "FINISHED"),
-        ("trial-02", "false", "FAILED"),
-        ("trial-03", "false", "FINISHED"),
-    ]
-    assert {"1", "2", "3"} <= {value for (value,) in params}
-    assert parents == (1,), "one parent for all trials"
-
-
-def test_a_killed_sweep_goes_on_to_the_same_table(tmp_path):
-    marks = tmp_path / "marks"
-    settings = {"a.marks": str(marks), "a.steps": 40, "a.seconds": 3.0}
-    path = write(tmp_path, parameters={"a.value": {"grid": [4, 1, 3]}}, settings=settings)
     words = ("mine", "--space", path, "--jobs", "1")
     process = start(tmp_path, *words)
 
     def second_runs():
-        done = list((tmp_path / "store").glob("artifacts/total/*"))
-        steps = list((tmp_path / "store").glob("work/number/*/step"))
+        done = len(list(store.glob("artifacts/total/*"))) == 2
+        steps = list(store.glob("work/number/*/step"))
         return done and any(int(step.read_text() or 0) >= 10 for step in steps)
 
     wait_for(tmp_path, second_runs, process)
     process.kill()
     process.wait()
-    before = len(list((tmp_path / "store").glob("runs/*/run.json")))
-    out = run(tmp_path, *words, "--resume")
-    assert before == len(list((tmp_path / "store").glob("runs/*/run.json"))) == 1
-    found = trials(tmp_path)
+    out = run(tmp_path, *words, "--resume", code=1)
+    assert len(list(store.glob("runs/*/run.json"))) == 1, "it goes on under its own name"
+
+    # total = 2 a + b + seed, with b = 4.
     expected = [
-        TrialRecord(f"trial-0{i + 1}", {"a.value": v}, "finished", {"value": [2 * v + 4.0]})
-        for i, v in enumerate((4, 1, 3))
+        TrialRecord(
+            trial_name(i), p, "finished", {"value": [2 * p["a.value"] + 4.0 + s for s in (0, 1)]}
+        )
+        for i, p in enumerate(points)
     ]
-    table = Outcome.of(space.read("mine", path), expected).text()
-    assert table in out
-    assert {t.state for t in found.values()} == {"finished"}
-    # The first trial's node ran once; the second's twice, the second time from where it was.
-    assert marks.read_text().split().count("number/a") == 4
-    logs = "".join(p.read_text() for p in (tmp_path / "store").glob("runs/*/logs/*number.a.log"))
+    error = "number/a: value 2 was told to fail"
+    expected[2] = TrialRecord("trial-03", points[2], "failed", error=error)
+    assert Outcome.of(space.read("mine", path), expected).text() in out
+    assert "1 of 4 trials failed; after mending, try them again with --resume" in out
+
+    # number/b is made with each seed's value, number/a once for both seeds, failing or not; the
+    # interrupted one twice, the second time from where it was.
+    assert marks.read_text().split().count("number/b") == 2
+    assert marks.read_text().split().count("number/a") == 5
+    logs = "".join(log.read_text() for log in store.glob("runs/*/logs/*number.a.log"))
     counted = sorted(int(line.rsplit(" ", 1)[1]) for line in logs.splitlines() if "counted" in line)
     assert counted[:2] == [0, 0]
     assert counted[2] >= 10
+    _check_what_is_left(store)
 
-    again = run(tmp_path, *words, "--resume")
-    assert "nothing to do: sweep" in again
+
+def _check_what_is_left(store):
+    best = next(store.glob("runs/*/best.yaml"))
+    assert planning.make(CATALOG, Store(store), Request("chain", str(best))).todo == []
+    shown = latest("sweep-mine", store)
+    assert shown["trial-02/seed1/total"].metrics == {"value": 7.0}
+    assert shown["number/b"].state in ("done", "cached")
+    assert "trial-03" in next(store.glob("runs/*/report.html")).read_text()
+    with sqlite3.connect(store / "mlflow.db") as database:
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+        tags = database.execute(
+            "select n.value, b.value, r.status from runs r "
+            "join tags n on n.run_uuid = r.run_uuid and n.key = 'trial' "
+            "left join tags b on b.run_uuid = r.run_uuid and b.key = 'best'"
+        ).fetchall()
+        params = database.execute(
+            "select p.value from params p join tags t on t.run_uuid = p.run_uuid "
+            "where p.key = 'a.value' and t.key = 'trial'"
+        ).fetchall()
+        parents = database.execute(
+            "select count(distinct value) from tags where key = 'mlflow.parentRunId'"
+        ).fetchone()
+    assert sorted(tags) == [
+        ("trial-01", "false", "FINISHED"),
+        ("trial-02", "true", "FINISHED"),
+        ("trial-03", "false", "FAILED"),
+        ("trial-04", "false", "FINISHED"),
+    ]
+    assert sorted(value for (value,) in params) == ["1", "2", "3", "4"]
+    assert parents == (1,), "one parent for all trials"
 
 
 def test_lagging_trials_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_path):
     """Four trials with losses 0, 1, 2, 3 above the same curve, two at a time, best first."""
     parameters = {"a.level": {"grid": [0.0, 1.0, 2.0, 3.0]}}
-    settings = {"a.steps": 120, "a.seconds": 6.0}
+    settings = {"a.steps": 120, "a.seconds": 4.0}
     halving = {"node": "number/a", "metric": "loss", "grace": 5, "reduction": 2}
     path = write(tmp_path, parameters=parameters, settings=settings, halving=halving)
     words = ("mine", "--space", path, "--jobs", "2")
@@ -162,17 +154,6 @@ def test_lagging_trials_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_pat
         assert store.manifest("number", node.key) is None
         assert store.has_work("number", node.key), "it could go on"
         assert one.reports
-
-
-def test_optuna_makes_up_the_trials(tmp_path):
-    pytest.importorskip("optuna")
-    parameters = {"a.value": {"randint": [1, 400]}, "apply.function": {"choice": ["double"]}}
-    path = write(tmp_path, parameters=parameters, search="optuna", trials=5)
-    run(tmp_path, "mine", "--space", path, "--jobs", "2")
-    found = trials(tmp_path)
-    assert len(found) == 5
-    for one in found.values():
-        assert one.measured["value"] == [2 * one.values["a.value"] + 4]
 
 
 def test_trainings_run_in_local_mode_inside_trials(tmp_path):
