@@ -30,8 +30,11 @@ BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 190, 40, 40, 12
 def report(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Path | None:
     """Write `report.html` of a finished or partial run; None if the recipe has no report.
 
-    In a partial run the report stage is run here on what there is.
+    In a partial run the report stage is run here on what there is. A sweep wrote its own page.
     """
+    if "sweep" in data:
+        own = store.run_path(data["id"]) / PAGE
+        return own if own.is_file() else None
     for node in data["nodes"].values():
         if node["stage"] == STAGE and store.manifest(STAGE, node["key"]) is not None:
             page = (store.open(STAGE, node["key"]).path / PAGE).read_text()

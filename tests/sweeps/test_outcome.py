@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipeline import plan as planning
+from pipeline import publish
 from pipeline.plan import Request
 from pipeline.store import Store
 from sweeps import page, record
@@ -128,6 +129,15 @@ def test_the_page_stands_alone_and_holds_every_trial(tmp_path):
     assert "http://www.w3.org" in text.replace("https", "http")
     assert "src=" not in text.replace("src='data:", "")
     assert "<link rel='icon' href='data:,'>" in text
+
+
+def test_the_command_report_gives_a_sweeps_own_page(tmp_path):
+    asked = sweep(tmp_path)
+    written = entry(tmp_path, asked, trial(0, {"a.value": 3}, 1.0))
+    store = Store(tmp_path / "store")
+    assert publish.report(CATALOG, store, written.data) is None
+    path = page.write(written, Outcome.of(asked.space, written.trials))
+    assert publish.report(CATALOG, store, written.data) == path
 
 
 def test_a_sweep_is_resumed_by_what_it_asks(tmp_path):
