@@ -1,7 +1,7 @@
 """ICR's numbers beside their targets: `python -m tests.bench.icr [PART ...]`, all parts by default.
 
 synthetic  Gaussian features of known ratio; invariance; shards          seconds
-cost       a scan of 10 checkpoints, without the network's forward time  seconds
+cost       a scan of 10 checkpoints, without the network's forward time  half a minute
 digits     training on 64 and on 1,500 digits, 3 seeds each              about 15 core-minutes
 sigma      the scan over noise levels of a rich run, with the probe      about 3 core-minutes
 """
@@ -9,13 +9,16 @@ sigma      the scan over noise levels of a rich run, with the probe      about 3
 import argparse
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from stages import scanning
 from stages.methods import edm, grids
 from stages.methods.alarm import alarm
 from stages.methods.draws import Draws
@@ -26,8 +29,10 @@ from stages.methods.memorization import ratio
 from stages.methods.representation import alignment, probe_accuracy, rankme, uniformity
 from stages.methods.solvers import solve
 from stages.methods.views import Views
+from stages.model import TrainedModel
 from stages.nets.taps import view_features
 from stages.nets.unet import UNet
+from stages.viewing import ViewOptions
 
 SEEDS = (0, 1, 2)
 CHECKPOINTS = (25, 35, 50, 71, 100, 141, 200, 283, 400, 566, 800, 1131, 1333)
@@ -71,24 +76,42 @@ def synthetic() -> None:
     print(f"  shards against whole, offset 1e4: {difference:.1e} relative (target at most 1e-12)")
 
 
-def cost() -> None:
-    """Core-seconds of a scan of 10 checkpoints beyond the network's own."""
-    _, held_out, _ = digits()
-    network = UNet()
+class Timed:
+    """A denoiser that adds up the process time of its calls, those cut short at a layer too."""
+
+    def __init__(self, denoiser: Callable[[Tensor, float], Tensor]) -> None:
+        self.denoiser, self.seconds = denoiser, 0.0
+
+    def __call__(self, y: Tensor, sigma: float) -> Tensor:
+        start = time.process_time()
+        try:
+            return self.denoiser(y, sigma)
+        finally:
+            self.seconds += time.process_time() - start
+
+
+def cost(checkpoints: int = 10) -> None:
+    """Core-seconds of a scan of 10 checkpoints beyond the network's own, by the stage's code."""
+    training_images, held_out, labels = digits()
+    options, network = ViewOptions(), UNet()
+    model = TrainedModel(Path(), "unet", {"num_classes": 0}, "edm", (), (1, 8, 8), 10)
+    subject = scanning.subject_of(model, network, options)
+    timed = Timed(subject.denoiser)
+    subject = replace(subject, denoiser=timed)
+    train = training_images, labels[:RICH]
+    test = held_out, labels[RICH:]
     start = time.process_time()
-    views = _views(held_out)
-    elapsed = time.process_time() - start
-    features = view_features(network, network, views[0], SIGMA, "inner.mid", "spatial")
-    features = features + 0.1 * torch.randn(features.shape)
-    start = time.process_time()
-    for _ in range(10):
-        for _ in VIEW_SEEDS:
-            icr(features), icr(features, components=16)
-        alignment(features), uniformity(features), rankme(features)
-    elapsed += time.process_time() - start
+    viewer = scanning.Viewer(held_out[:HELD_OUT], options)
+    for _ in range(checkpoints):
+        scanning.measure(subject, viewer, SIGMA)
+        for images in (held_out[:HELD_OUT], training_images[:LIMITED]):
+            scanning.denoising_error(timed, images, SIGMA, 1, options.batch_size)
+        scanning.probe_accuracy(subject, train, test, SIGMA, options.batch_size)
+    beside = time.process_time() - start - timed.seconds
     print(
-        f"cost: 10 checkpoints, n {HELD_OUT}, V {NUM_VIEWS}, {len(VIEW_SEEDS)} view seeds, d 64: "
-        f"{elapsed:.2f} core-seconds beside the forward passes (target at most 5)"
+        f"cost: {checkpoints} checkpoints, n {HELD_OUT}, V {NUM_VIEWS}, {len(VIEW_SEEDS)} view "
+        f"seeds, d 64, probe of {RICH}: {beside:.2f} core-seconds beside the network's "
+        f"{timed.seconds:.2f} (target at most 5)"
     )
 
 
