@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,35 +20,27 @@ from pipeline.stage import Context, Input, Result, Stage
 from stages.methods import table
 from stages.model import TrainedNetwork, checkpoint_name
 from stages.prepare import Data
+from stages.scan_summary import (
+    OVER_STEPS,
+    curves_of,
+    facts_of,
+    lines_of,
+    metrics_of,
+    tags_of,
+    with_scores,
+)
 from stages.scans import FILE, Scan, ScanRow
 from stages.scores import Scores
-from stages.sigmas import ABSCISSA, check_sigmas, sigma_1000
+from stages.sigmas import ABSCISSA, check_sigmas
 from stages.viewing import LiveOptions, ViewOptions
 
 if TYPE_CHECKING:
-    from stages.methods.alarm import Alarm
     from stages.scanning import Viewer
-    from stages.scores import Row
 
-OVER_STEPS = "training_step"
 WAVE = 8  # rows scanned side by side, and then remembered
 WORTH_SECONDS = (
     10  # of work left that other processes are asked to share; one row stays in this one
 )
-CURVES = {
-    "icr": "icr",
-    "icr_naive": "naive",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
-    "rankme": "rankme",
-    "trace_signal": "trace_signal",
-    "trace_noise": "trace_noise",
-    "denoising_mse": "denoising_mse",
-    "denoising_mse_train": "denoising_mse_train",
-    "probe_accuracy": "probe_accuracy",
-    "memorization_ratio": "memorization_ratio",
-    "fid": "fid",
-}
 
 
 class ScanOptions(ViewOptions):
@@ -157,17 +149,17 @@ def run(context: Context) -> Result:
     model, data = context.inputs["model"], context.inputs["data"]
     items = items_of(settings, model)
     before = model.description.get("steps_before", 0)
-    rows = _scores_beside(_rows(context, items), context.inputs.get("scores"))
-    rows = [replace(row, step=before + row.step) for row in rows]
-    facts = _facts(settings, rows, model, data)
+    rows = [replace(row, step=before + row.step) for row in _rows(context, items)]
+    rows = with_scores(rows, context.inputs.get("scores"))
+    facts = facts_of(settings, rows, model, data)
     (context.path / FILE).write_text(json.dumps(facts, indent=1))
-    for line in _lines(facts, rows):
+    for line in lines_of(facts, rows):
         context.log(line)
     return Result(
-        metrics=_metrics(facts, rows),
-        curves=_curves(settings.abscissa, rows, facts["icr_error"]),
+        metrics=metrics_of(facts, rows),
+        curves=curves_of(settings.abscissa, rows, facts["icr_error"]),
         abscissa=settings.abscissa,
-        tags=_tags(facts),
+        tags=tags_of(facts),
     )
 
 
@@ -286,134 +278,6 @@ def _viewer(data: Data, options: ViewOptions, device: str) -> Viewer:
         _LATEST.clear()
         _LATEST[key] = Viewer(data.load().test[: options.num_images].to(device), options)
     return _LATEST[key]
-
-
-def _scores_beside(rows: Sequence[ScanRow], scores: Scores | None) -> list[ScanRow]:
-    """The rows with memorisation ratio and FID of the samples of the same step."""
-    found: Mapping[tuple[int, str], Row] = {}
-    if scores is not None:
-        found = {(row.training_step, row.score.metric): row for row in scores.load()}
-
-    def of(step: int, metric: str) -> tuple[float | None, float | None]:
-        row = found.get((step, metric))
-        return (None, None) if row is None else (row.score.value, row.score.error)
-
-    return [
-        replace(
-            row,
-            **dict(
-                zip(
-                    ("memorization_ratio", "memorization_error", "fid", "fid_error"),
-                    (*of(row.step, "memorization_ratio"), *of(row.step, "fid")),
-                    strict=True,
-                )
-            ),
-        )
-        for row in rows
-    ]
-
-
-# --- what is said of it -------------------------------------------------------------------------
-
-
-def _facts(
-    settings: ScanSettings, rows: Sequence[ScanRow], model: TrainedNetwork, data: Data
-) -> dict[str, Any]:
-    import torch
-
-    from stages.methods.alarm import alarm, pooled_error
-
-    values = torch.tensor([row.icr_seeds for row in rows], dtype=torch.float64)
-    error = pooled_error(values) if len(rows) > 1 else None
-    found = None
-    if not settings.sigmas:
-        found = alarm([row.step for row in rows], values, settings.alarm_errors)
-    past = [
-        row.step
-        for row in rows
-        if row.memorization_ratio is not None and row.memorization_ratio > settings.memorized
-    ]
-    described = ("method", "network", "seed", "num_images")
-    names = ("strength", "num_views", "view_seeds", "num_images", "components", "memorized")
-    return {
-        "abscissa": settings.abscissa,
-        "model": {name: model.description.get(name) for name in described},
-        "dataset": data.description["name"],
-        "std": data.description["std"],
-        "layer": settings.layer or "middle",
-        "pooling": settings.pooling,
-        **{name: getattr(settings, name) for name in names},
-        "icr_error": error,
-        "alarm": None if found is None else _plain(found),
-        "memorization_step": past[0] if past and not settings.sigmas else None,
-        "rows": [asdict(row) for row in rows],
-    }
-
-
-def _plain(found: Alarm) -> dict[str, Any]:
-    error = found.standard_error
-    more = {"standard_error": None if error != error else error, "words": found.words}
-    return asdict(found) | more
-
-
-def _metrics(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, float]:
-    """Headlines: the last row's, the minimum of ICR, the rise since, and where copies begin."""
-    last, found = rows[-1], facts["alarm"]
-    lowest = min(rows, key=lambda row: row.icr)
-    metrics: dict[str, float | None] = {"icr": last.icr, "icr_minimum": lowest.icr}
-    if found is None:
-        metrics["icr_minimum_sigma"] = lowest.sigma
-        probed = [row for row in rows if row.probe_accuracy is not None]
-        if probed:
-            best = max(probed, key=lambda row: row.probe_accuracy)
-            metrics |= {
-                "probe_accuracy": best.probe_accuracy,
-                "probe_accuracy_sigma": best.sigma,
-            }
-    else:
-        metrics |= {
-            "icr_minimum_step": found["step"],
-            "icr_rise": found["rise"],
-            "icr_rise_standard_error": found["standard_error"],
-            "icr_fall": rows[0].icr - last.icr,
-            "alarm_step": found["confirmed_step"],
-            "memorization_step": facts["memorization_step"],
-            "memorization_ratio": last.memorization_ratio,
-            "fid": last.fid,
-            "probe_accuracy": last.probe_accuracy,
-        }
-    metrics |= {"denoising_mse": last.denoising_mse, "icr_standard_error": facts["icr_error"]}
-    return {name: float(value) for name, value in metrics.items() if value is not None}
-
-
-def _curves(
-    abscissa: str, rows: Sequence[ScanRow], error: float | None
-) -> list[tuple[str, int, float]]:
-    found = []
-    for row in rows:
-        at = row.step if abscissa == OVER_STEPS else sigma_1000(row.sigma)
-        values = {metric: getattr(row, name) for metric, name in CURVES.items()}
-        values["icr_standard_error"] = error
-        found += [(metric, at, value) for metric, value in values.items() if value is not None]
-    return found
-
-
-def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    return {} if facts["alarm"] is None else {"alarm": facts["alarm"]["words"]}
-
-
-def _lines(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> list[str]:
-    lines = []
-    for row in rows:
-        text = f"step {row.step} sigma {row.sigma:g}: ICR {row.icr:.4f}"
-        for name in ("denoising_mse", "probe_accuracy", "memorization_ratio", "fid"):
-            value = getattr(row, name)
-            text += "" if value is None else f", {name} {value:.4g}"
-        lines.append(text)
-        lines += [f"step {row.step} sigma {row.sigma:g}: guard, {guard}" for guard in row.guards]
-    if facts["alarm"] is not None:
-        lines.append(facts["alarm"]["words"])
-    return lines
 
 
 STAGE = Stage(

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline import plan as planning
 from pipeline import worker
+from pipeline.commands import garbage
 from pipeline.plan import Request
 from pipeline.store import Store
 from tests.inline import job_of
@@ -115,3 +116,30 @@ def test_threads_of_torch_follow_the_node():
     assert torch.get_num_threads() == 2
     assert os.environ["OMP_NUM_THREADS"] == "2"
     worker.set_threads(before)
+
+
+def context_of(store, events, *overrides):
+    plan = planning.make(CATALOG, store, Request("chain", overrides=overrides))
+    job = job_of(plan.graph, store, "number/a")
+    return worker.WorkerContext(job, {}, store.local, None, events.append, worker.run_inline)
+
+
+def test_what_a_node_remembers_serves_others_of_its_stage_and_code(store, monkeypatch):
+    first, other = context_of(store, []), context_of(store, [], "a.steps=7")
+    assert first.recall({"weights": "abc"}) is None
+    first.remember({"weights": "abc"}, {"rows": [1, 2.5]})
+    assert other.recall({"weights": "abc"}) == {"rows": [1, 2.5]}
+    assert other.recall({"weights": "abd"}) is None
+    monkeypatch.setitem(other._identity.sources, "tests.toy.stages", "changed")
+    assert other.recall({"weights": "abc"}) is None
+    (file,) = (store.local / "memory" / "number").iterdir()
+    file.write_text("{half")
+    assert first.recall({"weights": "abc"}) is None
+    assert garbage(store, keep=1)[0] == ["memory/number"]
+
+
+def test_a_notice_goes_to_the_log_and_to_the_driver(store, capsys):
+    events = []
+    context_of(store, events).notice("rises again", alarm="step 5")
+    assert events == [("notice", "number/a", "rises again", {"alarm": "step 5"})]
+    assert "rises again" in capsys.readouterr().out
