@@ -103,7 +103,7 @@ def plot(
         ax.set_ylabel(axes.y)
         for axis, is_log in ((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y)):
             if is_log:
-                _logarithmic(axis)
+                logarithmic(axis)
         if axes.ticks is not None:
             ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
         if beside:
@@ -143,7 +143,7 @@ def _dashes(curve: Curve, again: int) -> str:
     return LINES[again % len(LINES)] if curve.like is None else "--"
 
 
-def _logarithmic(axis: Any) -> None:
+def logarithmic(axis: Any) -> None:
     """A logarithmic axis with numbers such as 0.05 and 20, closer where it spans few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

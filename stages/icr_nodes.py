@@ -195,7 +195,7 @@ def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
     options = bench.icr.train
     where = {name: getattr(bench.train, name) for name in ("device", "num_workers")}
     changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": seed}
-    changed |= {"live": bench.scan.watch(options.method)}
+    changed |= {"live": bench.scan.watch(may_stop=True)}
     settings = TrainSettings.model_validate(options.model_dump() | where | changed)
     tags = {"method": settings.method, "data": "all" if limit is None else f"{limit} images"}
     tags |= {"seed": str(seed)}

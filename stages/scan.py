@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Stage
-from stages.methods import table
 from stages.model import TrainedNetwork, checkpoint_name
 from stages.prepare import Data
 from stages.scan_summary import (
@@ -73,7 +72,11 @@ class ScanPreset(ScanOptions):
     live_every: int | None = Field(
         None, ge=1, description="live: steps between measurements; unset is every kept checkpoint"
     )
-    stop: bool = Field(False, description="live: end a training once its alarm stands")
+    stop: bool = Field(
+        False,
+        description="live: end a U-Net's training once its alarm stands; trainings that are "
+        "compared at equal steps go on",
+    )
     stop_confirmations: int = Field(
         3,
         ge=1,
@@ -91,15 +94,15 @@ class ScanPreset(ScanOptions):
             )
         return self
 
-    def watch(self, method: str) -> LiveOptions | None:
-        """What a training is watched with; None unless live, and where there is a class token."""
-        if not self.live or method in table.TOKEN_LOSSES:
+    def watch(self, may_stop: bool = False) -> LiveOptions | None:
+        """What a training is watched with, and whether that may end it; None unless live."""
+        if not self.live:
             return None
         views = {name: getattr(self, name) for name in ViewOptions.model_fields}
         return LiveOptions(
             **views,
             every=self.live_every,
-            stop=self.stop,
+            stop=self.stop and may_stop,
             stop_confirmations=self.stop_confirmations,
         )
 

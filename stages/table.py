@@ -314,9 +314,7 @@ def prepare_nodes(bench: Bench) -> list[Node]:
 
 def train_nodes(bench: Bench) -> list[Node]:
     """The trainings."""
-    settings = TrainSettings(
-        **_fields(bench.train), seed=bench.seed, live=bench.scan.watch(bench.train.method)
-    )
+    settings = TrainSettings(**_fields(bench.train), seed=bench.seed, live=bench.scan.watch())
     return [
         Node(
             f"train/{settings.method}",
@@ -339,14 +337,12 @@ def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
         _sample_node(
             bench,
             method,
-            ("last" if step is None else f"step{step}")
-            + ("" if seed == bench.seed else f"-seed{seed}"),
+            f"step{step}" + ("" if seed == bench.seed else f"-seed{seed}"),
             step=step,
             seed=seed,
             **bench.sample.of_checkpoints(),
         )
-        # Where an alarm may end the training, only its last checkpoint is known to be there.
-        for step in ((None,) if bench.scan.stop else bench.train.kept_steps)
+        for step in bench.train.kept_steps
         for seed in seeds
     ]
     names = [node.name for node in nodes]

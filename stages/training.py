@@ -292,8 +292,8 @@ def _watch(
     settings: TrainSettings, network: nn.Module, config: dict[str, Any], data: DataSet
 ) -> Any:
     """What watches the training (`stages.live.Watch`); None where settings do not ask for it."""
-    if settings.live is None:
-        return None
+    if settings.live is None or settings.method in table.TOKEN_LOSSES:
+        return None  # held-out images come without a class token
     built = (settings.network.kind, config, settings.method)
     model = TrainedModel(Path(), *built, (), tuple(data.shape), data.num_classes)
     try:

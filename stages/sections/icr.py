@@ -18,8 +18,8 @@ SEED = re.compile(r"-seed\d+$")
 STEP = "training step"
 SIGMA = "sigma (standard deviations of the training pixels)"
 BESIDE = {
-    "memorization_ratio": "memorised share of samples",
-    "denoising_mse": "held-out error (pixel variances)",
+    "memorization_ratio": "memorised share\nof samples",
+    "denoising_mse": "held-out error\n(pixel variances)",
     "fid": "FID",
 }
 FURTHER = ("alignment", "uniformity", "rankme", "trace_signal", "trace_noise", "naive")
@@ -126,8 +126,9 @@ def _words(groups: Sequence[Group]) -> str:
         f"measured on {facts['num_images']} held-out images of {html.escape(facts['dataset'])}, "
         f"{facts['num_views']} views each ({facts['strength']} augmentation and diffusion noise), "
         f"with {len(facts['view_seeds'])} seeds of views that all checkpoints share, and without "
-        "sampling. Trained on few images, it falls and then rises again: the alarm is the step "
-        "of its minimum, confirmed when it has risen by three standard errors since. A standard "
+        "sampling. The paper: trained on few images, it falls and then rises again before samples "
+        "become copies. The alarm is the step of its minimum, confirmed when it has risen by three "
+        "standard errors since. A standard "
         f"deviation of the training pixels is {facts['std']:.3f} of images in [-1, 1].{said}</p>"
     )
 
@@ -251,7 +252,7 @@ def _sigmas(groups: Sequence[Group]) -> Figure:
     probed = [(g.label, g.curve(lambda row: row.probe_accuracy), i) for i, g in _each(groups)]
     probed = [curve for curve in probed if curve[1][0]]
     if probed:
-        panels.append(Panel("probe accuracy, held-out", probed))
+        panels.append(Panel("probe accuracy,\nheld-out", probed))
     which = groups[0].facts["components"]
     on = f"the first {which} principal components" if which else "all features"
     caption = (
@@ -273,7 +274,7 @@ def _errors(groups: Sequence[Group]) -> str:
 
 def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
     """Plots below each other over one logarithmic abscissa."""
-    from stages.figures import COLORS, MARKERS, Figure, svg
+    from stages.figures import COLORS, MARKERS, Figure, logarithmic, svg
 
     def draw(ax: Any) -> None:
         canvas = ax.figure
@@ -291,14 +292,18 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
             for at, index in panel.marks:
                 each.axvline(at, color=COLORS[index % len(COLORS)], linestyle=":", linewidth=1)
             each.set_ylabel(panel.label, fontsize="small")
-        axes[0].set_xscale("log")
+        logarithmic(axes[-1].xaxis)
         axes[-1].set_xlabel(x)
+        canvas.align_ylabels(list(axes))
         if len(panels[0].curves) > 1:
             axes[0].legend(fontsize="small")
 
     rows: list[tuple[Any, ...]] = [("quantity", "curve", x, "value", "standard error")]
     for panel in panels:
         for label, points, _ in panel.curves:
-            rows += [(panel.label, label, *point) for point in zip(*points, strict=True)]
+            rows += [
+                (panel.label.replace("\n", " "), label, *point)
+                for point in zip(*points, strict=True)
+            ]
     height = 0.9 + 1.5 * len(panels)
     return Figure(name, caption, svg(draw, name, (6.4, height)), rows)
