@@ -20,6 +20,6 @@ def section(run: Run) -> str:
     for name in run:
         manifest = run[name].manifest
         rows = manifest.timings.get(TIMING) if manifest is not None else None
-        if rows:
+        if isinstance(rows, list) and rows:
             seconds[name] = [float(value) for _, value in rows]
     return f"<h3>Claims about time</h3>{claims.table_of([maskalign.cost(seconds)])}"
