@@ -118,7 +118,6 @@ def seen(
             where.setdefault((said, every), []).append(other.name)
     parts = [f"{said} {', '.join(names)} at {at}" for (said, at), names in sorted(where.items())]
     return (
-        "As measured, the lowest score of a local family (all but full, the lowest being chosen "
-        f"on these images) is {'; '.join(parts)}; beyond 2 standard errors of the difference, or "
-        "within noise."
+        "As measured, the lowest score of a local family (all but full; chosen on these images) is "
+        f"{'; '.join(parts)}. Lower and above mean beyond 2 standard errors of the difference."
     )
