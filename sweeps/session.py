@@ -6,16 +6,14 @@ import contextlib
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pipeline import cluster, progress, track
 from pipeline import plan as planning
 from pipeline import record as runs
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
-from pipeline.plan import CACHED, DAMAGED, Plan
 from pipeline.record import command_line
-from pipeline.run import Claims, Execution, log_file, run_together
+from pipeline.run import log_file
 from pipeline.session import CODE, Options, say
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -25,6 +23,7 @@ from sweeps.check import Checked, check_resources
 from sweeps.ending import finish
 from sweeps.outcome import Outcome, assigned
 from sweeps.record import LAGGED, QUEUED, SweepRecord, TrialRecord
+from sweeps.shared import SharedNodes
 from sweeps.space import canonical
 from sweeps.tracking import Curves
 from sweeps.trial import OLD, Past, Shared
@@ -102,8 +101,10 @@ class Session:
     def _execute(self) -> None:
         have = cluster.connect(self.how.address, self.how.cores, planning.local_gpus(), CODE)
         check_resources(self.checked, self.store, *have, "the cluster")
-        failed = self._run_shared()
-        todo = self._todo(failed)
+        nodes = SharedNodes(
+            self.store, self.checked, self.entry, self.catalog.packages, self._show_nodes
+        )
+        todo = self._todo(nodes.run())
         names = [trial.name for trial in self.entry.trials]
         names += [record.trial_name(i) for i in range(len(names), self._count())]
         self.view = progress.view(dict.fromkeys(names), self.how.cores, "trials")
@@ -113,90 +114,12 @@ class Session:
         if todo is None or todo:
             self._search(todo or [], self.checked.concurrent(*have))
 
+    def _show_nodes(self, names: Sequence[str]) -> Any:
+        self.view = progress.view(dict.fromkeys(names), self.how.cores, "shared nodes")
+        return self.view
+
     def _count(self) -> int:
         return len(self.checked.values) or self.sweep.space.trials
-
-    # What several trials need
-
-    def _run_shared(self) -> dict[str, str]:
-        """Run the nodes that several trials need, each once; why some failed, by key."""
-        plans: list[Plan] = []
-        covered: set[str] = set()
-        for trial in self.checked.looked_at:
-            for target in trial:
-                plan = target.plan(self.store)
-                nodes = {n: p for n, p in plan.nodes.items() if p.key in self.checked.shared}
-                for name, node in nodes.items():
-                    self._note_shared(name, node)
-                todo = {p.key for p in nodes.values() if p.state != CACHED}
-                if todo - covered:
-                    covered |= todo
-                    plans.append(replace(plan, nodes=nodes))
-        for plan in plans:
-            for node in plan.nodes.values():
-                if node.state == DAMAGED:
-                    with contextlib.suppress(OSError):  # another plan of the same node did
-                        self.store.set_aside(node.node.stage.name, node.key)
-        if not plans:
-            return {}
-        say(f"{len(covered)} nodes that several trials need come first")
-        return self._run_plans(plans)
-
-    def _run_plans(self, plans: Sequence[Plan]) -> dict[str, str]:
-        names = {}
-        for number, plan in enumerate(plans):
-            for name, node in plan.nodes.items():
-                names.setdefault(node.key, name if number == 0 else f"{name} ({number + 1})")
-        self.view = progress.view(dict.fromkeys(names.values()), self.how.cores, "shared nodes")
-        claims = Claims()
-        executions = [
-            Execution(
-                plan,
-                self.store,
-                SharedListener(self, {n: names[p.key] for n, p in plan.nodes.items()}),
-                self.catalog.packages,
-                claims,
-                self.entry.data["git"],
-            )
-            for plan in plans
-        ]
-        run_together(executions)
-        self.view.close()
-        failed = {}
-        for execution in executions:
-            for name, item in execution.nodes.items():
-                self.entry.data["nodes"][self._shared_name(name, item.key)] |= {
-                    "state": item.state,
-                    "seconds": item.manifest.seconds if item.manifest else None,
-                    "error": item.error,
-                }
-                if item.state in (progress.FAILED, progress.BLOCKED):
-                    failed[item.key] = f"{name}: {item.error}"
-        return failed
-
-    def _note_shared(self, name: str, node: planning.NodePlan) -> None:
-        entry = self.entry.data["nodes"]
-        label = self._shared_name(name, node.key)
-        entry.setdefault(
-            label,
-            {
-                "stage": node.node.stage.name,
-                "key": node.key,
-                "upstream": list(node.node.upstream),
-                "tags": dict(node.node.tags),
-                "state": progress.REUSED if node.state == CACHED else progress.QUEUED,
-                "seconds": node.seconds if node.manifest else None,
-                "error": "",
-            },
-        )
-
-    def _shared_name(self, name: str, key: str) -> str:
-        """The name in the record of a node that trials share; a number where names collide."""
-        nodes, label, number = self.entry.data["nodes"], name, 1
-        while label in nodes and nodes[label]["key"] != key:
-            number += 1
-            label = f"{name}-{number}"
-        return label
 
     # Trials
 
@@ -217,6 +140,8 @@ class Session:
             elif not trial.ended or self.sweep.space.halving is not None:
                 trial.error = ""
                 todo.append(index)
+        if all(self.entry.trial(self.checked.values[index]).ended for index in todo):
+            return []
         # Those that ended come first: early stopping hears again what it knew.
         return sorted(todo, key=lambda i: not self.entry.trial(self.checked.values[i]).ended)
 
@@ -365,25 +290,3 @@ class Session:
         tracker.start()
         track.flush_pending(self.store.local, exclude=self.entry.folder)
         return tracker
-
-
-class SharedListener:
-    """What an execution of shared nodes says: to the terminal and the log files."""
-
-    def __init__(self, session: Session, names: Mapping[str, str]) -> None:
-        self._session, self._names = session, names
-        self.view, self.tracker, self.on_change = self, None, None
-
-    def update(self, name: str, **changes: Any) -> None:
-        self._session.view.update(self._names[name], **changes)
-
-    def message(self, text: str) -> None:
-        self._session.view.message(text)
-
-    def log(self, node: str, text: str) -> None:
-        folder = self._session.entry.folder / "logs"
-        with log_file(folder, self._names[node]).open("a") as stream:
-            stream.write(text)
-
-    def close(self) -> None:
-        """Nothing stays open."""
