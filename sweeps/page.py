@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import flatten
 from pipeline.publish import graph_svg
 from stages import page as pages
-from stages.figures import COLORS, INK, Figure, svg
+from stages.figures import COLORS, INK, Figure, logarithmic, svg
 from sweeps.outcome import Outcome, Row, short, shown
 from sweeps.record import SweepRecord
 from sweeps.space import Parameter
@@ -156,7 +156,7 @@ def _against(outcome: Outcome, path: str, index: int) -> Figure:
                 alpha=1.0 if best else 0.75,
             )
         if scale.log:
-            ax.set_xscale("log")
+            logarithmic(ax.xaxis)
         if ticks := scale.ticks([row.trial.values[path] for row in rows]):
             ax.set_xticks(list(ticks), list(ticks.values()))
             ax.minorticks_off()

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import track
 from pipeline.errors import DamagedArtifactError
+from pipeline.relay import timing_curves
 from pipeline.store import Store
 from sweeps.outcome import Value
 from sweeps.record import LAGGED, TrialRecord
@@ -66,7 +67,8 @@ class Curves:
         for node in nodes.values():
             try:
                 manifest = self._store.manifest(node["stage"], node["key"])
-                if manifest is not None and manifest.curves:
-                    yield manifest.abscissa, self._store.open(node["stage"], node["key"]).curves()
+                if manifest is not None and manifest.abscissa:
+                    rows = self._store.open(node["stage"], node["key"]).curves()
+                    yield manifest.abscissa, rows + timing_curves(manifest.timings)
             except DamagedArtifactError:
                 continue  # the next run that reads it mends it
