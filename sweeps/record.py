@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from pipeline import provenance
+from pipeline import progress, provenance
 from pipeline.errors import UsageError
 from pipeline.record import ORPHAN_SECONDS, RUNNING, command_line
 from pipeline.store import Store
 from sweeps.space import canonical
-from sweeps.target import Sweep
+from sweeps.target import Sweep, Target
 from sweeps.work import FINISHED
 
 QUEUED, LAGGED = "queued", "stopped"
@@ -92,6 +92,25 @@ class SweepRecord:
                 if name in names:
                     upstream = [names.get(parent, parent) for parent in node["upstream"]]
                     self.data["nodes"][names[name]] = dict(node) | {"upstream": upstream}
+
+    def expect(self, trial: TrialRecord, found: Sequence[Target], shared: frozenset[str]) -> None:
+        """Note the nodes that a trial is going to run, so that `gc` keeps what they leave."""
+        nodes = [
+            {
+                node.name: {
+                    "stage": node.stage.name,
+                    "key": target.graph.keys[node.name],
+                    "upstream": list(node.upstream),
+                    "tags": dict(node.tags),
+                    "state": progress.QUEUED,
+                    "seconds": None,
+                    "error": "",
+                }
+                for node in target.graph
+            }
+            for target in found
+        ]
+        self.nodes(trial, nodes, shared)
 
     def end(self, state: str) -> None:
         self.data |= {"state": state, "ended": provenance.now()}

@@ -27,10 +27,9 @@ from sweeps.shared import SharedNodes
 from sweeps.space import canonical
 from sweeps.tracking import Curves
 from sweeps.trial import OLD, Past, Shared
-from sweeps.work import FAILED, FINISHED, RUNG, STEP
+from sweeps.work import FAILED, RUNG, STEP
 
 SAVE_SECONDS = 1.0
-_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", LAGGED: "KILLED", runs.STOPPED: "KILLED"}
 
 
 def run(
@@ -138,8 +137,10 @@ class Session:
                 self.curves.begin(trial)
                 self.curves.end(trial, [])
             elif not trial.ended or self.sweep.space.halving is not None:
-                trial.error = ""
                 todo.append(index)
+                if not trial.ended:
+                    trial.error = ""
+                    self.entry.expect(trial, found, self.checked.shared)
         if all(self.entry.trial(self.checked.values[index]).ended for index in todo):
             return []
         # Those that ended come first: early stopping hears again what it knew.
@@ -260,7 +261,7 @@ class Session:
         self.entry.end(runs.FAILED if failed else runs.FINISHED)
         outcome = Outcome.of(self.sweep.space, self.entry.trials)
         finish(self.store, self.sweep, self.checked, self.entry, outcome, self.tracker)
-        self.tracker.close(_STATUS[FAILED if failed else FINISHED], timeout=10)
+        self.tracker.close("FAILED" if failed else "FINISHED", timeout=10)
         cluster.disconnect()
         if failed:
             say(

@@ -45,7 +45,15 @@ def spied(*arguments, module):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["plan", "chain"], ["config", "chain"], ["runs"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["sweep", "--help"],
+        ["plan", "chain"],
+        ["config", "chain"],
+        ["runs"],
+    ],
 )
 def test_light_commands_import_nothing_heavy(arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_STORE", str(tmp_path))

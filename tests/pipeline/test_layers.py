@@ -40,6 +40,8 @@ def test_only_the_engine_touches_ray_core_and_mlflow():
         modules = set(imports(path))
         if name not in ("pipeline/run.py", "pipeline/cluster.py"):
             assert "ray" not in modules, f"{name} imports Ray core"
+        if name not in ("sweeps/trial.py", "sweeps/tuning.py"):
+            assert not any(m.startswith("ray.tune") for m in modules), f"{name} imports Ray Tune"
         if not name.startswith("pipeline/track/"):
             assert not any(m.partition(".")[0] == "mlflow" for m in modules), name
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from pipeline import plan as planning
+from pipeline.commands import garbage
 from pipeline.plan import Request
 from pipeline.results import latest
 from pipeline.store import Store
@@ -153,6 +154,8 @@ def test_lagging_trials_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_pat
         node = plan.nodes["number/a"]
         assert store.manifest("number", node.key) is None
         assert store.has_work("number", node.key), "it could go on"
+        doomed, _ = garbage(store, keep=3)
+        assert not [name for name in doomed if node.key in name], "gc leaves it"
         assert one.reports
 
 
