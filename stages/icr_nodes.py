@@ -192,7 +192,13 @@ def _given(bench: Bench, path: str) -> list[Node]:
 
 def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
     """`train/MODEL` on the first `limit` images; where it runs is train's."""
-    options = bench.icr.train
+    options, size = bench.icr.train, bench.data.image_size
+    if size is not None and size % options.network.divisor:
+        raise UsageError(
+            f"icr.train.network.multipliers={options.network.multipliers} halves the images' side "
+            f"of {size} pixels too often; give fewer, set data.size to a multiple of "
+            f"{options.network.divisor}, or leave this out with icr.in_full=false"
+        )
     where = {name: getattr(bench.train, name) for name in ("device", "num_workers")}
     changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": seed}
     changed |= {"live": bench.scan.watch(may_stop=True)}

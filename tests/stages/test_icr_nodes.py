@@ -72,6 +72,7 @@ def test_checkpoints_are_at_powers_of_the_root_of_two():
         (["icr.sigmas=[0.2,0.1]"], "must ascend"),
         (["icr.full_steps=[5]"], "full_steps=.* below train.warmup_steps=10"),
         (["icr.train.limit=16"], "limited=16 is not below train.limit=16"),
+        (["icr.train.network.multipliers=[1,1,1,1,1]"], "side of 8 pixels too often"),
         (["icr.train.network.kind=sit"], "method=edm and network.kind=sit"),
     ],
 )

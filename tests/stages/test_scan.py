@@ -201,6 +201,35 @@ def test_only_what_is_new_is_scanned(tmp_path, few, unet, rows, monkeypatch):
     assert scanned == [4, 8, 12, 16, 4]
 
 
+def test_a_scan_that_was_killed_goes_on(tmp_path, few, unet, rows, monkeypatch):
+    plain, scanned = scan.scan_item, []
+
+    def killed(item, *common):
+        scanned.append(item.step)
+        if scanned == [4, 8]:
+            raise KeyboardInterrupt
+        return plain(item, *common)
+
+    monkeypatch.setattr(scan, "scan_item", killed)
+    first = context(tmp_path / "first", SCAN, model=unet, data=few)
+    with pytest.raises(KeyboardInterrupt):
+        scan.run(first)
+    second = context(tmp_path / "second", SCAN, model=unet, data=few)
+    second.memory = first.memory
+    made = sealed(second, scan.STAGE, scan.run(second))
+    assert scanned == [4, 8, 8, 12]
+    assert digests(made.path) == digests(rows.path)
+
+
+def test_a_continued_training_is_scanned_under_all_its_steps(tmp_path, few, unet):
+    """Steps of a row, of samples and of scores count those of the start too."""
+    settings = UNET.revised(steps=6, checkpoint_steps=(), num_checkpoints=1, save_every=50)
+    at = context(tmp_path / "more", settings, data=few, start=unet)
+    model = trained_in(at)
+    found = make(tmp_path / "scan", scan.STAGE, SCAN, model=model, data=few)
+    assert [row.step for row in found.load()] == [18]
+
+
 def test_a_scan_over_noise_levels(tmp_path, few, unet):
     settings = SCAN.revised(sigmas=(0.1, 0.2, 1.0), components=4)
     found = make(tmp_path, scan.STAGE, settings, model=unet, data=few)
