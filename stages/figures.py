@@ -18,7 +18,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diffusion-bench",
     "font.family": "sans-serif",
-    "font.size": 10.0,
+    "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -77,11 +77,11 @@ class Figure:
     rows: Sequence[Sequence[Any]] = ()
 
 
-WHOLE, PANEL = (6.4, 3.6), (3.6, 2.6)  # inches
+WHOLE, PANEL = (5.8, 3.5), (3.6, 2.6)  # inches
 # Room for labels, of figures whose legend stands inside: four times faster than fitting it.
 MARGINS = {
-    WHOLE: {"left": 0.13, "right": 0.98, "bottom": 0.14, "top": 0.97},
-    PANEL: {"left": 0.22, "right": 0.96, "bottom": 0.2, "top": 0.96},
+    WHOLE: {"left": 0.15, "right": 0.98, "bottom": 0.15, "top": 0.97},
+    PANEL: {"left": 0.23, "right": 0.96, "bottom": 0.21, "top": 0.96},
 }
 
 

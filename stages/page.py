@@ -28,7 +28,7 @@ nav { font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 a { color: inherit; }
 .lead, figcaption, .note { color: var(--soft); }
 figure { margin: 1.2rem 0; } figcaption { font-size: .9rem; max-width: 46rem; }
-figure svg { width: 100%; max-width: 46rem; height: auto; display: block; }
+figure svg { width: 100%; max-width: 40rem; height: auto; display: block; }
 figure img { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
 .pictures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }

@@ -162,15 +162,13 @@ def _binomial(share: float, count: int) -> float:
 
 
 def _inside(rows: Sequence[ScanRow], lowest: ScanRow, effect: Effect, error: float | None) -> str:
-    """An inner minimum that is as good as the best probe holds; an end below all, or a probe that
-    is worse beyond 2 errors, does not."""
+    """A minimum inside the range, below both ends beyond 2 errors, with a probe as good as the
+    best one holds; a probe that is worse beyond 2 errors does not. At an end the range decides
+    nothing."""
     if effect.value < -2 * (effect.error or 0.0):
         return FAILS
     ends = (rows[0], rows[-1])
-    if error is None:
+    if error is None or lowest in ends:
         return OPEN
     beyond = 2 * math.sqrt(2) * error
-    inner = min(row.icr for row in rows[1:-1])
-    if lowest in ends:
-        return FAILS if inner - lowest.icr > beyond else OPEN
     return HOLDS if all(end.icr - lowest.icr > beyond for end in ends) else OPEN

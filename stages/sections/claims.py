@@ -61,9 +61,15 @@ def section(found: Sequence[Finding]) -> Section:
         f"set of images, so that another seed may say otherwise. {OUT_OF_SCOPE} Claims "
         "about time stand with <a href='#run'>the run</a>.</p>"
     )
-    folded = "".join(_details(finding) for finding in found if finding.details)
-    numbers = f"<details><summary>condition by condition</summary>{folded}</details>"
-    return Section("Claims", text, [table_of(found), *([numbers] if folded else [])])
+    measured = [finding for finding in found if finding.effect is not None]
+    absent = [finding for finding in found if finding.effect is None]
+    tables = [table_of(measured)] if measured else []
+    if absent:
+        summary = f"<summary>{len(absent)} claims are not measured in this run</summary>"
+        tables.append(f"<details>{summary}{table_of(absent)}</details>")
+    if numbers := "".join(_details(finding) for finding in found if finding.details):
+        tables.append(f"<details><summary>condition by condition</summary>{numbers}</details>")
+    return Section("Claims", text, tables)
 
 
 def table_of(found: Sequence[Finding]) -> str:
