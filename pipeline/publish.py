@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import progress, worker
+from pipeline import drawing, progress, worker
 from pipeline.artifact import Artifact
 from pipeline.errors import DamagedArtifactError, UsageError
 from pipeline.graph import Graph, Node
@@ -24,7 +24,6 @@ from pipeline.store import Store
 
 MARKER = "<!-- pipeline:run -->"
 STAGE, PAGE = "report", "report.html"
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 190, 40, 40, 12
 
 
 def report(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Path | None:
@@ -129,7 +128,7 @@ def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:
         if node["state"] in (progress.FAILED, progress.BLOCKED)
     )
     times = speeds(data)
-    return f"<table class='facts'>{rows}</table>{failed}{timed}{times}{graph_svg(data)}"
+    return f"<table class='facts'>{rows}</table>{failed}{timed}{times}{drawing.graph(data)}"
 
 
 def speeds(data: Mapping[str, Any]) -> str:
@@ -150,56 +149,4 @@ def speeds(data: Mapping[str, Any]) -> str:
         "others, or of an earlier run where a node was cached.</p><div class='wide'><table>"
         "<thead><tr><th>node</th><th>what</th><th>value, or step: value</th></tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div></details>"
-    )
-
-
-def graph_svg(data: Mapping[str, Any]) -> str:
-    """The graph as SVG, left to right, each box with its node's name, state and seconds."""
-    nodes = data["nodes"]
-    depth: dict[str, int] = {}
-    for name, node in nodes.items():
-        parents = [depth[p] for p in node["upstream"] if p in depth]
-        depth[name] = max(parents, default=-1) + 1
-    rows: dict[int, int] = {}
-    place: dict[str, tuple[int, int]] = {}
-    for name, column in depth.items():
-        row = rows.get(column, 0)
-        rows[column] = row + 1
-        place[name] = (column * (BOX_WIDTH + GAP_X) + 1, row * (BOX_HEIGHT + GAP_Y) + 1)
-    width = (max(depth.values(), default=0) + 1) * (BOX_WIDTH + GAP_X) - GAP_X + 2
-    height = max(rows.values(), default=1) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2
-    edges = "".join(
-        _edge(place[parent], place[name])
-        for name, node in nodes.items()
-        for parent in node["upstream"]
-        if parent in place
-    )
-    boxes = "".join(_box(name, nodes[name], *place[name]) for name in nodes)
-    return (
-        f"<div class='wide'><svg class='graph' width='{width}' height='{height}' "
-        f"viewBox='0 0 {width} {height}' role='img' "
-        f"aria-label='graph of the run with times'>{edges}{boxes}</svg></div>"
-    )
-
-
-def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
-    x1, y1 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2
-    x2, y2 = end[0], end[1] + BOX_HEIGHT / 2
-    middle = (x1 + x2) / 2
-    return (
-        f"<path d='M{x1} {y1} C{middle} {y1} {middle} {y2} {x2} {y2}' fill='none' "
-        "stroke='currentColor' stroke-opacity='.25'/>"
-    )
-
-
-def _box(name: str, node: Mapping[str, Any], x: int, y: int) -> str:
-    seconds = node["seconds"]
-    took = progress.duration(seconds) if seconds is not None else ""
-    kind = {progress.FAILED: "failed", progress.BLOCKED: "failed"}.get(node["state"], "node")
-    return (
-        f"<g class='{kind}'><rect x='{x}' y='{y}' width='{BOX_WIDTH}' height='{BOX_HEIGHT}' "
-        "rx='5' fill='none' stroke='currentColor' stroke-opacity='.6'/>"
-        f"<text x='{x + 8}' y='{y + 16}' font-size='12'>{html.escape(name)}</text>"
-        f"<text x='{x + 8}' y='{y + 32}' font-size='11' fill-opacity='.7'>"
-        f"{html.escape(node['state'])} {took}</text></g>"
     )

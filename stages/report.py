@@ -138,7 +138,7 @@ def _pictures(samples: Mapping[str, Samples]) -> Any:
             else f"{facts['method']}: made elsewhere, the first 100"
         )
         picture = Picture(caption, (artifact.path / "grid.png").read_bytes())
-        (shown if _varies_in_training(name) else more).append(picture)
+        (shown if _stands_out(name) else more).append(picture)
     text = (
         "<p>The same place in every grid is the same noise and the same class; nothing is "
         "selected.</p>"
@@ -146,9 +146,10 @@ def _pictures(samples: Mapping[str, Samples]) -> Any:
     return Section("Samples", text, pictures=shown or more, more=more if shown else ())
 
 
-def _varies_in_training(name: str) -> bool:
-    """Whether a node samples a model along its training: those grids are shown unfolded."""
-    return "-step" in name
+def _stands_out(name: str) -> bool:
+    """Whether a node samples a model along its training, or comes from elsewhere: those grids are
+    shown unfolded."""
+    return "-step" in name or "/" not in name
 
 
 STAGE = Stage(

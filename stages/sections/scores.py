@@ -154,7 +154,8 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
         ]
         kinds = _kinds(found[metric] for metric in metrics if metric in found)
         curve = name.removeprefix("evaluate/")
-        lines.append((curve, last.training_step, last.solver, last.nfe, kinds, *cells))
+        made = (last.training_step, last.solver, last.nfe) if last.nfe else (None, ELSEWHERE, None)
+        lines.append((curve, *made, kinds, *cells))
         floors |= {m: s.floor for m, s in found.items() if s.floor is not None}
     real = [f"{floors[metric]:.4g}" if metric in floors else "" for metric in metrics]
     lines.append(("real images", "", "", "", "", *real))
@@ -177,6 +178,7 @@ def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:
     )
 
 
+ELSEWHERE = "made elsewhere"
 HEADING = (
     *("set", "metric", "value", "error", "error_kind", "seeds", "floor", "N", "protocol"),
     *("details", "caution"),
