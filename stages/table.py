@@ -13,6 +13,7 @@ from pipeline.stage import Catalog, Resources, Settings, Stage
 from stages import (
     calibrate,
     checkpoint,
+    combined_nodes,
     csflow_nodes,
     densities,
     diagnose,
@@ -38,6 +39,7 @@ from stages import (
     wavelet_nodes,
     weights,
 )
+from stages.combined_nodes import CombinedOptions
 from stages.csflow_nodes import CSFlowOptions, spectrum_nodes
 from stages.diagnose import DiagnoseOptions
 from stages.evaluate import EvaluateSettings
@@ -241,6 +243,9 @@ class Bench(Settings):
     )
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
     csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
+    combined: CombinedOptions = Field(
+        CombinedOptions(), description="the methods put together, beside each alone"
+    )
     wavelet: WaveletOptions = Field(WaveletOptions(), description="wavelet scores")
     stein: SteinOptions = Field(
         SteinOptions(), description="corrected solvers, and how contractive steps are"
@@ -464,6 +469,8 @@ def full(bench: Bench) -> list[Node]:
         nodes += stein_nodes.full_nodes(bench, nodes)
     if bench.csflow.in_full:
         nodes += csflow_nodes.full_nodes(bench, nodes)
+    if bench.combined.in_full and bench.csflow.in_full:
+        nodes += combined_nodes.full_nodes(bench, nodes)
     if bench.wavelet.in_full:
         nodes += wavelet_nodes.full_nodes(bench, nodes)
     if bench.icr.in_full:

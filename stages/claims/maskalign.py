@@ -23,6 +23,7 @@ from stages.claims.findings import (
 )
 
 if TYPE_CHECKING:
+    from stages.diagnosis import Diagnosis
     from stages.scores import Row
 
 METHOD, METRIC = "MaskAlign", "fid"
@@ -53,7 +54,7 @@ Curves = Mapping[str, Mapping[int, BySeed]]
 
 
 def findings(
-    scores: Mapping[str, Sequence[Row]], diagnoses: Mapping[str, Any]
+    scores: Mapping[str, Sequence[Row]], diagnoses: Mapping[str, Diagnosis]
 ) -> Iterator[Finding]:
     """What scores over training steps and stability gaps say; every claim once.
 
@@ -125,7 +126,7 @@ def _mean(by_seed: BySeed) -> float:
     return math.fsum(score.value for score in by_seed.values()) / len(by_seed)
 
 
-def _gap(diagnoses: Mapping[str, Any]) -> Finding:
+def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
     """Gap of MaskAlign minus that of REG at the last step that both have, seed by seed."""
     gaps: dict[str, dict[str, Mapping[int, Any]]] = {}
     for node, artifact in diagnoses.items():

@@ -42,7 +42,7 @@ def test_nodes_of_the_full_recipe():
     swept = {
         name
         for name in nodes.nodes
-        if name.startswith("sample/") and "-nfe" in name and "csflow" not in name
+        if name.startswith("sample/sit-") and "-nfe" in name and "csflow" not in name
     }
     even, odd = ("euler", "dpmpp2m", "unipc"), (5, 9)
     assert swept == {

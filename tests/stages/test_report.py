@@ -1,0 +1,65 @@
+"""The report of a run that has next to nothing, and what belongs to the run itself."""
+
+import json
+import re
+
+from pipeline import publish
+from pipeline.store import Store
+from stages import report
+from stages.sections import timed
+from tests.stages.context import make
+
+EMPTY = {name: {} for name, slot in report.STAGE.inputs.items() if slot.many}
+
+
+def test_a_report_of_the_data_alone(tmp_path, few):
+    artifact = make(tmp_path, report.STAGE, report.ReportSettings(), data=few, **EMPTY)
+    page = (artifact.path / "report.html").read_text()
+    assert publish.MARKER in page
+    assert "96 training images and 48 held-out images of 1 x 8 x 8" in page
+    claims = json.loads((artifact.path / "claims.json").read_text())
+    assert {one["claim"]["method"] for one in claims} == {
+        *("MaskAlign", "CSFlow", "SteinDiff", "ICR", "Wavelet score", "Together")
+    }
+    assert {one["verdict"] for one in claims} == {"not measured in this run"}
+    assert artifact.metrics["claims/not_measured_in_this_run"] == len(claims)
+    (table,) = artifact.table_files()
+    assert len(json.loads(table.read_text())["data"]) == len(claims)
+    # Self-contained: nothing is fetched from anywhere.
+    assert not re.search(r"(src|href)='?\"?(https?:)?//", page)
+    assert "<script" not in page
+
+
+class Node:
+    def __init__(self, **timings):
+        self.manifest = type("Manifest", (), {"timings": timings})
+
+
+def test_claims_about_time_read_what_nodes_measured():
+    run = {
+        "train/reg": Node(step_seconds=[[10, 0.10], [20, 0.10], [30, 0.101]]),
+        "train/maskalign": Node(step_seconds=[[10, 0.09], [20, 0.09], [30, 0.091]]),
+        "evaluate/x": Node(),
+    }
+    page = timed.section(run)
+    assert "a ratio of 0.900" in page
+    assert "<b class='good'>holds</b>" in page
+    assert "not measured in this run" in timed.section({"train/reg": run["train/reg"]})
+
+
+def test_the_runs_own_part_stands_beside_times(tmp_path):
+    data = {
+        "id": "r",
+        "state": "finished",
+        "recipe": "full",
+        "preset": "smoke",
+        "created": "2026-06-01T00:00:00",
+        "command": "python -m pipeline run full x=<1>",
+        "git": {"revision": "abc", "dirty": True},
+        "nodes": {},
+    }
+    html = publish.section(Store(tmp_path), data, "<h3>Claims about time</h3>")
+    assert "abc with uncommitted changes" in html
+    assert "x=&lt;1&gt;" in html
+    assert "--preset" in html
+    assert html.index("Claims about time") < html.index("<svg")
