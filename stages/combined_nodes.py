@@ -31,7 +31,7 @@ class CombinedOptions(Settings):
         description="recipe full: MaskAlign, CSFlow's grid and the calibrated correction together "
         "and each alone, where a checkpoint of train has as many steps as MaskAlign's training",
     )
-    nfes: tuple[int, ...] = Field((5, 10), min_length=1, description="network evaluations compared")
+    nfes: tuple[int, ...] = Field((5,), min_length=1, description="network evaluations compared")
 
     @field_validator("nfes")
     @classmethod
@@ -130,7 +130,8 @@ def _sample(bench: Bench, arm: Arm, step: int, nfe: int, template: Node) -> Node
 
 
 def _calibration(bench: Bench, arm: Arm, sampled: Node) -> Node:
-    """The schedule that an arm's samples read, from the training images."""
+    """The schedule that an arm's samples read, from the model's own trajectories: a class token has
+    no clean values beside the images, and both corrected arms are to be corrected alike."""
     common = {name: getattr(bench.stein, name) for name in CalibrationOptions.model_fields}
     solved = {
         name: value
@@ -139,7 +140,7 @@ def _calibration(bench: Bench, arm: Arm, sampled: Node) -> Node:
     }
     settings = CalibrationSettings(
         **common
-        | {"target": "matched", "source": "data"}
+        | {"target": "trajectory", "source": "data"}
         | solved
         | {"step": sampled.settings.step, "seed": bench.seed}
     )
@@ -150,7 +151,7 @@ def _calibration(bench: Bench, arm: Arm, sampled: Node) -> Node:
         sampled.inputs["schedule"],
         calibrate.STAGE,
         settings,
-        inputs | {"data": "prepare"},
+        inputs,
         bench.resources.calibrate,
         sampled.tags,
     )

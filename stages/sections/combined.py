@@ -41,7 +41,8 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
         ]
     text = (
         "<p>MaskAlign's training, CSFlow's grid and the calibrated correction at once, beside each "
-        "of them alone and SiT without any, at equal training steps, evaluations and noise. "
+        "of them alone and SiT without any, at equal training steps, evaluations and noise. The "
+        "correction is calibrated on each model's own trajectories. "
         "One training each: the errors hold neither its spread nor that of calibrations.</p>"
     )
     label = "network evaluations (NFE)"

@@ -56,6 +56,8 @@ def test_a_calibration_is_of_its_arms_model_grid_and_step():
         assert found.settings.grid == grid
         for field in ("solver", "nfe", "grid", "density", "step", "guidance"):
             assert getattr(found.settings, field) == getattr(sampled.settings, field)
+        # Clean class tokens are not stored with the images: no arm may need them.
+        assert found.settings.target == "trajectory"
 
 
 @pytest.mark.parametrize(
