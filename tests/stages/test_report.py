@@ -40,6 +40,7 @@ def test_claims_about_time_read_what_nodes_measured():
         "train/reg": Node(step_seconds=[[10, 0.10], [20, 0.10], [30, 0.101]]),
         "train/maskalign": Node(step_seconds=[[10, 0.09], [20, 0.09], [30, 0.091]]),
         "evaluate/x": Node(),
+        "teach": Node(step_seconds=0.5),
     }
     page = timed.section(run)
     assert "a ratio of 0.900" in page
