@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stages.page import Section
     from stages.scores import Row
 
-OURS = "maskalign"
+OURS, ANCESTORS = "maskalign", ("sit", "repa", "reg")
 SEED = re.compile(r"-seed\d+$")
 STEP = "training step"
 HEADING = ("compared with", *(STEP if word == "NFE" else word for word in comparing.HEADING[1:]))
@@ -145,7 +145,9 @@ def _costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
                 settings["batch_size"],
                 None if seconds is None else 1000 * seconds,
                 median[name].get("tokens_per_second"),
-                seconds / reg if seconds and reg else None,
+                seconds / reg
+                if seconds and reg and facts["method"] in (OURS, *ANCESTORS)
+                else None,
             )
         )
     return lines
@@ -190,11 +192,7 @@ def _against_ancestors(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     found = _over_steps(scores)
     if OURS not in found:
         return []
-    others = {
-        name: curve
-        for name, curve in found.items()
-        if name != OURS and not name.startswith(f"{OURS}-") and len(curve) > 1
-    }
+    others = {name: curve for name, curve in found.items() if name in ANCESTORS and len(curve) > 1}
     return _compared(found[OURS], others, sorted(found[OURS]))
 
 
