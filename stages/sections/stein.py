@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stages.scores import Row
 
 METRICS = ("trajectory_rms", "fid")
-PLAIN = "none"
+PLAIN, LITERAL = "none", "literal"
 NFE = "network evaluations (NFE)"
 
 
@@ -176,23 +176,28 @@ def _where(curves: Curves, pairs: Sequence[tuple[Which, Which]]) -> str:
     return (
         "<p>Where corrections help here and where they do not, beyond 2 standard errors "
         "(evaluations):</p><ul>" + "".join(items) + "</ul>"
-        "<p>What is to be expected: with a good denoiser DDIM's own step already has the right "
-        "length, so that its gamma is near 1; at 3 evaluations a step is too long for one number; "
-        "at 20 and more there is little left to correct; the look-ahead corrector helps from about "
-        "10 evaluations on. The calibrated gamma is right on the straight path from an image to "
-        "noise, on which no solver stays exactly. The literal correction is the paper's: it jumps "
+        "<p>What an exact denoiser leads to expect: DDIM's own step already has the right length, "
+        "so that its gamma is near 1; at 3 evaluations a step is too long for one number; at 20 "
+        "and more there is little left to correct; the look-ahead corrector helps from about 10 "
+        "evaluations on. The calibrated gamma is right on the straight path from an image to "
+        "noise, on which no solver stays exactly. A trained denoiser has errors of its own, which "
+        "a gamma calibrated on data corrects too: it may gain FID while it leaves the model's "
+        "trajectory, at many evaluations as well. The literal correction is the paper's: it jumps "
         "to the clean image, leaves the noise level, and is shown for comparison.</p>"
     )
 
 
 def _plots(curves: Curves, metric: str) -> list[Figure]:
-    """The plain and fitted solvers together, then every solver with its corrections."""
+    """The plain and fitted solvers together, then every solver with its corrections; the literal
+    one, which is orders away, with all solvers on a figure of its own."""
     figures = []
     for index, model in enumerate(dict.fromkeys(which.model for which in curves)):
         of = [which for which in curves if which.model == model and metric in curves[which]]
+        literal = [which for which in of if which.correction == LITERAL]
+        of = [which for which in of if which.correction != LITERAL]
         plain = [which for which in of if which.correction == PLAIN]
         solvers = dict.fromkeys(which.solver for which in of if which.correction != PLAIN)
-        groups = {"solvers": plain} | {
+        groups = {"solvers": plain, LITERAL: literal} | {
             solver: [
                 which
                 for which in of

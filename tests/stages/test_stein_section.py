@@ -119,6 +119,22 @@ def test_a_model_solved_in_one_way_has_nothing_to_be_compared():
     assert "step 20" in figure.caption
 
 
+def test_the_literal_correction_stands_on_a_figure_of_its_own():
+    scores = {
+        f"{solver}-{correction}": rows(solver, correction, {5: value}, error=0.1)
+        for solver in ("euler", "dpmpp2m")
+        for correction, value in (("none", 3.0), ("online", 2.0), ("literal", 900.0))
+    }
+    figures = {figure.name: figure for figure in only(scores).figures}
+    lines = {name: {row[0] for row in figure.rows[1:]} for name, figure in figures.items()}
+    assert lines == {
+        "few-steps-fid-solvers": {"euler", "dpmpp2m"},
+        "few-steps-fid-literal": {"euler, literal", "dpmpp2m, literal"},
+        "few-steps-fid-euler": {"euler", "euler, online"},
+        "few-steps-fid-dpmpp2m": {"dpmpp2m", "dpmpp2m, online"},
+    }
+
+
 def schedule(solver, values, nfe=2):
     facts = {
         "solver": solver,
