@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,7 +256,9 @@ class Bench(Settings):
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
     hints: dict[str, float] = Field(
-        {}, description="seconds a node may take, by node or stage, until one was measured"
+        {},
+        description="seconds a node may take until one was measured, by how its name begins; the "
+        "longest beginning counts",
     )
 
     @model_validator(mode="after")
@@ -533,14 +535,17 @@ def stein(bench: Bench) -> list[Node]:
     return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
 
 
+def _hint(hints: Mapping[str, float], name: str) -> float | None:
+    """Seconds under the longest beginning of a node's name."""
+    found = [key for key in hints if name.startswith(key)]
+    return hints[max(found, key=len)] if found else None
+
+
 def hinted(recipe: Callable[[Bench], list[Node]]) -> Callable[[Bench], list[Node]]:
     """The recipe, each node with the preset's hint of its time."""
 
     def build(bench: Bench) -> list[Node]:
-        return [
-            replace(node, hint_seconds=bench.hints.get(node.name, bench.hints.get(node.stage.name)))
-            for node in recipe(bench)
-        ]
+        return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in recipe(bench)]
 
     return build
 

@@ -122,6 +122,14 @@ def test_what_changes_no_result_changes_no_key(setting):
     assert changed(setting) == set()
 
 
+def test_a_hint_is_that_of_the_longest_beginning_of_a_name():
+    nodes = graph("hints={sample: 4, sample/unet: 1.5, train/sit: 7}")
+    assert nodes["sample/sit-step600"].hint_seconds == 4
+    assert nodes["sample/unet-rich-step25"].hint_seconds == 1.5
+    assert nodes["train/sit"].hint_seconds == 7
+    assert nodes["train/unet-rich"].hint_seconds is not None  # the preset's
+
+
 def test_steps_move_the_checkpoints():
     nodes = graph("train.steps=400").nodes
     assert [name for name in nodes if "/sit-step" in name] == [
