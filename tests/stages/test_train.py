@@ -1,5 +1,7 @@
 """Training: exact resumption, NaN losses, draws and order by (seed, step, index), checkpoints."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -162,6 +164,29 @@ def test_workers_share_the_global_batch(monkeypatch):
             assert torch.equal(part.labels, whole[step].labels[share])
             noise = whole[step].draws.noise((1, 8, 8))[share]
             assert torch.equal(part.draws.noise((1, 8, 8)), noise)
+
+
+def test_batches_read_ahead_are_the_same(monkeypatch):
+    """As for a GPU, whose memory this stands for."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    images = torch.randn(12, 1, 8, 8)
+    plain, ahead = (loop.Batches(images, torch.arange(12) % 10, 6, seed=0) for _ in range(2))
+    ahead._thread = ThreadPoolExecutor(1)
+    for step in (0, 1, 2, 7, 8, 3):  # a resumed training begins anywhere
+        ours, theirs = ahead(step), plain(step)
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert ours.draws.step == theirs.draws.step
+        assert torch.equal(ours.draws.indices, theirs.draws.indices)
+        assert set(ahead._ahead) == {step + 1}
+
+
+def test_the_learning_rate_may_fall_along_a_cosine():
+    how = loop.Optimization(lr=1.0, warmup_steps=2, decay_steps=10)
+    rates = [how.lr_at(step) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0.0)
 
 
 def test_warm_up_is_linear_then_constant():
