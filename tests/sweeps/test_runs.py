@@ -5,9 +5,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
+import stages.table
 from pipeline import plan as planning
 from pipeline.commands import garbage
 from pipeline.plan import Request
@@ -126,58 +128,47 @@ def _check_what_is_left(store):
     assert parents == (1,), "one parent for all trials"
 
 
-def test_lagging_trials_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_path):
-    """Four trials with losses 0, 1, 2, 3 above the same curve, two at a time, best first."""
-    parameters = {"a.level": {"grid": [0.0, 1.0, 2.0, 3.0]}}
-    settings = {"a.steps": 120, "a.seconds": 4.0}
-    halving = {"node": "number/a", "metric": "loss", "grace": 5, "reduction": 2}
-    path = write(tmp_path, parameters=parameters, settings=settings, halving=halving)
-    words = ("mine", "--space", path, "--jobs", "2")
-    process = start(tmp_path, *words)
-    wait_for(tmp_path, lambda: "trial-02 running" in said(tmp_path), process)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    assert "--resume" in said(tmp_path).splitlines()[-1]
-    run(tmp_path, *words, "--resume")
-    found = trials(tmp_path)
-    assert found["trial-01"].state == "finished"
-    stopped = [t for t in found.values() if t.state == "stopped"]
-    assert stopped, "two better trials had passed the first rung"
-    store = Store(tmp_path / "store")
-    for one in stopped:
-        plan = planning.make(
-            CATALOG,
-            store,
-            Request("chain", overrides=(f"a.level={one.values['a.level']}", "a.steps=120")),
-        )
-        node = plan.nodes["number/a"]
-        assert store.manifest("number", node.key) is None
-        assert store.has_work("number", node.key), "it could go on"
-        doomed, _ = garbage(store, keep=3)
-        assert not [name for name in doomed if node.key in name], "gc leaves it"
-        assert one.reports
+def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_path):
+    """Four trainings, two at a time, the later two with a learning rate that teaches nothing.
 
-
-def test_trainings_run_in_local_mode_and_with_workers_inside_trials(tmp_path):
-    """Ray Train refuses its local mode inside a Tune trial, not in a node that a trial started.
-
-    Its workers have a placement group of their own: the trial's must not hold their CPUs.
+    They run in Ray Train's local mode, which a Tune trial itself would refuse, and want all CPUs.
     """
+    rates = (0.005, 0.004, 1e-6, 2e-6)
     tree = {
         "recipe": "full",
         "metrics": {"loss/velocity": {"node": "train/sit", "direction": "min"}},
-        "parameters": {"train.num_workers": {"grid": [0, 2]}},
-        "settings": {"train.steps": 10, "train.warmup_steps": 2},
+        "parameters": {"train.lr": {"grid": list(rates)}},
+        "settings": {"train.save_every": 10},
+        "halving": {"node": "train/sit", "metric": "loss/velocity", "grace": 20, "reduction": 2},
     }
-    path = write(tmp_path, **tree)
-    run(tmp_path, "workers", "--space", path, "--preset", "smoke", "--jobs", "2", module="pipeline")
+    path, store = write(tmp_path, **tree), Store(tmp_path / "store")
+    words = ("lr", "--space", path, "--preset", "smoke", "--jobs", "2")
+    process = start(tmp_path, *words, module="pipeline")
+    wait_for(tmp_path, lambda: list(store.local.glob("work/train/*/*")), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert said(tmp_path).rstrip().endswith("--resume")
+
+    run(tmp_path, *words, "--resume", module="pipeline")
     found = trials(tmp_path)
-    alone, together = (found[f"trial-0{i}"].measured["loss/velocity"][0] for i in (1, 2))
-    assert together == pytest.approx(alone, rel=1e-4)
-    with sqlite3.connect(tmp_path / "store" / "mlflow.db") as database:
+    assert [found[f"trial-0{i}"].state for i in (1, 2, 3, 4)] == ["finished"] * 2 + ["stopped"] * 2
+    for trial, rate in zip(found.values(), rates, strict=True):
+        request = Request("full", "smoke", (f"train.lr={rate}", "train.save_every=10"))
+        plan = planning.make(stages.table.CATALOG, store, replace(request, only=("train/sit",)))
+        node = plan.nodes["train/sit"]
+        if trial.state == "finished":
+            assert node.manifest.metrics["loss/velocity"] == trial.measured["loss/velocity"][0]
+        else:
+            assert [step for step, _ in trial.reports] == [10, 20]
+            assert node.manifest is None
+            assert store.has_work("train", node.key), "it could go on"
+            doomed, _ = garbage(store, keep=3)
+            assert not [name for name in doomed if node.key in name], "gc leaves it"
+    with sqlite3.connect(store.local / "mlflow.db") as database:
         curves = database.execute(
-            "select count(*) from metrics m join tags t on t.run_uuid = m.run_uuid "
-            "where m.key = 'loss/velocity' and t.key = 'trial' group by m.run_uuid"
+            "select n.value, count(*), max(m.step) from metrics m "
+            "join tags n on n.run_uuid = m.run_uuid and n.key = 'trial' "
+            "where m.key = 'loss/velocity' group by m.run_uuid order by n.value"
         ).fetchall()
-    assert curves == [(1,), (1,)], "one point each, of ten steps"
+    assert curves[:2] == [("trial-01", 6, 60), ("trial-02", 6, 60)]
+    assert [name for name, _, _ in curves] == [f"trial-0{i}" for i in (1, 2, 3, 4)]
