@@ -3,8 +3,8 @@
     python -m tests.bench.trials [--trials 50] [--jobs 2] [--workers]
 
 Each trial runs one node of the toy catalog that returns at once, so all of its time is Ray Tune's,
-the engine's and MLflow's. The whole command includes the start of Ray and the page. `--workers` adds a
-sweep of a training without and with two Ray Train workers: their losses must agree.
+the engine's and MLflow's. The whole command includes the start of Ray and the page. `--workers`
+adds a sweep of a training without and with two Ray Train workers: their losses must agree.
 """
 
 import argparse
