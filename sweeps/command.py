@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import plan as planning
@@ -17,6 +17,7 @@ from pipeline.store import Store
 from sweeps import record, space
 from sweeps.check import Checked, check_resources, checked
 from sweeps.outcome import Outcome, assigned
+from sweeps.space import canonical
 from sweeps.target import Sweep
 
 
@@ -34,10 +35,10 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
     how = Options(options.tracking_uri, address, options.jobs)
     _check(found, store, how)
     data = _data(asked, found, store, options.resume)
-    if data["state"] == FINISHED and options.resume:
-        trials = [record.TrialRecord(**trial) for trial in data["sweep"]["trials"]]
+    trials = [record.TrialRecord(**trial) for trial in data["sweep"]["trials"]]
+    if data["state"] == FINISHED and not _outdated(data, trials, found):
         outcome = Outcome.of(asked.space, trials)
-        print(f"nothing to do: sweep {data['id']} is finished\n\n{outcome.text()}\n")
+        print(f"nothing to do: sweep {data['id']} holds these results\n\n{outcome.text()}\n")
         print(outcome.verdict())
         return DONE
     from pipeline.supervise import supervise
@@ -84,15 +85,30 @@ def _check(found: Checked, store: Store, how: Options) -> None:
 
 
 def _data(asked: Sweep, found: Checked, store: Store, resume: bool) -> dict[str, Any]:
+    """The record to go on with: one that is finished, where nothing changed, or a new one."""
     if resume:
         return record.resumable(store, asked)
-    for other in record.same(store, asked):
+    for other in record.same(store, asked)[:1]:
+        trials = [record.TrialRecord(**trial) for trial in other["sweep"]["trials"]]
         if other["state"] != FINISHED:
             say(f"sweep {other['id']} is the same and unfinished; --resume goes on with it")
-            break
+        elif found.values and not _outdated(other, trials, found):
+            return other
     resolved = found.first.resolved
     settings = resolved.settings.model_dump(mode="json")
     return record.new(asked, resolved.preset, settings, found.values)
+
+
+def _outdated(
+    data: Mapping[str, Any], trials: Sequence[record.TrialRecord], found: Checked
+) -> bool:
+    """Whether code or data changed since; not known of trials that a search made up."""
+    known = {canonical(trial.values): trial for trial in trials}
+    return any(
+        record.outdated(data, known[canonical(values)], targets)
+        for values, targets in zip(found.values, found.looked_at, strict=False)
+        if canonical(values) in known
+    )
 
 
 def _trials_text(found: Checked, store: Store) -> str:

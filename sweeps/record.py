@@ -53,6 +53,11 @@ class TrialRecord:
     def ended(self) -> bool:
         return self.state in ENDED
 
+    def forget(self) -> None:
+        """Begin again."""
+        self.state, self.error, self.seconds = QUEUED, "", 0.0
+        self.measured, self.errors, self.reports = {}, {}, []
+
 
 class SweepRecord:
     """A sweep's record, written to the store as trials end."""
@@ -123,6 +128,17 @@ class SweepRecord:
         self.data["sweep"]["trials"] = [asdict(trial) for trial in self.trials]
         self._store.write_run(self.id, self.data)
         self._saved = time.monotonic()
+
+
+def outdated(data: Mapping[str, Any], trial: TrialRecord, found: Sequence[Target]) -> bool:
+    """Whether code or data changed since a trial ended: its results have other keys now."""
+    for number, target in enumerate(found):
+        for node in target.measured.values():
+            name = node_name(trial.name, number if len(found) > 1 else None, node.name)
+            known = data["nodes"].get(name)
+            if known is not None and known["key"] != target.graph.keys[node.name]:
+                return True
+    return False
 
 
 def trial_name(index: int) -> str:

@@ -131,6 +131,9 @@ class Session:
             zip(self.checked.values, self.checked.looked_at, strict=True)
         ):
             trial = self.entry.trial(values)
+            if trial.ended and record.outdated(self.entry.data, trial, found):
+                say(f"{trial.name} ended before code or data changed; it begins again")
+                trial.forget()
             missing = [k for t in found for k in t.graph.keys.values() if k in failed]
             if missing:
                 trial.state, trial.error = FAILED, failed[missing[0]]

@@ -16,7 +16,8 @@ from sweeps.outcome import Outcome, Value, assigned, short, within_noise
 from sweeps.record import FINISHED, LAGGED, SweepRecord, TrialRecord
 from sweeps.work import FAILED
 from tests.inline import run_all
-from tests.sweeps.spaces import sweep
+from tests.sweeps.spaces import sweep, write
+from tests.toy.__main__ import main, root
 from tests.toy.table import CATALOG
 
 
@@ -149,6 +150,26 @@ def test_a_sweep_is_resumed_by_what_it_asks(tmp_path):
     other = sweep(tmp_path, "b.value=9")
     with pytest.raises(Exception, match=f"repeat those of {written.id}"):
         record.resumable(store, other)
+
+
+def test_a_finished_sweep_is_shown_again_until_something_changes(tmp_path, capsys):
+    parameters = {"a.value": {"grid": [1, 2]}}
+    asked = sweep(tmp_path, parameters=parameters)
+    trials = [trial(0, {"a.value": 1}, 6.0), trial(1, {"a.value": 2}, 8.0)]
+    written, found = entry(tmp_path, asked, *trials), checked(CATALOG, asked)
+    for one, targets in zip(trials, found.looked_at, strict=True):
+        written.expect(one, targets, found.shared)
+        assert not record.outdated(written.data, one, targets)
+    written.end("finished")
+    name, space = asked.name, write(tmp_path, parameters=parameters)
+    store = ["--store", str(tmp_path / "store")]
+    assert main(["sweep", name, "--space", space, *store], root=root) == 0
+    said = capsys.readouterr().out
+    assert f"nothing to do: sweep {written.id} holds these results" in said
+    assert "trial-01  1        6      best" in said
+    (target,) = found.looked_at[0]
+    written.data["nodes"]["trial-01/total"]["key"] = "another"
+    assert record.outdated(written.data, trials[0], [target])
 
 
 def test_values_read_back_are_the_same_trial(tmp_path):
