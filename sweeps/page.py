@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import flatten
-from pipeline.publish import graph_svg
+from pipeline.drawing import graph
 from stages import page as pages
 from stages.figures import COLORS, INK, Figure, logarithmic, svg
 from sweeps.outcome import Outcome, Row, short, shown
@@ -82,9 +82,7 @@ def _run(entry: SweepRecord, outcome: Outcome) -> str:
     )
     own = {n: node for n, node in data["nodes"].items() if n.startswith(f"{best}/")}
     nodes = {n: node for n, node in data["nodes"].items() if not n.startswith("trial-")} | own
-    return (
-        f"{pages.facts(facts)}<p>What the best trial ran:</p>{graph_svg(data | {'nodes': nodes})}"
-    )
+    return f"{pages.facts(facts)}<p>What the best trial ran:</p>{graph(data | {'nodes': nodes})}"
 
 
 # Figures
