@@ -257,6 +257,7 @@ class Session:
                     trial.state = QUEUED
             self.entry.end(state)
             self.tracker.close("KILLED", timeout=1)
+            cluster.disconnect()
             again = command_line() + ("" if "--resume" in command_line() else " --resume")
             say(f"interrupted; nothing finished is lost. Go on with:\n  {again}")
             return INTERRUPTED

@@ -160,4 +160,7 @@ def test_training_workers_count_as_cpus(tmp_path):
     store = Store(tmp_path / "s")
     check_resources(found, store, 4, 0, "here")
     with pytest.raises(UsageError, match="asks for 8 workers, here has 4 CPUs"):
-        check_workers(wide, 4, "here")
+        check_workers(wide, 4, 0, "here")
+    wide.settings.device = "cuda"
+    with pytest.raises(UsageError, match="asks for 8 workers, here has 2 GPUs"):
+        check_workers(wide, 16, 2, "here")
