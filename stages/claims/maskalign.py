@@ -24,6 +24,7 @@ from stages.claims.findings import (
 
 if TYPE_CHECKING:
     from stages.diagnosis import Diagnosis
+    from stages.methods.protocol import Score
     from stages.scores import Row
 
 METHOD, METRIC = "MaskAlign", "fid"
@@ -97,33 +98,48 @@ def _better(
 
 
 def _fewer(claim: Claim, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed]) -> Finding:
-    """Our FD one checkpoint before the last common step against theirs at it: if it is not above,
-    we were there in fewer steps."""
+    """By how many per cent sooner or later we reach their FD of the last step that both have."""
     steps = sorted(set(ours) & set(theirs))
     if len(steps) < 2:
         return Finding(claim)
-    before, last = steps[-2:]
-    what = f"FD at step {before} against theirs at step {last}"
-    pair = ({what: ours[before]}, {what: theirs[last]})
-    return compared(claim, what, *pair, note=_reached(ours, theirs[last]))
+    last, effects = steps[-1], []
+    for seed, goal in theirs[last].items():
+        curve = [(step, ours[step][seed]) for step in sorted(ours) if seed in ours[step]]
+        if len(curve) > 1 and (found := _reaches(curve, goal)) is not None:
+            step, error = found
+            relative = None if error is None else 100 * error / last
+            kind = "none" if relative is None else goal.error_kind
+            effects.append(Effect(100 * (step / last - 1), relative, kind, unit="%"))
+    effect = over_seeds(effects)
+    if effect is None:
+        return Finding(claim)
+    at = last * (1 + effect.value / 100)
+    what = f"steps until FD is theirs at step {last}: about {at:.0f}"
+    note = "interpolated in log FD between checkpoints, beyond them along the last two"
+    return Finding(claim, what, effect, verdict(effect, LOWER), note)
 
 
-def _reached(ours: Mapping[int, BySeed], target: BySeed) -> str:
-    """At which step our mean FD passes the target, by interpolation in its logarithm."""
-    if min(map(_mean, (target, *ours.values()))) <= 0:
-        return ""
-    goal = math.log(_mean(target))
-    curve = [(step, math.log(_mean(by_seed))) for step, by_seed in sorted(ours.items())]
-    for (a, at_a), (b, at_b) in pairwise(curve):
-        if at_b <= goal <= at_a:
-            share = (at_a - goal) / (at_a - at_b) if at_a > at_b else 0.0
-            return f"reached at about step {round(a + share * (b - a))}"
-    first = curve[0]
-    return f"reached before step {first[0]}" if first[1] <= goal else "not reached in this run"
-
-
-def _mean(by_seed: BySeed) -> float:
-    return math.fsum(score.value for score in by_seed.values()) / len(by_seed)
+def _reaches(curve: Sequence[tuple[int, Score]], goal: Score) -> tuple[float, float | None] | None:
+    """The step at which a curve passes a score, linear in its logarithm, and its standard error
+    from those of the goal and of the nearer checkpoint. None where the curve does not fall there,
+    or a score is not positive."""
+    if min(score.value for _, score in (*curve, (0, goal))) <= 0:
+        return None
+    logs = [(step, math.log(score.value), score) for step, score in curve]
+    wanted = math.log(goal.value)
+    bracket = next(
+        (pair for pair in pairwise(logs) if pair[1][1] <= wanted <= pair[0][1]),
+        (logs[0], logs[1]) if logs[0][1] < wanted else (logs[-2], logs[-1]),
+    )
+    (a, at_a, first), (b, at_b, second) = bracket
+    if at_a <= at_b:
+        return None
+    steps_a_log = (b - a) / (at_a - at_b)
+    found = a + (at_a - wanted) * steps_a_log
+    nearer = min((first, second), key=lambda score: abs(math.log(score.value) - wanted))
+    if nearer.error is None or goal.error is None:
+        return found, None
+    return found, steps_a_log * math.hypot(nearer.error / nearer.value, goal.error / goal.value)
 
 
 def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.claims.combined import ALL, PREFIX, WORDS
-from stages.sections import scores as score_section
 
 if TYPE_CHECKING:
+    from stages.figures import Figure
     from stages.page import Section
     from stages.scores import Row
 
@@ -45,6 +45,30 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
         "correction is calibrated on each model's own trajectories. "
         "One training each: the errors hold neither its spread nor that of calibrations.</p>"
     )
-    label = "network evaluations (NFE)"
-    figures = score_section.plots("combined-fid", arms, "fid", "nfe", label, log_x=True)
-    return [Section("The methods together", text, [table(lines)], figures)]
+    return [Section("The methods together", text, [table(lines)], [_figure(arms)])]
+
+
+def _figure(arms: Mapping[str, Sequence[Row]]) -> Figure:
+    """FID of every arm with its error, one row an arm and NFE."""
+    from stages.figures import COLORS, Figure, svg
+
+    rows = [
+        (f"{name}, NFE {row.nfe}", row.score)
+        for name, of in arms.items()
+        for row in of
+        if row.score.metric == "fid"
+    ]
+
+    def draw(ax: Any) -> None:
+        for place, (_, score) in enumerate(rows):
+            look = {"color": COLORS[place % len(COLORS)], "marker": "o", "capsize": 3}
+            ax.errorbar([score.value], [place], xerr=[score.error or 0.0], **look)
+        ax.set_yticks(range(len(rows)), [label for label, _ in rows])
+        ax.invert_yaxis()
+        ax.set_xlabel("fid")
+
+    protocols = ", ".join(dict.fromkeys(score.protocol.name for _, score in rows))
+    caption = f"fid of every arm, lower is better; protocol {protocols}; bars: one standard error."
+    table = [("arm", "fid", "standard error"), *((n, s.value, s.error) for n, s in rows)]
+    size = (5.8, 0.9 + 0.36 * len(rows))
+    return Figure("combined-fid", caption, svg(draw, "combined-fid", size), table)
