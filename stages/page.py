@@ -102,9 +102,9 @@ def page(title: str, lead: str, sections: Sequence[Section], marker: str = "") -
 def _section(index: int, section: Section) -> str:
     parts = [f"<h2 id='s{index}'>{html.escape(section.title)}</h2>", section.text]
     parts += section.tables
-    parts += [_figure(figure) for figure in section.figures]
+    parts += map(figure, section.figures)
     if section.panels:
-        parts.append(f"<div class='panels'>{''.join(map(_figure, section.panels))}</div>")
+        parts.append(f"<div class='panels'>{''.join(map(figure, section.panels))}</div>")
     if section.pictures:
         parts.append(pictures(section.pictures))
     if section.more:
@@ -118,12 +118,13 @@ def pictures(shown: Sequence[Picture]) -> str:
     return f"<div class='pictures'>{''.join(map(_picture, shown))}</div>"
 
 
-def _figure(figure: Figure) -> str:
+def figure(shown: Figure) -> str:
+    """A figure with its caption and its numbers, folded."""
     numbers = ""
-    if figure.rows:
-        numbers = f"<details><summary>numbers</summary>{table(figure.rows)}</details>"
-    caption = f"<figcaption>{html.escape(figure.caption)}</figcaption>"
-    return f"<figure>{figure.svg}{caption}{numbers}</figure>"
+    if shown.rows:
+        numbers = f"<details><summary>numbers</summary>{table(shown.rows)}</details>"
+    caption = f"<figcaption>{html.escape(shown.caption)}</figcaption>"
+    return f"<figure>{shown.svg}{caption}{numbers}</figure>"
 
 
 def _picture(picture: Picture) -> str:

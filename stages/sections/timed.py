@@ -1,25 +1,76 @@
-"""Claims about time: measured times differ from run to run, so they are no part of an artifact and
-stand with the run itself."""
+"""What measured times say: they differ from run to run, so they are no part of an artifact and stand
+with the run itself."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stages.claims import maskalign
+from stages.page import figure, table
 from stages.sections import claims
+from stages.sections.training import ANCESTORS, OURS, STEP, grouped, mean_curve
 
 if TYPE_CHECKING:
     from pipeline.results import Run
+    from stages.page import Figure
 
 TIMING = "step_seconds"
 
 
 def section(run: Run) -> str:
-    """HTML of the claims about time, from what nodes measured of their own speed."""
-    seconds = {}
+    """HTML of the claims about time and of the trainings' speed, from what nodes measured."""
+    seconds, training = {}, {}
     for name in run:
         manifest = run[name].manifest
         rows = manifest.timings.get(TIMING) if manifest is not None else None
         if isinstance(rows, list) and rows:
             seconds[name] = [float(value) for _, value in rows]
-    return f"<h3>Claims about time</h3>{claims.table_of([maskalign.cost(seconds)])}"
+            training[name] = run[name].artifact
+    parts = ["<h3>Claims about time</h3>", claims.table_of([maskalign.cost(seconds)])]
+    if training:
+        parts += ["<h3>Speed of the trainings</h3>", table(costs(training))]
+        parts += [figure(speeds(training))]
+    return "".join(parts)
+
+
+def speeds(training: Mapping[str, Any]) -> Figure:
+    """What a step took, over training steps."""
+    from stages.figures import Axes, plot
+
+    curves = []
+    for name, artifacts in grouped(training).items():
+        many = [
+            [(step, 1000 * seconds) for step, seconds in artifact.manifest.timings[TIMING]]
+            for artifact in artifacts
+        ]
+        curves.append(mean_curve(name, many))
+    caption = (
+        "What a training step took, mean over the logging window and over seeds, teacher's "
+        "features stored beforehand. Other work on the machine is in it."
+    )
+    return plot("step-time", caption, curves, Axes(STEP, "milliseconds a step", log_y=True))
+
+
+def costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows of a table: median milliseconds a step, tokens a second, and steps in REG's."""
+    lines: list[tuple[Any, ...]] = [
+        ("training", "method", "ms a step (median)", "tokens a second", "step / REG's")
+    ]
+    medians = {name: _medians(many) for name, many in grouped(training).items()}
+    reg = medians.get("reg", {}).get(TIMING)
+    for name, artifacts in grouped(training).items():
+        method, seconds = artifacts[0].description["method"], medians[name][TIMING]
+        ratio = seconds / reg if reg and method in (OURS, *ANCESTORS) else None
+        lines.append((name, method, 1000 * seconds, medians[name].get("tokens_per_second"), ratio))
+    return lines
+
+
+def _medians(artifacts: Sequence[Any]) -> dict[str, float]:
+    found = {}
+    for name in (TIMING, "tokens_per_second"):
+        values = [v for a in artifacts for _, v in a.manifest.timings.get(name, ())]
+        if values:
+            found[name] = statistics.median(values)
+    return found

@@ -37,8 +37,8 @@ def _training(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) -
     figures = []
     if by_step:
         figures += score_section.plots("fid-over-steps", by_step, "fid", "training_step", STEP)
-    figures += _losses(training) + _speeds(training)
-    tables = [table(_costs(training))]
+    figures += _losses(training)
+    tables = [table(_sizes(training))]
     for title, lines in (
         ("MaskAlign at equal steps: fid, lower is better", _against_ancestors(scores)),
         ("Parts of MaskAlign taken away: fid, lower is better", _ablation(scores)),
@@ -59,14 +59,15 @@ def group(node: str) -> str:
     return SEED.sub("", node.partition("/")[2])
 
 
-def _grouped(found: Mapping[str, Any]) -> dict[str, list[Any]]:
+def grouped(found: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Values of the same training with several seeds, together."""
     groups: dict[str, list[Any]] = {}
     for name, value in found.items():
         groups.setdefault(group(name), []).append(value)
     return groups
 
 
-def _mean_curve(name: str, many: Sequence[Sequence[tuple[float, float]]]) -> Any:
+def mean_curve(name: str, many: Sequence[Sequence[tuple[float, float]]]) -> Any:
     """The mean of curves [(x, y), ...] at the x that all have, with the error over them."""
     from stages.figures import Curve
 
@@ -83,7 +84,7 @@ def _losses(training: Mapping[str, Any]) -> list[Figure]:
     from stages.figures import Axes, plot
 
     found: dict[str, dict[str, list[Any]]] = {}
-    for name, artifacts in _grouped(training).items():
+    for name, artifacts in grouped(training).items():
         for artifact in artifacts:
             rows: dict[str, list[tuple[int, float]]] = {}
             before = artifact.description.get("steps_before", 0)  # of what it goes on from
@@ -94,7 +95,7 @@ def _losses(training: Mapping[str, Any]) -> list[Figure]:
                     found.setdefault(metric, {}).setdefault(name, []).append(of_metric)
     figures = []
     for metric, of in found.items():
-        curves = [_mean_curve(name, many) for name, many in of.items()]
+        curves = [mean_curve(name, many) for name, many in of.items()]
         log = all(min(curve.y) > 0 for curve in curves)
         unit = "-mean cosine" if metric == "loss/alignment" else "mean squared error"
         figures.append(
@@ -109,57 +110,15 @@ def _losses(training: Mapping[str, Any]) -> list[Figure]:
     return figures
 
 
-def _speeds(training: Mapping[str, Any]) -> list[Figure]:
-    from stages.figures import Axes, plot
-
-    curves = []
-    for name, artifacts in _grouped(training).items():
-        many = [
-            [(step, 1000 * seconds) for step, seconds in a.manifest.timings.get("step_seconds", ())]
-            for a in artifacts
-        ]
-        if all(many):
-            curves.append(_mean_curve(name, many))
-    if not curves:
-        return []
-    caption = (
-        "What a training step took, mean over the logging window and over seeds, teacher's "
-        "features stored beforehand. Other work on the machine is in it."
-    )
-    return [plot("step-time", caption, curves, Axes(STEP, "milliseconds a step", log_y=True))]
-
-
-def _costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _sizes(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     lines: list[tuple[Any, ...]] = [
-        *[("training", "method", "seeds", "steps", "parameters", "batch size")],
+        ("training", "method", "seeds", "steps", "parameters", "batch size")
     ]
-    lines[0] = (*lines[0], "ms a step (median)", "tokens a second", "step / REG's")
-    median = {name: _medians(many) for name, many in _grouped(training).items()}
-    reg = median.get("reg", {}).get("step_seconds")
-    for name, artifacts in _grouped(training).items():
+    for name, artifacts in grouped(training).items():
         facts, settings = artifacts[0].description, artifacts[0].settings
-        seconds = median[name].get("step_seconds")
-        lines.append(
-            (
-                *(name, facts["method"], len(artifacts), facts["steps"][-1], facts["parameters"]),
-                settings["batch_size"],
-                None if seconds is None else 1000 * seconds,
-                median[name].get("tokens_per_second"),
-                seconds / reg
-                if seconds and reg and facts["method"] in (OURS, *ANCESTORS)
-                else None,
-            )
-        )
+        numbers = (len(artifacts), facts["steps"][-1], facts["parameters"], settings["batch_size"])
+        lines.append((name, facts["method"], *numbers))
     return lines
-
-
-def _medians(artifacts: Sequence[Any]) -> dict[str, float]:
-    found = {}
-    for name in ("step_seconds", "tokens_per_second"):
-        values = [v for a in artifacts for _, v in a.manifest.timings.get(name, ())]
-        if values:
-            found[name] = statistics.median(values)
-    return found
 
 
 def _by_seed(artifact: Any) -> dict[int, dict[int, Any]]:
@@ -227,7 +186,7 @@ def _alignment(diagnoses: Mapping[str, Any]) -> Section:
     from stages.page import Section
 
     groups = {
-        name: [artifact.load() for artifact in many] for name, many in _grouped(diagnoses).items()
+        name: [artifact.load() for artifact in many] for name, many in grouped(diagnoses).items()
     }
     figures = [
         plot(
@@ -286,7 +245,7 @@ def _of_measured(name: str, many: Sequence[Sequence[Measured]], attribute: str) 
             [(m.step, getattr(m, attribute)) for m in one if getattr(m, attribute) is not None]
             for one in many
         ]
-        return _mean_curve(name, rows)
+        return mean_curve(name, rows)
     shown = [m for m in many[0] if getattr(m, attribute) is not None]
     errors = [m.gap_error for m in shown] if attribute == "gap" else None
     return Curve(name, [m.step for m in shown], [getattr(m, attribute) for m in shown], errors)

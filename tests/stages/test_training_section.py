@@ -7,6 +7,7 @@ import pytest
 from stages.diagnosis import Measured
 from stages.methods.protocol import Protocol, Score
 from stages.scores import Row
+from stages.sections import timed
 from stages.sections import training as section
 
 
@@ -82,15 +83,20 @@ SCORES = {
 def test_seeds_stand_as_one_curve_with_their_error():
     (found,) = section.sections({"training": TRAINING, "scores": {}}, {})
     figures = {figure.name: figure for figure in found.figures}
-    assert list(figures) == ["loss-velocity", "step-time"]
+    assert list(figures) == ["loss-velocity"]
     curves = {row[:2]: row[2:] for row in figures["loss-velocity"].rows[1:]}
     assert curves["reg", 2] == (2.0, pytest.approx(1.0))  # 1 and 3
     assert curves["maskalign", 4] == (2.0, None)
-    times = {row[:2]: row[2] for row in figures["step-time"].rows[1:]}
+
+
+def test_speeds_of_seeds_stand_together_beside_those_of_reg():
+    figure = timed.speeds(TRAINING)
+    times = {row[:2]: row[2] for row in figure.rows[1:]}
     assert times["reg", 4] == pytest.approx(250)  # milliseconds
-    assert "milliseconds a step" in figures["step-time"].svg
-    table = found.tables[0]
-    assert "0.5" in table  # MaskAlign's median step, .1 s, over REG's, .2 s
+    assert "milliseconds a step" in figure.svg
+    lines = {line[0]: line[2:] for line in timed.costs(TRAINING)[1:]}
+    assert lines["maskalign"] == pytest.approx((100, 1000, 0.5))  # .1 s over REG's .2 s
+    assert lines["reg"][2] == 1
 
 
 def test_verdicts_at_equal_steps_are_of_paired_seeds():
