@@ -128,8 +128,15 @@ def optuna_search(space: Space, known: Sequence[Mapping[str, Any]] = ()) -> Any:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
+    class Search(OptunaSearch):
+        """Reports without the objective, which bring news alone, are nothing to it."""
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            if OBJECTIVE in result:
+                super().on_trial_result(trial_id, result)
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(
+    return Search(
         dict(_distribution(parameter) for parameter in space.ranges()),
         metric=OBJECTIVE,
         mode=space.metrics[space.decides].direction,

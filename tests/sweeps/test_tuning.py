@@ -23,6 +23,7 @@ def test_optuna_tries_what_it_knows_first_and_then_stays_inside(tmp_path):
     found = []
     for i in range(30):
         found.append(decoded(search.suggest(f"{i}")))
+        search.on_trial_result(f"{i}", {"training_iteration": 1, "events": []})
         search.on_trial_complete(f"{i}", {"objective": abs(found[-1]["total.offset"] - 2)})
     assert found[0] == known
     assert all(0.01 <= v["total.offset"] <= 10 and v["b.value"] in (5, 7) for v in found)
