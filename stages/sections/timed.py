@@ -1,5 +1,5 @@
-"""What measured times say: they differ from run to run, so they are no part of an artifact and stand
-with the run itself."""
+"""What measured times say: they differ from run to run, so they are no part of an artifact and
+stand with the run itself."""
 
 from __future__ import annotations
 

@@ -31,14 +31,16 @@ def test_a_report_of_the_data_alone(tmp_path, few):
 
 
 class Node:
-    def __init__(self, **timings):
+    def __init__(self, method="", **timings):
         self.manifest = type("Manifest", (), {"timings": timings})
+        self.artifact = self
+        self.description = {"method": method}
 
 
 def test_claims_about_time_read_what_nodes_measured():
     run = {
-        "train/reg": Node(step_seconds=[[10, 0.10], [20, 0.10], [30, 0.101]]),
-        "train/maskalign": Node(step_seconds=[[10, 0.09], [20, 0.09], [30, 0.091]]),
+        "train/reg": Node("reg", step_seconds=[[10, 0.10], [20, 0.10], [30, 0.101]]),
+        "train/maskalign": Node("maskalign", step_seconds=[[10, 0.09], [20, 0.09], [30, 0.091]]),
         "evaluate/x": Node(),
         "teach": Node(step_seconds=0.5),
     }
