@@ -240,9 +240,9 @@ def test_another_network_cannot_go_on(tmp_path, few, model):
 
 
 def test_full_compares_csflow_s_grid_by_inference_only():
-    few = "sample.nfes=[5,10]"
-    nodes = graph(few, recipe="full")
-    without = graph(few, "csflow.in_full=false", recipe="full")
+    few = ("sample.nfes=[5,10]", "combined.in_full=false")
+    nodes = graph(*few, recipe="full")
+    without = graph(*few, "csflow.in_full=false", recipe="full")
     added = set(nodes.nodes) - set(without.nodes)
     curve = {f"sample/sit-dpmpp2m-csflow-a0.4-nfe{nfe}" for nfe in (5, 10)}
     features = {name.replace("sample/", "features/") for name in curve}
