@@ -86,3 +86,14 @@ def trained_in(at: Context) -> train.TrainedNetwork:
 def model(tmp_path_factory, few) -> train.TrainedNetwork:
     """A tiny network after 18 steps."""
     return trained_in(context(tmp_path_factory.mktemp("model"), TINY, data=few))
+
+
+@pytest.fixture(scope="module")
+def own_ray():
+    """A cluster of a test file's own, wherever another was left, with workers that descend from
+    this process."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -225,7 +225,7 @@ def test_contradictions_are_refused_in_words(changes, words):
 
 
 @pytest.mark.slow
-def test_two_ray_workers_train_as_one(tmp_path, few, model):
+def test_two_ray_workers_train_as_one(tmp_path, few, model, own_ray):
     two = make(tmp_path, train.STAGE, TINY.revised(num_workers=2), data=few)
     # Rounding grows: AdamW normalises even gradients that are nothing but rounding.
     for step, tolerance in ((7, 2e-6), (18, 1e-4)):
@@ -237,7 +237,7 @@ def test_two_ray_workers_train_as_one(tmp_path, few, model):
 
 
 @pytest.mark.slow
-def test_a_worker_s_error_arrives_as_its_own(tmp_path, few):
+def test_a_worker_s_error_arrives_as_its_own(tmp_path, few, own_ray):
     settings = TINY.revised(num_workers=2, network=NetworkSettings(patch=3, width=16))
     with pytest.raises(StageError, match="not divisible by patch_size 3"):
         make(tmp_path, train.STAGE, settings, data=few)

@@ -16,21 +16,11 @@ from stages.architectures import NetworkSettings, config_of
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, make
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_ray")]
 
 OWN = {"alignment_depth": 1, "projector_width": 8}
 MASKED = TINY.revised(method="maskalign", maskalign=OWN)
 LONG = MASKED.revised(num_workers=2, steps=200, save_every=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_ray():
-    """A cluster of this test's own, whose workers are this process's descendants."""
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

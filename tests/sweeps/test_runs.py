@@ -151,7 +151,10 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
 
     run(tmp_path, *words, "--resume", module="pipeline")
     found = trials(tmp_path)
-    assert [found[f"trial-0{i}"].state for i in (1, 2, 3, 4)] == ["finished"] * 2 + ["stopped"] * 2
+    # Of the two that learn, whichever is behind when it reports second may be stopped as well.
+    states = [found[f"trial-0{i}"].state for i in (1, 2, 3, 4)]
+    assert "finished" in states[:2]
+    assert states[2:] == ["stopped"] * 2
     for trial, rate in zip(found.values(), rates, strict=True):
         request = Request("full", "smoke", (f"train.lr={rate}", "train.save_every=10"))
         plan = planning.make(stages.table.CATALOG, store, replace(request, only=("train/sit",)))
@@ -170,5 +173,7 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
             "join tags n on n.run_uuid = m.run_uuid and n.key = 'trial' "
             "where m.key = 'loss/velocity' group by m.run_uuid order by n.value"
         ).fetchall()
-    assert curves[:2] == [("trial-01", 6, 60), ("trial-02", 6, 60)]
     assert [name for name, _, _ in curves] == [f"trial-0{i}" for i in (1, 2, 3, 4)]
+    whole = [("finished", 6, 60) if state == "finished" else None for state in states]
+    for state, curve, expected in zip(states, curves, whole, strict=True):
+        assert expected is None or (state, *curve[1:]) == expected
