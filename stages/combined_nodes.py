@@ -11,10 +11,11 @@ from pydantic import Field, field_validator
 
 from pipeline.graph import Node
 from pipeline.stage import Settings
-from stages import calibrate, evaluate, sample, train
+from stages import calibrate, sample, train
 from stages.calibrate import CalibrationOptions, CalibrationSettings
 from stages.densities import DensityOptions, needs_spectrum
 from stages.solving import SolverOptions
+from stages.templates import over_nfe, reference_of
 
 if TYPE_CHECKING:
     from stages.table import Bench
@@ -70,10 +71,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     if own == other or other not in trained or trained[other][-1] not in trained.get(own, ()):
         return []
     step = trained[other][-1]
-    reference = next(node for node in nodes if node.name.endswith("-reference"))
-    scores = next(
-        node for node in nodes if node.stage is evaluate.STAGE and node.settings.abscissa == "nfe"
-    )
+    reference, scores = reference_of(bench, nodes), over_nfe(nodes)
     return [
         node
         for arm in arms(bench.train.method)

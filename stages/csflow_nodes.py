@@ -15,9 +15,10 @@ from pydantic import Field
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import Settings
-from stages import evaluate, sample, spectrum
+from stages import sample, spectrum
 from stages.densities import DensityOptions, DensitySettings, Display, needs_spectrum
 from stages.methods import table
+from stages.templates import over_nfe, reference_of, seed_suffix
 
 if TYPE_CHECKING:
     from stages.table import Bench
@@ -68,24 +69,12 @@ class Templates:
     @classmethod
     def of(cls, bench: Bench, nodes: Sequence[Node]) -> Templates:
         """Those of the recipe's own training method."""
-        method = bench.train.method
-        names = {node.name: node for node in nodes}
-        over_nfe = (
-            node
-            for node in nodes
-            if node.stage is evaluate.STAGE and node.settings.abscissa == "nfe"
-        )
-        return cls(
-            bench, names[f"train/{method}"], names[f"sample/{method}-reference"], next(over_nfe)
-        )
-
-    def suffix(self, seed: int) -> str:
-        """What the names of nodes of this seed end with."""
-        return "" if seed == self.bench.seed else f"-seed{seed}"
+        own = next(node for node in nodes if node.name == f"train/{bench.train.method}")
+        return cls(bench, own, reference_of(bench, nodes), over_nfe(nodes))
 
     def trained(self, seed: int) -> Node:
         """The training with another seed."""
-        name = f"{self.train.name}{self.suffix(seed)}"
+        name = f"{self.train.name}{seed_suffix(self.bench, seed)}"
         return replace(self.train, name=name, settings=self.train.settings.revised(seed=seed))
 
     def continued(self, model: str, seed: int, density: DensitySettings) -> Node:
@@ -102,7 +91,7 @@ class Templates:
             inputs["spectrum"] = "spectrum"
         return replace(
             self.train,
-            name=f"train/{model}{self.suffix(seed)}",
+            name=f"train/{model}{seed_suffix(self.bench, seed)}",
             settings=settings,
             inputs=inputs,
             tags={**self.train.tags, "time_density": density.name, "seed": str(seed)},
@@ -112,7 +101,7 @@ class Templates:
         """The reference samples of the training with another seed."""
         return replace(
             self.reference,
-            name=f"{self.reference.name}{self.suffix(seed)}",
+            name=f"{self.reference.name}{seed_suffix(self.bench, seed)}",
             settings=self.reference.settings.revised(seed=seed),
             inputs={**self.reference.inputs, "model": self.trained(seed).name},
         )
@@ -121,7 +110,7 @@ class Templates:
         self, model: str, seed: int, grid: str, mix: float | None = None, reference: str = ""
     ) -> list[Node]:
         """Samples of `train/MODEL` on a grid over the preset's NFE, and their scores."""
-        solver, end = self.bench.sample.solver, self.suffix(seed)
+        solver, end = self.bench.sample.solver, seed_suffix(self.bench, seed)
         display = {"display": self.bench.csflow.display} if needs_spectrum(grid) else {}
         density = DensityOptions(mix=mix, **display)
         which = f"{model}-{solver}-{grid}" + ("" if mix is None else f"-a{mix:g}")

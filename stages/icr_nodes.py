@@ -21,6 +21,7 @@ from stages.sample import SampleSettings
 from stages.scan import ScanOptions, ScanSettings
 from stages.scoring_nodes import settings_of
 from stages.sigmas import check_sigmas
+from stages.templates import seed_suffix
 from stages.train import TrainOptions, TrainSettings
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def recipe_nodes(bench: Bench) -> list[Node]:
 
 
 def _of_seed(bench: Bench, seed: int) -> list[Node]:
-    end = "" if seed == bench.seed else f"-seed{seed}"
+    end = seed_suffix(bench, seed)
     # Where an alarm may end a training, only its last checkpoint is known to be there.
     steps = (None,) if bench.scan.stop else bench.icr.checkpoints
     nodes = []

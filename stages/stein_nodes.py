@@ -14,13 +14,14 @@ from pydantic import Field, model_validator
 
 from pipeline.graph import Node
 from pipeline.stage import Settings
-from stages import calibrate, checkpoint, densities, evaluate, lipschitz, sample
+from stages import calibrate, checkpoint, densities, lipschitz, sample
 from stages.calibrate import CalibrationOptions, CalibrationSettings
 from stages.checkpoint import CheckpointSettings
 from stages.lipschitz import LipschitzSettings, PowerIteration
 from stages.methods import table
 from stages.sample import OVER_BATCH
 from stages.solving import SolverOptions
+from stages.templates import over_nfe, reference_of, seed_suffix
 
 if TYPE_CHECKING:
     from stages.table import Bench
@@ -103,30 +104,20 @@ class Made:
     @classmethod
     def of(cls, bench: Bench, nodes: Sequence[Node]) -> Made:
         """Those of the recipe's own training method."""
-        method = bench.train.method
-        names = {node.name: node for node in nodes}
-        over_nfe = (
-            node
-            for node in nodes
-            if node.stage is evaluate.STAGE and node.settings.abscissa == "nfe"
+        return cls(
+            bench, f"train/{bench.train.method}", reference_of(bench, nodes), over_nfe(nodes)
         )
-        reference = names[f"sample/{method}-reference"]
-        return cls(bench, f"train/{method}", reference, next(over_nfe))
 
     @property
     def name(self) -> str:
         """What the names of nodes call the model."""
         return self.model.partition("/")[2]
 
-    def suffix(self, seed: int) -> str:
-        """What the names of nodes of this seed end with."""
-        return "" if seed == self.bench.seed else f"-seed{seed}"
-
     def referred(self, seed: int) -> Node:
         """The reference samples from the noise of a seed."""
         return replace(
             self.reference,
-            name=f"sample/{self.name}-reference{self.suffix(seed)}",
+            name=f"sample/{self.name}-reference{seed_suffix(self.bench, seed)}",
             settings=self.reference.settings.revised(seed=seed),
             inputs={**self.reference.inputs, "model": self.model},
         )
@@ -182,7 +173,7 @@ class Made:
 
     def curve(self, solver: str, correction: str, nfes: Sequence[int], seed: int) -> list[Node]:
         """Samples by a solver with a correction over NFE, and their scores; no calibrations."""
-        end = self.suffix(seed)
+        end = seed_suffix(self.bench, seed)
         which = f"{self.name}-{solver}" + ("" if correction == PLAIN else f"-{correction}")
         tags = self.tags(solver, correction, seed)
         nodes = []

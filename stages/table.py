@@ -59,6 +59,7 @@ from stages.scoring_nodes import (
 )
 from stages.spectrum import SpectrumSettings
 from stages.stein_nodes import SteinOptions, runnable
+from stages.templates import seed_suffix
 from stages.train import TrainOptions, TrainSettings
 from stages.training_nodes import ComparisonOptions, TeacherOptions, needs_teacher, teacher_nodes
 from stages.wavelet_nodes import WaveletOptions
@@ -344,7 +345,7 @@ def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
         _sample_node(
             bench,
             method,
-            f"step{step}" + ("" if seed == bench.seed else f"-seed{seed}"),
+            f"step{step}{seed_suffix(bench, seed)}",
             step=step,
             seed=seed,
             **bench.sample.of_checkpoints(),

@@ -21,6 +21,7 @@ from stages.methods import table
 from stages.prepare import PrepareSettings
 from stages.scoring_nodes import settings_of
 from stages.teach import TeachOptions, TeachSettings, check_grids
+from stages.templates import seed_suffix
 
 if TYPE_CHECKING:
     from stages.table import Bench
@@ -117,10 +118,6 @@ class Templates:
         of = (f"train/{method}", f"sample/{method}-step{last}", f"evaluate/{method}")
         return cls(bench, *(names[name] for name in of))
 
-    def suffix(self, seed: int) -> str:
-        """What the names of nodes of this seed end with."""
-        return "" if seed == self.bench.seed else f"-seed{seed}"
-
     def training(
         self, name: str, method: str, seed: int, steps: int | None = None, **changes: object
     ) -> Node:
@@ -151,7 +148,7 @@ class Templates:
         inputs = {k: v for k, v in self.train.inputs.items() if k != "teacher"}
         return replace(
             self.train,
-            name=f"train/{name}{self.suffix(seed)}",
+            name=f"train/{name}{seed_suffix(self.bench, seed)}",
             settings=settings,
             inputs=inputs | needs_teacher(method),
             tags={**self.train.tags, "method": method, "seed": str(seed)},
@@ -172,12 +169,12 @@ class Templates:
         tags = {**self.sample.tags, "method": method}
 
         def model(seed: int) -> str:
-            return f"train/{name}{self.suffix(seed if trained is None else trained)}"
+            return f"train/{name}{seed_suffix(self.bench, seed if trained is None else trained)}"
 
         nodes = [
             replace(
                 self.sample,
-                name=f"sample/{name}-step{step}{self.suffix(seed)}",
+                name=f"sample/{name}-step{step}{seed_suffix(self.bench, seed)}",
                 settings=self.sample.settings.revised(step=step, seed=seed),
                 inputs={**self.sample.inputs, "model": model(seed)},
                 tags={**tags, "seed": str(seed)},
@@ -195,7 +192,7 @@ class Templates:
 
     def diagnosis(self, name: str, method: str, seed: int) -> Node:
         """Heatmaps and gap of `train/NAME`."""
-        end = self.suffix(seed)
+        end = seed_suffix(self.bench, seed)
         settings = settings_of(DiagnoseSettings, self.bench.diagnose, seed=self.bench.seed)
         return Node(
             f"diagnose/{name}{end}",
