@@ -59,15 +59,7 @@ def run(context: Context) -> Result:
     for file in files:
         shutil.copyfile(file, context.path / "checkpoints" / file.name)
     (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
-    model = TrainedModel(
-        folder=context.path,
-        kind=facts["network"],
-        config=facts["config"],
-        method=facts["method"],
-        steps=tuple(facts["steps"]),
-        shape=tuple(facts["shape"]),
-        num_classes=facts["num_classes"],
-    )
+    model = TrainedModel.of(context.path, facts)
     for step in model.steps:
         try:
             model.network(step)

@@ -18,7 +18,7 @@ from stages.solving import SolverOptions
 from stages.templates import over_nfe, reference_of
 
 if TYPE_CHECKING:
-    from stages.table import Bench
+    from stages.bench import Bench
 
 OTHER = "maskalign"
 UNIFORM, CSFLOW = "uniform_t", "csflow"

@@ -21,7 +21,7 @@ from stages.methods import table
 from stages.templates import over_nfe, reference_of, seed_suffix
 
 if TYPE_CHECKING:
-    from stages.table import Bench
+    from stages.bench import Bench
 
 UNIFORM = "uniform_t"
 BASELINES = {name: place for name, place in table.DENSITY_GRIDS.items() if name != "csflow"}

@@ -25,7 +25,7 @@ from stages.templates import seed_suffix
 from stages.train import TrainOptions, TrainSettings
 
 if TYPE_CHECKING:
-    from stages.table import Bench
+    from stages.bench import Bench
 
 RICH, LIMITED = "unet-rich", "unet-limited"
 FIRST_CHECKPOINT = 25

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,19 @@ class TrainedModel:
     shape: tuple[int, int, int]
     num_classes: int
 
+    @classmethod
+    def of(cls, folder: Path, facts: Mapping[str, Any]) -> TrainedModel:
+        """The network in a folder, by the facts of its description."""
+        return cls(
+            folder=folder,
+            kind=facts["network"],
+            config=facts["config"],
+            method=facts["method"],
+            steps=tuple(facts["steps"]),
+            shape=tuple(facts["shape"]),
+            num_classes=facts["num_classes"],
+        )
+
     def network(self, step: int | None = None, device: str = "cpu") -> nn.Module:
         """The network with the EMA weights of a checkpoint (default: the last), frozen.
 
@@ -59,16 +72,7 @@ class TrainedNetwork(Artifact):
         return json.loads((self.path / "model.json").read_text())
 
     def load(self) -> TrainedModel:
-        facts = self.description
-        return TrainedModel(
-            folder=self.path,
-            kind=facts["network"],
-            config=facts["config"],
-            method=facts["method"],
-            steps=tuple(facts["steps"]),
-            shape=tuple(facts["shape"]),
-            num_classes=facts["num_classes"],
-        )
+        return TrainedModel.of(self.path, self.description)
 
 
 def checkpoint_name(step: int) -> str:

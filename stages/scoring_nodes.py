@@ -20,7 +20,7 @@ from stages.extract import EMBEDDED, ExtractorOptions, ExtractorSettings
 from stages.weights import FOLDER
 
 if TYPE_CHECKING:
-    from stages.table import Bench
+    from stages.bench import Bench
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

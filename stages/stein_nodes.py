@@ -24,7 +24,7 @@ from stages.solving import SolverOptions
 from stages.templates import over_nfe, reference_of, seed_suffix
 
 if TYPE_CHECKING:
-    from stages.table import Bench
+    from stages.bench import Bench
 
 PLAIN, CALIBRATED = "none", "calibrated"
 

@@ -9,7 +9,7 @@ from stages import evaluate
 
 if TYPE_CHECKING:
     from pipeline.graph import Node
-    from stages.table import Bench
+    from stages.bench import Bench
 
 
 def seed_suffix(bench: Bench, seed: int) -> str:

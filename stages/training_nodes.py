@@ -24,7 +24,7 @@ from stages.teach import TeachOptions, TeachSettings, check_grids
 from stages.templates import seed_suffix
 
 if TYPE_CHECKING:
-    from stages.table import Bench
+    from stages.bench import Bench
 
 METHODS = ("sit", "repa", "reg", "maskalign")
 TEACH, PIXELS = "teach", "prepare/pixels"

@@ -22,7 +22,7 @@ from stages.scoring_nodes import settings_of
 from stages.solving import SolverOptions
 
 if TYPE_CHECKING:
-    from stages.table import Bench
+    from stages.bench import Bench
 
 MODEL = re.compile(rf"({'|'.join(table.FAMILIES)})-d([1-9])(-folds)?")
 # Without cross terms degree 1 is that of local.

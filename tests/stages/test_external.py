@@ -8,7 +8,8 @@ from PIL import Image
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages import embed, evaluate, external, extract, prepare
-from stages.table import CATALOG, RECIPES, Bench
+from stages.bench import Bench
+from stages.table import CATALOG, RECIPES
 from tests.stages.context import context, digests, make
 from tests.test_extractors import inception_dir  # noqa: F401
 

@@ -10,8 +10,9 @@ from torch import nn
 from pipeline import graph
 from pipeline.errors import StageError, UsageError
 from stages import extract, features
+from stages.bench import Bench
 from stages.methods import table
-from stages.table import CATALOG, RECIPES, Bench
+from stages.table import CATALOG, RECIPES
 from stages.weights import weight_file
 from tests.stages.context import digests, make
 

@@ -9,9 +9,10 @@ from pipeline import config
 from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.stage import resolve
+from stages.bench import Bench
 from stages.evaluate import features_node
 from stages.methods import table as names
-from stages.table import CATALOG, RECIPES, Bench
+from stages.table import CATALOG, METRICS, RECIPES, STAGES
 
 PLACES = {
     "cifar10": ["data.path=cifar-10-batches-py"],
@@ -286,3 +287,8 @@ def test_declarations_import_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_stage_says_which_metrics_it_may_report():
+    # A stage left out would take any name, and a wrong one would fail only in the trial.
+    assert set(METRICS) == set(STAGES)

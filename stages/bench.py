@@ -1,0 +1,234 @@
+"""The settings of a preset: what every stage and recipe of the bench can be told."""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.stage import Resources, Settings
+from stages import densities, solving
+from stages.combined_nodes import CombinedOptions
+from stages.csflow_nodes import CSFlowOptions
+from stages.diagnose import DiagnoseOptions
+from stages.extract import ExtractorOptions
+from stages.icr_nodes import ICROptions
+from stages.methods import table
+from stages.prepare import PrepareSettings
+from stages.report import ReportSettings
+from stages.sample import SampleOptions, SampleSettings
+from stages.scan import ScanPreset
+from stages.scoring_nodes import Evaluation
+from stages.spectrum import SpectrumSettings
+from stages.stein_nodes import SteinOptions, runnable
+from stages.train import TrainOptions
+from stages.training_nodes import ComparisonOptions, TeacherOptions
+from stages.wavelet_nodes import WaveletOptions
+
+
+class SampleSweep(SampleOptions):
+    """How samples are made, and over which solvers and NFE on the last checkpoint."""
+
+    solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
+        ("euler", "heun", "dpmpp2m"), description="solvers compared over nfes"
+    )
+    nfes: tuple[int, ...] = Field(
+        (5, 10, 20),
+        min_length=1,
+        description="network evaluations compared; a solver that takes an odd number only runs at "
+        "the odd number just below an even one",
+    )
+    solver_grids: dict[
+        table.choice("solver", table.SOLVERS),
+        table.choice("grid", table.GRIDS | table.DENSITY_GRIDS),
+    ] = Field(
+        {"heun": "edm"},
+        description="grids of swept solvers that need their own: Heun amplifies errors at the "
+        "long first step of a grid uniform in t",
+    )
+    sweep_samples: int = Field(
+        1000, ge=1, le=10**7, description="samples of each set compared over solvers and NFE"
+    )
+    checkpoint_solver: table.choice("solver", table.SOLVERS | table.SDE) | None = Field(
+        None,
+        description="solver of the samples that are scored over training steps; sde with "
+        "checkpoint_nfe=250 is the papers' own; unset is solver",
+    )
+    checkpoint_nfe: int | None = Field(
+        None, ge=1, le=10_000, description="their network evaluations; unset is nfe"
+    )
+    num_seeds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="seeds of the samples of every checkpoint, counted from the run's own; with "
+        "several, scores are means and their errors are of the seeds",
+    )
+    reference_nfe: int = Field(
+        100, ge=2, le=10_000, description="evaluations of the samples trajectory_rms refers to"
+    )
+
+    @model_validator(mode="after")
+    def _nfes_fit(self) -> SampleSweep:
+        if min(self.nfes) < 1:
+            raise ValueError(f"nfes has {min(self.nfes)}; an NFE is at least 1")
+        if self.solver in table.SDE:
+            raise ValueError(
+                "solver=sde cannot be every sample node's: recipes compare solvers of the ODE; set "
+                "sample.checkpoint_solver=sde for the samples over training steps"
+            )
+        self._check_checkpoints()
+        if self.correction != "none" or self.solver in table.FITTED_SOLVERS:
+            name = "solver" if self.solver in table.FITTED_SOLVERS else "correction"
+            raise ValueError(
+                f"{name}={getattr(self, name)} cannot be every sample node's: recipes compare "
+                f"corrections beside the plain solvers; leave sample.{name} unset, and choose in "
+                f"stein.{'fitted' if name == 'solver' else 'corrections'}"
+            )
+        if max(self.nfes) >= self.reference_nfe:
+            raise ValueError(
+                f"nfes reaches {max(self.nfes)}, not below reference_nfe={self.reference_nfe}; "
+                "raise sample.reference_nfe, or lower sample.nfes"
+            )
+        return self
+
+    def _check_checkpoints(self) -> None:
+        """Raise ValueError where checkpoints cannot be sampled as asked."""
+        if not (changed := self.of_checkpoints()):
+            return
+        try:
+            self.options(**changed)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            words = problem.get("ctx", {}).get("error", problem["msg"])
+            raise ValueError(f"samples over training steps: {words}") from error
+
+    def of_checkpoints(self) -> dict[str, object]:
+        """Settings of the samples over training steps that are not those of the others."""
+        found: dict[str, object] = {}
+        if self.checkpoint_solver is not None:
+            found["solver"] = self.checkpoint_solver
+            found["grid"] = solving.UNIFORM
+            if self.checkpoint_solver not in table.SDE:
+                found["grid"] = self.grid_of(self.checkpoint_solver)
+        if self.checkpoint_nfe is not None:
+            found["nfe"] = self.checkpoint_nfe
+        return found
+
+    def nfes_of(self, solver: str) -> tuple[int, ...]:
+        """The NFE this solver is run at, ascending."""
+        return runnable(solver, self.nfes)
+
+    @property
+    def grids_in_use(self) -> tuple[str, ...]:
+        """Every grid that these settings name."""
+        return (self.grid, *self.solver_grids.values())
+
+    def grid_of(self, solver: str) -> str:
+        """The grid this solver is swept on."""
+        return self.solver_grids.get(solver, self.grid)
+
+    def options(self, **changes: object) -> SampleSettings:
+        """The settings of one sample node."""
+        chosen = {name: getattr(self, name) for name in SampleOptions.model_fields} | changes
+        kinds = densities.of_grids([chosen["grid"]])
+        return SampleSettings(**chosen | {"density": chosen["density"].read_by(kinds)})
+
+
+class StageResources(Settings):
+    """Resources by stage."""
+
+    prepare: Resources = Field(Resources(), description="of prepare")
+    extractor: Resources = Field(Resources(), description="of extractor")
+    features: Resources = Field(Resources(), description="of features nodes")
+    external: Resources = Field(Resources(), description="of external")
+    teach: Resources = Field(Resources(), description="of teach")
+    train: Resources = Field(Resources(), description="of train nodes")
+    diagnose: Resources = Field(Resources(), description="of diagnose nodes")
+    spectrum: Resources = Field(Resources(), description="of spectrum")
+    checkpoint: Resources = Field(Resources(), description="of checkpoint nodes")
+    sample: Resources = Field(Resources(), description="of sample nodes")
+    calibrate: Resources = Field(Resources(), description="of calibrate nodes")
+    lipschitz: Resources = Field(Resources(), description="of lipschitz nodes")
+    evaluate: Resources = Field(Resources(), description="of evaluate nodes")
+    fit: Resources = Field(Resources(), description="of fit nodes")
+    risk: Resources = Field(Resources(), description="of risk nodes")
+    draw: Resources = Field(Resources(), description="of draw nodes")
+    scan: Resources = Field(Resources(), description="of scan nodes")
+    report: Resources = Field(Resources(), description="of report")
+
+
+class Bench(Settings):
+    """Everything a preset holds."""
+
+    seed: int = Field(0, ge=0, description="of all randomness but the data's split")
+    data: PrepareSettings = Field(PrepareSettings(), description="the data set")
+    extractor: ExtractorOptions = Field(
+        ExtractorOptions(), description="the network whose features score samples"
+    )
+    teach: TeacherOptions = Field(
+        TeacherOptions(), description="the teacher that REPA, REG and MaskAlign align with"
+    )
+    train: TrainOptions = Field(TrainOptions(), description="training")
+    maskalign: ComparisonOptions = Field(
+        ComparisonOptions(), description="what MaskAlign is compared with"
+    )
+    diagnose: DiagnoseOptions = Field(
+        DiagnoseOptions(), description="where alignment gradients fall, and what masks do to them"
+    )
+    spectrum: SpectrumSettings = Field(
+        SpectrumSettings(), description="the data's power spectrum, which CSFlow starts from"
+    )
+    sample: SampleSweep = Field(SampleSweep(), description="sampling")
+    csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
+    combined: CombinedOptions = Field(
+        CombinedOptions(), description="the methods put together, beside each alone"
+    )
+    wavelet: WaveletOptions = Field(WaveletOptions(), description="wavelet scores")
+    stein: SteinOptions = Field(
+        SteinOptions(), description="corrected solvers, and how contractive steps are"
+    )
+    scan: ScanPreset = Field(ScanPreset(), description="views of which the ICR is taken")
+    icr: ICROptions = Field(ICROptions(), description="the trainings whose ICR is scanned")
+    evaluate: Evaluation = Field(Evaluation(), description="scores")
+    report: ReportSettings = Field(ReportSettings(), description="the HTML report")
+    resources: StageResources = Field(StageResources(), description="of nodes, by stage")
+    hints: dict[str, float] = Field(
+        {},
+        description="seconds a node may take until one was measured, by how its name begins; the "
+        "longest beginning counts",
+    )
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Bench:
+        size, network = self.data.image_size, self.train.network
+        if size is not None and size % (unit := network.divisor):
+            name = (
+                f"patch={unit}" if network.kind == "sit" else f"multipliers (a division by {unit})"
+            )
+            raise ValueError(
+                f"train.network.{name} does not divide the images' side of {size} pixels; "
+                f"change it, or set data.size to a multiple such as {(size // unit + 1) * unit}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_fit(self) -> Bench:
+        owners = {"features": "extractor", "calibrate": "sample", "lipschitz": "sample"}
+        for name in ("extractor", "teach", "train", "diagnose", "sample", "scan", *owners):
+            owner = owners.get(name, name)
+            device, gpus = getattr(self, owner).device, getattr(self.resources, name).gpus
+            workers = self.train.num_workers if name == "train" else 0
+            if workers and gpus:
+                raise ValueError(
+                    f"resources.train.gpus={gpus:g} and train.num_workers={workers} contradict "
+                    "each other: the workers ask for their own GPUs; set resources.train.gpus=0"
+                )
+            if device == "cuda" and not gpus and not workers:
+                raise ValueError(
+                    f"{owner}.device=cuda, but resources.{name}.gpus=0; set resources.{name}.gpus=1"
+                )
+            if device == "cpu" and gpus:
+                raise ValueError(
+                    f"resources.{name}.gpus={gpus:g}, but {owner}.device=cpu would leave it idle; "
+                    f"set {owner}.device=cuda"
+                )
+        return self
