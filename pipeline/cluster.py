@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,13 @@ def _shipped(code: Path) -> dict[str, Any]:
     return {"py_modules": [package for package in packages if Path(package).is_dir()]}
 
 
+def cpus() -> float:
+    """The CPUs of all machines at this moment."""
+    import ray
+
+    return ray.cluster_resources().get("CPU", 0.0)
+
+
 def disconnect() -> None:
     import ray
 
@@ -141,12 +149,19 @@ def start_board() -> Any:
     return ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
 
 
+@functools.cache
+def _remote(function: Callable[..., Any]) -> Any:
+    import ray
+
+    return ray.remote(function)
+
+
 def submit(job: worker.Job, channel: Channel, cpus: float, gpus: float, retries: int) -> Any:
     """Start a node as a Ray task that survives lost workers, and return its reference."""
-    import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    task = ray.remote(_run_node).options(
+    # One remote function: Ray queues by function, and takes turns among queues in no order.
+    task = _remote(_run_node).options(
         num_cpus=cpus,
         num_gpus=gpus,
         max_retries=retries,
@@ -186,7 +201,7 @@ def _spread(
         # GPUs of a waiting task are not lent: shards would wait for them for ever.
         yield from (function(item, *common) for item in items)
         return
-    task = ray.remote(_run_shard).options(num_cpus=1, max_retries=3, name=f"{node} shard")
+    task = _remote(_run_shard).options(num_cpus=1, max_retries=3, name=f"{node} shard")
     shared = tuple(ray.put(value) for value in common)
     references = [task.remote(node, function, item, channel, threads, *shared) for item in items]
     for reference in references:

@@ -54,6 +54,21 @@ class Plan:
         """Names of the nodes to run, in an order that works."""
         return [name for name, plan in self.nodes.items() if plan.state != CACHED]
 
+    def by_urgency(self) -> list[str]:
+        """All nodes, those first from which the longest chain of work still hangs.
+
+        Nodes whose time nobody knows count as one second.
+        """
+        left: dict[str, float] = {}
+        after: dict[str, float] = {}  # the longest chain behind a node
+        for name in reversed(self.nodes):
+            item = self.nodes[name]
+            own = 0.0 if item.state == CACHED else 1.0 if item.seconds is None else item.seconds
+            left[name] = own + after.get(name, 0.0)
+            for parent in item.node.upstream:
+                after[parent] = max(after.get(parent, 0.0), left[name])
+        return sorted(self.nodes, key=lambda name: -left[name])
+
 
 @dataclass(frozen=True)
 class Request:

@@ -16,6 +16,8 @@ from pipeline.plan import CACHED, Plan
 from pipeline.store import Store
 
 BUSY_RETRY_SECONDS = 0.5
+# Nodes of one kind of resources that wait in Ray: enough that no core waits for the next round.
+LOOKAHEAD = 4
 CANCEL_SECONDS = 2.0
 
 
@@ -61,9 +63,11 @@ def log_file(folder: Path, node: str) -> Path:
 
 @dataclass
 class Claims:
-    """Keys of nodes that run at this moment, and why others failed."""
+    """Keys of nodes that were handed to Ray, those of them that it has not started, by what they
+    ask for, and why others failed."""
 
     running: set[str] = field(default_factory=set)
+    waiting: dict[tuple[float, float], set[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -97,6 +101,7 @@ class Execution:
         for name, item in plan.nodes.items():
             if item.state == CACHED:
                 self._end(name, progress.REUSED)
+        self.order = plan.by_urgency()
         self.running: dict[Any, str] = {}
         self.channel: cluster.Channel | None = None
 
@@ -142,8 +147,13 @@ class Execution:
         return True
 
     def _submit_ready(self) -> None:
+        """Hand to Ray what can start, the most urgent first, and no more than it will soon start.
+
+        Ray takes no priorities: what were handed over early would delay what is urgent later.
+        """
         now = time.monotonic()
-        for name, item in self.nodes.items():
+        for name in self.order:
+            item = self.nodes[name]
             waits = item.state in (progress.QUEUED, progress.WAITING)
             if not waits or name in self.running.values() or now < item.not_before:
                 continue
@@ -155,12 +165,25 @@ class Execution:
             elif item.key not in self.claims.running and all(
                 p.state in progress.ENDED for p in parents
             ):
-                self.claims.running.add(item.key)
-                resources = item.node.resources
-                reference = cluster.submit(
-                    self._job(item), self.channel, resources.cpus, resources.gpus, resources.retries
-                )
-                self.running[reference] = name
+                self._submit(name)
+
+    def _submit(self, name: str) -> None:
+        item = self.nodes[name]
+        asked = item.node.resources
+        waiting = self.claims.waiting.setdefault((asked.cpus, asked.gpus), set())
+        if len(waiting) >= max(LOOKAHEAD, cluster.cpus()):
+            return
+        waiting.add(item.key)
+        self.claims.running.add(item.key)
+        reference = cluster.submit(
+            self._job(item), self.channel, asked.cpus, asked.gpus, asked.retries
+        )
+        self.running[reference] = name
+
+    def _started(self, name: str) -> None:
+        item = self.nodes[name]
+        asked = item.node.resources
+        self.claims.waiting.get((asked.cpus, asked.gpus), set()).discard(item.key)
 
     def _job(self, item: Progress) -> worker.Job:
         node = item.node
@@ -194,6 +217,7 @@ class Execution:
         for reference in done:
             name = self.running.pop(reference)
             self.claims.running.discard(self.nodes[name].key)
+            self._started(name)
             try:
                 outcome = ray.get(reference)
             except ray.exceptions.TaskCancelledError:
@@ -265,6 +289,7 @@ class Execution:
         elif item.state in progress.ENDED:
             return
         elif kind == "started":
+            self._started(node)
             limit = item.node.resources.timeout_seconds
             item.deadline = time.monotonic() + limit if limit else None
             self._change(node, progress.RUNNING)

@@ -1,6 +1,7 @@
 """A plan says for every node whether it is cached, and why it is not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -180,3 +181,15 @@ def test_a_hint_serves_until_something_was_measured(store):
     ran(store)
     again = planning.make(catalog, store, Request("chain", overrides=("a.value=9",)))
     assert all(node.seconds < 9 for node in again.nodes.values())
+
+
+def test_the_longest_chain_of_work_is_the_most_urgent(store):
+    # number/a takes 2 s and apply/a hangs from it; number/b alone takes 3 s; total needs both.
+    seconds = {"number/a": 2.0, "number/b": 3.0, "apply/a": 4.0, "total": None}
+    plan = make(store)
+    timed = {n: replace(item, seconds=seconds[n]) for n, item in plan.nodes.items()}
+    assert replace(plan, nodes=timed).by_urgency() == ["number/a", "apply/a", "number/b", "total"]
+    known = timed | {"number/a": replace(timed["number/a"], state=CACHED)}
+    assert replace(plan, nodes=known).by_urgency()[-1] == "total"
+    known["apply/a"] = replace(timed["apply/a"], state=CACHED)
+    assert replace(plan, nodes=known).by_urgency()[0] == "number/b"
