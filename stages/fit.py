@@ -260,8 +260,8 @@ def collect(context: Context, data: Data) -> list[WaveletStatistics]:
     size = settings.shard_size
     items = [(first, min(first + size, count)) for first in range(0, count, size)]
     shape = tuple(facts["shape"])
-    settings.model().layout(shape)  # refuses sizes and wavelets that cannot be
-    at_once = settings.check_memory(shape, len(items))
+    at_once = settings.check_memory(shape, len(items))  # refuses sizes that cannot be, too
+    settings.model().layout(shape)  # refuses wavelets; its own size is what the memory is for
     context.progress(0, 2 * count, "images")
     reference = None
     for moments in context.map(first_shard, items, data, settings):

@@ -59,7 +59,10 @@ class LevelDenoiser:
         )
 
     def ridge(self, sigma: float) -> float:
-        """That of the level nearest to sigma > 0 in log sigma."""
+        """That of the level nearest in log sigma; ValueError unless sigma is above 0 and finite."""
+        from stages.methods.wavelet_system import checked_level
+
+        sigma = checked_level(sigma)
         return self.ridges[min(self.ridges, key=lambda level: abs(math.log(level / sigma)))]
 
     def at(self, sigma: float) -> WaveletScore:
@@ -67,10 +70,12 @@ class LevelDenoiser:
         return self.denoisers[self.ridge(sigma)].at(sigma)
 
     def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
-        """y: (B, C, H, W); s: a number, or one level a sample."""
+        """y: (B, C, H, W); s: a number, or one level a sample. ValueError for another count."""
         import torch
 
-        levels = torch.as_tensor(s, dtype=torch.float64).flatten().tolist()
+        from stages.methods.wavelet_system import checked_levels
+
+        levels = checked_levels(s, len(y))
         if len(set(levels)) == 1:
             return self.at(levels[0]).denoise(y)
         return torch.cat([self.at(level).denoise(y[i : i + 1]) for i, level in enumerate(levels)])

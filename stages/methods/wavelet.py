@@ -45,6 +45,7 @@ from stages.methods.wavelet_system import (
     NoisyMoments,
     change_reference,
     checked_level,
+    checked_levels,
     checked_ridge,
     solve,
 )
@@ -335,7 +336,8 @@ class WaveletDenoiser:
     """denoiser(y, s) for the solvers; fits a level when it is first asked for, then keeps it.
 
     y: (B, C, H, W); s: a number, a tensor of one element, or one level per sample (B,) or
-    (B, 1, 1, 1). s is in the units of the images the statistics were collected from.
+    (B, 1, 1, 1). s is in the units of the images the statistics were collected from. Raises
+    ValueError for another number of levels and for a level that is not above 0 and finite.
     """
 
     statistics: WaveletStatistics
@@ -344,7 +346,7 @@ class WaveletDenoiser:
     levels: dict[float, WaveletScore] = field(default_factory=dict, repr=False)
 
     def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
-        values = s.detach().flatten().tolist() if isinstance(s, Tensor) else [float(s)]
+        values = checked_levels(s, len(y))
         if len(set(values)) == 1:
             return self.at(values[0]).denoise(y)
         return torch.cat([self.at(v).denoise(y[i : i + 1]) for i, v in enumerate(values)])

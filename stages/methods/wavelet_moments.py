@@ -42,7 +42,7 @@ class CoefficientMoments:
         when nothing varies."""
         variance = self.squares / self.count
         total = float(variance.mean())
-        if not total > 1e-20 * max(1.0, float((self.mean**2).mean())):
+        if not total > 1e-20 * float((self.mean**2).mean()):  # what rounding leaves of a constant
             raise ValueError(
                 f"images do not vary: all {self.count} are the same; a score needs at least two "
                 "different images."

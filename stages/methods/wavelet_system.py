@@ -146,6 +146,17 @@ def checked_level(sigma: float) -> float:
     return sigma
 
 
+def checked_levels(s: float | Tensor, num_images: int) -> list[float]:
+    """The levels of a denoiser(y, s): one, or one an image. Raises ValueError for another count."""
+    levels = torch.as_tensor(s, dtype=torch.float64).flatten().tolist()
+    if len(levels) not in (1, num_images):
+        raise ValueError(
+            f"{len(levels)} noise levels were given for {num_images} images: give one level, or "
+            "one for each image."
+        )
+    return levels
+
+
 def checked_ridge(ridge: float) -> float:
     """ridge as a number. Raises ValueError unless it is 0 or above and finite."""
     ridge = float(ridge)

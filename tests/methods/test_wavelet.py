@@ -41,6 +41,22 @@ def digits():
 # Closed forms
 
 
+def test_the_scale_of_images_changes_nothing_but_units():
+    """Images in tiny units vary as others do; only images that are alike are constant."""
+    images = skewed_images()
+    small = collect(1e-11 * images).at(0.5e-11)
+    close(1e11 * small.denoise(1e-11 * images[:4]), collect(images).at(0.5).denoise(images[:4]))
+
+
+@pytest.mark.parametrize("levels", [[0.5, 0.6], [0.5, 0.5, 0.5, 0.5], []])
+def test_a_wrong_number_of_levels_is_refused(levels):
+    denoiser, y = collect(skewed_images()).denoiser(), skewed_images(3)
+    with pytest.raises(ValueError, match=f"{len(levels)} noise levels .* for 3 images"):
+        denoiser(y, torch.tensor(levels))
+    assert denoiser(y, torch.tensor([0.5, 0.6, 0.7])[:, None, None, None]).shape == y.shape
+    assert torch.equal(denoiser(y, torch.tensor([0.5])), denoiser(y, 0.5))
+
+
 @pytest.mark.parametrize(
     ("degree", "risk"), [(1, 1 / 2), (2, 1 / 2), (3, 6 / 13), (5, 0.45335085413929044)]
 )

@@ -77,6 +77,18 @@ def test_it_loads_back_as_the_statistics_collected_in_one_go(few, fitted):
     torch.testing.assert_close(mixed[:2], denoiser(y[:2], levels[0].item()))
 
 
+def test_the_denoiser_refuses_levels_that_cannot_be(few, fitted):
+    denoiser, y = fitted.denoiser(), few.load().test[:3].double()
+    for level in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="sigma must be above 0 and finite"):
+            denoiser(y, level)
+        with pytest.raises(ValueError, match="sigma must be above 0 and finite"):
+            denoiser.ridge(level)
+    for levels in ([0.3, 0.6], [0.3] * 4):
+        with pytest.raises(ValueError, match="noise levels were given for 3 images"):
+            denoiser(y, torch.tensor(levels))
+
+
 def test_shards_are_merged_in_order_and_exactly(tmp_path, few, fitted):
     settings = SETTINGS.revised(shard_size=20)
     sharded = [make(tmp_path / n, fit.STAGE, settings, data=few) for n in ("one", "two")]
@@ -346,8 +358,9 @@ def test_what_only_the_data_tell_is_one_sentence(tmp_path, few, monkeypatch):
     with pytest.raises(StageError, match=r"not divisible by 2\*\*levels = 16"):
         make(tmp_path / "size", fit.STAGE, SETTINGS.revised(levels=4), data=few)
     monkeypatch.setattr(fit, "first_shard", None)  # the memory is predicted before any work
-    with pytest.raises(StageError, match=r"needs about .* fits instead: .*degree=4"):
-        make(tmp_path / "memory", fit.STAGE, SETTINGS.revised(degree=5), data=few)
+    for degree in (5, 7, 9):  # whose layout alone would take more than a machine has
+        with pytest.raises(StageError, match=r"needs about .* fits instead: .*degree=4"):
+            make(tmp_path / f"d{degree}", fit.STAGE, SETTINGS.revised(degree=degree), data=few)
     settings = SETTINGS.revised(ridge=None, num_folds=97)
     with pytest.raises(StageError, match="num_folds=97 is above the 96 training images"):
         make(tmp_path / "folds", fit.STAGE, settings, data=few)
