@@ -105,12 +105,14 @@ class EmpiricalBayes:
     def __call__(self, y: Tensor, sigma: float) -> Tensor:
         _check_sigma(sigma)
         x = self.images.to(y).flatten(1)
+        mean = x.mean(0)  # distances about it lose no digits to an offset of the images
+        x = x - mean
         half_norms = (x**2).sum(1) / 2
         parts = []
         for rows in y.flatten(1).split(self.block):
             # |y|^2 is the same for every image and leaves the softmax.
-            weights = torch.softmax((rows @ x.T - half_norms) / sigma**2, dim=1)
-            parts.append(weights @ x)
+            weights = torch.softmax(((rows - mean) @ x.T - half_norms) / sigma**2, dim=1)
+            parts.append(mean + weights @ x)
         return torch.cat(parts).reshape(y.shape)
 
 

@@ -23,6 +23,7 @@ single eigenvalues first would bias it again). The naive form, kept beside it, t
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -328,9 +329,11 @@ def _project(
     moments: ViewMoments, between: Tensor, within: Tensor, components: int
 ) -> tuple[Tensor, Tensor, float]:
     """B and Sigma_xi on the leading principal axes of all features, and the variance they keep."""
-    if not 1 <= components <= len(within):
+    whole = isinstance(components, numbers.Integral) and not isinstance(components, bool)
+    if not whole or not 1 <= components <= len(within):
         raise ValueError(
-            f"components is {components}; the features allow 1 to {len(within)} (None: all)"
+            f"components is {components}; the features allow 1 to {len(within)} in whole numbers "
+            "(None: all)"
         )
     total = moments.sum_within + moments.num_views * (moments.num_images - 1) * between
     variances, axes = torch.linalg.eigh(total)

@@ -52,6 +52,14 @@ def test_empirical_bayes_is_the_posterior_mean_over_the_training_images():
     torch.testing.assert_close(EmpiricalBayes(pair)(w, 0.8), torch.tanh(w / 0.64))
 
 
+def test_empirical_bayes_loses_no_digits_to_an_offset():
+    """Images as float32 about 1e4: their inner products alone would be off by whole units."""
+    train, y = images(12), images(7, seed=1)
+    expected = EmpiricalBayes(train)(y, 0.9)
+    far = EmpiricalBayes((train + 1e4).float())((y + 1e4).float(), 0.9) - 1e4
+    torch.testing.assert_close(far.double(), expected, rtol=0, atol=0.01)
+
+
 def test_exact_risks_are_what_sampling_finds():
     train, held_out = images(50), images(40, seed=1)
     for baseline in (Identity(), PixelMean.fit(train), FullWiener.fit(train)):

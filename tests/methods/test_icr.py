@@ -139,6 +139,8 @@ def test_components_keep_the_leading_directions_and_say_how_many():
     assert icr(features).components is None
     with pytest.raises(ValueError, match="components is 7; the features allow 1 to 6"):
         icr(features, components=7)
+    with pytest.raises(ValueError, match=r"components is 2.5; the features allow 1 to 6 in whole"):
+        icr(features, components=2.5)
 
 
 def test_a_large_sample_of_many_views_needs_no_guard():
