@@ -41,6 +41,18 @@ class Node:
         """Names of the nodes it reads, in the order of its slots."""
         return tuple(name for slot in self.inputs for name in self.slot(slot))
 
+    @property
+    def cpus(self) -> float:
+        """CPUs it takes at once: a task that waits for its workers lends them its own."""
+        workers = self.stage.workers(self.settings)
+        return max(self.resources.cpus, workers.cpus if workers else 0.0)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs it takes at once, those of its workers included."""
+        workers = self.stage.workers(self.settings)
+        return self.resources.gpus + (workers.gpus if workers else 0.0)
+
     def slot(self, slot: str) -> tuple[str, ...]:
         """Names of the nodes that fill one slot."""
         value = self.inputs.get(slot, ())

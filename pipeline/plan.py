@@ -244,19 +244,29 @@ def _version_warnings(catalog: Catalog, nodes: Mapping[str, NodePlan]) -> list[s
 
 
 def check_resources(plan: Plan, cpus: float, gpus: float, where: str) -> None:
-    """Refuse a node that can never start.
+    """Refuse a node that can never start, or whose workers cannot.
 
     Raises:
         UsageError: a node to run asks for more than there is.
     """
     for name in plan.todo:
-        asked = plan.graph[name].resources
-        stage = plan.graph[name].stage.name
+        node = plan.graph[name]
+        asked, workers = node.resources, node.stage.workers(node.settings)
         for kind, need, have in (("CPUs", asked.cpus, cpus), ("GPUs", asked.gpus, gpus)):
             if need > have:
                 raise UsageError(
                     f"{name} asks for {need:g} {kind}, {where} has {have:g}; "
-                    f"set resources.{stage}.{kind.lower()} to at most {have:g}"
+                    f"set resources.{node.stage.name}.{kind.lower()} to at most {have:g}"
+                )
+        if workers is None:
+            continue
+        for kind, need, have in (("CPUs", node.cpus, cpus), ("GPUs", node.gpus, gpus)):
+            if need > have:
+                most = int(have * workers.count // need)
+                remedy = f"to at most {most}" if most else "to 0"
+                raise UsageError(
+                    f"{name} starts {workers.count} workers, which take {need:g} {kind} at once, "
+                    f"and {where} has {have:g}; set {node.stage.name}.{workers.setting} {remedy}"
                 )
 
 

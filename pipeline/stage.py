@@ -75,6 +75,22 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Workers:
+    """Processes that a node starts by itself, beside its own, and waits for.
+
+    Args:
+        count: how many there are at the least.
+        cpus, gpus: what all of these reserve together.
+        setting: the stage's setting that says how many.
+    """
+
+    count: int
+    cpus: float
+    gpus: float
+    setting: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """A declared kind of work.
 
@@ -90,6 +106,7 @@ class Stage:
         needs: the optional inputs that given settings cannot do without.
         files: the files and folders outside the store that given settings name; their contents
             (of folders: names, sizes and times of change) enter the key.
+        workers: the processes that given settings make its run function start, or None.
     """
 
     name: str
@@ -101,6 +118,7 @@ class Stage:
     sources: Callable[[Any], Iterable[str]] = lambda settings: ()
     needs: Callable[[Any], Iterable[str]] = lambda settings: ()
     files: Callable[[Any], Iterable[Path]] = lambda settings: ()
+    workers: Callable[[Any], Workers | None] = lambda settings: None
 
 
 @dataclass(frozen=True)

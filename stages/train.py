@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.stage import Input, Stage
+from pipeline.stage import Input, Stage, Workers
 from stages import densities
 from stages.architectures import NetworkSettings
 from stages.densities import DensitySettings
@@ -183,6 +183,14 @@ def _needs(settings: TrainSettings) -> list[str]:
     return spectrum + teacher + (["start"] if settings.start_step is not None else [])
 
 
+def _workers(settings: TrainSettings) -> Workers | None:
+    """The fewest Ray Train workers; each reserves a CPU, or a GPU alone."""
+    count = settings.worker_range[0]
+    on_gpus = settings.device == "cuda"
+    reserved = {"cpus": 0 if on_gpus else count, "gpus": count if on_gpus else 0}
+    return Workers(count, **reserved, setting="num_workers") if count else None
+
+
 STAGE = Stage(
     name="train",
     settings=TrainSettings,
@@ -201,4 +209,5 @@ STAGE = Stage(
         *([] if settings.live is None else [table.WATCH]),
     ],
     needs=_needs,
+    workers=_workers,
 )

@@ -27,6 +27,9 @@ ABSCISSA = "training_step"
 MAIN_LOSSES = ("loss/velocity", "loss/denoising")
 REFUSAL = "refused.txt"
 
+# Each start of the workers that finds no room for them has waited a minute.
+MAX_FAILED_STARTS = 60
+
 
 def run(context: Context) -> Result:
     """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk.
@@ -49,7 +52,9 @@ def run(context: Context) -> Result:
         run_config=RunConfig(
             name=context.path.name,
             storage_path=str(context.work.path / "ray-train"),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(
+                max_failures=settings.max_failures, controller_failure_limit=MAX_FAILED_STARTS
+            ),
         ),
     )
     refusal = context.work.path / REFUSAL

@@ -10,7 +10,6 @@ from typing import Any
 from pipeline import config
 from pipeline import plan as planning
 from pipeline.errors import UsageError, nearest
-from pipeline.graph import Node
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps.outcome import assigned
@@ -48,8 +47,8 @@ class Checked:
             for node in target.graph
             if target.graph.keys[node.name] not in self.shared
         ]
-        room = [cpus / max(1.0, *(_cpus(node) for node in nodes))]
-        wanted = max(_gpus(node) for node in nodes)
+        room = [cpus / max(1.0, *(node.cpus for node in nodes))]
+        wanted = max(node.gpus for node in nodes)
         if wanted:
             room.append(gpus / wanted)
         return max(1, int(min(room)))
@@ -153,30 +152,3 @@ def check_resources(found: Checked, store: Store, cpus: float, gpus: float, wher
     for trial in found.looked_at:
         for target in trial:
             planning.check_resources(target.plan(store), cpus, gpus, where)
-            for node in target.graph:
-                check_workers(node, cpus, gpus, where)
-
-
-def check_workers(node: Node, cpus: float, gpus: float, where: str) -> None:
-    """Refuse a training with more workers than there are CPUs, or GPUs for them."""
-    for kind, need, have in (("CPUs", _cpus(node), cpus), ("GPUs", _gpus(node), gpus)):
-        if need > have:
-            raise UsageError(
-                f"{node.name} asks for {need:g} workers, {where} has {have:g} {kind}; lower "
-                f"{node.stage.name}.num_workers"
-            )
-
-
-def _cpus(node: Node) -> float:
-    """CPUs that a node needs at once, those of the training workers that it starts included."""
-    return max(node.resources.cpus, _workers(node))
-
-
-def _gpus(node: Node) -> float:
-    """GPUs that a node needs at once, those of the training workers that it starts included."""
-    on_gpus = getattr(node.settings, "device", "cpu") == "cuda"
-    return max(node.resources.gpus, _workers(node) if on_gpus else 0.0)
-
-
-def _workers(node: Node) -> float:
-    return float(getattr(node.settings, "num_workers", 0))

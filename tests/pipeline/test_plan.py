@@ -8,10 +8,13 @@ import pytest
 from pipeline import plan as planning
 from pipeline.commands import garbage, plan_text
 from pipeline.errors import UsageError
+from pipeline.graph import Graph
 from pipeline.plan import CACHED, DAMAGED, PARTIAL, TODO, Request
 from pipeline.record import Record, finished_run
+from pipeline.stage import Workers
 from pipeline.store import Store
 from tests.inline import run_all
+from tests.toy import stages
 from tests.toy.table import CATALOG
 
 
@@ -107,6 +110,37 @@ def test_a_node_that_can_never_start_is_refused(store):
     gpu = make(store, "resources.apply.gpus=1")
     with pytest.raises(UsageError, match="apply/a asks for 1 GPUs"):
         planning.check_resources(gpu, cpus=2, gpus=0, where="this machine")
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        (
+            Workers(64, 64, 0, "value"),
+            "starts 64 workers, which take 64 CPUs at once, and this "
+            "machine has 2; set number.value to at most 2",
+        ),
+        (
+            Workers(2, 0, 2, "value"),
+            "starts 2 workers, which take 2 GPUs at once, .* has 0; set number.value to 0",
+        ),
+        (Workers(2, 2, 0, "value"), None),
+    ],
+)
+def test_workers_that_a_node_starts_count_too(store, workers, words):
+    resolved, graph = planning.build(CATALOG, Request("chain"))
+    stage = replace(
+        stages.NUMBER, workers=lambda settings: workers if settings.value == 3 else None
+    )
+    nodes = [replace(n, stage=stage) if n.stage is stages.NUMBER else n for n in graph]
+    plan = planning.of_graph(store, "chain", resolved, Graph(nodes))
+    assert plan.graph["number/b"].cpus == 1
+    if words is None:
+        assert plan.graph["number/a"].cpus == 2
+        return planning.check_resources(plan, cpus=2, gpus=0, where="this machine")
+    with pytest.raises(UsageError, match=f"number/a {words}"):
+        planning.check_resources(plan, cpus=2, gpus=0, where="this machine")
+    return None
 
 
 def test_library_versions_that_changed_are_told(store, monkeypatch):

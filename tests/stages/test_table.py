@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pipeline import config
+from pipeline.__main__ import main
 from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.stage import resolve
@@ -152,6 +153,22 @@ def test_every_preset_gives_every_recipe(preset, recipe):
 def test_presets_of_data_to_place_ask_for_their_path(preset):
     with pytest.raises(UsageError, match=r"needs path: set data.path to where it is"):
         graph(preset=preset, recipe="train")
+
+
+def test_one_patch_is_refused_where_alignment_is_diagnosed():
+    with pytest.raises(UsageError, match=r"patch=8 makes an image of 8 pixels a side one patch"):
+        graph("train.network.patch=8", "teach.patch=8")
+    graph("train.network.patch=8", "maskalign.in_full=false")
+
+
+def test_workers_without_room_are_refused_before_any_work(tmp_path, capsys):
+    rest = ["--store", str(tmp_path), "--preset", "smoke", "--jobs", "2"]
+    for command in (["run", "full"], ["sweep", "maskalign"]):
+        assert main([*command, *rest, "train.num_workers=16"]) == 2
+        said = capsys.readouterr().err
+        assert "starts 16 workers, which take 16 CPUs at once, and --jobs 2 here has 2" in said
+        assert "set train.num_workers to at most 2" in said
+    assert main(["sweep", "maskalign", *rest, "train.num_workers=[1,2]", "--dry-run"]) == 0
 
 
 def test_latents_need_their_pixels():

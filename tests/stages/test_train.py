@@ -205,6 +205,19 @@ def test_kept_steps():
     assert train.TrainOptions(steps=25, num_checkpoints=4).kept_steps == (6, 12, 18, 25)
 
 
+def test_a_training_says_what_its_workers_reserve():
+    """The fewest of an elastic group; a GPU alone, or a CPU."""
+
+    def reserved(**changes):
+        found = train.STAGE.workers(train.TrainSettings(**changes))
+        return found and (found.count, found.cpus, found.gpus, found.setting)
+
+    assert reserved() is None
+    assert reserved(num_workers=4) == (4, 4, 0, "num_workers")
+    assert reserved(num_workers=(2, 8)) == (2, 2, 0, "num_workers")
+    assert reserved(num_workers=4, device="cuda") == (4, 0, 4, "num_workers")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -1,12 +1,15 @@
 """What a trial runs, what trials share, and what is refused before any of them starts."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from pipeline.errors import UsageError
+from pipeline.stage import Workers
 from pipeline.store import Store
 from sweeps import target
-from sweeps.check import check_resources, check_workers, checked
+from sweeps.check import check_resources, checked
 from sweeps.target import nested, setting, shared_keys, targets
 from tests.sweeps.spaces import sweep, write
 from tests.toy.__main__ import main, root
@@ -144,23 +147,18 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
     assert not store.exists()
 
 
-def test_training_workers_count_as_cpus(tmp_path):
-    from types import SimpleNamespace
-
+def test_training_workers_count_as_cpus(tmp_path, monkeypatch):
     found = checked(CATALOG, sweep(tmp_path))
     assert found.concurrent(cpus=4, gpus=0) == 4
     assert found.concurrent(cpus=0.5, gpus=0) == 1
-    node = found.looked_at[0][0].graph["number/b"]
-    wide = SimpleNamespace(
-        name="train/x",
-        stage=SimpleNamespace(name="train"),
-        settings=SimpleNamespace(num_workers=8),
-        resources=node.resources,
-    )
+    node = found.looked_at[0][0].graph["number/a"]
+    assert node.stage.workers(node.settings) is None
+    object.__setattr__(node, "stage", replace(node.stage, workers=lambda s: Workers(2, 2, 1, "n")))
+    assert found.concurrent(cpus=4, gpus=4) == 2
+    assert found.concurrent(cpus=8, gpus=3) == 3
     store = Store(tmp_path / "s")
-    check_resources(found, store, 4, 0, "here")
-    with pytest.raises(UsageError, match="asks for 8 workers, here has 4 CPUs"):
-        check_workers(wide, 4, 0, "here")
-    wide.settings.device = "cuda"
-    with pytest.raises(UsageError, match="asks for 8 workers, here has 2 GPUs"):
-        check_workers(wide, 16, 2, "here")
+    check_resources(found, store, 4, 1, "here")
+    with pytest.raises(
+        UsageError, match=r"starts 2 workers.*here has 1; set number.n to at most 1"
+    ):
+        check_resources(found, store, 1, 1, "here")
