@@ -70,6 +70,11 @@ def run(context: Context) -> Result:
     for step in model.steps:
         context.progress(len(found), len(model.steps), "checkpoints")
         network = model.network(step, settings.device)
+        if network.num_patches < 2:
+            raise StageError(
+                "the network sees an image as one patch, and diagnostics compare patches; lower "
+                "train.network.patch"
+            )
         found.append(measure(network, step, _batches(data, features, settings), settings))
         context.log(_line(found[-1]))
     lines = [asdict(measured) for measured in found]
@@ -143,8 +148,10 @@ def _keep(batch: Batch, mask_ratio: float):
     return batch.draws.keep(num_patches, min(max(1, kept), num_patches - 1))
 
 
-def _as_map(heatmap: Heatmap, grid: tuple[int, int]) -> list[list[float]]:
-    return heatmap.probability.view(*grid).tolist()
+def _as_map(heatmap: Heatmap, grid: tuple[int, int]) -> list[list[float | None]]:
+    """(rows, columns) of the probability; None for a patch that no mask left in."""
+    rows = heatmap.probability.view(*grid).tolist()
+    return [[None if math.isnan(value) else value for value in row] for row in rows]
 
 
 def _finite(ratio: float) -> float | None:

@@ -15,14 +15,15 @@ class Measured:
     """One checkpoint, identified by the `step` of its training.
 
     full: how often each patch is among those with the largest alignment gradients, over images,
-    every token present, (rows, columns) as lists. masked: the same where a mask leaves some out.
+    every token present, (rows, columns) as lists. masked: the same where a mask leaves some out,
+    None for a patch that no image kept.
     masked_alignment, full_alignment: L_alignment of the same tokens with the others masked and
     present. gap: their difference G, with its standard error over blocks of images.
     """
 
     step: int
     full: list[list[float]]
-    masked: list[list[float]]
+    masked: list[list[float | None]]
     max_min_ratio: float | None
     variation: float
     masked_max_min_ratio: float | None

@@ -191,7 +191,13 @@ class Templates:
         return [*nodes, scores]
 
     def diagnosis(self, name: str, method: str, seed: int) -> Node:
-        """Heatmaps and gap of `train/NAME`."""
+        """Heatmaps and gap of `train/NAME`. Raises UsageError where an image is one patch."""
+        size, patch = self.bench.data.image_size, self.bench.train.network.patch
+        if size is not None and size // patch < 2:
+            raise UsageError(
+                f"train.network.patch={patch} makes an image of {size} pixels a side one patch, "
+                f"and diagnostics of {method} compare patches; lower train.network.patch"
+            )
         end = seed_suffix(self.bench, seed)
         settings = settings_of(DiagnoseSettings, self.bench.diagnose, seed=self.bench.seed)
         return Node(

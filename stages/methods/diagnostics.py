@@ -35,20 +35,26 @@ class Heatmap:
 
     @property
     def probability(self) -> Tensor:
-        """(N,), hits / seen: the share of images in which the patch is on top, where present."""
+        """(N,), hits / seen: the share of images in which the patch is on top, where present; NaN
+        for a patch that was never present, which no summary counts."""
         return self.hits / self.seen
 
     @property
     def max_min_ratio(self) -> float:
         """The paper's summary; infinite when a patch was never on top: take more images."""
-        low, high = self.probability.min().item(), self.probability.max().item()
+        known = self._known
+        low, high = known.min().item(), known.max().item()
         return high / low if low else math.inf
 
     @property
     def coefficient_of_variation(self) -> float:
         """Standard deviation / mean of the probability (ours: steadier with few positions)."""
-        probability = self.probability
-        return (probability.std(correction=0) / probability.mean()).item()
+        known = self._known
+        return (known.std(correction=0) / known.mean()).item()
+
+    @property
+    def _known(self) -> Tensor:
+        return self.probability[self.seen > 0]
 
 
 def alignment_heatmap(
@@ -58,10 +64,12 @@ def alignment_heatmap(
 
     h: hidden states at the alignment depth. keep: (B, K) patches of a masked run, such as
     `maskalign.Loss(...).keep(batch)`; None for all. top: share of the present patches, at least
-    one. Labels are not dropped. network: bare, not wrapped for workers.
+    one. Labels are not dropped. network: bare, not wrapped for workers. Raises ValueError where
+    there is one patch only, which nothing can be compared with, or a mask that keeps none.
     """
     if not 0 < top <= 1:
         raise ValueError(f"top is {top}; it must lie in (0, 1]")
+    _check_patches(batch, keep)
     output = _run(network, batch, keep)
     has_class = output.class_velocity is not None
     # The gradient stops at h, so only the projector is differentiated.
@@ -86,13 +94,25 @@ def stability_gap(network: nn.Module, batch: Batch, keep: Tensor) -> tuple[Tenso
 
     keep: (B, K) the patches of the masked run. The full run's loss is taken over the same class
     token and patches (ours): its mean over masks is that of all tokens, without the spread from
-    which tokens a mask happens to leave. network: bare; labels are not dropped.
+    which tokens a mask happens to leave. network: bare; labels are not dropped. Raises ValueError
+    as `alignment_heatmap` does.
     """
+    _check_patches(batch, keep)
     masked, full = _run(network, batch, keep), _run(network, batch, None)
     has_class = full.class_velocity is not None
     targets = alignment_targets(batch, keep, has_class)
     projection = take_kept(full.projection, keep, has_class)
     return alignment_loss(masked.projection, targets), alignment_loss(projection, targets)
+
+
+def _check_patches(batch: Batch, keep: Tensor | None) -> None:
+    if (count := aligned_patches(batch).shape[1]) < 2:
+        raise ValueError(
+            f"the image is {count} patch, and diagnostics compare patches; choose a patch size "
+            "that makes at least two"
+        )
+    if keep is not None and not keep.shape[1]:
+        raise ValueError("the mask keeps no patch; keep at least one")
 
 
 @torch.no_grad()

@@ -253,6 +253,8 @@ def _of_measured(name: str, many: Sequence[Sequence[Measured]], attribute: str) 
 
 def _heatmap(name: str, measured: Measured, which: str) -> Figure:
     """Probabilities of the patches as coloured squares."""
+    import numpy as np
+
     from stages.figures import Figure, svg
 
     rows = getattr(measured, which)
@@ -260,7 +262,7 @@ def _heatmap(name: str, measured: Measured, which: str) -> Figure:
     variation = measured.variation if which == "full" else measured.masked_variation
 
     def draw(ax: Any) -> None:
-        mesh = ax.pcolormesh(rows, cmap="viridis", vmin=0)
+        mesh = ax.pcolormesh(np.array(rows, float), cmap="viridis", vmin=0)
         ax.set_aspect("equal")
         ax.invert_yaxis()
         ax.grid(False)

@@ -1,5 +1,6 @@
 """MaskAlign's relation to REG and REPA, its masks, and its diagnostics."""
 
+import dataclasses
 import math
 
 import pytest
@@ -242,6 +243,24 @@ def test_the_heatmaps_summaries():
     assert never.max_min_ratio == math.inf
     with pytest.raises(ValueError, match="top"):
         alignment_heatmap(tiny(), batch_of(), top=0.0)
+
+
+def test_a_patch_that_no_mask_left_in_is_no_part_of_the_summaries():
+    unseen = Heatmap(torch.tensor([2.0, 4.0, 0.0]), torch.tensor([10.0, 10.0, 0.0]))
+    assert unseen.max_min_ratio == pytest.approx(2)
+    assert unseen.coefficient_of_variation == pytest.approx(1 / 3)
+    assert unseen.probability.isnan().tolist() == [False, False, True]
+
+
+def test_diagnostics_compare_patches():
+    batch = batch_of()
+    none = torch.empty(8, 0, dtype=torch.long)
+    one = dataclasses.replace(batch, patch_targets=batch.patch_targets[:, :1])
+    for function in (alignment_heatmap, stability_gap):
+        with pytest.raises(ValueError, match="the mask keeps no patch"):
+            function(tiny(), batch, none)
+        with pytest.raises(ValueError, match="the image is 1 patch, and diagnostics compare"):
+            function(tiny(), one, none)
 
 
 def test_the_stability_gap_vanishes_where_tokens_stand_alone():

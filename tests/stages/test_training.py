@@ -1,6 +1,8 @@
 """REPA, REG and MaskAlign as trainings: equal gradients by parts and workers, resumption, refusals;
 their samples with a class token, and their diagnostics."""
 
+import math
+
 import pytest
 import torch
 
@@ -278,6 +280,28 @@ def test_diagnostics_are_the_mathematics_on_every_checkpoint(
     assert found[1].gap_error == pytest.approx(abs(gaps[0] - gaps[1]) / 2, abs=1e-7)
     assert made.metrics["alignment_gap"] == found[-1].gap
     assert made.manifest.timings["step_seconds"] > 0
+
+
+def test_patches_that_no_mask_left_in_are_null_and_in_no_summary(tmp_path, few, teacher, models):
+    """Two images and one kept patch each: two patches at the most are ever seen."""
+    settings = diagnose.DiagnoseSettings(num_images=2, mask_ratio=0.7)
+    inputs = {"model": models["maskalign"], "data": few, "teacher": teacher}
+    made = make(tmp_path, diagnose.STAGE, settings, **inputs)
+    for measured in made.load():
+        cells = [value for row in measured.masked for value in row]
+        assert 2 <= cells.count(None) <= 3
+        assert (measured.masked_max_min_ratio, measured.masked_variation) == (1, 0)
+    assert "NaN" not in (made.path / "diagnosis.json").read_text()
+    assert all(math.isfinite(value) for value in made.metrics.values())
+
+
+def test_one_patch_has_nothing_to_diagnose(tmp_path, few, teacher, models, monkeypatch):
+    network = models["maskalign"].load().network(18)
+    monkeypatch.setattr(network, "num_patches", 1)
+    monkeypatch.setattr("stages.model.TrainedModel.network", lambda *_: network)
+    inputs = {"model": models["maskalign"], "data": few, "teacher": teacher}
+    with pytest.raises(StageError, match=r"sees an image as one patch.*lower train.network.patch"):
+        make(tmp_path, diagnose.STAGE, diagnose.DiagnoseSettings(), **inputs)
 
 
 def test_a_training_without_a_teacher_is_not_diagnosed(tmp_path, few, teacher, model):
