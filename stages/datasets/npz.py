@@ -55,6 +55,11 @@ def _pair(arrays: dict[str, np.ndarray], part: str, path) -> ImageSet:
         raise ValueError(
             f"y_{part} has shape {labels.shape} and type {labels.dtype}; give one integer each"
         )
+    if len(labels) != len(images):
+        raise ValueError(
+            f"x_{part} holds {len(images)} images and y_{part} {len(labels)} labels; give one "
+            "label an image"
+        )
     if len(labels) and labels.min() < 0:
         raise ValueError(f"y_{part} holds {labels.min()}; labels count from 0")
     if np.issubdtype(images.dtype, np.floating):

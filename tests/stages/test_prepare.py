@@ -253,6 +253,11 @@ def test_npz(tmp_path):
         ({"x_train": np.zeros((9, 8, 8), int), "y_train": np.zeros(9, int)}, "type int64"),
         ({"x_train": np.zeros((9, 8, 8)), "y_train": np.zeros(9)}, "one integer each"),
         ({"x_train": np.zeros((9, 8, 8)), "y_train": -np.ones(9, int)}, "count from 0"),
+        (
+            {"x_train": np.zeros((9, 8, 8)), "y_train": np.zeros(12, int)},
+            "x_train holds 9 images and y_train 12 labels; give one label an image",
+        ),
+        ({"x_train": np.zeros((9, 8, 8)), "y_train": np.zeros(6, int)}, "and y_train 6 labels"),
         ({"x_train": np.zeros((9, 8, 8)), "y_train": np.array([{}] * 9)}, "not a readable .npz"),
     ],
 )
