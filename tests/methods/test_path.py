@@ -172,6 +172,15 @@ def test_guidance_extrapolates_inside_its_interval_only():
     assert calls == [1.0]
 
 
+def test_guidance_acts_at_both_ends_of_its_interval():
+    """Times come back from t -> s -> t with a rounding, which must not open the interval."""
+    y = torch.ones(1, 2, dtype=torch.float64)
+    for t in torch.linspace(0.01, 0.99, 99, dtype=torch.float64).tolist():
+        guided = path.Guidance(lambda y, s: 3 * y, lambda y, s: y, 2.0, interval=(t, t))
+        assert torch.equal(guided(y, path.level_from_time(t)), 5 * y)
+        assert torch.equal(guided(y, path.level_from_time(t - 1e-6)), 3 * y)
+
+
 def test_guiding_denoisers_is_guiding_velocities():
     data = gaussian()
     network = exact_velocity(data)
