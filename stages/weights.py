@@ -58,8 +58,8 @@ def weight_file(
         if (place / name).is_file():
             return place / name
     raise MissingWeightsError(
-        f"the extractor {kind!r} needs the file {' or '.join(WEIGHT_FILES[kind])}, which is not "
-        f"there: place it in {place.absolute()}, or set {setting} to the file or to its folder"
+        f"{kind} needs the file {' or '.join(WEIGHT_FILES[kind])}, which is not there: place it in "
+        f"{place.absolute()}, or set {setting} to the file or to its folder"
     )
 
 

@@ -166,7 +166,9 @@ def test_unknown_and_missing_weights(tmp_path):
     message = str(caught.value)
     for part in ("inception-2015-12-05.pt", str(tmp_path), "set teacher.weights"):
         assert part in message
-    with pytest.raises(MissingWeightsError, match=r"dinov2_vitb14_pretrain\.pth or"):
+    with pytest.raises(
+        MissingWeightsError, match=r"^dinov2-base .* dinov2_vitb14_pretrain\.pth or"
+    ):
         pretrained.load("dinov2-base", tmp_path)
 
 

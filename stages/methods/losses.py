@@ -3,6 +3,7 @@
 Each loss is a frozen dataclass in its paper's file, called as loss(network, batch) -> LossTerms.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -207,6 +208,6 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_weight(name: str, value: float) -> None:
-    """Raise ValueError unless value >= 0."""
-    if not value >= 0:
-        raise ValueError(f"{name} is {value}; a weight must be 0 or more")
+    """Raise ValueError unless 0 <= value < infinity."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}; a weight must be finite, and 0 or more")

@@ -7,6 +7,7 @@ v = dx/dt = eps - x0.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,10 @@ from torch.nn import functional as F
 from stages.methods.patches import patchify, take_kept, unpatchify
 
 # The published sizes: SiT's S, B, L and XL, to be used as SiT(**SIZES["B"]).
+#
+# Millions of parameters on 32x32x4 latents at patch 2, the frozen positions among them, for B and
+# XL: SiT 130.5 and 675.1, REG (class token of 768) 131.7 and 676.9, MaskAlign (two mixing blocks)
+# 152.9 and 724.7. Its paper (table 7) gives 154 and 732, which no number of mixing blocks meets.
 SIZES = {
     "S": {"width": 384, "depth": 12, "num_heads": 6},
     "B": {"width": 768, "depth": 12, "num_heads": 12},
@@ -75,21 +80,28 @@ class SiT(nn.Module):
     ):
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        _check_counts(
+            {
+                "channels": channels,
+                "patch_size": patch_size,
+                "width": width,
+                "depth": depth,
+                "num_heads": num_heads,
+                "projector_width": projector_width,
+            },
+            {
+                "num_classes": num_classes,
+                "class_token_dim": class_token_dim,
+                "mix_layers": mix_layers,
+                "teacher_dim": teacher_dim,
+            },
+        )
         _check_sizes(size, patch_size, width, num_heads)
         if teacher_dim and not 1 <= alignment_depth <= depth:
             raise ValueError(
                 f"alignment_depth {alignment_depth} is not a block of this network; "
                 f"choose 1 to depth = {depth}"
             )
-        counts = {
-            "num_classes": num_classes,
-            "class_token_dim": class_token_dim,
-            "mix_layers": mix_layers,
-            "teacher_dim": teacher_dim,
-        }
-        for name, value in counts.items():
-            if value < 0:
-                raise ValueError(f"{name} is {value}; it must be 0 (none) or more")
         self.image_size = size
         self.channels = channels
         self.patch_size = patch_size
@@ -323,8 +335,17 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
+def _check_counts(positive: Mapping[str, int], optional: Mapping[str, int]) -> None:
+    for name, value in positive.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name, value in optional.items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}; it must be 0 (none) or more")
+
+
 def _check_sizes(size: tuple[int, int], patch_size: int, width: int, num_heads: int) -> None:
-    if size[0] % patch_size or size[1] % patch_size:
+    if min(size) < 1 or size[0] % patch_size or size[1] % patch_size:
         raise ValueError(
             f"image_size {size[0]}x{size[1]} is not divisible by patch_size {patch_size}; "
             "choose a patch_size that divides both sides"

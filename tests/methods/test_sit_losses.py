@@ -281,6 +281,8 @@ def test_a_loss_without_what_it_needs_says_so():
     [
         (sit.Loss, {"label_dropout": 1.5}),
         (repa.Loss, {"alignment_weight": -1}),
+        (repa.Loss, {"alignment_weight": float("inf")}),
+        (reg.Loss, {"class_weight": float("inf")}),
         (repa.Loss, {"label_dropout": -0.1}),
         (reg.Loss, {"class_weight": float("nan")}),
         (maskalign.Loss, {"mask_ratio": 1.0}),
