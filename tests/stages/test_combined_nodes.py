@@ -21,7 +21,7 @@ def test_arms_differ_in_one_thing_each_and_share_the_rest():
     nodes = graph("combined.nfes=[10,5]")
     assert arms(nodes) == {"plain", "maskalign", "csflow", "calibrated", "all"}
     plain = nodes["sample/combined-plain-nfe5"].settings
-    assert plain.step == nodes["train/maskalign"].settings.kept_steps[-1] == 1200
+    assert plain.step == nodes["train/maskalign"].settings.kept_steps[-1] == 900
     assert plain.step in nodes["train/sit"].settings.kept_steps
     for arm, changed in {
         "maskalign": set(),
