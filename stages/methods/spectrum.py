@@ -4,7 +4,7 @@ The first step of CSFlow (arXiv 2606.08833); the weights it leads to are in `csf
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -141,8 +141,11 @@ def radial_power(
     Images that are not square: pixels are taken for square, so a frequency is the length of the
     vector of cycles per pixel in both directions, and the bins follow the longer side. For
     shards use `RadialPower`; errors as there.
+
+    Small batches of an iterable are joined before they are transformed; a few images given by
+    themselves cost as much as 16.
     """
-    batches = [images] if hasattr(images, "shape") else images
+    batches = [images] if hasattr(images, "shape") else _joined(images)
     total = None
     for batch in batches:
         part = RadialPower.collect(batch, latent, allow_latent)
@@ -150,6 +153,33 @@ def radial_power(
     if total is None:
         raise ValueError("images is empty; give at least one batch")
     return total.spectrum()
+
+
+def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same images in the same order, in batches of a multiple of whole chunks where batches
+    of one size and dtype follow each other; whole batches are not copied."""
+    waiting: list[Tensor] = []
+    for batch in map(torch.as_tensor, batches):
+        kind = (batch.shape[1:], batch.dtype, batch.device)
+        if waiting and kind != (waiting[0].shape[1:], waiting[0].dtype, waiting[0].device):
+            yield torch.cat(waiting)
+            waiting = []
+        if batch.ndim != 4 or 0 in batch.shape[2:]:
+            yield batch  # to be refused
+            continue
+        size = _joined_size(*batch.shape[2:])
+        if not waiting and len(batch) >= size:
+            whole = len(batch) // size * size
+            yield batch[:whole]
+            batch = batch[whole:]
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= size:
+            together = torch.cat(waiting)
+            whole = len(together) // size * size
+            yield together[:whole]
+            waiting = [together[whole:]]
+    if waiting:
+        yield torch.cat(waiting)
 
 
 @dataclass(frozen=True)
@@ -191,6 +221,12 @@ def _chunk_size(height: int, width: int) -> int:
     zeros, keeps an image's spectrum independent of the batch it came in.
     """
     return 16 * max(1, min(16, 2**12 // (height * width)))
+
+
+def _joined_size(height: int, width: int) -> int:
+    """Images that small batches are joined to: whole chunks, of about 2^18 pixels."""
+    size = _chunk_size(height, width)
+    return size * max(1, 2**18 // (size * height * width))
 
 
 def _bin_sums(images: Tensor, latent: bool, size: int) -> np.ndarray:

@@ -155,3 +155,28 @@ def test_errors():
         RadialPower.collect(images) + RadialPower.collect(images[..., :4])
     empty = RadialPower.collect(images[:0])
     assert empty + RadialPower.collect(images) == RadialPower.collect(images)
+
+
+def test_small_batches_are_joined_to_whole_chunks(monkeypatch):
+    images, transformed = make_images(150, 1, 64, 64), []
+    whole, transform = radial_power(images), torch.fft.rfft2
+
+    def counted(grey):
+        transformed.append(len(grey))
+        return transform(grey)
+
+    monkeypatch.setattr(torch.fft, "rfft2", counted)
+    for size in (1, 2, 8, 17, 70):
+        transformed.clear()
+        assert all(map(torch.equal, radial_power(iter(images.split(size))), whole))
+        assert sum(transformed) <= 160
+
+
+def test_batches_of_other_sizes_are_refused_when_joined():
+    with pytest.raises(ValueError, match="cannot be added"):
+        radial_power([make_images(2, 1, 8, 8), make_images(2, 1, 8, 6)])
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        radial_power([make_images(2, 1, 8, 8), make_images(2, 1, 8, 8)[:, 0]])
+    mixed = [make_images(2, 1, 8, 8), make_images(3, 1, 8, 8, dtype=torch.float64)]
+    parts = [RadialPower.collect(batch) for batch in mixed]
+    assert all(map(torch.equal, radial_power(mixed), (parts[0] + parts[1]).spectrum()))
