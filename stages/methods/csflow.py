@@ -213,10 +213,15 @@ def time_density(weights: Tensor, mix: float = 0.4, base: TimeDensity | None = N
     """CSFlow's density over t: mix of the weights, (1 - mix) of the base (uniform by default).
 
     weights: (K,) over the clean fraction, as from `interval_weights`; of any scale, and zeros
-    are allowed. For training, base is the density the model was trained with.
+    are allowed. Weights that are all zero carry no density: at any mix they leave the base alone
+    (ours; the mixture's limit, which `interval_weights` never gives). For training, base is the
+    density the model was trained with. Errors as `PiecewiseConstant` and `Mixture`.
     """
     weights = torch.as_tensor(weights, dtype=torch.float64)
-    return Mixture(_over_time(weights), Uniform() if base is None else base, mix)
+    base = Uniform() if base is None else base
+    if weights.numel() and (weights == 0).all():
+        return Mixture(base, base, mix)
+    return Mixture(_over_time(weights), base, mix)
 
 
 def time_grid(weights: Tensor, num_steps: int, mix: float = 0.4) -> Tensor:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -43,11 +44,11 @@ class TimeDensity(ABC):
         """Times for a solver: (num_steps + 1,), float64, from exactly 1 (noise) down to exactly 0.
 
         The inner points lie at equal quantiles, so that every step carries the same probability.
-        Raises ValueError if num_steps is not positive, or if the density is so concentrated
-        that neighbouring points are equal.
+        Raises ValueError if num_steps is no whole number above 0, or if the density is so
+        concentrated that neighbouring points are equal.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        if not isinstance(num_steps, Integral) or num_steps < 1:
+            raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps}")
         t = self.inverse_cdf(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
         t[0], t[-1] = 1, 0
         if not (t.diff() < 0).all():

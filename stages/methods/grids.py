@@ -5,6 +5,7 @@ num_levels + 1 entries, the last of them 0. A flow model starts at t = 0.999, s 
 """
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -62,11 +63,18 @@ def from_times(times: Tensor, t_start: float = path.T_START) -> Tensor:
     """Levels of any grid of times that descends to 0, such as `csflow.time_grid`.
 
     times: (num_levels + 1,), t from noise to data; a first time above t_start is set to t_start,
-    where s is finite. Raises ValueError as `check` does.
+    where s is finite. Raises ValueError as `check` does, and where more times than the first lie
+    there, which would make equal levels.
     """
     times = torch.as_tensor(times).detach().to("cpu", torch.float64)
     if bool((times < 0).any() or (times > 1).any()):
         raise ValueError("times must lie in [0, 1], with t=1 noise and t=0 data")
+    if times.ndim == 1 and len(above := times[1:][times[1:] >= t_start]):
+        raise ValueError(
+            f"{1 + len(above)} of the grid's {len(times)} times lie at or above t={t_start:g}, "
+            "where a flow model starts; take fewer steps (a lower NFE), or a density with less "
+            "weight at noise (a lower shift)"
+        )
     return check(path.level_from_time(times.clamp(max=t_start)))
 
 
@@ -77,8 +85,10 @@ def _from(positive: Tensor, s_max: float) -> Tensor:
 
 
 def _check_range(num_levels: int, s_max: float = 1.0, s_min: float = 0.5) -> None:
-    if num_levels < 1:
-        raise ValueError(f"num_levels is {num_levels}; a grid needs at least 1 level above 0")
+    if not isinstance(num_levels, Integral) or num_levels < 1:
+        raise ValueError(
+            f"num_levels is {num_levels}; a grid needs a whole number of levels above 0, at least 1"
+        )
     if not 0 < s_min < s_max < float("inf"):
         raise ValueError(
             f"s_min={s_min} and s_max={s_max} contradict each other; give 0 < s_min < s_max"

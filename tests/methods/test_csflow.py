@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from stages.methods import csflow
-from stages.methods.density import LogitNormal
+from stages.methods.density import LogitNormal, Uniform
 
 # Radially averaged power of ImageNet at 256 x 256, images in [-1, 1], six digits.
 # fmt: off
@@ -268,3 +268,22 @@ def test_figure_data(imagenet_weights):
     torch.testing.assert_close(data.t[half], expected / (1 + expected), rtol=0, atol=2.1e-3)
     torch.testing.assert_close(data.weights, 500 * imagenet_weights)
     torch.testing.assert_close(data.grids[0.4], csflow.time_grid(imagenet_weights, 5))
+
+
+@pytest.mark.parametrize("mix", [0, 0.4, 1])
+def test_weights_of_zero_leave_the_base_alone(mix):
+    for num_steps in (1, 10, 1000):
+        grid = csflow.time_grid(torch.zeros(500), num_steps, mix)
+        torch.testing.assert_close(grid, Uniform().grid(num_steps), rtol=0, atol=1e-15)
+    base, u = LogitNormal(0.5, 1.2), torch.rand(100, dtype=torch.float64)
+    drawn = csflow.time_density([0, 0], mix, base).sample(u)
+    torch.testing.assert_close(drawn, base.sample(u))
+
+
+def test_bad_weights_and_counts_of_grids_are_refused():
+    for weights in ([], [float("nan"), 0], [-1, 0], [[0.0, 1.0]]):
+        with pytest.raises(ValueError, match="weights must"):
+            csflow.time_grid(weights, 4)
+    for num_steps in (2.5, 0, -1):
+        with pytest.raises(ValueError, match=f"whole number of at least 1, got {num_steps}"):
+            csflow.time_grid([1, 2], num_steps)

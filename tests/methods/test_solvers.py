@@ -43,6 +43,13 @@ def test_any_time_grid_gives_levels_that_start_short_of_infinity():
     assert levels.tolist() == pytest.approx([999, 3, 1, 0])
 
 
+def test_a_grid_with_several_times_before_the_start_says_what_to_change():
+    with pytest.raises(ValueError, match=r"3 of the grid's 5 times .* t=0\.999.*NFE.*shift"):
+        grids.from_times(torch.tensor([1.0, 0.9995, 0.999, 0.5, 0.0], dtype=torch.float64))
+    close = torch.tensor([1.0, 0.9989, 0.0], dtype=torch.float64)
+    assert grids.from_times(close)[0] == pytest.approx(999)
+
+
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
@@ -61,8 +68,9 @@ def test_bad_levels_are_refused_in_one_sentence(levels, message):
 
 
 def test_bad_grid_settings_are_refused():
-    with pytest.raises(ValueError, match="num_levels is 0"):
-        grids.edm(0)
+    for num_levels in (0, 2.5):
+        with pytest.raises(ValueError, match=f"num_levels is {num_levels}"):
+            grids.edm(num_levels)
     with pytest.raises(ValueError, match="s_min"):
         grids.log_snr(5, 1.0, 2.0)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
