@@ -16,7 +16,12 @@ def chosen(x: Tensor, coordinates: Coordinates) -> Tensor:
 
 
 def mean_inner(a: Tensor, b: Tensor, coordinates: Coordinates = None) -> float:
-    """E<a, b>: batch mean of the inner product over the chosen coordinates."""
+    """E<a, b>: batch mean of the inner product over the chosen coordinates.
+
+    Raises ValueError for a batch without samples.
+    """
+    if not len(a):
+        raise ValueError("the batch holds no samples; give at least one to average over")
     return float((chosen(a, coordinates) * chosen(b, coordinates)).sum() / len(a))
 
 
@@ -37,8 +42,10 @@ def output_and_divergence(
     """output(y) and Hutchinson's estimate of the batch mean of its divergence at y.
 
     Rademacher probes; reverse mode on the one evaluation that also gives the output. Freeze the
-    network's parameters (requires_grad_(False)) to spare their share of the work.
+    network's parameters (requires_grad_(False)) to spare their share of the work. Raises ValueError
+    where num_probes is below 1 or the output cannot be differentiated.
     """
+    check_probes(num_probes)
     total = 0.0
     with torch.enable_grad():
         point = y.detach().requires_grad_()
@@ -53,6 +60,12 @@ def output_and_divergence(
             (product,) = torch.autograd.grad(value, point, probe, retain_graph=left > 0)
             total += mean_inner(probe, product)
     return value.detach(), total / num_probes
+
+
+def check_probes(num_probes: int) -> None:
+    """Raise ValueError for fewer than one probe."""
+    if num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes}; a divergence takes at least 1")
 
 
 def _rademacher(y: Tensor, coordinates: Coordinates, generator: torch.Generator) -> Tensor:

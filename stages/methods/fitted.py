@@ -144,6 +144,8 @@ def _fit_steps(
     outputs_at: Callable[..., list[Tensor]],
 ) -> Tensor:
     """Least-squares coefficients (N, width) of every step over the outputs of outputs_at."""
+    if not len(y):
+        raise ValueError("y holds no states; give 256 to 1,000 to fit weights to")
     num_levels = len(grid) - 1
     coefficients = torch.zeros(num_levels, width, dtype=torch.float64)
     coefficients[-1, 0] = 1.0

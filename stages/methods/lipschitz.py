@@ -40,9 +40,12 @@ def step_norms(
     The estimate is a lower bound that rises with the iterations. Errors as `solvers.solve`.
     generator: draws the first vectors; None is a fresh one with seed 0.
     Attention runs in its plain (math) form, since the fused one has no second derivative.
+    FloatingPointError, naming step and level, where the Jacobian holds NaN or infinity.
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; the power method needs at least 1")
+    if not len(y):
+        raise ValueError("y holds no states; give at least one to measure steps at")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     solver = named(solver)
     grid = grids.check(levels).tolist()
@@ -55,7 +58,13 @@ def step_norms(
                 output = solver.evaluate(denoiser, point, grid, step.index)
                 return step.ratio * point + step.weights[0] * output
 
-            norms.append(largest_singular(one_step, step.outputs[0].point, iterations, generator))
+            found = largest_singular(one_step, step.outputs[0].point, iterations, generator)
+            if not torch.isfinite(found).all():
+                raise FloatingPointError(
+                    f"the step's Jacobian holds NaN or infinity at step {step.index + 1} of "
+                    f"{len(grid) - 1}, level s={step.level:.6g}"
+                )
+            norms.append(found)
     stacked = torch.stack(norms)
     return StepNorms(stacked.mean(1), stacked.amax(1))
 

@@ -25,8 +25,9 @@ divergence and dimension to the image, for which the identity holds by itself; t
 both parts.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,12 +35,14 @@ from torch import Tensor
 from stages.methods import grids
 from stages.methods.divergence import (
     Coordinates,
+    check_probes,
     chosen,
     mean_inner,
     output_and_divergence,
     residual,
 )
 from stages.methods.fitted import check_grid, fine_solution
+from stages.methods.multistep import LookAhead
 from stages.methods.path import Denoiser
 from stages.methods.solvers import named
 from stages.methods.trajectories import (
@@ -97,13 +100,22 @@ def gammas_from_products(
     clip: tuple[float, float] | None = None,
 ) -> Tensor:
     """gamma of every step from `residual_products`; arguments as in `calibrate`."""
-    if target not in ("matched", "literal"):
-        raise ValueError(f"target is '{target}'; it must be 'matched' or 'literal'")
-    low, high = clip or CLIPS.get(named(solver).name, CLIPS["multistep"])
+    low, high = _bounds(solver, target, clip)
     levels = grids.check(levels)
     scale = 1 - levels[1:] / levels[:-1] if target == "matched" else 1.0
     gammas = scale * products[:, 0] / products[:, 1]
     return gammas.where(products[:, 1] > 0, 1.0).clamp(low, high)
+
+
+def _bounds(
+    solver: str | Solver, target: str, clip: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Bounds of gamma. Raises ValueError for an unknown target, and a clip that leaves out 1."""
+    if target not in ("matched", "literal"):
+        raise ValueError(f"target is '{target}'; it must be 'matched' or 'literal'")
+    if clip is None:
+        return CLIPS.get(named(solver).name, CLIPS["multistep"])
+    return _clip(clip)
 
 
 def calibrate(
@@ -124,8 +136,10 @@ def calibrate(
     clip: bounds of gamma; None is the solver's default, (0.2, 3) for Heun, (0.5, 1.5) else.
     generator: draws eps; None is a fresh one with `DEFAULT_SEED`. Where clean are the model's own
         samples, it must not repeat the noise they were made from.
-    For UniPC the predictor's step is measured. Raises as `solvers.solve` does.
+    For UniPC the predictor's step is measured. Raises as `solvers.solve` does, and ValueError for
+    another target, a clip that leaves out 1, and no samples.
     """
+    _bounds(solver, target, clip)
     products = residual_products(denoiser, clean, levels, solver, generator, coordinates)
     return gammas_from_products(products, levels, solver, target, clip)
 
@@ -178,6 +192,7 @@ def fit_gammas(
 
     The fit of fitted.py with one coefficient a step: target and noise states `y` as in
     `solvers.fit`, not clipped; the last gamma is 1. Use as `calibrated(gammas)`: (num_steps,).
+    Raises as `solvers.fit` does.
     """
     fitting = _FitGamma(denoiser, substeps, coordinates)
     steps = trajectory(denoiser, y, levels, named(solver), fitting)
@@ -191,9 +206,10 @@ class _FitGamma:
     denoiser: Denoiser
     substeps: int
     coordinates: Coordinates
+    num_levels: int = 0  # of the grid of the trajectory begun
 
     def begin(self, solver, levels, generator) -> Rectifier:
-        return self
+        return replace(self, num_levels=len(levels) - 1)
 
     def evaluate(self, output: Output, y: Tensor, level: float) -> Evaluation:
         return Evaluation(y, level, output(y))
@@ -201,9 +217,8 @@ class _FitGamma:
     def gamma(self, step: Step) -> float:
         if step.next_level == 0:
             return 1.0
-        target = fine_solution(
-            self.denoiser, step.state, step.level, step.next_level, self.substeps
-        )
+        guarded = checked(self.denoiser, step.index, self.num_levels)
+        target = fine_solution(guarded, step.state, step.level, step.next_level, self.substeps)
         u = residual(step)
         wanted = mean_inner(u, step.state - target, self.coordinates)
         square = mean_inner(u, u, self.coordinates)
@@ -272,7 +287,14 @@ class SteinCorrection:
     num_probes: int = 1
     coordinates: Coordinates = None
 
-    def begin(self, solver: Solver, levels, generator: torch.Generator | None) -> Rectifier:
+    def begin(
+        self, solver: Solver, levels: Sequence[float], generator: torch.Generator | None
+    ) -> Rectifier:
+        if isinstance(solver, LookAhead):
+            raise ValueError(
+                f"solver '{solver.name}' looks ahead, which does not combine with an estimate on "
+                "the running batch; choose its plain solver, or a calibrated correction"
+            )
         return _Stein(self, _seeded(generator))
 
     def effective_level(self, y: Tensor, level: float) -> float:
@@ -343,10 +365,16 @@ def online(
     The state's own noise level s_eff is estimated from them and replaces s in every term, each
     cached output keeping its own; without it the feedback is unstable, an error in the noise level
     growing by (2-r)/r a step. gamma = 1 where s < 0.3 sqrt(V/d), where the estimate says nothing.
-    Not to be combined with the look-ahead corrector.
+    Not to be combined with the look-ahead corrector, which `solve` refuses. The identity holds for
+    fitted solvers too, though their weights were fitted to steps without a correction.
+    Raises ValueError for a mean or variance that is not finite, a variance not above 0, a clip that
+    leaves out 1, and no probes.
     """
-    if variance <= 0:
+    if not 0 < variance < math.inf:
         raise ValueError(f"variance is {variance}; give E|x0 - mean|^2 of the training data")
+    if not torch.isfinite(torch.as_tensor(mean)).all():
+        raise ValueError("mean holds NaN or infinity; give the mean of the training data")
+    check_probes(num_probes)
     return SteinCorrection("matched", _clip(clip), (mean, variance), num_probes, coordinates)
 
 
@@ -357,7 +385,12 @@ def literal(
 
     Kept for comparison: it leaves the noise level and diverges (see the module's docstring). Cached
     outputs enter through their own divergences (ours), which is the identity the paper starts from.
+    Goes with the solvers that `online` goes with. Raises ValueError for a gamma_min that is no
+    finite number, and no probes.
     """
+    if not math.isfinite(gamma_min):
+        raise ValueError(f"gamma_min is {gamma_min}; give a finite number, 0 for the paper's bound")
+    check_probes(num_probes)
     return SteinCorrection("literal", (gamma_min, float("inf")), None, num_probes, coordinates)
 
 

@@ -8,6 +8,7 @@ cached outputs, newest first,
 so that corrections, fits and diagnostics can read the terms of a step.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -176,6 +177,11 @@ def trajectory(
         proposal = combine(grid[k + 1] / grid[k], y, weights, outputs)
         step = Step(k, grid[k], grid[k + 1], y, weights, history, proposal)
         gamma = rectifier.gamma(step)
+        if not math.isfinite(gamma):
+            raise FloatingPointError(
+                f"gamma is {gamma} at step {k + 1} of {num_levels}, level s={grid[k]:.6g}: the "
+                "denoiser's derivative is NaN or infinite there, or the states are too large"
+            )
         previous = y
         y = proposal if gamma == 1 else y - gamma * (y - proposal)
         yield Advance(step, gamma, y)

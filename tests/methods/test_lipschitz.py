@@ -72,3 +72,17 @@ def test_a_network_with_attention_is_measured():
 def test_bad_iterations_are_named():
     with pytest.raises(ValueError, match="iterations is 0"):
         lipschitz.step_norms(lambda y, s: y, torch.ones(1, 2), grids.edm(3), iterations=0)
+
+
+def test_a_derivative_that_is_not_a_number_is_named_with_its_step():
+    def kinked(y, s):  # finite everywhere; at 0 the derivative of the root is infinite
+        return y.clamp_min(0).sqrt() if s < 1 else torch.zeros_like(y)
+
+    levels = torch.tensor([2.0, 0.5, 0.0])
+    with pytest.raises(FloatingPointError, match=r"step 2 of 2, level s=0\.5"):
+        lipschitz.step_norms(kinked, torch.zeros(3, 2), levels, "euler", 2)
+
+
+def test_no_states_are_refused():
+    with pytest.raises(ValueError, match="y holds no states"):
+        lipschitz.step_norms(lambda y, s: y, torch.ones(0, 2), grids.edm(3))

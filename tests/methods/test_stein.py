@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -398,3 +399,78 @@ def test_calibration_reads_the_image_and_moves_both_parts():
     for advance in steps:
         u = advance.step.state - advance.step.proposal
         assert torch.allclose(advance.state, advance.step.state - advance.gamma * u)
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def broken_between_levels(y, s):
+    """Finite at the grid's levels, not between them."""
+    return y / 2 if min(abs(s - level) for level in (1.5, 0.667, 0.25)) < 1e-9 else y * math.nan
+
+
+def rooted(y, s):
+    """Finite everywhere; below level 0.5 its derivative is NaN."""
+    moved = 0.5 + 0 * y
+    return moved + (y * 0).sqrt() if s < 0.5 else moved
+
+
+def test_a_fine_solution_that_is_not_a_number_is_named_with_its_step():
+    y = 1.5 * oracle.noise((8, 3), 0)
+    for make in (stein.fit_gammas, solvers.fit, solvers.fit_heun):
+        more = {} if make is solvers.fit_heun else {"substeps": 4}
+        with pytest.raises(FloatingPointError, match="at step 1 of 3, level s="):
+            make(broken_between_levels, y, LEVELS, **more)
+
+
+@pytest.mark.parametrize("correction", [stein.literal(0.0), stein.online(0.0, 0.01)])
+def test_a_derivative_that_is_not_a_number_is_named_with_its_step(correction):
+    y = oracle.noise((4, 3), 0)
+    with pytest.raises(FloatingPointError, match=r"gamma is .* at step 3 of 3, level s=0\.25"):
+        solvers.solve(rooted, y, LEVELS, "euler", correction)
+
+
+def test_empty_batches_are_refused():
+    none = torch.zeros(0, 3, dtype=torch.float64)
+    for call in (
+        lambda: stein.calibrate(lambda y, s: y / 2, none, LEVELS),
+        lambda: stein.fit_gammas(lambda y, s: y / 2, none, LEVELS, substeps=2),
+        lambda: solvers.fit(lambda y, s: y / 2, none, LEVELS, substeps=2),
+        lambda: solvers.fit_heun(lambda y, s: y / 2, none, LEVELS, substeps=2),
+        lambda: solvers.solve(lambda y, s: y / 2, none, LEVELS, correction=stein.literal()),
+    ):
+        with pytest.raises(ValueError, match=r"holds no (samples|states)"):
+            call()
+
+
+@pytest.mark.parametrize("clip", [(2, 1), (1.2, 1.5), (0.2, 0.9), (math.nan, 2)])
+def test_a_calibrations_clip_is_around_one(clip):
+    def never(y, s):
+        raise AssertionError("work was done before the clip was refused")
+
+    with pytest.raises(ValueError, match=r"clip is .* around 1"):
+        stein.calibrate(never, torch.ones(2, 3), LEVELS, clip=clip)
+    with pytest.raises(ValueError, match="target is 'nearest'"):
+        stein.calibrate(never, torch.ones(2, 3), LEVELS, target="nearest")
+
+
+def test_bad_arguments_of_corrections_are_named():
+    for variance in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match=f"variance is {variance}"):
+            stein.online(0.0, variance)
+    with pytest.raises(ValueError, match="mean holds NaN"):
+        stein.online(torch.tensor([0.0, math.nan]), 1.0)
+    with pytest.raises(ValueError, match="gamma_min is nan"):
+        stein.literal(math.nan)
+    for make in (lambda n: stein.online(0.0, 1.0, num_probes=n), lambda n: stein.literal(0.0, n)):
+        with pytest.raises(ValueError, match="num_probes is 0"):
+            make(0)
+    with pytest.raises(ValueError, match="num_probes is 0"):
+        output_and_divergence(lambda y: y, torch.ones(2, 3), generator(), num_probes=0)
+
+
+@pytest.mark.parametrize("correction", [stein.literal(0.0), stein.online(0.0, 1.0)])
+def test_estimates_on_the_running_batch_do_not_go_around_the_look_ahead_corrector(correction):
+    y = oracle.noise((4, 3), 0)
+    with pytest.raises(ValueError, match="solver 'unipc' looks ahead"):
+        solvers.solve(lambda y, s: y / 2, y, LEVELS, "unipc", correction)
