@@ -47,9 +47,20 @@ class ComparisonOptions(Settings):
     methods: tuple[table.choice("method", dict.fromkeys(METHODS, "")), ...] = Field(
         METHODS, description="methods compared"
     )
-    steps: int = Field(1200, ge=1, le=10**8, description="optimizer steps of every method")
+    steps: int = Field(
+        1200,
+        ge=1,
+        le=10**8,
+        description="optimizer steps of every method; where the recipe full does not score its own "
+        "training at their steps, the others end at the last step up to here that it does score, "
+        "at its first at the earliest",
+    )
     num_checkpoints: int = Field(
-        4, ge=1, le=1000, description="steps that are scored of every method, at equal distances"
+        4,
+        ge=1,
+        le=1000,
+        description="steps that are scored of every method, at equal distances; in the recipe full "
+        "at steps that its own training is scored at too",
     )
     num_seeds: int = Field(
         3, ge=1, le=100, description="recipe train: seeds of training, counted from the run's own"
@@ -119,11 +130,16 @@ class Templates:
         return cls(bench, *(names[name] for name in of))
 
     def training(
-        self, name: str, method: str, seed: int, steps: int | None = None, **changes: object
+        self,
+        name: str,
+        method: str,
+        seed: int,
+        scored: Sequence[int] | None = None,
+        **changes: object,
     ) -> Node:
         """`train/NAME`: the method, with changes of its own settings.
 
-        steps: its length, scored at the end only; None for the compared length.
+        scored: the steps it keeps, ascending, and its length the last; None for the compared ones.
 
         Raises UsageError for settings that contradict each other.
         """
@@ -135,8 +151,9 @@ class Templates:
             "checkpoint_steps": (),
             "num_checkpoints": options.num_checkpoints,
         }
-        if steps is not None:
-            revised |= {"steps": steps, "num_checkpoints": 1}
+        if scored is not None:
+            *before, last = scored
+            revised |= {"steps": last, "checkpoint_steps": tuple(before), "num_checkpoints": 1}
         if changes:
             revised[method] = getattr(self.train.settings, method).model_dump() | changes
         try:
@@ -210,6 +227,17 @@ class Templates:
         )
 
 
+def common_steps(own: Sequence[int], options: ComparisonOptions) -> tuple[int, ...]:
+    """The steps at which other methods are scored beside a training that is scored at `own`.
+
+    Those of `own` up to `options.steps`, its first at the least, and `options.num_checkpoints` of
+    them at the most, at equal distances.
+    """
+    within = [step for step in own if step <= options.steps] or list(own[:1])
+    count = min(options.num_checkpoints, len(within))
+    return tuple(within[len(within) * i // count - 1] for i in range(1, count + 1))
+
+
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Beside the recipe's own training: the other methods, their scores, and diagnostics."""
     made, own, seed = Templates.of(bench, nodes), bench.train.method, bench.seed
@@ -217,6 +245,9 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     for method in options.methods:
         if method != own:
             node = made.training(method, method, seed)
+            if not {*node.settings.kept_steps} <= {*bench.train.kept_steps}:
+                scored = common_steps(bench.train.kept_steps, options)
+                node = made.training(method, method, seed, scored)
             steps, seeds = node.settings.kept_steps, range(seed, seed + bench.sample.num_seeds)
             found += [node, *made.curve(method, method, steps, seeds, trained=seed)]
         if method in table.TEACHER_LOSSES:
@@ -249,7 +280,7 @@ def compared_nodes(bench: Bench, nodes: Sequence[Node], with_scores: bool) -> li
             f"({', '.join(map(str, kept))}); choose one of these"
         )
     for name, changes in ablations(bench) if seeds else ():
-        found += [made.training(name, "maskalign", seed, steps, **changes) for seed in seeds]
+        found += [made.training(name, "maskalign", seed, [steps], **changes) for seed in seeds]
         found += made.curve(name, "maskalign", [steps], seeds)
     return found if with_scores else [node for node in found if _is_unscored(node, options.steps)]
 

@@ -203,6 +203,29 @@ def test_the_other_methods_are_trained_at_equal_steps():
     assert {name for name in again if name.startswith("train/")} == {"train/maskalign"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["train.steps=2000"], (250, 500, 750, 1000)),
+        (["train.steps=2000", "maskalign.num_checkpoints=2"], (500, 1000)),
+        (["train.steps=100"], (25, 50, 75, 100)),
+        (["train.steps=20000"], (2500,)),
+        (["train.checkpoint_steps=[100,900]"], (100, 900)),
+        (["maskalign.steps=1000"], (300, 600, 900)),
+        (["maskalign.steps=600", "maskalign.num_checkpoints=2"], (300, 600)),
+    ],
+)
+def test_the_other_methods_are_scored_at_steps_of_the_recipes_own_training(overrides, steps):
+    nodes = graph(*overrides)
+    for method in ("repa", "reg", "maskalign"):
+        found = nodes[f"train/{method}"].settings
+        assert (found.kept_steps, found.steps) == (steps, steps[-1])
+        for step in steps:
+            assert f"sample/{method}-step{step}" in nodes["evaluate/" + method].slot("samples")
+            assert f"sample/sit-step{step}" in nodes["evaluate/sit"].slot("samples")
+    assert nodes["sample/combined-plain-nfe5"].settings.step == steps[-1]
+
+
 def test_the_recipe_train_combines_seeds():
     nodes = graph(
         "maskalign.num_seeds=2", "maskalign.ablation_steps=600", recipe="train", preset="digits"
