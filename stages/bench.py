@@ -211,6 +211,25 @@ class Bench(Settings):
         return self
 
     @model_validator(mode="after")
+    def _guidance_fits(self) -> Bench:
+        """Guidance needs what label dropout trains; networks made elsewhere are known when read."""
+        train, scale = self.train, self.sample.guidance
+        if scale == 1 or self.stein.checkpoint is not None:
+            return self
+        if not train.conditional:
+            raise ValueError(
+                f"sample.guidance={scale:g} and train.conditional=false contradict each other: "
+                "guidance is towards a class; set sample.guidance=1, or train.conditional=true"
+            )
+        if not 0 < train.label_dropout < 1:
+            raise ValueError(
+                f"sample.guidance={scale:g} and train.label_dropout={train.label_dropout:g} "
+                "contradict each other: guidance needs a network trained with and without "
+                "classes; set train.label_dropout=0.1, say, or sample.guidance=1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _devices_fit(self) -> Bench:
         owners = {"features": "extractor", "calibrate": "sample", "lipschitz": "sample"}
         for name in ("extractor", "teach", "train", "diagnose", "sample", "scan", *owners):
