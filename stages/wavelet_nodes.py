@@ -78,8 +78,25 @@ class WaveletOptions(Settings):
                         f"{name} has '{model}'; write FAMILY-dDEGREE, such as local-d2, with "
                         f"FAMILY one of {', '.join(table.FAMILIES)}"
                     )
-                self.fit_settings(model)
+                family, degree, _ = MODEL.fullmatch(model).groups()
+                try:
+                    fit.check_family(False, family, int(degree))
+                except ValueError as error:
+                    raise ValueError(f"{name} has '{model}': {error}") from error
         return self
+
+    def check(self, *names: str) -> None:
+        """Raise UsageError for a score of the lists named, those that a recipe fits, which
+        contradicts `fit`."""
+        for name in names:
+            for model in getattr(self, name):
+                if self.fit.allow_biorthogonal and not model.startswith("full-"):
+                    raise UsageError(
+                        f"wavelet.{name} has '{model}', which contradicts wavelet.fit."
+                        "allow_biorthogonal=true: without an orthonormal basis the noise is "
+                        f"correlated between coefficients; set wavelet.{name}=[full-d1], or choose "
+                        "an orthonormal wavelet and leave allow_biorthogonal unset"
+                    )
 
     def fit_settings(self, model: str) -> FitSettings:
         """The settings of one score. Raises ValueError for what contradicts itself."""
@@ -96,6 +113,7 @@ class WaveletOptions(Settings):
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Fits of `models`, their risks and those of baselines and of the networks in `nodes`."""
+    bench.wavelet.check("models")
     return [
         *_fits_and_risks(bench, bench.wavelet.models, bench.data, remedy="wavelet.in_full=false"),
         *_baseline_risks(bench),
@@ -106,6 +124,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
 def recipe_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """The recipe wavelet: all scores on both data sets, and samples of some."""
     options = bench.wavelet
+    options.check("all_models", "drawn")
     models = tuple(dict.fromkeys((*options.all_models, *options.drawn)))
     found = [
         *_fits_and_risks(bench, models, bench.data),

@@ -335,12 +335,16 @@ def test_contradictions_are_refused_in_words(kind, changes, words):
     ("overrides", "words"),
     [
         (["wavelet.models=[local]"], ["models has 'local'", "FAMILY-dDEGREE", "local-d2"]),
-        (["wavelet.models=[full-d2]"], ["family=full and degree=2"]),
+        (["wavelet.models=[full-d2]"], ["models has 'full-d2'", "family=full and degree=2"]),
         (["wavelet.fit.levels=4"], ["levels=4 does not fit images of 8 pixels", "at most 3", "16"]),
         (["data.size=12", "wavelet.fit.levels=3", "wavelet.risk.map_levels=2"], ["levels=3", "12"]),
         (["wavelet.risk.map_levels=4"], ["map_levels=4 does not fit images of 8 pixels"]),
         (["wavelet.risk.sigmas=[0]"], ["sigmas has 0"]),
         (["wavelet.fit.wavelet=dmey"], ["wavelet=dmey is not orthonormal"]),
+        (
+            ["wavelet.fit.wavelet=dmey", "wavelet.fit.allow_biorthogonal=true"],
+            ["wavelet.models has 'independent-d1'", "set wavelet.models=[full-d1]"],
+        ),
         (
             ["data.size=128", "wavelet.models=[local-d3]"],
             ["local-d3 on digits", "GiB", "fits instead", "degree=2", "wavelet.in_full=false"],
@@ -352,6 +356,27 @@ def test_what_is_known_before_work_is_refused_before_work(overrides, words):
         RECIPES["full"](config.resolve(CATALOG, "digits", overrides).settings)
     assert all(word in str(refused.value) for word in words), str(refused.value)
     assert "\n" not in str(refused.value).removeprefix("wavelet: ")
+
+
+def test_only_the_lists_that_a_recipe_fits_must_go_with_the_basis():
+    """What a message says to set is what works."""
+    allowed = ["wavelet.fit.wavelet=dmey", "wavelet.fit.allow_biorthogonal=true"]
+
+    def nodes(recipe, *overrides):
+        settings = config.resolve(CATALOG, "digits", [*allowed, *overrides]).settings
+        return {node.name for node in RECIPES[recipe](settings) if node.stage is fit.STAGE}
+
+    assert nodes("full", "wavelet.models=[full-d1]") == {"fit/wavelet-full-d1"}
+    assert not nodes("full", "wavelet.in_full=false")
+    assert not nodes("icr")
+    given = []
+    for name in ("all_models", "drawn"):
+        with pytest.raises(
+            UsageError, match=rf"wavelet.{name} has .* set wavelet.{name}=\[full-d1"
+        ):
+            nodes("wavelet", *given)
+        given.append(f"wavelet.{name}=[full-d1]")
+    assert nodes("wavelet", "wavelet.with_photographs=false", *given) == {"fit/wavelet-full-d1"}
 
 
 def test_what_only_the_data_tell_is_one_sentence(tmp_path, few, monkeypatch):
