@@ -9,6 +9,7 @@ import torch
 
 from stages import scanning
 from stages.methods.alarm import Alarm, alarm
+from stages.viewing import ScannedOptions, ViewOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,13 +38,10 @@ class Watch:
     ) -> None:
         """network: the averaged weights, which training goes on changing. kept: the checkpoints.
 
-        Raises ValueError for a layer that does not exist, and for images that are not there.
+        Raises ValueError for what no ICR can be measured of: see `scanning.check`.
         """
-        if options.num_images > len(data.test):
-            raise ValueError(
-                f"scan.num_images={options.num_images} is above the {len(data.test)} held-out "
-                "images; lower it"
-            )
+        views = {name: getattr(options, name) for name in ViewOptions.model_fields}
+        scanning.check([ScannedOptions(**views)], model, network, data)
         self.options, self.alarm = options, None
         self._subject = scanning.subject_of(model, network, options)
         device = next(network.parameters()).device
@@ -53,6 +51,7 @@ class Watch:
         self._steps: list[int] = []
         self._values: list[list[float]] = []
         self._confirmations = 0
+        self._raised = False
 
     def due(self, step: int) -> bool:
         """Whether the ICR is measured after this step."""
@@ -77,6 +76,7 @@ class Watch:
         self._values.append(values)
         values_so_far = torch.tensor(self._values, dtype=torch.float64)
         self.alarm = alarm(self._steps, values_so_far, self.options.alarm_errors)
+        self._raised |= self.alarm.confirmed
         same = before is not None and before.step == self.alarm.step
         if not self.alarm.confirmed:
             self._confirmations = 0
@@ -93,8 +93,13 @@ class Watch:
             self._take(step, values)
 
     def tags(self) -> Mapping[str, str]:
-        """What MLflow says of the training."""
-        return {} if self.alarm is None else {"alarm": self.alarm.words}
+        """What MLflow says of the training: `alarm` only of one that was confirmed, or is taken
+        back since; else `alarm_state`."""
+        if self.alarm is None:
+            return {}
+        if self._raised and not self.alarm.confirmed:
+            return {"alarm": f"taken back: {self.alarm.words}"}
+        return {"alarm" if self.alarm.confirmed else "alarm_state": self.alarm.words}
 
 
 def _said(before: Alarm | None, now: Alarm) -> str:

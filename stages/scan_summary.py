@@ -139,8 +139,10 @@ def curves_of(
 
 
 def tags_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What MLflow says of the scan."""
-    return {} if facts["alarm"] is None else {"alarm": facts["alarm"]["words"]}
+    """What MLflow says of the scan: `alarm` only of one that is confirmed, else `alarm_state`."""
+    if (found := facts["alarm"]) is None:
+        return {}
+    return {"alarm_state" if found["confirmed_step"] is None else "alarm": found["words"]}
 
 
 def lines_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> list[str]:

@@ -47,7 +47,8 @@ def test_the_live_icr_is_that_of_a_scan(tmp_path, few):
     assert [v for _, v in curve_of(result)] == pytest.approx([row.icr for row in rows], abs=1e-9)
     assert ("icr", *curve_of(result)[0]) in at.sent
     values = torch.tensor([row.icr_seeds for row in rows], dtype=torch.float64)
-    assert result.tags == {"alarm": alarm([7, 14, 18], values).words}
+    found = alarm([7, 14, 18], values)
+    assert result.tags == {"alarm" if found.confirmed else "alarm_state": found.words}
 
 
 def test_watching_changes_no_weights(tmp_path, few, model):
@@ -90,6 +91,17 @@ def test_the_alarm_is_said_once_and_taken_back(tmp_path, few, monkeypatch):
     ]
     assert "confirmed at step 6: memorisation may follow" in at.noticed[0][0]
     assert all(tags["alarm"] in message for message, tags in at.noticed)
+    taken_back = at.noticed[1][1]
+    assert taken_back["alarm"].startswith("taken back: ICR lowest at step 10")
+
+
+def test_an_alarm_that_was_never_confirmed_is_none_in_mlflow(tmp_path, few, monkeypatch):
+    watched(monkeypatch, [0.8, 0.7, 0.6])
+    at = context(tmp_path, LIVE, data=few)
+    training.train_worker(at)
+    assert not at.noticed
+    words = "ICR lowest at step 18 (0.6000), not confirmed by a rise"
+    assert training.finish(at).tags == {"alarm_state": words}
 
 
 def test_training_stops_when_the_alarm_stands(tmp_path, few, monkeypatch):
