@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import StageError, UsageError
-from pipeline.stage import Context, Input, Result, Settings, Stage
+from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
 from stages.methods import table
 from stages.model import TrainedModel, TrainedNetwork, checkpoint_name
 from stages.prepare import Data
+from stages.viewing import ScannedOptions
 
 FACTS = "model.json"
 NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
@@ -30,6 +31,12 @@ class CheckpointSettings(Settings):
     setting: str = Field(
         "stein.checkpoint",
         description="the setting that path was given in, for messages",
+        json_schema_extra={"keyed": False},
+    )
+    scanned: tuple[ScannedOptions, ...] = Field(
+        (),
+        description="scans of this network that are to come: those that cannot be made are refused "
+        "here",
         json_schema_extra={"keyed": False},
     )
 
@@ -69,6 +76,12 @@ def run(context: Context) -> Result:
                 f"{checkpoint_name(step)} does not hold the weights of the network that "
                 f"{FACTS} describes ({reason})"
             ) from error
+    if context.settings.scanned:
+        scanned, data = context.settings.scanned, context.inputs["data"].load()
+        try:
+            resolve(table.SCAN_CHECK)(scanned, model, model.network(), data)
+        except ValueError as error:
+            raise StageError(str(error)) from error
     return Result(metrics={"step": model.steps[-1]})
 
 

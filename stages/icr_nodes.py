@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ from stages.scoring_nodes import settings_of
 from stages.sigmas import check_sigmas
 from stages.templates import seed_suffix
 from stages.train import TrainOptions, TrainSettings
+from stages.viewing import ScannedOptions, ViewOptions
 
 if TYPE_CHECKING:
     from stages.bench import Bench
@@ -152,8 +155,9 @@ def recipe_nodes(bench: Bench) -> list[Node]:
             "out like a training's artifact, or icr.num_seeds to 1 or more"
         )
     nodes = [node for seed in seeds for node in _of_seed(bench, seed)]
-    for path in paths:
-        nodes += _given(bench, path)
+    own = {node.name.partition("/")[2] for node in nodes}
+    for path, name in zip(paths, _names(paths, own), strict=True):
+        nodes += _given(bench, path, name)
     return nodes
 
 
@@ -170,15 +174,31 @@ def _of_seed(bench: Bench, seed: int) -> list[Node]:
     return nodes
 
 
-def _given(bench: Bench, path: str) -> list[Node]:
+def _names(paths: Sequence[str], own: Container[str]) -> list[str]:
+    """A name for each folder that no other network has: its own, with its parent's before it where
+    that is not enough, and a number behind where that is not either."""
+    folders = [Path(path).expanduser().absolute() for path in paths]
+    plain = Counter(folder.name for folder in folders)
+    names: list[str] = []
+
+    def free(name: str) -> bool:
+        nodes = {f"{name}{end}" for end in ("", "-sigma")}
+        others = {*names, *(f"{other}-sigma" for other in names)}
+        return not nodes & others and not any(node in own for node in nodes)
+
+    for folder in folders:
+        longer = f"{folder.parent.name}-{folder.name}"
+        tried = [folder.name] if plain[folder.name] == 1 else []
+        numbered = (f"{longer}-{n}" for n in count(2))
+        names.append(next(name for name in chain(tried, [longer], numbered) if free(name)))
+    return names
+
+
+def _given(bench: Bench, path: str, name: str) -> list[Node]:
     """A network trained elsewhere: samples, scores and scans of all its checkpoints."""
-    settings = CheckpointSettings(path=path, setting="icr.paths")
-    facts_file, *_ = checkpoint.sources_of(settings)
-    try:
-        facts = json.loads(facts_file.read_text())
-    except ValueError as error:
-        raise UsageError(f"icr.paths: {facts_file} is not JSON ({error})") from error
-    name = Path(path).expanduser().absolute().name
+    scanned = _scans_to_come(bench, bench.icr.components)
+    settings = CheckpointSettings(path=path, setting="icr.paths", scanned=scanned)
+    facts = _facts_of(settings)
     tags = {"method": str(facts.get("method", "given")), "path": path}
     inputs = {"data": "prepare"}
     where = bench.resources.checkpoint
@@ -186,6 +206,30 @@ def _given(bench: Bench, path: str) -> list[Node]:
     grid = "edm" if facts.get("network") in table.EDM_NETWORKS else "uniform_t"
     scanned = _scanned(bench, given, tuple(facts.get("steps", ())), grid, bench.seed)
     return [given, *scanned, _sigma_node(bench, given)]
+
+
+def _facts_of(settings: CheckpointSettings) -> Mapping[str, Any]:
+    """model.json of a network given by path. Raises UsageError for one that cannot be scanned."""
+    file, *_ = checkpoint.sources_of(settings)
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError as error:
+        raise UsageError(f"icr.paths: {file} is not JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise UsageError(f"icr.paths: {file} holds no facts by name, but a {type(facts).__name__}")
+    network = facts.get("config")
+    if isinstance(network, dict) and network.get("class_token_dim"):
+        raise UsageError(
+            f"icr.paths={settings.path}: a network of method {facts.get('method', 'given')} sees "
+            "image and class token together, and held-out images come without one; leave it out"
+        )
+    return facts
+
+
+def _scans_to_come(bench: Bench, *components: int | None) -> tuple[ScannedOptions, ...]:
+    """The scan over checkpoints, and those over noise levels with so many components."""
+    views = {name: getattr(bench.scan, name) for name in ViewOptions.model_fields}
+    return tuple(ScannedOptions(**views, components=n) for n in (None, *components))
 
 
 # --- nodes --------------------------------------------------------------------------------------
@@ -200,9 +244,18 @@ def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
             f"of {size} pixels too often; give fewer, set data.size to a multiple of "
             f"{options.network.divisor}, or leave this out with icr.in_full=false"
         )
+    rich = model.startswith(RICH)
+    setting, most = "icr.train.limit" if rich else "icr.limited", bench.data.most_train
+    if limit is not None and most is not None and limit > most:
+        raise UsageError(
+            f"{setting}={limit} is above the {most} training images that data.dataset="
+            f"{bench.data.dataset} and data.limit leave; lower it, or leave this out with "
+            "icr.in_full=false"
+        )
     where = {name: getattr(bench.train, name) for name in ("device", "num_workers")}
     changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": seed}
-    changed |= {"live": bench.scan.watch(may_stop=True)}
+    changed |= {"live": bench.scan.watch(may_stop=True), "limit_setting": setting}
+    changed |= {"scanned": _scans_to_come(bench, *([bench.icr.components] if rich else []))}
     settings = TrainSettings.model_validate(options.model_dump() | where | changed)
     tags = {"method": settings.method, "data": "all" if limit is None else f"{limit} images"}
     tags |= {"seed": str(seed)}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stages.datasets.images import Source
 
 OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "photographs": 16}
+DIGITS = 1797  # images, of which HELD_OUT are held out unless settings say otherwise
+HELD_OUT = 297
 OWN_SPLITS = frozenset({"mnist", "cifar10", "photographs"})
 OWN_CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "photographs": 3}
 NEED_PATH = frozenset({"mnist", "cifar10", "folder", "npz"})
@@ -106,6 +108,14 @@ class PrepareSettings(Settings):
     def image_channels(self) -> int | None:
         """The channels of the images, where they are known before they are read."""
         return 1 if self.grey else OWN_CHANNELS.get(self.dataset)
+
+    @property
+    def most_train(self) -> int | None:
+        """The most training images that there can be, where it is known before they are read."""
+        bounds = [] if self.limit is None else [self.limit]
+        if self.dataset == "digits":
+            bounds.append(DIGITS - (self.held_out or HELD_OUT))
+        return min(bounds, default=None)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ all checkpoints see the same ones. Noise levels are in the units of the images h
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
     from stages.methods.path import Denoiser
     from stages.model import TrainedModel
-    from stages.viewing import ViewOptions
+    from stages.prepare import DataSet
+    from stages.viewing import ScannedOptions, ViewOptions
 
 LOSS_STEP, PROBE_STEP = 2**20, 2**21  # of draws, which nothing else uses
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 KEPT_BYTES = 2**28  # views that are kept for the next checkpoint, at most
 
 
@@ -55,6 +58,44 @@ def subject_of(model: TrainedModel, network: nn.Module, options: ViewOptions) ->
     layer = options.layer or middle_layer(model.kind, model.config)
     find_layer(network, layer)
     return Subject(network, as_denoiser(model, network), layer, options.pooling)
+
+
+def check(
+    scans: Sequence[ScannedOptions], model: TrainedModel, network: nn.Module, data: DataSet
+) -> None:
+    """Raise ValueError, naming the setting, for a scan of this network that cannot be made: before
+    it is trained, or its samples are drawn. One image goes through the network."""
+    device = next(network.parameters()).device
+    for options in scans:
+        if options.num_images > len(data.test):
+            raise ValueError(
+                f"scan.num_images={options.num_images} is above the {len(data.test)} held-out "
+                "images; lower it"
+            )
+        try:
+            subject = subject_of(model, network, options)
+            one, sigma = data.test[:1][:, None].to(device), options.sigma * data.std
+            how = (subject.layer, options.pooling)
+            width = view_features(network, subject.denoiser, one, sigma, *how).shape[-1]
+        except ValueError as error:
+            raise ValueError(f"scan.layer={options.layer or 'unset'}: {error}") from error
+        _check_degrees(options, width, subject.layer)
+
+
+def _check_degrees(options: ScannedOptions, width: int, layer: str) -> None:
+    """Raise ValueError where the ICR of `width` features has no mean."""
+    if options.components is not None and options.components > width:
+        raise ValueError(
+            f"icr.components={options.components} is above the {width} features of layer {layer}; "
+            "lower it"
+        )
+    degrees = options.num_images * (options.num_views - 1)
+    if degrees <= (dimension := options.components or width) + 1:
+        raise ValueError(
+            f"scan.num_images={options.num_images} and scan.num_views={options.num_views} give "
+            f"f = n (V - 1) = {degrees} degrees of freedom for d = {dimension} features of layer "
+            f"{layer}; ICR needs more than d + 1: raise one of them"
+        )
 
 
 def middle_layer(kind: str, config: dict[str, Any]) -> str:
@@ -144,8 +185,19 @@ def measure(
         "uniformity": uniformity,
         "rankme": rankme,
         "retained": _mean([one.retained for one in found]),
-        "guards": list(dict.fromkeys(guard for one in found for guard in one.guards)),
+        "guards": _once([guard for one in found for guard in one.guards]),
     }
+
+
+def _once(guards: Sequence[str]) -> list[str]:
+    """One guard of each kind, the first; seeds differ in the numbers that it names alone."""
+    kinds: dict[str, list[str]] = {}
+    for guard in guards:
+        kinds.setdefault(NUMBER.sub("", guard), []).append(guard)
+    return [
+        same[0] if len(set(same)) == 1 else f"{same[0]} (and alike for {len(same) - 1} more seeds)"
+        for same in kinds.values()
+    ]
 
 
 def icr_of_seeds(subject: Subject, viewer: Viewer, sigma: float) -> list[float]:

@@ -16,7 +16,7 @@ from stages.objectives import MethodOptions, REPAOptions
 from stages.powerspectrum import Spectrum
 from stages.prepare import Data
 from stages.teacher import Teacher
-from stages.viewing import LiveOptions
+from stages.viewing import LiveOptions, ScannedOptions
 
 
 class TrainOptions(MethodOptions):
@@ -165,6 +165,17 @@ class TrainSettings(TrainOptions):
     seed: int = Field(0, ge=0, description="of initial weights, order of images, and all draws")
     live: LiveOptions | None = Field(
         None, description="measure the ICR during training; scan.live sets it"
+    )
+    scanned: tuple[ScannedOptions, ...] = Field(
+        (),
+        description="scans of this network that are to come: those that cannot be made are refused "
+        "before the first step",
+        json_schema_extra={"keyed": False},
+    )
+    limit_setting: str = Field(
+        "train.limit",
+        description="the setting that limit was given in, for messages",
+        json_schema_extra={"keyed": False},
     )
     start_step: int | None = Field(
         None, ge=1, description="with a start: its checkpoint to continue; unset is the last"

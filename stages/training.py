@@ -182,14 +182,14 @@ def network_config(
     return architectures.config_of(settings.network, data.shape, num_classes, **own)
 
 
-def training_images(settings: TrainOptions, data: DataSet) -> Images:
+def training_images(settings: TrainSettings, data: DataSet) -> Images:
     """The images to train on. Raises StageError where there are fewer than asked for."""
     if settings.limit is None:
         return data.train
     if settings.limit > len(data.train):
         raise StageError(
-            f"limit={settings.limit} is above the {len(data.train)} training images; lower it, or "
-            "leave it unset"
+            f"{settings.limit_setting}={settings.limit} is above the {len(data.train)} training "
+            "images; lower it"
         )
     return data.train.first(settings.limit)
 
@@ -279,6 +279,7 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     state = TrainState(network.to(device), optimization)
     if settings.compile:
         network.compile()
+    _check_scans(settings, state.ema.network, config, data)
     log, watch = LossLog(settings.log_every), _watch(settings, state.ema.network, config, data)
     found = resume.latest(context.work.path)
     if found is not None:
@@ -293,14 +294,32 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     return state, log, watch
 
 
+def _described(settings: TrainSettings, config: dict[str, Any], data: DataSet) -> TrainedModel:
+    """The network that is being trained, without a checkpoint yet."""
+    built = (settings.network.kind, config, settings.method)
+    return TrainedModel(Path(), *built, (), tuple(data.shape), data.num_classes)
+
+
+def _check_scans(
+    settings: TrainSettings, network: nn.Module, config: dict[str, Any], data: DataSet
+) -> None:
+    """Raise StageError for a scan to come that cannot be made: before it costs a training."""
+    if not settings.scanned:
+        return
+    model = _described(settings, config, data)
+    try:
+        resolve(table.SCAN_CHECK)(settings.scanned, model, network, data)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
+
 def _watch(
     settings: TrainSettings, network: nn.Module, config: dict[str, Any], data: DataSet
 ) -> Any:
     """What watches the training (`stages.live.Watch`); None where settings do not ask for it."""
     if settings.live is None or settings.method in table.TOKEN_LOSSES:
         return None  # held-out images come without a class token
-    built = (settings.network.kind, config, settings.method)
-    model = TrainedModel(Path(), *built, (), tuple(data.shape), data.num_classes)
+    model = _described(settings, config, data)
     try:
         return resolve(table.WATCH)(settings.live, model, network, data, settings.kept_steps)
     except ValueError as error:

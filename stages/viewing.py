@@ -68,6 +68,14 @@ class ViewOptions(Settings):
         return self
 
 
+class ScannedOptions(ViewOptions):
+    """A scan that is to come: what it needs is checked before its network is trained."""
+
+    components: int | None = Field(
+        None, ge=1, description="principal components the features are projected on; unset is none"
+    )
+
+
 class LiveOptions(ViewOptions):
     """The ICR measured during training: when, and whether its alarm ends the training."""
 

@@ -130,6 +130,10 @@ WAVELETS = ORTHONORMAL_WAVELETS | dict.fromkeys(
 # What watches a training that settings ask to watch; no other training depends on its code.
 WATCH = "stages.live:Watch"
 
+# What refuses, before a network is trained or sampled, a scan of it that cannot be made. No result
+# depends on its code.
+SCAN_CHECK = "stages.scanning:check"
+
 # Which wavelet coefficients a coefficient's score looks at.
 FAMILIES = dict.fromkeys(
     ("independent", "band-tied", "local", "additive", "parent", "full"),

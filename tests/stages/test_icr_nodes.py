@@ -10,9 +10,12 @@ from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.plan import Request
 from pipeline.store import Store
+from stages import prepare
 from stages.icr_nodes import ICROptions
+from stages.prepare import PrepareSettings
 from stages.table import CATALOG, RECIPES
 from tests.inline import run_all
+from tests.stages.context import make
 
 
 def graph(*overrides, preset="smoke", recipe="icr") -> Graph:
@@ -74,11 +77,69 @@ def test_checkpoints_are_at_powers_of_the_root_of_two():
         (["icr.train.limit=16"], "limited=16 is not below train.limit=16"),
         (["icr.train.network.multipliers=[1,1,1,1,1]"], "side of 8 pixels too often"),
         (["icr.train.network.kind=sit"], "method=edm and network.kind=sit"),
+        (["icr.limited=5000"], "icr.limited=5000 is above the .* training images .* lower it"),
+        (["data.limit=12"], "icr.limited=16 is above the 12 training images .* data.limit"),
+        (["icr.train.limit=4000"], "icr.train.limit=4000 is above"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(overrides, words):
     with pytest.raises(UsageError, match=words):
         graph(*overrides)
+
+
+def test_the_most_images_of_digits_are_those_that_prepare_finds(tmp_path):
+    for more in ({}, {"held_out": 100}, {"limit": 40}):
+        settings = PrepareSettings(**more)
+        data = make(tmp_path / str(len(str(more))), prepare.STAGE, settings)
+        assert settings.most_train == data.description["num_train"]
+    assert PrepareSettings(dataset="npz", path="x.npz").most_train is None
+
+
+def given(folder, **config):
+    """A folder laid out like a training's artifact, as far as a plan reads it."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step-000007.safetensors").touch()
+    facts = {"network": "sit", "config": config, "method": "reg", "steps": [7]}
+    (folder / "model.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_networks_given_by_path_have_names_of_their_own(tmp_path):
+    names = ["a/model", "b/model", "c/unet-rich", "d/other", "e/other-sigma", "f/a-model"]
+    folders = [given(tmp_path / name) for name in names]
+    found = graph(f"icr.paths=[{','.join(map(str, folders))}]")
+    made = [node.name for node in found if node.stage.name == "checkpoint"]
+    assert made == [
+        "checkpoint/a-model",
+        "checkpoint/b-model",
+        "checkpoint/c-unet-rich",
+        "checkpoint/other",
+        "checkpoint/e-other-sigma",
+        "checkpoint/f-a-model",
+    ]
+    alone = graph(f"icr.paths=[{folders[2]},{folders[2]}]", "icr.num_seeds=0")
+    assert {"checkpoint/c-unet-rich", "checkpoint/c-unet-rich-2"} < set(alone.nodes)
+    assert "checkpoint/unet-rich" in graph(f"icr.paths=[{folders[2]}]", "icr.num_seeds=0").nodes
+
+
+def test_networks_that_cannot_be_scanned_are_refused_before_they_are_sampled(tmp_path):
+    folder = given(tmp_path / "reg", class_token_dim=64)
+    with pytest.raises(UsageError, match=r"icr.paths=.*reg: a network of method reg sees"):
+        graph(f"icr.paths=[{folder}]")
+    (folder / "model.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"model.json holds no facts by name"):
+        graph(f"icr.paths=[{folder}]")
+
+
+def test_trainings_know_the_scans_to_come():
+    nodes = graph("scan.layer=inner.middle", "icr.components=7")
+    rich, limited = (nodes[f"train/unet-{name}"].settings for name in ("rich", "limited"))
+    assert [one.components for one in rich.scanned] == [None, 7]
+    assert [one.components for one in limited.scanned] == [None]
+    assert {one.layer for one in (*rich.scanned, *limited.scanned)} == {"inner.middle"}
+    # They are checked by them, and are not others for it.
+    keys = graph().keys
+    assert all(nodes.keys[name] == keys[name] for name in keys if name.startswith("train/"))
 
 
 @pytest.mark.slow

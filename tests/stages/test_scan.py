@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
-from stages import embed, evaluate, risk, sample, scan, scanning, train
+from stages import checkpoint, embed, evaluate, risk, sample, scan, scanning, train, training
 from stages.architectures import NetworkSettings
+from stages.checkpoint import CheckpointSettings
 from stages.methods import grids, solvers
 from stages.methods.draws import Draws
 from stages.methods.icr import icr
@@ -16,7 +17,7 @@ from stages.methods.memorization import ratio
 from stages.methods.path import EDMDenoiser
 from stages.methods.views import PADDINGS, STRENGTHS, Views
 from stages.nets.taps import POOLINGS, Tap
-from stages.viewing import ViewOptions
+from stages.viewing import ScannedOptions, ViewOptions
 from tests.stages.conftest import trained_in
 from tests.stages.context import context, digests, make, sealed
 
@@ -64,6 +65,9 @@ def test_a_unet_is_trained_on_a_few_images_without_classes(tmp_path, few, unet):
     assert UNET.keyed() != UNET.revised(limit=21).keyed()
     with pytest.raises(StageError, match=r"limit=97 is above the 96 training images"):
         trained_in(context(tmp_path / "more", UNET.revised(limit=97), data=few))
+    limited = UNET.revised(limit=97, limit_setting="icr.limited")
+    with pytest.raises(StageError, match=r"icr.limited=97 is above the 96 training images"):
+        trained_in(context(tmp_path / "more", limited, data=few))
 
 
 def test_a_unet_sees_the_limited_images_alone(tmp_path, few, unet):
@@ -132,6 +136,55 @@ def test_copies_are_sought_among_the_images_trained_on(tmp_path, few, unet, extr
     (row,) = [r for r in scores.load() if r.score.metric == "memorization_ratio"]
     assert row.score.value == ratio(torch.from_numpy(copies), images[:20]) == 0.5
     assert "among 20 training images" in row.score.protocol.details
+
+
+SCANNED = {"num_images": 24, "num_views": 3, "view_seeds": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layer": "inner.middle"}, "scan.layer=inner.middle: no layer is named .* inner.mid"),
+        ({"layer": "inner.noise_embedding"}, "scan.layer=.*: pooling 'tokens' takes"),
+        ({"pooling": "tokens"}, "scan.layer=unset: pooling 'tokens' takes"),
+        ({"num_images": 49}, "scan.num_images=49 is above the 48 held-out images"),
+        ({"num_images": 3}, "scan.num_images=3 and scan.num_views=3 give .* 6 degrees of freedom"),
+        ({"components": 17}, "icr.components=17 is above the 16 features of layer inner.mid"),
+    ],
+)
+def test_a_scan_that_cannot_be_made_costs_no_training(tmp_path, few, unet, changes, words):
+    settings = UNET.revised(scanned=[SCANNED, SCANNED | changes])
+    at = context(tmp_path, settings, data=few)
+    with pytest.raises(StageError, match=words):
+        training.train_worker(at)
+    assert not at.sent
+    assert not list(at.work.path.iterdir())
+    given = CheckpointSettings(path=str(unet.path), scanned=settings.scanned)
+    with pytest.raises(StageError, match=words):
+        make(tmp_path / "given", checkpoint.STAGE, given, data=few)
+
+
+def test_few_images_do_for_few_components(tmp_path, few, unet):
+    """What is checked is what the scan's own mathematics refuses: d + 1 degrees of freedom."""
+    for components, num_images in ((4, 2), (4, 3), (None, 8), (None, 9)):
+        options = {"num_images": num_images, "components": components}
+        scanned = ScannedOptions(**SCANNED | options)
+        loaded, data = unet.load(), few.load()
+        enough = num_images * 2 > (components or 16) + 1
+        found = SCAN.revised(sigmas=(0.2,), **options)
+        if enough:
+            scanning.check([scanned], loaded, loaded.network(), data)
+            make(tmp_path / str(num_images), scan.STAGE, found, model=unet, data=few)
+            continue
+        with pytest.raises(ValueError, match="ICR needs more than d \\+ 1"):
+            scanning.check([scanned], loaded, loaded.network(), data)
+        with pytest.raises(StageError, match="degrees of freedom"):
+            make(tmp_path / str(num_images), scan.STAGE, found, model=unet, data=few)
+
+
+def test_checking_scans_changes_no_training(tmp_path, few, unet):
+    found = trained_in(context(tmp_path, UNET.revised(scanned=[SCANNED]), data=few))
+    assert digests(found.path) == digests(unet.path)
 
 
 # --- scans
@@ -288,6 +341,37 @@ def test_guards_are_kept_with_their_row(tmp_path, few, unet):
     settings = SCAN.revised(num_images=12, steps=(4,))
     (row,) = make(tmp_path, scan.STAGE, settings, model=unet, data=few).load()
     assert any("few degrees of freedom" in guard for guard in row.guards)
+
+
+def test_a_guard_that_acted_for_several_seeds_is_said_once(tmp_path, few, unet):
+    """Its numbers differ between view seeds, what it says does not."""
+    settings = SCAN.revised(view_seeds=(0, 1, 2), num_images=12, steps=(4,), tau=1.0)
+    found = make(tmp_path, scan.STAGE, settings, model=unet, data=few)
+    (row,) = found.load()
+    kinds = [guard.partition(":")[0] for guard in row.guards]
+    assert len(kinds) == len(set(kinds))
+    said = [guard for guard in row.guards if guard.startswith("singular within-view covariance")]
+    assert len(said) == 1
+
+
+def test_only_a_confirmed_alarm_is_one_in_mlflow(tmp_path, few, unet, monkeypatch):
+    found = {}
+    for name, last in (("flat", 0.70), ("risen", 0.80)):
+        values = dict(zip((4, 8, 12), (0.75, 0.70, last), strict=True))
+        plain = scan.scan_item
+
+        def measured(item, *common, plain=plain, values=values):
+            seeds = [values[item.step], values[item.step] + 1e-4]
+            return plain(item, *common) | {"icr_seeds": seeds}
+
+        with monkeypatch.context() as patched:
+            patched.setattr(scan, "scan_item", measured)
+            found[name] = scan.run(context(tmp_path / name, SCAN, model=unet, data=few)).tags
+    assert found["flat"] == {
+        "alarm_state": "ICR lowest at step 8 (0.7000), not confirmed by a rise"
+    }
+    assert list(found["risen"]) == ["alarm"]
+    assert "confirmed at step 12" in found["risen"]["alarm"]
 
 
 def test_settings_name_what_the_mathematics_knows():
