@@ -13,7 +13,8 @@ from pipeline.errors import UsageError, nearest
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps.outcome import assigned
-from sweeps.space import LISTS
+from sweeps.record import trial_name
+from sweeps.space import LISTS, canonical, within
 from sweeps.target import Sweep, Target, shared_keys, targets
 
 PROBES = 8  # trials of a search that are looked at beforehand
@@ -78,6 +79,8 @@ def checked(catalog: Catalog, sweep: Sweep) -> Checked:
             f"would give the same; sweep settings that {found[0][0].measured[space.decides].name} "
             "depends on"
         )
+    if not made_up:
+        _check_different(sweep, values, found)
     first = found[0]
     if len(first) > 1 and len({target.results for target in first}) == 1:
         where = f"nodes of stage {', '.join(space.seeded)}" if space.seeded else "the setting seed"
@@ -86,6 +89,25 @@ def checked(catalog: Catalog, sweep: Sweep) -> Checked:
         )
     shared = shared_keys(found, least=max(2, len(found)) if made_up else 2)
     return Checked(sweep, () if made_up else tuple(values), found, frozenset(shared))
+
+
+def _check_different(
+    sweep: Sweep, values: Sequence[Mapping[str, Any]], found: Sequence[Sequence[Target]]
+) -> None:
+    """Raise UsageError, with both names, where two trials would run the same nodes."""
+    seen: dict[tuple[Any, ...], int] = {}
+    for index, trial in enumerate(found):
+        other = seen.setdefault(tuple(target.results for target in trial), index)
+        if other == index:
+            continue
+        pairs = [(path, values[other][path], values[index][path]) for path in sweep.space.paths]
+        differing = [path for path, one, two in pairs if canonical(one) != canonical(two)]
+        raise UsageError(
+            f"{trial_name(other)} ({assigned(values[other])}) and {trial_name(index)} "
+            f"({assigned(values[index])}) would run the same: {', '.join(differing)} changes "
+            f"nothing that {', '.join(sweep.space.metrics)} needs there; leave it out, or give the "
+            "trials that differ as points"
+        )
 
 
 def _targets(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any]) -> list[Target]:
@@ -117,6 +139,12 @@ def _check_paths(catalog: Catalog, sweep: Sweep) -> None:
                 f"{path} is swept by the space and set on the command line; leave it out, or take "
                 "it from the parameters of a space of your own (--space FILE)"
             )
+        for swept in sweep.space.paths:
+            if within(path, swept) or within(swept, path):
+                raise UsageError(
+                    f"{swept} is swept by the space and {path} is set on the command line, and one "
+                    "is part of the other; leave one out"
+                )
 
 
 def _is_setting(path: str, known: Sequence[str]) -> bool:

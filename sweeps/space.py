@@ -101,6 +101,8 @@ class Space(Settings):
                 raise ValueError(f"the point {point} lacks {missing[0]}; every point sets the same")
         if self.points and self.search != "grid":
             raise ValueError(f"points and search={self.search} contradict each other; use grid")
+        if len({canonical(point) for point in self.points}) < len(self.points):
+            raise ValueError(f"points has {_first_twice(self.points)} twice; leave one out")
         for parameter in self.ranges():
             if self.search == "grid" and parameter.kind in RANGES:
                 raise ValueError(
@@ -112,6 +114,13 @@ class Space(Settings):
                 raise ValueError(f"{path} is both a parameter and in settings; leave one out")
             if path == "seed" and self.seeds > 1:
                 raise ValueError(f"seed is a parameter and seeds={self.seeds}; leave one out")
+            for other in (*self.paths, *self.settings):
+                if within(path, other) or within(other, path):
+                    where = "a parameter" if other in self.paths else "in settings"
+                    raise ValueError(
+                        f"{path} is a parameter and {other} is {where}, and one is part of the "
+                        "other; leave one out"
+                    )
         if self.search != "grid" and self.trials is None:
             raise ValueError(f"search={self.search} needs trials: how many to try")
         return self
@@ -232,6 +241,11 @@ def _product(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
 def _first_twice(values: Sequence[Any]) -> Any:
     texts = [canonical(value) for value in values]
     return next(v for v, text in zip(values, texts, strict=True) if texts.count(text) > 1)
+
+
+def within(path: str, group: str) -> bool:
+    """Whether a dotted path is below another."""
+    return path.startswith(f"{group}.")
 
 
 JSON = "json:"  # begins the names of values that travel as text

@@ -102,6 +102,18 @@ WRONG = {
         "parameters": None,
         "points": [{"a.value": 1}, {"a.value": 2, "b.value": 1}],
     },
+    "points has {'a.value': 1, 'b.value': 2} twice; leave one out": {
+        "parameters": None,
+        "points": [{"a.value": 1, "b.value": 2}, {"b.value": 2, "a.value": 1}],
+    },
+    "a is a parameter and a.value is a parameter, and one is part of the other": {
+        "parameters": {"a": {"grid": [{"value": 1}, {"value": 2}]}, "a.value": {"grid": [1, 2]}}
+    },
+    "a.value is a parameter and a is in settings, and one is part": {"settings": {"a": {}}},
+    "a is a parameter and a.value is in settings, and one is part": {
+        "parameters": {"a": {"grid": [{"value": 1}, {"value": 2}]}},
+        "settings": {"a.value": 1},
+    },
     "it has both": {"points": [{"a.value": 1}]},
 }
 

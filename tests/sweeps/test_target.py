@@ -94,6 +94,13 @@ BAD = {
     "none of apply.shards changes what value needs": {
         "parameters": {"apply.shards": {"grid": [1, 2]}}
     },
+    "trial-01 (value=1, shards=1) and trial-02 (value=1, shards=2) would run the same: "
+    "apply.shards changes nothing that value needs there": {
+        "parameters": {"a.value": {"grid": [1, 2]}, "apply.shards": {"grid": [1, 2]}}
+    },
+    "trial-01 (value=1) and trial-03 (value=1) would run the same: a.value changes": {
+        "parameters": {"a.value": {"grid": [1, 2, 1.0]}}
+    },
     "halving watches number/b, which value does not need": {
         "metrics": {"value": {"node": "apply/a", "direction": "min"}},
         "halving": {"node": "number/b", "metric": "loss", "grace": 5},
@@ -124,6 +131,7 @@ def test_bad_input_ends_with_2_before_any_trial(words, tmp_path, capsys):
     ("words", "arguments"),
     [
         ("a.value is swept by the space and set on the command line", ["a.value=3"]),
+        ("a.value is swept by the space and a is set on the command line", ["a={value: 3}"]),
         ("--scheduler asha: the space of sweep 'mine' has no 'halving'", ["--scheduler", "asha"]),
         ("no sweep 'mine' to resume", ["--resume"]),
         ("--trials 0: give at least 1", ["--trials", "0"]),
