@@ -21,6 +21,7 @@ from stages.prepare import Data
 from stages.sample import Samples
 from stages.schedule import FILE, Schedule
 from stages.solving import SolverOptions
+from stages.teacher import Teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,10 +61,31 @@ class CalibrationOptions(Settings):
         "(0.2, 3) for Heun and (0.5, 1.5) else",
     )
 
+    def on_trajectories(self) -> dict[str, object]:
+        """The options with target=trajectory, those that it does not read left out."""
+        read = {name: getattr(self, name) for name in ("num_states", "substeps", "memory")}
+        return read | {"target": "trajectory"}
+
     @model_validator(mode="after")
     def _clip_is_around_one(self) -> CalibrationOptions:
         if self.clip is not None and not 0 < self.clip[0] <= 1 <= self.clip[1]:
             raise ValueError(f"clip={self.clip} leaves out 1, no correction; give (low, high)")
+        return self
+
+    @model_validator(mode="after")
+    def _target_reads(self) -> CalibrationOptions:
+        if self.target == "matched":
+            return self
+        if self.source == "samples":
+            raise ValueError(
+                "target=trajectory and source=samples contradict each other: it needs noise only; "
+                "leave source unset"
+            )
+        if self.clip is not None:
+            raise ValueError(
+                f"target=trajectory and clip={self.clip} contradict each other: what is fitted to "
+                "trajectories is not clipped; leave clip unset"
+            )
         return self
 
 
@@ -79,11 +101,6 @@ class CalibrationSettings(CalibrationOptions, SolverOptions):
             raise ValueError(
                 f"target=matched and solver={self.solver} contradict each other: its weights are "
                 "fitted to trajectories; set target=trajectory"
-            )
-        if self.target == "trajectory" and self.source == "samples":
-            raise ValueError(
-                "target=trajectory and source=samples contradict each other: it needs noise only; "
-                "leave source unset"
             )
         return self
 
@@ -137,13 +154,8 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     from stages.methods.stein import gammas_from_products
 
     settings: CalibrationSettings = context.settings
-    model = context.inputs["model"]
-    if model.description["config"].get("class_token_dim"):
-        raise ValueError(
-            "target=matched needs clean class tokens, which are not stored with the images; "
-            "calibrate this model with target=trajectory, which needs noise only"
-        )
-    clean = context.inputs[settings.source]
+    model, clean = context.inputs["model"], context.inputs[settings.source]
+    teacher = _teacher(context, model.description["config"].get("class_token_dim", 0))
     available = _size(clean)
     if settings.num_images > available:
         raise ValueError(
@@ -151,10 +163,43 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
             f"{settings.source}; lower num_images"
         )
     items = list(solving.blocks(settings.num_images, settings.block_size))
-    parts = context.map(products, items, model, settings, levels, clean)
+    parts = context.map(products, items, model, settings, levels, clean, teacher)
     total = sum(part for part, _ in parts)
     gammas = gammas_from_products(total, levels, settings.solver, clip=settings.clip)
     return gammas, sum(seconds for _, seconds in parts)
+
+
+def _teacher(context: Context, token_width: int) -> Teacher | None:
+    """Where the clean class tokens of the images stand; None for a network that carries none.
+
+    Raises ValueError where there are none, or those of other images or of another width.
+    """
+    if not token_width:
+        return None
+    if context.settings.source == "samples":
+        raise ValueError(
+            "source=samples has no clean class tokens, which this model carries beside the image; "
+            "set source=data, or target=trajectory, which needs noise only"
+        )
+    teacher = context.inputs.get("teacher")
+    if teacher is None:
+        raise ValueError(
+            "target=matched needs the clean class tokens of the images, since this model carries "
+            "one beside the image; connect the input 'teacher' to the teacher it was trained with, "
+            "or set target=trajectory, which needs noise only"
+        )
+    facts, ours = teacher.description, context.inputs["data"].description
+    if (facts["data"], facts["num_images"]) != (ours["name"], ours["num_train"]):
+        raise ValueError(
+            f"the teacher's features are of {facts['num_images']} images of {facts['data']}, the "
+            f"data are {ours['num_train']} of {ours['name']}; connect a teacher of these data"
+        )
+    if facts["width"] != token_width:
+        raise ValueError(
+            f"the teacher's class tokens have width {facts['width']}, the model's {token_width}; "
+            "connect the teacher that the model was trained with"
+        )
+    return teacher
 
 
 def _size(clean: Data | Samples) -> int:
@@ -168,31 +213,42 @@ def products(
     settings: CalibrationSettings,
     levels: Tensor,
     clean: Data | Samples,
+    teacher: Teacher | None = None,
 ) -> tuple[Tensor, float]:
     """Sums over a block of images of what gamma is made of, (num_steps, 2) float64, and what the
-    network took."""
+    network took.
+
+    teacher: has the clean class tokens, where the model carries one beside the image.
+    """
     from stages.methods.stein import residual_products
 
     problem, _ = solving.problem(model, settings, settings.step)
-    images, labels = _images(clean, block, settings)
+    which = _chosen(clean, block, settings)
+    images, labels = _images(clean, which)
+    if teacher is not None:
+        images = problem.packing.pack(images, teacher.load().batch(which)[1])
     denoiser = problem.denoiser(labels.to(settings.device))
     # A stream of its own: where the images are the model's own samples, noise that repeats what
     # they were made from would make the model look perfect.
     generator = solving.stream(settings.seed, "calibration", block[0])
     state = images.double().to(settings.device)
-    found = residual_products(denoiser, state, levels, settings.solver, generator)
+    found = residual_products(
+        denoiser, state, levels, settings.solver, generator, problem.coordinates
+    )
     return found, problem.network_seconds
 
 
-def _images(
-    clean: Data | Samples, block: tuple[int, int], settings: CalibrationSettings
-) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) and labels (B,) of a block of the chosen ones."""
+def _chosen(clean: Data | Samples, block: tuple[int, int], settings: CalibrationSettings) -> Tensor:
+    """Indices (B,) of a block of the images taken."""
     import torch
 
     generator = solving.stream(settings.seed, "choice", 0)
     order = torch.randperm(_size(clean), generator=generator)
-    which = order[: settings.num_images].sort().values[slice(*block)]
+    return order[: settings.num_images].sort().values[slice(*block)]
+
+
+def _images(clean: Data | Samples, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and labels (B,) of these indices."""
     loaded = clean.load()
     source = loaded if isinstance(clean, Samples) else loaded.train
     return (source.images if isinstance(clean, Samples) else source)[which], source.labels[which]
@@ -234,6 +290,7 @@ STAGE = Stage(
         "model": Input(TrainedNetwork),
         "data": Input(Data, optional=True),
         "samples": Input(Samples, optional=True),
+        "teacher": Input(Teacher, optional=True),
         "spectrum": Input(Spectrum, optional=True),
     },
     sources=solving.sources,

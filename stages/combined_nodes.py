@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from pipeline.graph import Node
 from pipeline.stage import Settings
 from stages import calibrate, sample, train
-from stages.calibrate import CalibrationOptions, CalibrationSettings
+from stages.calibrate import CalibrationSettings
 from stages.densities import DensityOptions, needs_spectrum
 from stages.solving import SolverOptions
 from stages.templates import over_nfe, reference_of
@@ -128,17 +128,15 @@ def _sample(bench: Bench, arm: Arm, step: int, nfe: int, template: Node) -> Node
 
 
 def _calibration(bench: Bench, arm: Arm, sampled: Node) -> Node:
-    """The schedule that an arm's samples read, from the model's own trajectories: a class token has
-    no clean values beside the images, and both corrected arms are to be corrected alike."""
-    common = {name: getattr(bench.stein, name) for name in CalibrationOptions.model_fields}
+    """The schedule that an arm's samples read, from the model's own trajectories, so that both
+    corrected arms are corrected alike without a teacher's class tokens."""
     solved = {
         name: value
         for name, value in sampled.settings.model_dump().items()
         if name in SolverOptions.model_fields
     }
     settings = CalibrationSettings(
-        **common
-        | {"target": "trajectory", "source": "data"}
+        **bench.stein.on_trajectories()
         | solved
         | {"step": sampled.settings.step, "seed": bench.seed}
     )

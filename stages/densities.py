@@ -6,7 +6,9 @@ A density is `mix` of one kind and 1 - mix of a base, moved by `shift`. The memb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -154,6 +156,26 @@ def of_grids(grids: Iterable[str]) -> set[str]:
 def needs_spectrum(kind: str) -> bool:
     """Whether a kind reads the data's spectrum."""
     return kind == "csflow"
+
+
+def least_share_above(options: DensityOptions, kind: str, t: float, base: str = "uniform") -> float:
+    """The least probability of times above t, in (0, 1), that the settings alone tell.
+
+    Exact for uniform and logit_normal; of other kinds that of the base, the kind itself adding 0
+    or more.
+    """
+    before = t / (options.shift + (1 - options.shift) * t)
+
+    def above(kind: str) -> float:
+        if kind == "uniform":
+            return 1 - before
+        if kind != "logit_normal":
+            return 0.0
+        # Of the mirrored normal, so that a small tail keeps its digits.
+        return NormalDist(-options.mean, options.std).cdf(math.log((1 - before) / before))
+
+    share = options.share(kind)
+    return share * above(kind) + (1 - share) * above(base)
 
 
 def time_density(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 NOISE_STEP, FITTING_STEP = -1, -2
 ANY_SOLVER = table.SOLVERS | table.FITTED_SOLVERS
 UNIFORM = "uniform_t"
+# Where a flow model starts; path.T_START, whose module imports torch.
+T_START = 0.999
 
 
 class SolverOptions(Settings):
@@ -75,6 +77,8 @@ class SolverOptions(Settings):
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
             )
         self.density.refuse_unread(densities.of_grids(self.grids_in_use), f"grid={self.grid}")
+        if self.grid in table.DENSITY_GRIDS:
+            self._check_start()
         if self.s_min >= self.s_max:
             raise ValueError(
                 f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
@@ -86,6 +90,18 @@ class SolverOptions(Settings):
                 "0 <= low <= high <= 1"
             )
         return self
+
+    def _check_start(self) -> None:
+        """Raise ValueError where the settings alone put several times of a density's grid before
+        the start of a flow model."""
+        num_levels = (self.nfe + 1) // 2 if self.solver in table.ODD_SOLVERS else self.nfe
+        above = densities.least_share_above(self.density, self.grid, T_START)
+        if above * num_levels > 1 + 1e-9:
+            raise ValueError(
+                f"grid={self.grid} with density.shift={self.density.shift:g} and nfe={self.nfe} "
+                f"puts {1 + int(above * num_levels)} of its times at or above t={T_START}, where a "
+                "flow model starts; lower nfe, or density.shift"
+            )
 
     @property
     def grids_in_use(self) -> tuple[str, ...]:

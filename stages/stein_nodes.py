@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import Settings
 from stages import calibrate, checkpoint, densities, lipschitz, sample
@@ -22,6 +23,7 @@ from stages.methods import table
 from stages.sample import OVER_BATCH
 from stages.solving import SolverOptions
 from stages.templates import over_nfe, reference_of, seed_suffix
+from stages.training_nodes import needs_teacher
 
 if TYPE_CHECKING:
     from stages.bench import Bench
@@ -152,16 +154,16 @@ class Made:
     def calibration(self, solver: str, nfe: int) -> Node:
         """The schedule of a solver at an NFE, or a fitted solver's weights."""
         options, bench = self.bench.stein, self.bench
-        common = {name: getattr(options, name) for name in CalibrationOptions.model_fields}
-        if solver in table.FITTED_SOLVERS:
-            common |= {"target": "trajectory", "source": "data"}
+        if solver in table.FITTED_SOLVERS or options.target == "trajectory":
+            common = options.on_trajectories()
+        else:
+            common = {name: getattr(options, name) for name in CalibrationOptions.model_fields}
         settings = CalibrationSettings(
             **common | self.solving(solver, nfe), step=self.reference.settings.step, seed=bench.seed
         )
         inputs = self.read(settings.grid)
         if settings.target == "matched":
-            own = settings.source == "samples"
-            inputs[settings.source] = self.referred(bench.seed).name if own else "prepare"
+            inputs |= self.clean(settings)
         return Node(
             f"calibrate/{self.name}-{solver}-nfe{nfe}",
             calibrate.STAGE,
@@ -170,6 +172,30 @@ class Made:
             bench.resources.calibrate,
             self.tags(solver, CALIBRATED if solver in table.SOLVERS else PLAIN, bench.seed),
         )
+
+    def clean(self, settings: CalibrationSettings) -> dict[str, str]:
+        """The inputs that hold clean images, and class tokens where the model carries one.
+
+        Raises UsageError where there are none, or too few.
+        """
+        method, count = self.bench.train.method, self.bench.sample.sweep_samples
+        given = self.model.startswith("checkpoint/")
+        if settings.source == "samples":
+            if settings.num_images > count:
+                raise UsageError(
+                    f"stein.num_images={settings.num_images} is above sample.sweep_samples={count}, "
+                    "the samples that stein.source=samples reads; lower stein.num_images, or raise "
+                    "sample.sweep_samples"
+                )
+            if not given and method in table.TOKEN_LOSSES:
+                raise UsageError(
+                    f"stein.source=samples and train.method={method} contradict each other: samples "
+                    "hold no clean class tokens, which this model carries beside the image; leave "
+                    "stein.source unset, or set stein.target=trajectory"
+                )
+            return {"samples": self.referred(self.bench.seed).name}
+        tokens = not given and method in table.TOKEN_LOSSES
+        return {"data": "prepare"} | (needs_teacher(method) if tokens else {})
 
     def curve(self, solver: str, correction: str, nfes: Sequence[int], seed: int) -> list[Node]:
         """Samples by a solver with a correction over NFE, and their scores; no calibrations."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -86,8 +85,7 @@ def _plot(
         f"{metric} over {label}; protocol {protocol.name}{details}, {protocol.num_samples} samples "
         f"a point; bars: one standard error {which}."
     )
-    places = sorted({x for line in lines for x in line.x})
-    ticks = apart(places, logarithmic=axes.get("log_x", False))
+    ticks = _apart(sorted({x for line in lines for x in line.x}))
     return plot(name, caption, lines, Axes(label, metric, ticks=ticks, **axes))
 
 
@@ -100,13 +98,11 @@ def _kinds(scores: Iterable[Score]) -> str:
     return ", ".join(found)
 
 
-def apart(values: Sequence[float], logarithmic: bool = False) -> list[float]:
-    """Ascending values without those whose labels would lie over the one before."""
-    scale = math.log if logarithmic else float
-    least = 0.07 * (scale(values[-1]) - scale(values[0]))
+def _apart(values: Sequence[float]) -> list[float]:
+    """Values at least a tenth apart, so that their labels do not overlap."""
     kept: list[float] = []
     for value in values:
-        if not kept or scale(value) - scale(kept[-1]) >= least:
+        if not kept or value >= 1.1 * kept[-1]:
             kept.append(value)
     return kept
 
@@ -146,7 +142,7 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     present = {row.score.metric for rows in curves.values() for row in rows}
     metrics = [metric for metric in OVERVIEW if metric in present]
     lines: list[tuple[Any, ...]] = [
-        ("curve", "training step", "solver", "NFE", "kind of error", *metrics)
+        ("curve", "training step", "solver", "NFE", "error_kind", *metrics)
     ]
     floors: dict[str, float] = {}
     for name, rows in curves.items():

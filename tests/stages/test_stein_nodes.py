@@ -231,6 +231,8 @@ def test_contradictions_of_calibrations():
         calibrate.CalibrationSettings(solver="fitted")
     with pytest.raises(ValueError, match="target=trajectory and source=samples"):
         calibrate.CalibrationSettings(target="trajectory", source="samples")
+    with pytest.raises(ValueError, match="target=trajectory and clip=.*leave clip unset"):
+        calibrate.CalibrationSettings(target="trajectory", clip=(0.5, 1.5))
     with pytest.raises(ValueError, match="solver=fitted is fitted"):
         lipschitz.LipschitzSettings(solver="fitted")
 
@@ -307,6 +309,71 @@ def test_a_class_token_moves_beside_the_image(tmp_path, monkeypatch):
     schedule = make(tmp_path / "gammas", calibrate.STAGE, gammas, model=model)
     corrected = SAMPLES.revised(correction="calibrated")
     make(tmp_path / "corrected", sample.STAGE, corrected, model=model, schedule=schedule)
+
+
+def test_a_calibration_packs_images_with_their_clean_class_tokens(
+    tmp_path, monkeypatch, few, teacher
+):
+    """The mathematics on packed states, restricted to the image's coordinates."""
+    width = teacher.description["width"]
+
+    def network(image, t, labels=None, class_token=None):
+        token = class_token[:, :, None, None]
+        # The image's velocity reads the token, so that what the token is matters.
+        v = gaussian_velocity(image, t) * (1 + class_token.mean(1)[:, None, None, None] / 10)
+        return v, gaussian_velocity(token, t, std=2.0).flatten(1)
+
+    model = exact_model(tmp_path, network, monkeypatch, class_token_dim=width)
+    inputs = {"model": model, "data": few, "teacher": teacher}
+    schedule = make(tmp_path / "tokens", calibrate.STAGE, CALIBRATION, **inputs)
+    problem, total = solving.Problem(network, model.load(), CALIBRATION), 0
+    order = torch.randperm(96, generator=solving.stream(0, "choice", 0))[:20].sort().values
+    for first in (0, 8, 16):
+        which = order[first : first + 8]
+        tokens = torch.from_numpy(np.array(teacher.load().class_tokens[which], np.float32))
+        total = total + stein.residual_products(
+            problem.denoiser(few.load().train.labels[which]),
+            torch.cat([few.load().train[which].flatten(1), tokens], 1).double(),
+            grids.uniform_t(3),
+            "dpmpp2m",
+            solving.stream(0, "calibration", first),
+            64,
+        )
+    expected = stein.gammas_from_products(total, grids.uniform_t(3), "dpmpp2m")
+    torch.testing.assert_close(schedule.load(), expected, rtol=1e-12, atol=0)
+    assert 0.5 < expected.min() < expected.max() < 1.5
+    corrected = SAMPLES.revised(correction="calibrated")
+    make(tmp_path / "samples", sample.STAGE, corrected, model=model, schedule=schedule)
+
+
+def test_class_tokens_of_others_are_refused(tmp_path, monkeypatch, few, data, teacher):
+    width = teacher.description["width"]
+    model = exact_model(tmp_path, gaussian_velocity, monkeypatch, class_token_dim=width)
+    other = exact_model(tmp_path / "w", gaussian_velocity, monkeypatch, class_token_dim=width + 1)
+    own = CALIBRATION.revised(source="samples")
+    for settings, inputs, words in (
+        (CALIBRATION, {"model": model, "data": few}, "clean class tokens.*input 'teacher'"),
+        (CALIBRATION, {"model": model, "data": data, "teacher": teacher}, "of 96 images of"),
+        (CALIBRATION, {"model": other, "data": few, "teacher": teacher}, f"width {width}, the"),
+        (own, {"model": model, "samples": None}, "source=samples has no clean class tokens"),
+    ):
+        with pytest.raises(StageError, match=words) as refused:
+            make(tmp_path / words[:8], calibrate.STAGE, settings, **inputs)
+        assert "\n" not in str(refused.value)
+
+
+def test_recipes_calibrate_networks_with_class_tokens_on_the_teachers():
+    for method, inputs in (("reg", {"model", "data", "teacher"}), ("repa", {"model", "data"})):
+        bench = config.resolve(CATALOG, "smoke", [f"train.method={method}"]).settings
+        for recipe in ("stein", "full"):
+            nodes = {node.name: node for node in RECIPES[recipe](bench)}
+            Graph(list(nodes.values()), CATALOG.exclude_sources)
+            assert set(nodes[f"calibrate/{method}-dpmpp2m-nfe3"].inputs) == inputs
+            assert set(nodes[f"calibrate/{method}-fitted-nfe3"].inputs) == {"model"}
+    for override in ("train.method=reg", "train.method=maskalign"):
+        bench = config.resolve(CATALOG, "smoke", [override, "stein.source=samples"]).settings
+        with pytest.raises(UsageError, match="stein.source=samples and train.method="):
+            RECIPES["stein"](bench)
 
 
 # ---------------------------------------------------------------- NaN
