@@ -6,8 +6,10 @@ other settings and seeds. Calibrations belong to the model: all sampling seeds r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from stages.bench import Bench
 
 PLAIN, CALIBRATED = "none", "calibrated"
+GIVEN = "checkpoint/given"
 
 
 class SteinOptions(CalibrationOptions, PowerIteration):
@@ -80,6 +83,16 @@ def runnable(solver: str, nfes: Sequence[int]) -> tuple[int, ...]:
     if solver in table.ODD_SOLVERS:
         return tuple(sorted({max(1, nfe - (nfe % 2 == 0)) for nfe in nfes}))
     return tuple(sorted(set(nfes)))
+
+
+def carries_token(folder: str) -> bool:
+    """Whether the network in a folder laid out as a training's artifact carries a class token
+    beside the image; False where its description cannot be read, which its own stage refuses."""
+    try:
+        facts = json.loads((Path(folder).expanduser() / checkpoint.FACTS).read_text())
+        return bool(facts["config"].get("class_token_dim"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def goes_with(solver: str, correction: str) -> bool:
@@ -178,24 +191,29 @@ class Made:
 
         Raises UsageError where there are none, or too few.
         """
-        method, count = self.bench.train.method, self.bench.sample.sweep_samples
-        given = self.model.startswith("checkpoint/")
-        if settings.source == "samples":
-            if settings.num_images > count:
-                raise UsageError(
-                    f"stein.num_images={settings.num_images} is above sample.sweep_samples={count}, "
-                    "the samples that stein.source=samples reads; lower stein.num_images, or raise "
-                    "sample.sweep_samples"
-                )
-            if not given and method in table.TOKEN_LOSSES:
-                raise UsageError(
-                    f"stein.source=samples and train.method={method} contradict each other: samples "
-                    "hold no clean class tokens, which this model carries beside the image; leave "
-                    "stein.source unset, or set stein.target=trajectory"
-                )
-            return {"samples": self.referred(self.bench.seed).name}
-        tokens = not given and method in table.TOKEN_LOSSES
-        return {"data": "prepare"} | (needs_teacher(method) if tokens else {})
+        checkpoint, method = self.bench.stein.checkpoint, self.bench.train.method
+        given = self.model == GIVEN
+        tokens = carries_token(checkpoint) if given else method in table.TOKEN_LOSSES
+        if tokens and given:
+            raise UsageError(
+                f"stein.checkpoint={checkpoint} carries a class token beside the image, whose "
+                "clean values are not known here; set stein.target=trajectory, which needs none"
+            )
+        if settings.source == "data":
+            return {"data": "prepare"} | (needs_teacher(method) if tokens else {})
+        if tokens:
+            raise UsageError(
+                f"stein.source=samples and train.method={method} contradict each other: samples "
+                "hold no clean class tokens, which this model carries beside the image; leave "
+                "stein.source unset, or set stein.target=trajectory"
+            )
+        if settings.num_images > (count := self.bench.sample.sweep_samples):
+            raise UsageError(
+                f"stein.num_images={settings.num_images} is above sample.sweep_samples={count}, "
+                "which stein.source=samples reads; lower stein.num_images, or raise "
+                "sample.sweep_samples"
+            )
+        return {"samples": self.referred(self.bench.seed).name}
 
     def curve(self, solver: str, correction: str, nfes: Sequence[int], seed: int) -> list[Node]:
         """Samples by a solver with a correction over NFE, and their scores; no calibrations."""
@@ -275,7 +293,7 @@ def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     if options.checkpoint is not None:
         settings = CheckpointSettings(path=options.checkpoint)
         given = Node(
-            "checkpoint/given",
+            GIVEN,
             checkpoint.STAGE,
             settings,
             {"data": "prepare"},

@@ -231,7 +231,7 @@ def test_contradictions_of_calibrations():
         calibrate.CalibrationSettings(solver="fitted")
     with pytest.raises(ValueError, match="target=trajectory and source=samples"):
         calibrate.CalibrationSettings(target="trajectory", source="samples")
-    with pytest.raises(ValueError, match="target=trajectory and clip=.*leave clip unset"):
+    with pytest.raises(ValueError, match=r"target=trajectory and clip=.*leave clip unset"):
         calibrate.CalibrationSettings(target="trajectory", clip=(0.5, 1.5))
     with pytest.raises(ValueError, match="solver=fitted is fitted"):
         lipschitz.LipschitzSettings(solver="fitted")
@@ -372,7 +372,7 @@ def test_recipes_calibrate_networks_with_class_tokens_on_the_teachers():
             assert set(nodes[f"calibrate/{method}-fitted-nfe3"].inputs) == {"model"}
     for override in ("train.method=reg", "train.method=maskalign"):
         bench = config.resolve(CATALOG, "smoke", [override, "stein.source=samples"]).settings
-        with pytest.raises(UsageError, match="stein.source=samples and train.method="):
+        with pytest.raises(UsageError, match=r"stein\.source=samples and train.method="):
             RECIPES["stein"](bench)
 
 
@@ -541,6 +541,32 @@ def test_a_given_checkpoint_replaces_the_training(given):
     other = shutil.copytree(moved, given.with_name("other"))
     (other / checkpoint_name(18)).write_bytes(b"other weights")
     assert graph("stein", f"stein.checkpoint={other}").keys["report"] != keys["report"]
+
+
+def test_a_given_checkpoint_with_a_class_token_is_refused_before_any_work(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"config": {"class_token_dim": 32}}))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / checkpoint_name(1)).write_bytes(b"weights")
+    overrides = [f"stein.checkpoint={tmp_path}"]
+    with pytest.raises(UsageError, match=r"class token beside the image.*target=trajectory"):
+        RECIPES["stein"](config.resolve(CATALOG, "smoke", overrides).settings)
+    overrides.append("stein.target=trajectory")
+    nodes = {
+        n.name: n for n in RECIPES["stein"](config.resolve(CATALOG, "smoke", overrides).settings)
+    }
+    assert set(nodes["calibrate/given-dpmpp2m-nfe3"].inputs) == {"model"}
+
+
+def test_too_few_own_samples_are_refused_before_any_work():
+    overrides = ["stein.source=samples", "stein.num_images=61"]
+    with pytest.raises(UsageError, match=r"num_images=61 is above sample\.sweep_samples=60"):
+        RECIPES["stein"](config.resolve(CATALOG, "smoke", overrides).settings)
+
+
+def test_settings_that_trajectories_do_not_read_are_in_no_node():
+    bench = config.resolve(CATALOG, "smoke", ["stein.target=trajectory"]).settings
+    nodes = [node for node in RECIPES["stein"](bench) if node.stage is calibrate.STAGE]
+    assert {node.settings.num_images for node in nodes} == {500}  # the default, not the preset's
 
 
 def test_keys_hold_the_modules_in_use_only():
