@@ -80,7 +80,7 @@ class Figure:
 WHOLE, PANEL = (5.8, 3.5), (3.6, 2.6)  # inches
 # Room for labels, of figures whose legend stands inside: four times faster than fitting it.
 MARGINS = {
-    WHOLE: {"left": 0.15, "right": 0.98, "bottom": 0.15, "top": 0.97},
+    WHOLE: {"left": 0.15, "right": 0.97, "bottom": 0.15, "top": 0.97},
     PANEL: {"left": 0.23, "right": 0.96, "bottom": 0.21, "top": 0.96},
 }
 

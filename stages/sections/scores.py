@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,8 @@ def _plot(
         f"{metric} over {label}; protocol {protocol.name}{details}, {protocol.num_samples} samples "
         f"a point; bars: one standard error {which}."
     )
-    ticks = _apart(sorted({x for line in lines for x in line.x}))
+    places = sorted({x for line in lines for x in line.x})
+    ticks = apart(places, logarithmic=axes.get("log_x", False))
     return plot(name, caption, lines, Axes(label, metric, ticks=ticks, **axes))
 
 
@@ -98,11 +100,13 @@ def _kinds(scores: Iterable[Score]) -> str:
     return ", ".join(found)
 
 
-def _apart(values: Sequence[float]) -> list[float]:
-    """Values at least a tenth apart, so that their labels do not overlap."""
+def apart(values: Sequence[float], logarithmic: bool = False) -> list[float]:
+    """Ascending values without those whose labels would lie over the one before."""
+    scale = math.log if logarithmic else float
+    least = 0.07 * (scale(values[-1]) - scale(values[0]))
     kept: list[float] = []
     for value in values:
-        if not kept or value >= 1.1 * kept[-1]:
+        if not kept or scale(value) - scale(kept[-1]) >= least:
             kept.append(value)
     return kept
 
@@ -142,7 +146,7 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     present = {row.score.metric for rows in curves.values() for row in rows}
     metrics = [metric for metric in OVERVIEW if metric in present]
     lines: list[tuple[Any, ...]] = [
-        ("curve", "training step", "solver", "NFE", "error_kind", *metrics)
+        ("curve", "training step", "solver", "NFE", "kind of error", *metrics)
     ]
     floors: dict[str, float] = {}
     for name, rows in curves.items():

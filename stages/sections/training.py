@@ -262,10 +262,14 @@ def _heatmap(name: str, measured: Measured, which: str) -> Figure:
     variation = measured.variation if which == "full" else measured.masked_variation
 
     def draw(ax: Any) -> None:
-        mesh = ax.pcolormesh(np.array(rows, float), cmap="viridis", vmin=0)
+        values = np.array(rows, float)
+        mesh = ax.pcolormesh(values, cmap="viridis", vmin=0)
         ax.set_aspect("equal")
         ax.invert_yaxis()
         ax.grid(False)
+        for axis, size in zip((ax.yaxis, ax.xaxis), values.shape, strict=True):
+            first = range(0, size, -(-size // 8))
+            axis.set_ticks([i + 0.5 for i in first], [str(i) for i in first])
         ax.set_xlabel("patch column")
         ax.set_ylabel("patch row")
         ax.figure.colorbar(mesh, ax=ax, label="probability of a largest gradient")

@@ -80,7 +80,7 @@ def test_kinds_of_errors_are_said_and_not_mixed():
     assert {line[0] for line in figure.rows[1:]} == {"a (jackknife)", "b (3 seeds)"}
     assert "the kind that the legend names" in figure.caption
     text = "".join(score_section.overview(mixed).tables)
-    assert "<th>error_kind</th>" in text
+    assert "<th>kind of error</th>" in text
     assert ">3 seeds<" in text
     assert ">jackknife<" in text
 
@@ -156,3 +156,10 @@ def test_the_extractors_validation_is_shown(extractor):
     assert "share of classes left out" in section.tables[0]
     assert ("Caution" in section.text) == (extractor.caution != "")
     assert extractor_section.sections({}) == []
+
+
+def test_labels_of_a_number_line_do_not_lie_over_each_other():
+    steps = [25, 50, 100, 141, 200, 283, 400, 566, 800]
+    assert score_section.apart(steps) == [25, 100, 200, 283, 400, 566, 800]
+    assert score_section.apart(steps, logarithmic=True) == steps
+    assert score_section.apart([3]) == [3]
