@@ -1,0 +1,56 @@
+"""Every command that README shows is one that can be planned."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.__main__ import main
+from stages.weights import FOLDER, WEIGHT_FILES
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+START = "python -m pipeline "
+PLANNED = ("run", "plan", "sweep")
+
+
+def commands() -> list[str]:
+    """What README calls with `run`, `plan` or `sweep`, without the words beside it."""
+    fenced = [line[line.index(START) :] for line in README.splitlines() if START in line]
+    found = [re.split(r"\s{2,}|`|\)", text.removeprefix(START))[0] for text in fenced]
+    return list(dict.fromkeys(text for text in found if text.split()[0] in PLANNED))
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """What the commands' placeholders name, and weights that a person must place."""
+    for name in ("out/model", "FOLDER"):
+        folder = tmp_path / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "step-000007.safetensors").touch()
+        (folder / "model.json").write_text(json.dumps({"network": "sit", "steps": [7]}))
+    (tmp_path / "out" / "samples").mkdir()
+    (tmp_path / FOLDER).mkdir()
+    for first, *_ in WEIGHT_FILES.values():
+        (tmp_path / FOLDER / first).touch()
+    np.savez(tmp_path / "LATENTS.npz", x_train=np.zeros((2, 4, 32, 32), np.float32))
+    np.savez(tmp_path / "PIXELS.npz", x_train=np.zeros((2, 256, 256, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_are_found():
+    found = commands()
+    assert "run full" in found
+    assert "sweep maskalign --preset smoke" in found
+    assert len(found) > 20
+
+
+@pytest.mark.parametrize("text", commands())
+def test_it_can_be_planned(text, places, capsys):
+    words = shlex.split(text)
+    dry = [] if words[0] == "plan" else ["--dry-run"]
+    code = main([*words, *dry, "--store", str(places / "store")])
+    assert code == 0, capsys.readouterr().err
