@@ -19,6 +19,7 @@ from stages.architectures import NetworkSettings
 from stages.checkpoint import CheckpointSettings
 from stages.evaluate import EvaluateSettings
 from stages.methods import table
+from stages.prepare import HELD_OUT
 from stages.sample import SampleSettings
 from stages.scan import ScanOptions, ScanSettings
 from stages.scoring_nodes import settings_of
@@ -140,6 +141,7 @@ class ICROptions(Settings):
 
 def full_nodes(bench: Bench) -> list[Node]:
     """Both trainings with samples and scores of their checkpoints, and the three scans."""
+    _check_held_out(bench)
     return _of_seed(bench.model_copy(update={"icr": bench.icr.shortened()}), bench.seed)
 
 
@@ -154,11 +156,24 @@ def recipe_nodes(bench: Bench) -> list[Node]:
             "icr.num_seeds=0 and no icr.paths leave nothing to scan; set icr.paths to folders laid "
             "out like a training's artifact, or icr.num_seeds to 1 or more"
         )
+    _check_held_out(bench)
     nodes = [node for seed in seeds for node in _of_seed(bench, seed)]
     own = {node.name.partition("/")[2] for node in nodes}
     for path, name in zip(paths, _names(paths, own), strict=True):
         nodes += _given(bench, path, name)
     return nodes
+
+
+def _check_held_out(bench: Bench) -> None:
+    """Raise UsageError for more held-out images than there can be, where that is known early."""
+    data, asked = bench.data, bench.scan.num_images
+    own = [data.held_out or HELD_OUT] if data.dataset == "digits" else []
+    most = min([*own, *([data.limit_held_out] if data.limit_held_out else [])], default=asked)
+    if asked > most:
+        raise UsageError(
+            f"scan.num_images={asked} is above the {most} held-out images that data.dataset="
+            f"{data.dataset} and data.limit_held_out leave; lower it"
+        )
 
 
 def _of_seed(bench: Bench, seed: int) -> list[Node]:

@@ -80,6 +80,7 @@ def test_checkpoints_are_at_powers_of_the_root_of_two():
         (["icr.limited=5000"], "icr.limited=5000 is above the .* training images .* lower it"),
         (["data.limit=12"], "icr.limited=16 is above the 12 training images .* data.limit"),
         (["icr.train.limit=4000"], "icr.train.limit=4000 is above"),
+        (["scan.num_images=50", "data.limit_held_out=40"], "scan.num_images=50 is above the 40"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(overrides, words):
@@ -140,6 +141,15 @@ def test_trainings_know_the_scans_to_come():
     # They are checked by them, and are not others for it.
     keys = graph().keys
     assert all(nodes.keys[name] == keys[name] for name in keys if name.startswith("train/"))
+
+
+def test_more_held_out_images_than_digits_have_are_refused_at_the_plan():
+    for recipe in ("icr", "full"):
+        with pytest.raises(UsageError, match=r"scan.num_images=298 is above the 297 held-out"):
+            graph("scan.num_images=298", preset="digits", recipe=recipe)
+    assert graph("scan.num_images=297", preset="digits")
+    # Without a scan nobody asks.
+    assert graph("scan.num_images=298", "icr.in_full=false", preset="digits", recipe="full")
 
 
 @pytest.mark.slow
