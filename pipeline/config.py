@@ -155,6 +155,11 @@ def _group_origin(key: str, origins: Mapping[str, str]) -> str | None:
     return None
 
 
+def of_node(catalog: Catalog, recipe: str, error: pydantic.ValidationError) -> UsageError:
+    """What to say where a recipe made settings of a node that its stage refuses."""
+    return UsageError(f"a node of recipe {recipe}: {_explain(catalog.settings, error, {})}")
+
+
 def _explain(
     model: type[pydantic.BaseModel], error: pydantic.ValidationError, origins: Mapping[str, str]
 ) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.artifact import Manifest
 from pipeline.config import Resolved, flatten
 from pipeline.errors import DamagedArtifactError, UsageError, nearest
@@ -87,7 +89,8 @@ def build(catalog: Catalog, request: Request) -> tuple[Resolved, Graph]:
     """The resolved settings and the checked graph of a request.
 
     Raises:
-        UsageError: see `pipeline.config.resolve` and `pipeline.graph.Graph`.
+        UsageError: see `pipeline.config.resolve` and `pipeline.graph.Graph`; settings from which
+            the recipe makes a node that its stage refuses.
     """
     from pipeline import config
 
@@ -97,8 +100,11 @@ def build(catalog: Catalog, request: Request) -> tuple[Resolved, Graph]:
             f"unknown recipe '{request.recipe}'{hint} (known: {', '.join(sorted(catalog.recipes))})"
         )
     resolved = config.resolve(catalog, request.preset, request.overrides)
-    graph = Graph(catalog.recipes[request.recipe](resolved.settings), catalog.exclude_sources)
-    return resolved, graph
+    try:
+        nodes = catalog.recipes[request.recipe](resolved.settings)
+    except ValidationError as error:
+        raise config.of_node(catalog, request.recipe, error) from error
+    return resolved, Graph(nodes, catalog.exclude_sources)
 
 
 def make(catalog: Catalog, store: Store, request: Request) -> Plan:

@@ -19,6 +19,7 @@ from stages.scan import ScanPreset
 from stages.scoring_nodes import Evaluation
 from stages.spectrum import SpectrumSettings
 from stages.stein_nodes import SteinOptions, runnable
+from stages.templates import NFE
 from stages.train import TrainOptions
 from stages.training_nodes import ComparisonOptions, TeacherOptions
 from stages.wavelet_nodes import WaveletOptions
@@ -30,7 +31,7 @@ class SampleSweep(SampleOptions):
     solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
         ("euler", "heun", "dpmpp2m"), description="solvers compared over nfes"
     )
-    nfes: tuple[int, ...] = Field(
+    nfes: tuple[NFE, ...] = Field(
         (5, 10, 20),
         min_length=1,
         description="network evaluations compared; a solver that takes an odd number only runs at "
@@ -68,8 +69,6 @@ class SampleSweep(SampleOptions):
 
     @model_validator(mode="after")
     def _nfes_fit(self) -> SampleSweep:
-        if min(self.nfes) < 1:
-            raise ValueError(f"nfes has {min(self.nfes)}; an NFE is at least 1")
         if self.solver in table.SDE:
             raise ValueError(
                 "solver=sde cannot be every sample node's: recipes compare solvers of the ODE; set "

@@ -15,7 +15,7 @@ from stages import calibrate, sample, train
 from stages.calibrate import CalibrationSettings
 from stages.densities import DensityOptions, needs_spectrum
 from stages.solving import SolverOptions
-from stages.templates import over_nfe, reference_of
+from stages.templates import NFE, over_nfe, reference_of
 
 if TYPE_CHECKING:
     from stages.bench import Bench
@@ -32,13 +32,11 @@ class CombinedOptions(Settings):
         description="recipe full: MaskAlign, CSFlow's grid and the calibrated correction together "
         "and each alone, where a checkpoint of train has as many steps as MaskAlign's training",
     )
-    nfes: tuple[int, ...] = Field((5,), min_length=1, description="network evaluations compared")
+    nfes: tuple[NFE, ...] = Field((5,), min_length=1, description="network evaluations compared")
 
     @field_validator("nfes")
     @classmethod
-    def _positive(cls, nfes: tuple[int, ...]) -> tuple[int, ...]:
-        if min(nfes) < 1:
-            raise ValueError(f"nfes has {min(nfes)}; an NFE is at least 1")
+    def _ascending(cls, nfes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(nfes)))
 
 

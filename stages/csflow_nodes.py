@@ -195,7 +195,7 @@ def _of_seed(
     options, reference = bench.csflow, made_from.referred(seed)
     grids = [(UNIFORM, None)]
     grids += [("csflow", mix) for mix in sorted({options.mix, *options.more_mixes})]
-    grids += [(name, options.mix) for name in options.baselines]
+    grids += [(name, options.mix) for name in dict.fromkeys(options.baselines)]
     found = [reference]
     for grid, mix in grids:
         found += made_from.curve(method, seed, grid, mix, reference.name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
@@ -24,7 +24,7 @@ from stages.lipschitz import LipschitzSettings, PowerIteration
 from stages.methods import table
 from stages.sample import OVER_BATCH
 from stages.solving import SolverOptions
-from stages.templates import over_nfe, reference_of, seed_suffix
+from stages.templates import NFE, over_nfe, reference_of, seed_suffix
 from stages.training_nodes import needs_teacher
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class SteinOptions(CalibrationOptions, PowerIteration):
     fitted: tuple[table.choice("solver", table.FITTED_SOLVERS), ...] = Field(
         ("fitted",), description="solvers whose weights are fitted to the model"
     )
-    nfes: tuple[int, ...] = Field(
+    nfes: tuple[NFE, ...] = Field(
         (3, 5, 6, 8, 10, 20), min_length=1, description="recipe stein: network evaluations compared"
     )
     num_seeds: int = Field(
@@ -62,19 +62,12 @@ class SteinOptions(CalibrationOptions, PowerIteration):
         ("dpmpp2m",), description="solvers whose steps' singular values are measured"
     )
     lipschitz_nfe: int = Field(6, ge=1, le=10_000, description="at this NFE, in every recipe")
-    more_lipschitz_nfes: tuple[int, ...] = Field((100,), description="recipe stein: and at these")
+    more_lipschitz_nfes: tuple[NFE, ...] = Field((100,), description="recipe stein: and at these")
     checkpoint: str | None = Field(
         None,
         description="recipe stein: a network trained elsewhere, as a folder laid out like a "
         "training's artifact (model.json and checkpoints/); unset trains one",
     )
-
-    @model_validator(mode="after")
-    def _nfes_fit(self) -> SteinOptions:
-        for name in ("nfes", "more_lipschitz_nfes"):
-            if min(getattr(self, name), default=1) < 1:
-                raise ValueError(f"{name} has {min(getattr(self, name))}; an NFE is at least 1")
-        return self
 
 
 def runnable(solver: str, nfes: Sequence[int]) -> tuple[int, ...]:
@@ -248,7 +241,7 @@ class Made:
         """The singular values of steps."""
         options = self.bench.stein
         common = {name: getattr(options, name) for name in PowerIteration.model_fields}
-        for solver in options.lipschitz_solvers:
+        for solver in dict.fromkeys(options.lipschitz_solvers):
             for nfe in runnable(solver, nfes):
                 settings = LipschitzSettings(
                     **common | self.solving(solver, nfe),
@@ -277,10 +270,10 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Beside the recipe's plain solvers: the calibrated and the fitted ones, and contractivity."""
     made, nfes, seed = Made.of(bench, nodes), bench.sample.nfes, bench.seed
     found = []
-    for solver in bench.sample.solvers:
+    for solver in dict.fromkeys(bench.sample.solvers):
         found += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
         found += made.curve(solver, CALIBRATED, nfes, seed)
-    for solver in bench.stein.fitted:
+    for solver in dict.fromkeys(bench.stein.fitted):
         found += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
         found += made.curve(solver, PLAIN, nfes, seed)
     return [*found, *made.contractivity([bench.stein.lipschitz_nfe])]
@@ -289,6 +282,11 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
 def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """The recipe stein: every solver with every correction over NFE, for every seed."""
     options, made = bench.stein, Made.of(bench, nodes)
+    if max(options.nfes) >= bench.sample.reference_nfe:
+        raise UsageError(
+            f"stein.nfes reaches {max(options.nfes)}, not below sample.reference_nfe="
+            f"{bench.sample.reference_nfe}; raise sample.reference_nfe, or lower stein.nfes"
+        )
     found = []
     if options.checkpoint is not None:
         settings = CheckpointSettings(path=options.checkpoint)
@@ -307,6 +305,7 @@ def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
         )
     curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]
     curves += [(solver, PLAIN) for solver in options.fitted]
+    curves = list(dict.fromkeys(curves))
     for solver, correction in curves:
         if correction == CALIBRATED or solver in table.FITTED_SOLVERS:
             found += [made.calibration(solver, nfe) for nfe in runnable(solver, options.nfes)]

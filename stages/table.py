@@ -138,7 +138,7 @@ def solver_nodes(bench: Bench, method: str) -> list[Node]:
     count = {"num_samples": bench.sample.sweep_samples}
     reference = _sample_node(bench, method, "reference", nfe=_reference_nfe(bench), **count)
     nodes = [reference]
-    for solver in bench.sample.solvers:
+    for solver in dict.fromkeys(bench.sample.solvers):
         swept = [
             _sample_node(
                 bench,

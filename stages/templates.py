@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from stages import evaluate
 
 if TYPE_CHECKING:
     from pipeline.graph import Node
     from stages.bench import Bench
+
+
+# Network evaluations, as in lists of settings; the bounds are those of a sample node's nfe.
+NFE = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def seed_suffix(bench: Bench, seed: int) -> str:

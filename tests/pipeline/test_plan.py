@@ -227,3 +227,9 @@ def test_the_longest_chain_of_work_is_the_most_urgent(store):
     assert replace(plan, nodes=known).by_urgency()[-1] == "total"
     known["apply/a"] = replace(timed["apply/a"], state=CACHED)
     assert replace(plan, nodes=known).by_urgency()[0] == "number/b"
+
+
+def test_settings_that_a_recipe_makes_for_a_node_are_refused_in_words(store):
+    words = r"^a node of recipe chain: value=2004: input should be less than or equal to 1000$"
+    with pytest.raises(UsageError, match=words):
+        make(store, "seed=2000")

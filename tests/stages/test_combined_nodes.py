@@ -75,5 +75,6 @@ def test_without_a_fair_comparison_there_is_none(override):
 
 
 def test_evaluations_are_positive():
-    with pytest.raises(UsageError, match="an NFE is at least 1"):
-        graph("combined.nfes=[0,5]")
+    for nfe in (0, 10_001):
+        with pytest.raises(UsageError, match=rf"combined\.nfes\.0={nfe}"):
+            graph(f"combined.nfes=[{nfe},5]")

@@ -1,6 +1,7 @@
 """Calibrations, fitted solvers, corrections, contractivity and given checkpoints as stages."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from pipeline import config
+from pipeline import plan as planning
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages import calibrate, checkpoint, evaluate, lipschitz, sample, solving
@@ -601,3 +603,37 @@ def test_times_stand_in_manifests_and_beside_the_scores(tmp_path, model):
     }
     again = make(tmp_path / "again", sample.STAGE, SAMPLES, model=model)
     assert digests(again.path) == digests(made.path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stein.nfes=[3,20000]", r"stein\.nfes\.1=20000: .* 10000"),
+        ("stein.nfes=[0]", r"stein\.nfes\.0=0: "),
+        ("stein.more_lipschitz_nfes=[20000]", r"stein\.more_lipschitz_nfes\.0=20000: "),
+        ("sample.nfes=[20000]", r"sample\.nfes\.0=20000: "),
+        ("stein.nfes=[3,20]", r"stein\.nfes reaches 20, not below sample\.reference_nfe=20"),
+        ("stein.source=samples stein.target=trajectory", "leave source unset"),
+        ("stein.clip=[0.5,1.5] stein.target=trajectory", "leave clip unset"),
+        ("sample.solver_grids={dpmpp2m: logit_normal} sample.density.shift=1000", "lower nfe"),
+    ],
+)
+def test_what_the_recipe_cannot_do_is_said_before_any_work(tmp_path, override, words):
+    overrides = override.replace(": ", ":").split()
+    overrides = [text.replace(":", ": ") for text in overrides]
+    request = planning.Request("stein", "smoke", overrides)
+    with pytest.raises(UsageError, match=words) as refused:
+        planning.build(CATALOG, request)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_named_twice_is_compared_once():
+    for recipe, names in (
+        ("stein", ("stein.solvers=[heun{}]", "stein.corrections=[none,calibrated{}]")),
+        ("stein", ("stein.fitted=[fitted{}]", "stein.lipschitz_solvers=[heun{}]")),
+        ("full", ("sample.solvers=[heun{}]", "stein.fitted=[fitted{}]")),
+        ("csflow", ("csflow.baselines=[minsnr{}]", "csflow.fine_tuned=[p2{}]")),
+    ):
+        again = [re.sub(r"(\w+)\{}", r"\1,\1", name) for name in names]
+        once = graph(recipe, *(name.format("") for name in names))
+        assert set(graph(recipe, *again).nodes) == set(once.nodes)
