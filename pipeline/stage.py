@@ -217,8 +217,10 @@ class Catalog:
         report_timed: `"module:function"` of a function that takes a run and gives HTML of what
             depends on measured times, which the report shows with the run.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
-        metrics: the headline numbers that each stage may report, by stage; `*` stands for any
-            part of a name.
+        metrics: for each stage a function that tells of a node which headline numbers it may
+            report; `*` stands for any part of a name. A stage without one may report any.
+        curve_steps: for stages whose nodes tell a curve while they run a function that tells of a
+            node how many steps that has.
     """
 
     settings: type[Settings]
@@ -231,7 +233,8 @@ class Catalog:
     weights: Sequence[Weights] = ()
     compare_scores: str = ""
     compare_page: str = ""
-    metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    metrics: Mapping[str, Callable[[Any], Sequence[str]]] = field(default_factory=dict)
+    curve_steps: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
     report_timed: str = ""
 
 

@@ -25,6 +25,7 @@ from stages import (
     lipschitz,
     prepare,
     report,
+    reported,
     risk,
     sample,
     scan,
@@ -340,43 +341,6 @@ RECIPES = {
     )
 }
 
-# The headline numbers of stages, for sweeps that name one.
-METRICS = {
-    "prepare": ("num_train", "num_test"),
-    "extractor": ("accuracy", "train_accuracy", "distance_monotone"),
-    "teach": ("probe_accuracy_*",),
-    "train": ("loss/*", "gradient_norm", "icr"),
-    "diagnose": (
-        *("alignment_gap", "alignment_full", "alignment_masked"),
-        *("gradient_max_min_ratio", "gradient_variation"),
-        *("masked_gradient_max_min_ratio", "masked_gradient_variation"),
-    ),
-    "spectrum": ("num_images",),
-    "checkpoint": ("step",),
-    "evaluate": (
-        *("fid", "fid_infinity", "kid", "sfid", "inception_score", "precision", "recall"),
-        *("density", "coverage", "memorization_ratio", "trajectory_rms"),
-    ),
-    "calibrate": ("gamma_min", "gamma_max", "num_steps"),
-    "lipschitz": ("lipschitz_mean", "lipschitz_max"),
-    "fit": ("num_images", "features"),
-    "risk": ("denoising_mse_sigma_*",),
-    "scan": (
-        "icr",
-        "icr_*",
-        "probe_accuracy*",
-        "alarm_step",
-        "memorization_*",
-        "fid",
-        "denoising_mse",
-    ),
-    "sample": (),
-    "external": ("num_samples",),
-    "features": (),
-    "draw": (),
-    "report": ("figures", "claims/*"),
-}
-
 CATALOG = Catalog(
     settings=Bench,
     stages=STAGES,
@@ -385,7 +349,8 @@ CATALOG = Catalog(
     default_preset="digits",
     exclude_sources=frozenset({"stages.table", "stages.methods.table", "stages.methods.slots"}),
     weights=weights.CATALOG,
-    metrics=METRICS,
+    metrics=reported.METRICS,
+    curve_steps=reported.CURVE_STEPS,
     packages=("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pyarrow", "ray"),
     compare_scores="stages.compared_scores:lines",
     compare_page="stages.comparison:compared",

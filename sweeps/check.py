@@ -39,6 +39,12 @@ class Checked:
     def first(self) -> Target:
         return self.looked_at[0][0]
 
+    @property
+    def grace(self) -> int | None:
+        """The first step at which early stopping ends a trial: that of the shortest curve."""
+        found = [target.grace for trial in self.looked_at for target in trial]
+        return None if found[0] is None else min(found)
+
     def concurrent(self, cpus: float, gpus: float) -> int:
         """Trials at a time: as many as their largest nodes leave room for."""
         nodes = [

@@ -167,7 +167,7 @@ class Session:
         folder = self.entry.folder / "tune"
         shutil.rmtree(folder, ignore_errors=True)
         self._config = shared.values
-        tuning.fit(shared, todo, concurrent, folder, self)
+        tuning.fit(shared, todo, concurrent, self.checked.grace, folder, self)
         shutil.rmtree(folder, ignore_errors=True)
         if not cluster.alive():
             raise RayLostError("Ray's processes were lost")

@@ -12,7 +12,7 @@ search: random                              # grid, random or optuna
 trials: 12
 seeds: 3                                    # each trial with so many seeds, from the run's own on
 seeded: [train, sample]                     # the stages that they are of; unset is `seed` itself
-halving: {metric: loss/velocity, node: train/sit, direction: min, grace: 200}
+halving: {metric: loss/velocity, node: train/sit, direction: min, grace: 0.25}
 ```
 
 `points` (a list of settings) stands instead of `parameters` where no grid fits. A node may hold
@@ -56,10 +56,22 @@ class Halving(Settings):
     node: str = Field(description="the node that tells the curve, such as a training")
     metric: str = Field(description="the curve")
     direction: Direction = Field("min", description="whether less or more of it is better")
-    grace: int = Field(ge=1, description="the first step of the curve at which a trial may stop")
+    grace: int | float = Field(
+        gt=0,
+        description="the first step of the curve at which a trial may stop; below 1 as a share of "
+        "all its steps",
+    )
     reduction: float = Field(
         3.0, ge=1.1, le=100, description="one of so many trials goes on to so many times the steps"
     )
+
+    @model_validator(mode="after")
+    def _is_a_step(self) -> Halving:
+        if self.grace >= 1 and self.grace != int(self.grace):
+            raise ValueError(
+                f"grace={self.grace:g} is no step: give a whole number, or a share below 1"
+            )
+        return self
 
 
 class Space(Settings):

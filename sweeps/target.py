@@ -17,7 +17,7 @@ from pipeline.graph import Graph, Node
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
 from pipeline.store import Store
-from sweeps.space import Space, canonical
+from sweeps.space import Halving, Space, canonical
 
 SEED = "seed"  # the setting, and the field of stages, that `seeds` counts on from
 
@@ -57,6 +57,7 @@ class Target:
         graph: only the nodes that the sweep's metrics need.
         measured: for each metric of the space the node that reports it.
         watched: the node that tells the curve of early stopping.
+        grace: the first step of that curve at which the trial may stop.
     """
 
     recipe: str
@@ -64,6 +65,7 @@ class Target:
     graph: Graph
     measured: Mapping[str, Node]
     watched: str | None
+    grace: int | None
 
     def plan(self, store: Store) -> Plan:
         """The state of every node."""
@@ -119,10 +121,11 @@ def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], number: i
         for name, measure in space.metrics.items()
     }
     needed = [node.name for node in measured.values()]
-    watched = None
+    watched = grace = None
     if space.halving is not None:
         pattern = filled(space.halving.node, flat)
-        watched = _reporting(catalog, whole, pattern, space.halving.metric).name
+        node = _reporting(catalog, whole, pattern, space.halving.metric)
+        watched, grace = node.name, _grace(catalog, space.halving, node)
         needed.append(watched)
     names = whole.ancestors(needed)
     if watched is not None and watched not in whole.ancestors(needed[:-1]):
@@ -131,7 +134,27 @@ def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], number: i
             f"save nothing; name a node upstream of {measured[space.decides].name}"
         )
     graph = Graph([node for node in whole if node.name in names], catalog.exclude_sources)
-    return Target(space.recipe, resolved, graph, measured, watched)
+    return Target(space.recipe, resolved, graph, measured, watched, grace)
+
+
+def _grace(catalog: Catalog, halving: Halving, node: Node) -> int:
+    """The first step at which a trial may stop; UsageError where it ends before."""
+    count = catalog.curve_steps.get(node.stage.name)
+    steps = None if count is None else count(node)
+    if halving.grace < 1:
+        if steps is None:
+            raise UsageError(
+                f"halving.grace={halving.grace:g} is a share of the steps of {node.name}, which "
+                "has none that are known before; give a number of steps"
+            )
+        return max(1, round(halving.grace * steps))
+    if steps is not None and halving.grace >= steps:
+        raise UsageError(
+            f"halving.grace={halving.grace:g} is not below the {steps} steps of {node.name}, so "
+            "that no trial could be stopped: lower it (0.25 is a quarter of the steps), or leave "
+            "early stopping out (--scheduler none)"
+        )
+    return int(halving.grace)
 
 
 def filled(pattern: str, flat: Mapping[str, Any]) -> str:
@@ -161,15 +184,17 @@ def _reporting(catalog: Catalog, graph: Graph, pattern: str, metric: str) -> Nod
         )
     node = graph[found[0]]
     if not _may_report(catalog, node, metric):
-        reported = catalog.metrics[node.stage.name]
-        hint = nearest(metric, reported) or f" (it reports: {', '.join(reported) or 'nothing'})"
-        raise UsageError(f"{node.name} reports no metric '{metric}'{hint}")
+        reported = catalog.metrics[node.stage.name](node)
+        known = f" (it reports: {', '.join(reported) or 'nothing'})"
+        raise UsageError(
+            f"{node.name} reports no metric '{metric}'{nearest(metric, reported)}{known}"
+        )
     return node
 
 
 def _may_report(catalog: Catalog, node: Node, metric: str) -> bool:
-    patterns = catalog.metrics.get(node.stage.name, ("*",))
-    return any(fnmatchcase(metric, pattern) for pattern in patterns)
+    patterns = catalog.metrics.get(node.stage.name, lambda node: ("*",))
+    return any(fnmatchcase(metric, pattern) for pattern in patterns(node))
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

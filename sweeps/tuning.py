@@ -66,13 +66,19 @@ class Hearing(ray.tune.Callback):
 
 
 def fit(
-    shared: Shared, indices: Sequence[int], concurrent: int, folder: Path, audience: Audience
+    shared: Shared,
+    indices: Sequence[int],
+    concurrent: int,
+    grace: int | None,
+    folder: Path,
+    audience: Audience,
 ) -> None:
     """Run the trials of a sweep under Ray Tune. Needs Ray connected.
 
     Args:
         indices: which trials of `shared.trials`; where that is empty, a search makes them up.
         concurrent: trials at a time.
+        grace: the first step of the watched curve at which a trial may stop.
         folder: for Ray Tune's own files.
     """
     os.environ.update(ENVIRONMENT)
@@ -88,7 +94,7 @@ def fit(
         tune_config=ray.tune.TuneConfig(
             search_alg=None if listed else optuna_search(space, known),
             num_samples=1 if listed else space.trials,
-            scheduler=_scheduler(space),
+            scheduler=_scheduler(space, grace),
             max_concurrent_trials=concurrent,
             # A trial that is stopped early ends with its actor, and its nodes with that.
             reuse_actors=space.halving is None,
@@ -105,14 +111,14 @@ def fit(
     tuner.fit()
 
 
-def _scheduler(space: Space) -> ASHAScheduler | None:
+def _scheduler(space: Space, grace: int | None) -> ASHAScheduler | None:
     if space.halving is None:
         return None
     return ASHAScheduler(
         time_attr=STEP,
         metric=RUNG,
         mode=space.halving.direction,
-        grace_period=space.halving.grace,
+        grace_period=grace,
         reduction_factor=space.halving.reduction,
         max_t=10**9,
         stop_last_trials=False,

@@ -7,9 +7,11 @@ import torch
 
 from pipeline import config
 from pipeline.errors import StageError, UsageError
+from pipeline.graph import Node
 from stages import live, scan, train, training
 from stages.methods import table
 from stages.methods.alarm import alarm
+from stages.reported import METRICS
 from stages.table import CATALOG, RECIPES
 from stages.viewing import LiveOptions
 from tests.stages import losses
@@ -40,6 +42,8 @@ def test_the_live_icr_is_that_of_a_scan(tmp_path, few):
     at = context(tmp_path / "live", LIVE, data=few)
     training.train_worker(at)
     result = training.finish(at)
+    assert set(result.metrics) == {"loss/velocity", "gradient_norm", "icr"}
+    assert set(result.metrics) == set(METRICS["train"](Node("train/sit", train.STAGE, LIVE)))
     model = sealed(at, train.STAGE, result)
     scanned = context(tmp_path / "scan", scan.ScanSettings(**VIEWS), model=model, data=few)
     rows = sealed(scanned, scan.STAGE, scan.run(scanned)).load()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
+from pipeline.graph import Node
 from stages import checkpoint, embed, evaluate, risk, sample, scan, scanning, train, training
 from stages.architectures import NetworkSettings
 from stages.checkpoint import CheckpointSettings
@@ -17,6 +18,7 @@ from stages.methods.memorization import ratio
 from stages.methods.path import EDMDenoiser
 from stages.methods.views import PADDINGS, STRENGTHS, Views
 from stages.nets.taps import POOLINGS, Tap
+from stages.reported import METRICS
 from stages.viewing import ScannedOptions, ViewOptions
 from tests.stages.conftest import trained_in
 from tests.stages.context import context, digests, make, sealed
@@ -57,6 +59,7 @@ def test_a_unet_is_trained_on_a_few_images_without_classes(tmp_path, few, unet):
     facts = unet.description
     assert (facts["network"], facts["method"], facts["num_images"]) == ("unet", "edm", 20)
     assert facts["config"]["num_classes"] == 0
+    assert set(unet.metrics) == set(METRICS["train"](Node("train/x", train.STAGE, UNET)))
     names = {name for name, _, _ in unet.curves()} or set(unet.metrics)
     assert "loss/denoising" in names
     assert "images_per_second" in unet.manifest.timings

@@ -114,6 +114,9 @@ WRONG = {
         "parameters": {"a": {"grid": [{"value": 1}, {"value": 2}]}},
         "settings": {"a.value": 1},
     },
+    "halving: grace=2.5 is no step": {
+        "halving": {"node": "number/a", "metric": "loss", "grace": 2.5}
+    },
     "it has both": {"points": [{"a.value": 1}]},
 }
 

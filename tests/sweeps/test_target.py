@@ -103,7 +103,15 @@ BAD = {
     },
     "halving watches number/b, which value does not need": {
         "metrics": {"value": {"node": "apply/a", "direction": "min"}},
+        "settings": {"b.steps": 9},
         "halving": {"node": "number/b", "metric": "loss", "grace": 5},
+    },
+    "number/a reports no metric 'loss' (it reports: value)": {
+        "halving": {"node": "number/a", "metric": "loss", "grace": 5},
+    },
+    "halving.grace=9 is not below the 9 steps of number/a, so that no trial could be stopped": {
+        "settings": {"a.steps": 9},
+        "halving": {"node": "number/a", "metric": "loss", "grace": 9},
     },
     "seeded has unknown stage 'totla'; did you mean 'total'?": {"seeds": 2, "seeded": ["totla"]},
     "seeded: total has no seed; leave total out": {"seeds": 2, "seeded": ["total"]},
@@ -125,6 +133,15 @@ def test_bad_input_ends_with_2_before_any_trial(words, tmp_path, capsys):
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_a_share_of_the_steps_is_that_of_the_shortest_curve(tmp_path):
+    halving = {"node": "number/a", "metric": "loss", "grace": 0.25}
+    parameters = {"a.steps": {"grid": [40, 8, 80]}}
+    asked = {"parameters": parameters, "settings": {"a.value": 3}}
+    assert checked(CATALOG, sweep(tmp_path, **asked, halving=halving)).grace == 2
+    assert checked(CATALOG, sweep(tmp_path, **asked, halving=halving | {"grace": 3})).grace == 3
+    assert checked(CATALOG, sweep(tmp_path, **asked)).grace is None
 
 
 @pytest.mark.parametrize(

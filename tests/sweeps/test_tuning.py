@@ -37,10 +37,10 @@ def test_optuna_tries_what_it_knows_first_and_then_stays_inside(tmp_path):
 def test_early_stopping_never_ends_a_trial_that_only_grew_old(tmp_path):
     halving = {"node": "number/a", "metric": "loss", "grace": 5, "reduction": 2}
     asked: Sweep = sweep(tmp_path, halving=halving)
-    scheduler = tuning._scheduler(asked.space)
+    scheduler = tuning._scheduler(asked.space, 5)
     assert scheduler._max_t == 10**9
     assert not scheduler._stop_last_trials
-    assert tuning._scheduler(sweep(tmp_path).space) is None
+    assert tuning._scheduler(sweep(tmp_path).space, None) is None
 
 
 def test_trials_take_no_cpu():
