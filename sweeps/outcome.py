@@ -33,6 +33,8 @@ class Value:
     def __str__(self) -> str:
         if not self.error:
             return f"{self.mean:.4g}"
+        if not math.isfinite(self.error):
+            return f"{self.mean:.4g} ± {self.error:g}"
         digits = min(max(0, 1 - math.floor(math.log10(self.error))), 12)
         return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
 
@@ -57,7 +59,12 @@ class Outcome:
         rows = [Row(trial, _values(space, trial)) for trial in trials]
         sign = 1 if space.metrics[space.decides].direction == "min" else -1
         finished = [row for row in rows if row.metrics]
-        finished.sort(key=lambda row: sign * row.metrics[space.decides].mean)
+
+        def rank(row: Row) -> tuple[bool, float]:
+            value = row.metrics[space.decides].mean
+            return math.isnan(value), sign * value  # what is no number comes last
+
+        finished.sort(key=rank)
         return cls(space, (*finished, *(row for row in rows if not row.metrics)))
 
     @property

@@ -46,6 +46,21 @@ def test_one_seed_has_the_error_that_its_node_reports():
     assert str(Value.of([2.0], [])) == "2"
 
 
+def test_what_is_no_number_can_be_shown_and_is_never_the_best(tmp_path):
+    assert str(Value(1.5, math.nan)) == "1.5 ± nan"
+    assert str(Value(1.5, math.inf)) == "1.5 ± inf"
+    assert str(Value(math.nan, 0.1)) == "nan ± 0.10"
+    values = (math.nan, 5.0, math.nan, 3.0)
+    trials = [trial(i, {"a.value": i}, value) for i, value in enumerate(values)]
+    for direction, best in (("min", "trial-04"), ("max", "trial-02")):
+        metrics = {"value": {"node": "total", "direction": direction}}
+        found = outcome(tmp_path, *trials, metrics=metrics)
+        assert found.best.trial.name == best
+        assert [math.isnan(row.metrics["value"].mean) for row in found.rows] == [False] * 2 + [
+            True
+        ] * 2
+
+
 def test_noise_is_two_standard_errors_of_the_difference():
     assert within_noise(Value(0, 3), Value(10, 4))  # the error of the difference is 5
     assert not within_noise(Value(0, 3), Value(10.1, 4))

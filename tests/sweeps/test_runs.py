@@ -177,3 +177,19 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
     whole = [("finished", 6, 60) if state == "finished" else None for state in states]
     for state, curve, expected in zip(states, curves, whole, strict=True):
         assert expected is None or (state, *curve[1:]) == expected
+
+
+def test_trials_train_on_several_workers(tmp_path):
+    """Two workers a trial on two CPUs, so that one trial waits for the other."""
+    tree = {
+        "recipe": "full",
+        "metrics": {"loss/velocity": {"node": "train/sit", "direction": "min"}},
+        "parameters": {"train.lr": {"grid": [0.005, 1e-6]}},
+        "settings": {"train.steps": 10, "train.num_workers": 2, "train.num_checkpoints": 1},
+    }
+    words = ("workers", "--space", write(tmp_path, **tree), "--preset", "smoke", "--jobs", "2")
+    run(tmp_path, *words, module="pipeline")
+    found = trials(tmp_path)
+    assert [trial.state for trial in found.values()] == ["finished", "finished"]
+    first, second = (trial.measured["loss/velocity"][0] for trial in found.values())
+    assert first < second
