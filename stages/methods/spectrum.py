@@ -142,8 +142,8 @@ def radial_power(
     vector of cycles per pixel in both directions, and the bins follow the longer side. For
     shards use `RadialPower`; errors as there.
 
-    Small batches of an iterable are joined before they are transformed; a few images given by
-    themselves cost as much as 16.
+    Small batches of an iterable are joined before they are transformed; of one batch by itself
+    every 16 images begun (more where they are small) cost as much as 16.
     """
     batches = [images] if hasattr(images, "shape") else _joined(images)
     total = None
@@ -159,25 +159,27 @@ def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """The same images in the same order, in batches of a multiple of whole chunks where batches
     of one size and dtype follow each other; whole batches are not copied."""
     waiting: list[Tensor] = []
+    count = 0
     for batch in map(torch.as_tensor, batches):
-        kind = (batch.shape[1:], batch.dtype, batch.device)
-        if waiting and kind != (waiting[0].shape[1:], waiting[0].dtype, waiting[0].device):
+        if waiting and (
+            batch.shape[1:] != waiting[0].shape[1:]
+            or batch.dtype != waiting[0].dtype
+            or batch.device != waiting[0].device
+        ):
             yield torch.cat(waiting)
-            waiting = []
+            waiting, count = [], 0
         if batch.ndim != 4 or 0 in batch.shape[2:]:
             yield batch  # to be refused
             continue
-        size = _joined_size(*batch.shape[2:])
-        if not waiting and len(batch) >= size:
-            whole = len(batch) // size * size
-            yield batch[:whole]
-            batch = batch[whole:]
         waiting.append(batch)
-        if sum(map(len, waiting)) >= size:
-            together = torch.cat(waiting)
-            whole = len(together) // size * size
+        count += batch.shape[0]
+        size = _joined_size(*batch.shape[2:])
+        if count >= size:
+            together = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
+            count %= size
+            whole = len(together) - count
             yield together[:whole]
-            waiting = [together[whole:]]
+            waiting = [together[whole:]] if count else []
     if waiting:
         yield torch.cat(waiting)
 
@@ -223,10 +225,11 @@ def _chunk_size(height: int, width: int) -> int:
     return 16 * max(1, min(16, 2**12 // (height * width)))
 
 
+@lru_cache(maxsize=16)
 def _joined_size(height: int, width: int) -> int:
-    """Images that small batches are joined to: whole chunks, of about 2^18 pixels."""
+    """Images that small batches are joined to: whole chunks, of about 2^20 pixels."""
     size = _chunk_size(height, width)
-    return size * max(1, 2**18 // (size * height * width))
+    return size * max(1, 2**20 // (size * height * width))
 
 
 def _bin_sums(images: Tensor, latent: bool, size: int) -> np.ndarray:
