@@ -66,7 +66,6 @@ def test_a_calibration_is_of_its_arms_model_grid_and_step():
         "combined.in_full=false",
         "csflow.in_full=false",
         "maskalign.in_full=false",
-        "maskalign.steps=1000",  # no checkpoint of train has as many steps
         "maskalign.methods=[sit,reg]",
     ],
 )
