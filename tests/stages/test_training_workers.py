@@ -113,3 +113,16 @@ def test_a_refusal_of_the_workers_arrives_once_as_its_own(tmp_path, few, teacher
     with pytest.raises(StageError, match="4 patches, the network's grid is 4x4"):
         make(tmp_path, train.STAGE, settings, data=few, teacher=teacher)
     assert time.monotonic() - begun < 300
+
+
+def test_workers_that_never_find_room_are_not_waited_for_without_end(
+    tmp_path, few, teacher, monkeypatch
+):
+    """Where the cluster became smaller than when the plan was checked."""
+    from ray.train.v2.api.exceptions import ControllerError
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(training, "MAX_FAILED_STARTS", 1)
+    crowded = LONG.revised(num_workers=4)
+    with pytest.raises(ControllerError, match=r"startup timed out after 1.0 seconds waiting for 4"):
+        make(tmp_path, train.STAGE, crowded, data=few, teacher=teacher)
