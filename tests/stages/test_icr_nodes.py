@@ -29,13 +29,13 @@ def test_full_has_two_unets_and_three_scans():
     assert scans == {"scan/unet-rich", "scan/unet-limited", "scan/unet-rich-sigma"}
     rich, limited = nodes["train/unet-rich"].settings, nodes["train/unet-limited"].settings
     assert (rich.limit, limited.limit) == (None, 64)
-    assert rich.steps == limited.steps == 800
+    assert rich.steps == limited.steps == 566
     assert nodes["scan/unet-limited"].inputs["scores"] == "evaluate/unet-limited"
     sampled = [nodes[name].settings.step for name in nodes["evaluate/unet-rich"].slot("samples")]
-    assert tuple(sampled) == rich.kept_steps == (25, 50, 100, 141, 200, 283, 400, 566, 800)
+    assert tuple(sampled) == rich.kept_steps == (25, 50, 100, 141, 200, 283, 400, 566)
     assert nodes["scan/unet-rich-sigma"].settings.components == 16
     shown = [name for name in nodes["report"].slot("samples") if "unet" in name]
-    assert shown == ["sample/unet-rich-step800", "sample/unet-limited-step800"]
+    assert shown == ["sample/unet-rich-step566", "sample/unet-limited-step566"]
     without = graph("icr.in_full=false", recipe="full", preset="digits")
     assert not [name for name in without.nodes if "unet" in name]
 

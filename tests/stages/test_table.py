@@ -40,7 +40,7 @@ def test_nodes_of_the_full_recipe():
     kept = range(300, 2401, 300)
     steps = [nodes[f"sample/sit-step{step}"].settings for step in kept]
     assert [s.step for s in steps] == [*kept]
-    assert {s.nfe for s in steps} == {20}
+    assert {s.nfe for s in steps} == {10}
     swept = {
         name
         for name in nodes.nodes
