@@ -287,7 +287,7 @@ def test_checkpoints_can_be_sampled_by_the_papers_sde():
         ),
         (["sample.nfes=[5,100]"], ["nfes reaches 100", "reference_nfe=100"]),
         (["train.checkpoint_steps=[2500]"], ["checkpoint_steps has 2500", "steps=2400"]),
-        (["sample.solver=heun"], ["solver=heun", "nfe=20", "19 or 21"]),
+        (["sample.solver=heun"], ["solver=heun", "nfe=10", "9 or 11"]),
         (
             ["sample.guidance=2", "train.conditional=false"],
             ["sample.guidance=2", "train.conditional=false", "set sample.guidance=1"],
