@@ -61,6 +61,13 @@ class CalibrationOptions(Settings):
         "(0.2, 3) for Heun and (0.5, 1.5) else",
     )
 
+    shard_size: int = Field(
+        5000,
+        ge=1,
+        description="target=matched: images of one task; rounded up to whole blocks",
+        json_schema_extra={"keyed": False},
+    )
+
     def on_trajectories(self) -> dict[str, object]:
         """The options with target=trajectory, those that it does not read left out."""
         read = {name: getattr(self, name) for name in ("num_states", "substeps", "memory")}
@@ -149,8 +156,8 @@ def _words(values: Tensor) -> str:
 
 
 def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
-    """gammas (num_steps,) from clean images, the work parted into blocks of them, and what the
-    network took."""
+    """gammas (num_steps,) from clean images, the work parted into shards of whole blocks of them,
+    and what the network took."""
     from stages.methods.stein import gammas_from_products
 
     settings: CalibrationSettings = context.settings
@@ -162,9 +169,9 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
             f"num_images={settings.num_images} is above the {available} images of the "
             f"{settings.source}; lower num_images"
         )
-    items = list(solving.blocks(settings.num_images, settings.block_size))
+    items = solving.shards(settings.num_images, settings.block_size, settings.shard_size)
     parts = context.map(products, items, model, settings, levels, clean, teacher)
-    total = sum(part for part, _ in parts)
+    total = sum(block for blocks, _ in parts for block in blocks)
     gammas = gammas_from_products(total, levels, settings.solver, clip=settings.clip)
     return gammas, sum(seconds for _, seconds in parts)
 
@@ -208,33 +215,38 @@ def _size(clean: Data | Samples) -> int:
 
 
 def products(
-    block: tuple[int, int],
+    shard: tuple[int, int],
     model: TrainedNetwork,
     settings: CalibrationSettings,
     levels: Tensor,
     clean: Data | Samples,
     teacher: Teacher | None = None,
-) -> tuple[Tensor, float]:
-    """Sums over a block of images of what gamma is made of, (num_steps, 2) float64, and what the
-    network took.
+) -> tuple[list[Tensor], float]:
+    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 2) float64,
+    and what the network took. Shards of any size so give the same sum, to the last bit.
 
     teacher: has the clean class tokens, where the model carries one beside the image.
     """
     from stages.methods.stein import residual_products
 
     problem, _ = solving.problem(model, settings, settings.step)
-    which = _chosen(clean, block, settings)
-    images, labels = _images(clean, which)
-    if teacher is not None:
-        images = problem.packing.pack(images, teacher.load().batch(which)[1])
-    denoiser = problem.denoiser(labels.to(settings.device))
-    # A stream of its own: where the images are the model's own samples, noise that repeats what
-    # they were made from would make the model look perfect.
-    generator = solving.stream(settings.seed, "calibration", block[0])
-    state = images.double().to(settings.device)
-    found = residual_products(
-        denoiser, state, levels, settings.solver, generator, problem.coordinates
-    )
+    first, last = shard
+    found = []
+    for begin, end in solving.blocks(last - first, settings.block_size):
+        block = (first + begin, first + end)
+        which = _chosen(clean, block, settings)
+        images, labels = _images(clean, which)
+        if teacher is not None:
+            images = problem.packing.pack(images, teacher.load().batch(which)[1])
+        denoiser = problem.denoiser(labels.to(settings.device))
+        # A stream of its own: where the images are the model's own samples, noise that repeats
+        # what they were made from would make the model look perfect.
+        generator = solving.stream(settings.seed, "calibration", block[0])
+        state = images.double().to(settings.device)
+        coordinates = problem.coordinates
+        found.append(
+            residual_products(denoiser, state, levels, settings.solver, generator, coordinates)
+        )
     return found, problem.network_seconds
 
 

@@ -79,6 +79,16 @@ def test_a_calibration_is_the_mathematics_on_the_models_images(model, few, sched
     assert schedule.description["model"] == model.manifest.files[checkpoint_name(18)]["sha256"]
 
 
+def test_the_size_of_tasks_does_not_change_a_calibration(tmp_path, model, few, schedule):
+    assert CALIBRATION.block_size == 8
+    assert solving.shards(20, 8, CALIBRATION.shard_size) == [(0, 20)]
+    for size, tasks in ((1, 3), (16, 2)):
+        assert len(solving.shards(20, 8, size)) == tasks
+        parted = CALIBRATION.revised(shard_size=size)
+        other = make(tmp_path / str(size), calibrate.STAGE, parted, model=model, data=few)
+        assert torch.equal(other.load(), schedule.load())
+
+
 def test_ddim_with_a_perfect_denoiser_needs_no_correction(tmp_path, monkeypatch):
     model = exact_model(tmp_path, gaussian_velocity, monkeypatch)
     at = context(tmp_path / "data", sample.SampleSettings())
