@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,11 @@ from torch import Tensor
 
 __all__ = ["list_images", "read_images", "read_npz", "read_pixels"]
 
+# What NumPy and zipfile raise on archives that are cut short, changed or encrypted.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RuntimeError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -91,15 +98,11 @@ def read_npz(path: str | Path) -> np.ndarray:
     It may be stored as (n, H, W), (n, H, W, C) or (n, C, H, W), with 1 or 3 channels; arrays of
     fewer dimensions (labels) are passed over. Nothing is unpickled.
 
-    Raises ValueError where there is not exactly one such array, it is empty, or its values lie
-    elsewhere.
+    Raises ValueError where it is no archive or a damaged one, where there is not exactly one such
+    array, it is empty, or its values lie elsewhere.
     """
     path = Path(path).expanduser()
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from None
+    arrays = _arrays(path)
     stacks = {name: array for name, array in arrays.items() if array.ndim in (3, 4)}
     if len(stacks) != 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
@@ -109,6 +112,26 @@ def read_npz(path: str | Path) -> np.ndarray:
         )
     (name, array), *_ = stacks.items()
     return _checked_values(_channels_first(array, f"{name} in {path}"), f"{name} in {path}")
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is not a readable .npz file: it is no archive, or is cut short; write it with "
+            "numpy.savez, or copy it again"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except UNREADABLE as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path} holds Python objects, which are not unpickled; write plain arrays with "
+                "numpy.savez"
+            ) from None
+        raise ValueError(
+            f"{path} is not a readable .npz file ({error}); it is damaged: copy it again"
+        ) from None
 
 
 def _channels_first(array: np.ndarray, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages import embed, evaluate, external, extract, prepare
 from stages.bench import Bench
+from stages.image_files import read_npz
 from stages.table import CATALOG, RECIPES
 from tests.stages.context import context, digests, make
 from tests.test_extractors import inception_dir  # noqa: F401
@@ -66,6 +67,41 @@ def test_bad_archives_are_refused_in_words(tmp_path, few, arrays, words):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(StageError, match=words):
         read(tmp_path / "o", tmp_path / "x.npz", few)
+
+
+def test_files_that_are_no_archives_are_refused_in_words(tmp_path):
+    path = tmp_path / "x.npz"
+    for content in (b"", b"text", b"\x80pickle"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.npz is not a readable .* numpy\.savez") as found:
+            read_npz(path)
+        assert "pickle" not in str(found.value)
+    with path.open("wb") as stream:
+        np.save(stream, np.zeros((4, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"x\.npz is not a readable"):
+        read_npz(path)
+    np.savez(path, np.array([object()]))
+    with pytest.raises(ValueError, match=r"x\.npz holds Python objects.* plain arrays") as found:
+        read_npz(path)
+    assert "allow_pickle" not in str(found.value)
+
+
+def test_an_archive_with_any_byte_changed_is_read_or_refused_in_words(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (4, 8, 8)).astype(np.uint8)
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, pixels)
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 0xFF
+        path.write_bytes(changed)
+        try:
+            # A change to what nobody reads, such as a date, does no harm.
+            np.testing.assert_array_equal(read_npz(path)[:, 0], pixels)
+        except ValueError as error:
+            refused += 1
+            assert "x.npz" in str(error)  # noqa: PT017
+    assert refused > len(whole) // 2
 
 
 def test_bad_folders_are_refused_in_words(tmp_path, few, monkeypatch):
