@@ -97,8 +97,9 @@ def plot(
     beside = len(curves) > 4  # the legend stands beside the lines, not over them
 
     def draw(ax: Any) -> None:
-        for index, curve in enumerate(curves):
-            _line(ax, curve, index, marked=len(curve.x) <= 40)
+        lines = [
+            _line(ax, curve, index, marked=len(curve.x) <= 40) for index, curve in enumerate(curves)
+        ]
         ax.set_xlabel(axes.x)
         ax.set_ylabel(axes.y)
         for axis, is_log in ((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y)):
@@ -106,10 +107,11 @@ def plot(
                 logarithmic(axis)
         if axes.ticks is not None:
             ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
+        names = [curve.name for curve in curves]
         if beside:
-            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+            _legend(ax, lines, names, loc="center left", anchor=(1.0, 0.5), fontsize="small")
         elif len(curves) > 1:
-            ax.legend()
+            _legend(ax, lines, names)
 
     rows = [("curve", axes.x, axes.y, "standard error")]
     for curve in curves:
@@ -121,20 +123,36 @@ def plot(
     return Figure(name, caption, svg(draw, name, size, margins), rows)
 
 
-def _line(ax: Any, curve: Curve, index: int, marked: bool) -> None:
+def _legend(
+    ax: Any,
+    lines: Sequence[Any],
+    names: Sequence[str],
+    anchor: tuple[float, float] | None = None,
+    **options: Any,
+) -> None:
+    """A legend with names as they are: matplotlib would read what stands between dollars as a
+    formula, and leave out names that begin with an underscore."""
+    # The names are set after: not every version of matplotlib accepts such names here.
+    places = [str(index) for index in range(len(names))]
+    legend = ax.legend(lines, places, bbox_to_anchor=anchor, **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+
+
+def _line(ax: Any, curve: Curve, index: int, marked: bool) -> Any:
     place = index if curve.like is None else curve.like
     again = index // len(COLORS)  # the colours are used again, with other lines and markers
     style = {
         "color": COLORS[place % len(COLORS)],
         "linestyle": _dashes(curve, again),
         "marker": MARKERS[(index + again) % len(MARKERS)] if marked else None,
-        "label": curve.name,
     }
     if curve.error is not None and any(error is not None for error in curve.error):
         bars = [error or 0.0 for error in curve.error]
-        ax.errorbar(curve.x, curve.y, yerr=bars, capsize=3, elinewidth=1, **style)
-    else:
-        ax.plot(curve.x, curve.y, **style)
+        return ax.errorbar(curve.x, curve.y, yerr=bars, capsize=3, elinewidth=1, **style)
+    (line,) = ax.plot(curve.x, curve.y, **style)
+    return line
 
 
 def _dashes(curve: Curve, again: int) -> str:

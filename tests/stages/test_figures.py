@@ -65,3 +65,14 @@ def test_the_ninth_curve_looks_unlike_the_first():
     assert len(set(looks)) == 17
     markers = [(color, marker) for color, _, marker in looks]
     assert len(set(markers)) == 17  # also where the dashes hide behind the markers
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_legend_shows_names_as_they_are(count):
+    names = ["m_$^$", "x$1$", "_hidden", r"a\$b", "$", "plain"][:count]
+    names[-1] = "__init__"
+    curves = [
+        Curve(name, (1, 2), (1, 2), (0.1, None) if index % 2 else None)
+        for index, name in enumerate(names)
+    ]
+    assert texts(drawn(*curves))[-count:] == names
