@@ -36,7 +36,9 @@ class Claim:
 class Effect:
     """A measured effect: its value, one standard error of a stated kind, and what it is of.
 
-    error: None for kinds "exact" (a closed form), "bound" and "none".
+    error: None for kinds "exact" (a closed form), "bound" and "none". log: of a change of a ratio,
+    natural logarithm of the ratio with its error, on which the verdict is taken; value and error
+    say the same in percent, to first order.
     """
 
     value: float
@@ -44,6 +46,7 @@ class Effect:
     error_kind: str
     num_seeds: int = 1
     unit: str = ""
+    log: tuple[float, float | None] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -74,11 +77,18 @@ class Finding:
 
 def verdict(effect: Effect | None, wanted: str, threshold: float = 0.0) -> str:
     """Whether an effect is on the wanted side of a threshold: beyond two standard errors, or
-    inconclusive within. An exact effect has no error; an unknown error decides nothing."""
+    inconclusive within. An exact effect has no error; an unknown error decides nothing.
+
+    A change of a ratio is tested on the logarithm, against none: which side is divided by which
+    must not matter, and in percent it would. Raises ValueError for such a one with a threshold.
+    """
     if effect is None:
         return ABSENT
-    distance = effect.value - threshold
-    if effect.error_kind == "none" or abs(distance) <= 2 * (effect.error or 0.0):
+    value, error = effect.log or (effect.value, effect.error)
+    if effect.log and threshold:
+        raise ValueError(f"a change of a ratio is tested against none, not {threshold}")
+    distance = value - threshold
+    if effect.error_kind == "none" or abs(distance) <= 2 * (error or 0.0):
         return OPEN
     return HOLDS if (distance < 0) == (wanted == LOWER) else FAILS
 
@@ -115,24 +125,34 @@ def change(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> Eff
     if not chosen or any(a.value <= 0 or b.value <= 0 for s in chosen.values() for a, b in s):
         return None
     logs = [_mean_log_ratio(some) for some in chosen.values()]
-    center = math.fsum(logs) / len(logs)
-    scale = 100 * math.exp(center)
-    value = scale - 100
     if len(logs) > 1:
-        variance = math.fsum((one - center) ** 2 for one in logs) / (len(logs) - 1)
-        error = scale * math.sqrt(variance / len(logs))
-        return Effect(value, error, "seeds", len(logs), "%")
+        return ratio(*_mean(logs), "seeds", len(logs))
     (some,) = chosen.values()
     errors = [_relative_error(score) for pair in some for score in pair]
     if any(error is None for error in errors):
-        return Effect(value, None, "none", 1, "%")
-    error = scale * math.hypot(*errors) / len(some)
+        return ratio(logs[0], None, "none")
+    error = math.sqrt(math.fsum(error**2 for error in errors)) / len(some)
     first = some[0][0]
-    return Effect(value, error, first.error_kind, first.num_seeds, "%")
+    return ratio(logs[0], error, first.error_kind, first.num_seeds)
+
+
+def ratio(log: float, error: float | None, kind: str, num_seeds: int = 1) -> Effect:
+    """The effect of a ratio, given as its natural logarithm with one standard error: in percent,
+    with the logarithm to test."""
+    scale = 100 * math.exp(log)
+    shown = None if error is None else scale * error
+    return Effect(scale - 100, shown, kind, num_seeds, "%", (log, error))
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of two or more values, and its standard error from their spread."""
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
 
 
 def _mean_log_ratio(pairs: Sequence[tuple[Score, Score]]) -> float:
-    return math.fsum(math.log(a.value / b.value) for a, b in pairs) / len(pairs)
+    return math.fsum(math.log(a.value) - math.log(b.value) for a, b in pairs) / len(pairs)
 
 
 def _relative_error(score: Score) -> float | None:
@@ -140,14 +160,17 @@ def _relative_error(score: Score) -> float | None:
 
 
 def difference(a: Effect | None, b: Effect | None) -> Effect | None:
-    """a - b, errors added as of independent effects; None where one is missing."""
+    """a - b, errors added as of independent effects; None where one is missing. Of two changes of
+    ratios: their difference in percent, tested on that of the logarithms."""
     if a is None or b is None:
         return None
     known = a.error is not None and b.error is not None and a.error_kind == b.error_kind
     error = math.hypot(a.error, b.error) if known else None
-    return replace(
-        a, value=a.value - b.value, error=error, error_kind=a.error_kind if known else "none"
-    )
+    log = None
+    if a.log and b.log:
+        log = (a.log[0] - b.log[0], math.hypot(a.log[1], b.log[1]) if known else None)
+    kind = a.error_kind if known else "none"
+    return replace(a, value=a.value - b.value, error=error, error_kind=kind, log=log)
 
 
 def over_seeds(effects: Sequence[Effect]) -> Effect | None:
@@ -155,11 +178,11 @@ def over_seeds(effects: Sequence[Effect]) -> Effect | None:
     as it is, none is None."""
     if len(effects) < 2:
         return effects[0] if effects else None
-    values = [effect.value for effect in effects]
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    error = math.sqrt(variance / len(values))
-    return replace(effects[0], value=mean, error=error, error_kind="seeds", num_seeds=len(values))
+    if all(effect.log for effect in effects):
+        return ratio(*_mean([effect.log[0] for effect in effects]), "seeds", len(effects))
+    mean, error = _mean([effect.value for effect in effects])
+    changed = {"value": mean, "error": error, "error_kind": "seeds", "num_seeds": len(effects)}
+    return replace(effects[0], **changed, log=None)
 
 
 def compared(

@@ -19,6 +19,7 @@ from stages.claims.findings import (
     details,
     over_seeds,
     paired,
+    ratio,
     verdict,
 )
 
@@ -179,12 +180,12 @@ def cost(seconds: Mapping[str, Sequence[float]]) -> Finding:
     ours, theirs = seconds.get(f"train/{OWN}", ()), seconds.get("train/reg", ())
     if len(ours) < 2 or len(theirs) < 2:
         return Finding(COST)
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    error = ratio * math.hypot(_relative_error(ours), _relative_error(theirs))
-    effect = Effect(100 * (ratio - 1), 100 * error, "windows", unit="%")
+    medians = statistics.median(ours), statistics.median(theirs)
+    error = math.hypot(_relative_error(ours), _relative_error(theirs))
+    effect = ratio(math.log(medians[0]) - math.log(medians[1]), error, "windows")
     what = (
-        f"median seconds a step {statistics.median(ours):.4g} against "
-        f"{statistics.median(theirs):.4g}, a ratio of {ratio:.3f}"
+        f"median seconds a step {medians[0]:.4g} against {medians[1]:.4g}, a ratio of "
+        f"{medians[0] / medians[1]:.3f}"
     )
     note = "error over logging windows; the machine was shared with other nodes"
     return Finding(COST, what, effect, verdict(effect, LOWER), note)

@@ -56,7 +56,9 @@ def section(found: Sequence[Finding]) -> Section:
     counts = ", ".join(f"{number} {word}" for word, number in counted(found).items() if number)
     text = (
         f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where its effect "
-        f"is beyond 2 standard errors, and is <b>inconclusive</b> within. {counts}. An error over "
+        f"is beyond 2 standard errors, and is <b>inconclusive</b> within. A change in % is tested "
+        f"as the logarithm of its ratio against that one's error, so that it does not matter which "
+        f"side is divided by which. {counts}. An error over "
         "seeds holds the spread of repeated training or sampling; a jackknife's only that of one "
         f"set of images, so that another seed may say otherwise. {OUT_OF_SCOPE} Claims "
         "about time stand with <a href='#run'>the run</a>.</p>"

@@ -84,6 +84,38 @@ def test_change_over_seeds_is_paired():
     assert (effect.error_kind, effect.num_seeds) == ("seeds", 3)
 
 
+FLIPPED = {f.HOLDS: f.FAILS, f.FAILS: f.HOLDS, f.OPEN: f.OPEN}
+
+
+@pytest.mark.parametrize(("ours", "ours_error"), [(0.5, 0.05), (0.5, 0.15), (0.2, 0.1), (0.9, 0.2)])
+def test_swapping_sides_flips_the_verdict(ours, ours_error):
+    sides = score(ours, ours_error), score(1.0, 0.3 * ours)
+    there, back = (f.change({5: {0: pair}}) for pair in (sides, sides[::-1]))
+    assert there.log == (-back.log[0], back.log[1])
+    assert f.verdict(back, f.LOWER) == FLIPPED[f.verdict(there, f.LOWER)]
+
+
+def test_a_large_rise_does_not_hold_however_large_its_error_in_percent():
+    # 20 times theirs, its logarithm known to 0.7: 4 errors, and yet 1900 % are within 2 of 1400 %.
+    rise = f.change({5: {0: (score(20.0, 14.0), score(1.0, 0.0))}})
+    assert abs(rise.value) < 2 * rise.error
+    assert f.verdict(rise, f.LOWER) == f.FAILS
+    # Half of theirs, both known to 30 %: 1.6 errors of the logarithm, 2.4 of the percent.
+    half = f.change({5: {0: (score(0.5, 0.15), score(1.0, 0.3))}})
+    assert f.verdict(half, f.LOWER) == f.OPEN
+
+
+def test_seeds_too_are_tested_on_the_logarithm():
+    pairs = {s: (score(r), score(1.0)) for s, r in enumerate([0.1, 1.1, 0.35])}
+    swapped = {s: (b, a) for s, (a, b) in pairs.items()}
+    there, back = f.change({5: pairs}), f.change({5: swapped})
+    assert there.log == (-back.log[0], back.log[1])
+    assert f.verdict(there, f.LOWER) == f.verdict(back, f.LOWER) == f.OPEN
+    assert abs(there.value) > 2 * there.error  # in percent it would hold
+    with pytest.raises(ValueError, match="tested against none"):
+        f.verdict(there, f.LOWER, 1.0)
+
+
 def test_only_the_same_protocol_metric_and_error_pair():
     ours = {5: {0: score(1.0), 1: score(1.0)}, 10: {0: score(1.0, None)}}
     theirs = {5: {0: score(2.0), 1: score(2.0, count=60)}, 10: {0: score(2.0)}}
