@@ -58,7 +58,8 @@ def _size(scan: Scan) -> float:
 
 
 def _warns(scans: Sequence[Scan]) -> Finding:
-    """The rise of ICR after its minimum, which must be confirmed and come before copies do."""
+    """The rise of ICR after its minimum, which must be beyond 2 errors, confirmed by every alarm,
+    and come before copies do."""
     effects, verdicts, parts = [], [], []
     rows: list[tuple[Any, ...]] = [
         ("seed", "lowest at step", "ICR there", "rise to the last step", "memorisation from step")
@@ -77,10 +78,13 @@ def _warns(scans: Sequence[Scan]) -> Finding:
     if effect is None:
         return Finding(WARNS)
     said = verdicts[0] if len(set(verdicts)) == 1 else OPEN
+    if said == HOLDS:
+        said = verdict(effect, HIGHER)
     share = scans[0].description["memorized"]
+    errors = "/".join(dict.fromkeys(f"{scan.settings['alarm_errors']:g}" for scan in scans))
     note = (
-        f"{'; '.join(parts)}; copies: memorisation ratio above {share:g}; the rise counts beyond 3 "
-        "errors, since the minimum is chosen"
+        f"{'; '.join(parts)}; copies: memorisation ratio above {share:g}; of one training the rise "
+        f"must be beyond {errors} errors, since the minimum is chosen, and what is shown beyond 2"
     )
     return Finding(WARNS, "rise of ICR after its minimum", effect, said, note, tuple(rows))
 

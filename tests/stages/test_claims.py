@@ -356,7 +356,8 @@ def scan(num_images, icr, fid=None, alarm=None, copies=None, error=0.001, seed=0
         "icr_error": error,
         "memorized": 0.05,
     }
-    return SimpleNamespace(description=facts, load=lambda: found)
+    settings = {"alarm_errors": 4.0}
+    return SimpleNamespace(description=facts, settings=settings, load=lambda: found)
 
 
 def warned(step=20, confirmed=30, rise=0.02):
@@ -385,6 +386,25 @@ def test_icr_warns(alarm, copies, said):
     scans = {"a": scan(64, [0.8, 0.7, 0.72], alarm=alarm, copies=copies), "b": RICH}
     found = by_text(icr.findings(scans, 297))
     assert found["Few data: its minimum comes before memorisation"].verdict == said
+
+
+@pytest.mark.parametrize(
+    ("rises", "said"),
+    [
+        ((0.05, 0.2, 0.01), f.OPEN),  # 0.087 +- 0.058, though every training confirms its own
+        ((0.0513, 0.0490, 0.0575), f.HOLDS),
+    ],
+)
+def test_icr_warns_of_what_is_shown(rises, said):
+    scans = {
+        f"a{seed}": scan(64, [0.8, 0.7, 0.72], alarm=warned(rise=rise), copies=40, seed=seed)
+        for seed, rise in enumerate(rises)
+    }
+    found = by_text(icr.findings(scans | {"b": RICH}, 297))
+    warns = found["Few data: its minimum comes before memorisation"]
+    assert warns.effect.value == pytest.approx(sum(rises) / 3)
+    assert warns.verdict == said
+    assert "beyond 4 errors" in warns.note  # the scan's own setting
 
 
 def test_icr_falls_with_fd():
