@@ -77,6 +77,12 @@ class Figure:
     rows: Sequence[Sequence[Any]] = ()
 
 
+def as_file(figure: Figure) -> str:
+    """The figure as a file of its own: beside a page's text the ink follows it, alone it needs a
+    colour."""
+    return figure.svg.replace("currentColor", "#444444")
+
+
 WHOLE, PANEL = (5.8, 3.5), (3.6, 2.6)  # inches
 # Room for labels, of figures whose legend stands inside: four times faster than fitting it.
 MARGINS = {

@@ -57,6 +57,7 @@ class Report(Artifact):
 
 def run(context: Context) -> Result:
     """Write the report of what the inputs hold; inputs that are missing are left out."""
+    from stages.figures import as_file
     from stages.page import page
 
     inputs = context.inputs
@@ -69,10 +70,9 @@ def run(context: Context) -> Result:
     (context.path / PAGE).write_text(text)
     folder = context.path / "figures"
     folder.mkdir()
-    figures = [figure for section in sections for figure in section.figures]
+    figures = [one for section in sections for one in (*section.figures, *section.panels)]
     for figure in figures:
-        # Beside a page's text the ink follows it; a file of its own needs a colour.
-        (folder / f"{figure.name}.svg").write_text(figure.svg.replace("currentColor", "#444444"))
+        (folder / f"{figure.name}.svg").write_text(as_file(figure))
     claims.write(context.path, found)
     _write_tables(context.path / "tables", {"claims": claims.table(found)}, scores)
     context.log(f"{len(sections)} sections, {len(figures)} figures, {len(text) / 2**20:.2f} MiB")

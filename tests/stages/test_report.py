@@ -30,6 +30,24 @@ def test_a_report_of_the_data_alone(tmp_path, few):
     assert "<script" not in page
 
 
+def test_every_figure_is_a_file_too_also_those_side_by_side(tmp_path, few, monkeypatch):
+    from stages.figures import Figure
+    from stages.page import Section
+
+    def drawn(name):
+        return Figure(name, "caption", f"<svg id='{name}' fill='currentColor'></svg>")
+
+    section = Section("S", figures=[drawn("whole")], panels=[drawn("left"), drawn("right")])
+    monkeypatch.setattr(report, "_sections", lambda inputs, scores: [section])
+    artifact = make(tmp_path, report.STAGE, report.ReportSettings(), data=few, **EMPTY)
+    page = (artifact.path / "report.html").read_text()
+    in_page = re.findall(r"<figure><svg id='(.+?)'", page)
+    files = {path.stem for path in artifact.tracked_files() if path.suffix == ".svg"}
+    assert files == set(in_page) == {"whole", "left", "right"}
+    assert artifact.metrics["figures"] == 3
+    assert "#444444" in (artifact.path / "figures" / "left.svg").read_text()
+
+
 class Node:
     def __init__(self, method="", **timings):
         self.manifest = type("Manifest", (), {"timings": timings})
