@@ -39,6 +39,16 @@ def graph(data: Mapping[str, Any]) -> str:
     return svg(_in_order(boxes)) + _table(nodes)
 
 
+def picture(data: Mapping[str, Any]) -> str:
+    """The graph of a run's record as an SVG file of its own, with the colours that a page has."""
+    drawn = graph(data)
+    drawn = drawn[drawn.index("<svg") : drawn.index("</svg>") + len("</svg>")]
+    start, rest = drawn.split(">", 1)
+    start = start.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    look = "svg { color: #444444; font-family: sans-serif } .failed { color: #b3261e }"
+    return f"{start}><style>{look} text {{ fill: currentColor }}</style>{rest}"
+
+
 def _node_box(name: str, node: Mapping[str, Any]) -> Box:
     upstream = node["upstream"]
     return Box(name, f"{node['state']} {_took(node)}".strip(), upstream, _failed(node))

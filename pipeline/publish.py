@@ -1,15 +1,18 @@
 """The HTML report of a run: what the report stage wrote, plus what only the engine knows.
 
 The report artifact is the same bytes for the same results. Times, states and the command belong
-to one run, so they are filled in here, at the marker that the stage leaves, and the file is
-written into the run's folder.
+to one run, so they are filled in here, at the marker that the stage leaves, and the page is written
+into the run's folder, with every figure and table as a file beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import html
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +26,96 @@ from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
 
 MARKER = "<!-- pipeline:run -->"
-STAGE, PAGE = "report", "report.html"
+STAGE, PAGE, FIGURES = "report", "report.html", "figures"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was written into a run's folder: the page, and the files that MLflow does not have from
+    the report's node; tables are those of them that it lays out."""
+
+    page: Path
+    files: Sequence[Path] = ()
+    tables: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What stages have to say of measured times: HTML, and its figures as SVG by file stem."""
+
+    text: str = ""
+    figures: Mapping[str, str] = field(default_factory=dict)
 
 
 def report(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Path | None:
-    """Write `report.html` of a finished or partial run; None if the recipe has no report.
+    """Write the report of a finished or partial run; its page, None if the recipe has no report."""
+    published = publish(catalog, store, data)
+    return published.page if published else None
 
-    In a partial run the report stage is run here on what there is. A sweep wrote its own page.
+
+def publish(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Published | None:
+    """Write the page, figures and tables of a finished or partial run into the run's folder.
+
+    In a partial run, or where the report's artifact is damaged, the report stage is run here on
+    what there is. A sweep wrote its own page. None if the recipe has no report.
     """
+    folder = store.run_path(data["id"])
+    page = folder / PAGE
     if "sweep" in data:
-        own = store.run_path(data["id"]) / PAGE
-        return own if own.is_file() else None
+        return Published(page) if page.is_file() else None
+    with tempfile.TemporaryDirectory() as temporary:
+        made = _finished(store, data)
+        source, output = (made.path, type(made)) if made else (Path(temporary), None)
+        if made is None:
+            node = _partial(catalog, store, data, source)
+            if node is None:
+                return None
+            output = node.stage.output
+        tables = _copy(source, folder, output.tables)
+        files = _copy(source, folder, output.tracked)
+        text = (source / PAGE).read_text()
+    timed = Timed()
+    if catalog.report_timed:
+        timed = resolve_name(catalog.report_timed)(Run(store, dict(data)))
+    page.write_text(text.replace(MARKER, section(store, data, timed.text)))
+    own = _write(folder / FIGURES, {**timed.figures, "graph": drawing.picture(data)})
+    return Published(page, own) if made else Published(page, [*files, *own], tables)
+
+
+def _finished(store: Store, data: Mapping[str, Any]) -> Artifact | None:
+    """The report's artifact; None where it is missing or damaged."""
     for node in data["nodes"].values():
         if node["stage"] == STAGE and store.manifest(STAGE, node["key"]) is not None:
-            page = (store.open(STAGE, node["key"]).path / PAGE).read_text()
-            break
-    else:
-        page = _partial(catalog, store, data)
-    if page is None:
-        return None
-    path = store.run_path(data["id"]) / PAGE
-    timed = (
-        resolve_name(catalog.report_timed)(Run(store, dict(data))) if catalog.report_timed else ""
-    )
-    path.write_text(page.replace(MARKER, section(store, data, timed)))
-    return path
+            with contextlib.suppress(DamagedArtifactError):
+                return store.open(STAGE, node["key"])
+    return None
 
 
-def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> str | None:
+def _copy(source: Path, folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Copy the files that match into a folder; what an earlier report left there goes."""
+    copied = []
+    for pattern in patterns:
+        fresh = {path.relative_to(source): path for path in sorted(source.glob(pattern))}
+        for name, path in fresh.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            copied.append(Path(shutil.copyfile(path, folder / name)))
+        for path in folder.glob(pattern):
+            if path.relative_to(folder) not in fresh:
+                path.unlink()
+    return copied
+
+
+def _write(folder: Path, figures: Mapping[str, str]) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for name, svg in figures.items():
+        paths.append(folder / f"{name}.svg")
+        paths[-1].write_text(svg)
+    return paths
+
+
+def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any], folder: Path) -> Node | None:
+    """Run the report stage into a folder; its node, None if the recipe has none."""
     try:
         settings = catalog.settings.model_validate(data["settings"])
     except ValueError as error:
@@ -61,11 +126,12 @@ def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> str | N
     graph = Graph(catalog.recipes[data["recipe"]](settings), catalog.exclude_sources)
     for node in graph:
         if node.stage.name == STAGE:
-            return _render(store, data, node, graph)
+            _render(store, data, node, graph, folder)
+            return node
     return None
 
 
-def _render(store: Store, data: Mapping[str, Any], node: Node, graph: Graph) -> str:
+def _render(store: Store, data: Mapping[str, Any], node: Node, graph: Graph, folder: Path) -> None:
     inputs: dict[str, Any] = {}
     for slot, declared in node.stage.inputs.items():
         found = {name: _available(store, data, name) for name in node.slot(slot)}
@@ -81,11 +147,8 @@ def _render(store: Store, data: Mapping[str, Any], node: Node, graph: Graph) -> 
         inputs={},
         store=store.uri,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        context = worker.WorkerContext(job, inputs, path, path, _unheard, worker.run_inline)
-        resolve_name(node.stage.run)(context)
-        return (path / PAGE).read_text()
+    context = worker.WorkerContext(job, inputs, folder, folder, _unheard, worker.run_inline)
+    resolve_name(node.stage.run)(context)
 
 
 def _unheard(event: tuple) -> None:
@@ -115,6 +178,7 @@ def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:
         "ended (UTC)": data.get("ended", "")[:19],
         "code": git.get("revision", "unknown") + dirty,
         "command": data["command"],
+        "figures as files": store.run_path(data["id"]) / FIGURES,
         "the same again, exactly": f"python -m pipeline run {data['recipe']} "
         f"--preset {store.run_path(data['id']) / 'settings.yaml'}",
     }

@@ -167,14 +167,17 @@ class _Session:
         from pipeline import publish
 
         try:
-            path = publish.report(self.catalog, self.store, self.entry.data)
+            published = publish.publish(self.catalog, self.store, self.entry.data)
         except Exception as error:
             # The results are safe; a report of them can be made again at any time.
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             say(f"warning: no report was written ({last[0]}); see python -m pipeline report")
             return
-        if path is not None:
-            self.tracker.artifact(path, "report")
+        if published is not None:
+            for path in (published.page, *published.files):
+                self.tracker.artifact(path, publish.STAGE)
+            for path in published.tables:
+                self.tracker.artifact(path, publish.STAGE, table=True)
 
     def _last_words(self, state: str) -> int:
         if state == record.STOPPED:

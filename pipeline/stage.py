@@ -214,8 +214,9 @@ class Catalog:
         weights: files that some settings need and nobody downloads.
         compare_scores: `"module:function"` of a function that takes runs and gives
             `pipeline.compare.Line`s of the scores that they share.
-        report_timed: `"module:function"` of a function that takes a run and gives HTML of what
-            depends on measured times, which the report shows with the run.
+        report_timed: `"module:function"` of a function that takes a run and gives
+            `pipeline.publish.Timed` of what depends on measured times, which the report shows with
+            the run.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
         metrics: for each stage a function that tells of a node which headline numbers it may
             report; `*` stands for any part of a name. A stage without one may report any.

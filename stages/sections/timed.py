@@ -7,7 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import DamagedArtifactError
+from pipeline.publish import Timed
 from stages.claims import maskalign
+from stages.figures import as_file
 from stages.page import figure, table
 from stages.sections import claims
 from stages.sections.training import ANCESTORS, OURS, STEP, grouped, mean_curve
@@ -19,20 +22,24 @@ if TYPE_CHECKING:
 TIMING = "step_seconds"
 
 
-def section(run: Run) -> str:
-    """HTML of the claims about time and of the trainings' speed, from what nodes measured."""
+def section(run: Run) -> Timed:
+    """The claims about time and the trainings' speed, from what nodes measured."""
     seconds, training = {}, {}
     for name in run:
         manifest = run[name].manifest
         rows = manifest.timings.get(TIMING) if manifest is not None else None
         if isinstance(rows, list) and rows:
+            try:
+                training[name] = run[name].artifact
+            except DamagedArtifactError:
+                continue
             seconds[name] = [float(value) for _, value in rows]
-            training[name] = run[name].artifact
     parts = ["<h3>Claims about time</h3>", claims.table_of([maskalign.cost(seconds)])]
+    figures = [speeds(training)] if training else []
     if training:
         parts += ["<h3>Speed of the trainings</h3>", table(costs(training))]
-        parts += [figure(speeds(training))]
-    return "".join(parts)
+        parts += map(figure, figures)
+    return Timed("".join(parts), {one.name: as_file(one) for one in figures})
 
 
 def speeds(training: Mapping[str, Any]) -> Figure:

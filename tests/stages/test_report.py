@@ -62,10 +62,12 @@ def test_claims_about_time_read_what_nodes_measured():
         "evaluate/x": Node(),
         "teach": Node(step_seconds=0.5),
     }
-    page = timed.section(run)
+    found = timed.section(run)
+    page = found.text
     assert "a ratio of 0.900" in page
     assert "<b class='good'>holds</b>" in page
-    assert "not measured in this run" in timed.section({"train/reg": run["train/reg"]})
+    assert "not measured in this run" in timed.section({"train/reg": run["train/reg"]}).text
+    assert "milliseconds a step" in found.figures["step-time"]
 
 
 def test_the_runs_own_part_stands_beside_times(tmp_path):
