@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from stages.claims.findings import (
+    BOUND,
+    FAILS,
+    HOLDS,
     LOWER,
+    OPEN,
     BySeed,
     Claim,
     Effect,
     Finding,
+    change,
     compared,
     details,
     over_seeds,
@@ -51,6 +56,8 @@ PARTS = {
     "maskalign-ratio0": Claim(METHOD, "Masking is needed", "FID 2.67 against 3.20", ("train",)),
 }
 COST = Claim(METHOD, "A step is cheaper than REG's", "0.883 of the time", RECIPES)
+# Where a curve passes a score, among its checkpoints.
+BEFORE, BETWEEN, NEVER, UNKNOWN = "at most", "about", "more than", "unknown"
 # By the name of an evaluation, then training step, then seed.
 Curves = Mapping[str, Mapping[int, BySeed]]
 
@@ -99,48 +106,99 @@ def _better(
 
 
 def _fewer(claim: Claim, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed]) -> Finding:
-    """By how many per cent sooner or later we reach their FD of the last step that both have."""
+    """By how many per cent sooner or later we reach their FD of the last step that both have.
+
+    Between our checkpoints the step is interpolated. Before the first or past the last it is a
+    bound, of which FD decides: ours there (at the last common step) against theirs. Seeds of which
+    not all are of one kind decide nothing.
+    """
     steps = sorted(set(ours) & set(theirs))
     if len(steps) < 2:
         return Finding(claim)
-    last, effects = steps[-1], []
-    for seed, goal in theirs[last].items():
-        curve = [(step, ours[step][seed]) for step in sorted(ours) if seed in ours[step]]
-        if len(curve) > 1 and (found := _reaches(curve, goal)) is not None:
-            step, error = found
-            relative = None if error is None else 100 * error / last
-            kind = "none" if relative is None else goal.error_kind
-            effects.append(Effect(100 * (step / last - 1), relative, kind, unit="%"))
-    effect = over_seeds(effects)
-    if effect is None:
+    last = steps[-1]
+    reached = {seed: _reached(ours, seed, goal) for seed, goal in theirs[last].items()}
+    reached = {seed: one for seed, one in reached.items() if one is not None}
+    between = [one for one in reached.values() if one.side == BETWEEN]
+    if not reached:
         return Finding(claim)
-    at = last * (1 + effect.value / 100)
-    what = f"steps until FD is theirs at step {last}: about {at:.0f}"
-    note = "interpolated in log FD between checkpoints, beyond them along the last two"
-    return Finding(claim, what, effect, verdict(effect, LOWER), note)
+    if between:
+        effect = over_seeds([_sooner(one, last, theirs[last]) for one in between])
+        about = f"about {last * (1 + effect.value / 100):.0f}"
+        said = verdict(effect, LOWER) if len(between) == len(reached) else OPEN
+    else:
+        effect, about, said = _bounded(list(reached.values()), last, ours, theirs)
+    note = "interpolated in log FD between checkpoints"
+    if others := [
+        f"seed {one.seed}: {one.words}" for one in reached.values() if one not in between
+    ]:
+        note = f"{'; '.join(others)}{'' if between else ', a bound, decided by FD'}"
+    return Finding(claim, f"steps until FD is theirs at step {last}: {about}", effect, said, note)
 
 
-def _reaches(curve: Sequence[tuple[int, Score]], goal: Score) -> tuple[float, float | None] | None:
-    """The step at which a curve passes a score, linear in its logarithm, and its standard error
-    from those of the goal and of the nearer checkpoint. None where the curve does not fall there,
-    or a score is not positive."""
-    if min(score.value for _, score in (*curve, (0, goal))) <= 0:
+@dataclass(frozen=True)
+class _Reached:
+    """When a curve passes a score: at a step with its standard error, before the curve's first
+    step, or not up to its last. UNKNOWN: a score is not positive, or there is but one."""
+
+    seed: int | None
+    side: str
+    step: float
+    error: float | None = None
+
+    @property
+    def words(self) -> str:
+        if self.side == UNKNOWN:
+            return "no step, for want of two positive scores"
+        return f"{self.side} step {self.step:.0f}"
+
+
+def _sooner(reached: _Reached, last: int, goals: BySeed) -> Effect:
+    error = None if reached.error is None else 100 * reached.error / last
+    kind = "none" if error is None else goals[reached.seed].error_kind
+    return Effect(100 * (reached.step / last - 1), error, kind, unit="%")
+
+
+def _bounded(
+    reached: Sequence[_Reached], last: int, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed]
+) -> tuple[Effect, str, str]:
+    """Effect, words and verdict where no curve passes the goal between its checkpoints."""
+    step = max(one.step for one in reached)
+    effect = Effect(100 * (step / last - 1), None, BOUND, unit="%")
+    sides = {one.side for one in reached}
+    if len(sides) > 1 or sides == {UNKNOWN}:
+        return effect, "not known", OPEN
+    (side,) = sides
+    at = {one.seed: ours[int(one.step) if side == BEFORE else last] for one in reached}
+    mine = {seed: by_seed[seed] for seed, by_seed in at.items() if seed in by_seed}
+    fd = verdict(change(paired({last: mine}, {last: theirs[last]})), LOWER)
+    shows = fd == HOLDS and step < last if side == BEFORE else fd == FAILS
+    return effect, f"{side} {step:.0f}", (fd if shows else OPEN)
+
+
+def _reached(ours: Mapping[int, BySeed], seed: int | None, goal: Score) -> _Reached | None:
+    """When our curve of a seed passes a score, linear in its logarithm, with the error of the goal
+    and of the nearer checkpoint. None where we have no scores of the seed."""
+    curve = [(step, ours[step][seed]) for step in sorted(ours) if seed in ours[step]]
+    if not curve:
         return None
+    if len(curve) < 2 or min(score.value for _, score in (*curve, (0, goal))) <= 0:
+        return _Reached(seed, UNKNOWN, curve[-1][0])
     logs = [(step, math.log(score.value), score) for step, score in curve]
     wanted = math.log(goal.value)
-    bracket = next(
-        (pair for pair in pairwise(logs) if pair[1][1] <= wanted <= pair[0][1]),
-        (logs[0], logs[1]) if logs[0][1] < wanted else (logs[-2], logs[-1]),
-    )
+    passing = (pair for pair in pairwise(logs) if pair[1][1] <= wanted <= pair[0][1])
+    bracket = next((pair for pair in passing if pair[1][1] < pair[0][1]), None)
+    if logs[0][1] < wanted or (bracket is None and logs[0][1] == wanted):
+        return _Reached(seed, BEFORE, logs[0][0])
+    if bracket is None:
+        return _Reached(seed, NEVER, logs[-1][0])
     (a, at_a, first), (b, at_b, second) = bracket
-    if at_a <= at_b:
-        return None
     steps_a_log = (b - a) / (at_a - at_b)
     found = a + (at_a - wanted) * steps_a_log
     nearer = min((first, second), key=lambda score: abs(math.log(score.value) - wanted))
     if nearer.error is None or goal.error is None:
-        return found, None
-    return found, steps_a_log * math.hypot(nearer.error / nearer.value, goal.error / goal.value)
+        return _Reached(seed, BETWEEN, found)
+    error = steps_a_log * math.hypot(nearer.error / nearer.value, goal.error / goal.value)
+    return _Reached(seed, BETWEEN, found, error)
 
 
 def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -141,7 +142,13 @@ def rows(values, metric="fid", seed=0, **which):
         "time_density": "uniform",
     } | which
     return [
-        Row(node="n", nfe=nfe, seed=seed, score=score(value, 0.001 * value, metric=metric), **facts)
+        Row(
+            node="n",
+            nfe=nfe,
+            seed=seed,
+            score=score(value, 0.001 * abs(value), metric=metric),
+            **facts,
+        )
         for nfe, value in values.items()
     ]
 
@@ -301,17 +308,60 @@ def test_maskalign():
     assert {one.verdict for one in maskalign.findings({}, {})} == {f.ABSENT}
 
 
-def test_a_goal_that_was_not_reached_lies_beyond_the_last_step():
-    scores = {
-        "evaluate/sit": over_steps({10: 8.0, 20: 4.0}),
-        "evaluate/maskalign": over_steps({10: 16.0, 20: 8.0}),
-    }
-    fewer = by_text(maskalign.findings(scores, {}))["Fewer steps to a given FD than SiT"]
-    assert fewer.effect.value == pytest.approx(50)  # halved every 10 steps: 4 at step 30
-    assert fewer.verdict == f.FAILS
-    scores["evaluate/maskalign"] = over_steps({10: 8.0, 20: 8.0})  # it does not fall
-    fewer = by_text(maskalign.findings(scores, {}))["Fewer steps to a given FD than SiT"]
-    assert fewer.verdict == f.ABSENT
+def fewer(theirs, ours, error=0.01):
+    """The finding on SiT's last score, of seeds in order: {step: value} each."""
+
+    def curves(many):
+        return [
+            replace(row, score=score(row.score.value, error * abs(row.score.value)))
+            for seed, values in enumerate(many)
+            for row in over_steps(values, seed=seed)
+        ]
+
+    scores = {"evaluate/sit": curves(theirs), "evaluate/maskalign": curves(ours)}
+    return by_text(maskalign.findings(scores, {}))["Fewer steps to a given FD than SiT"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "error", "value", "said", "words"),
+    [
+        ({10: 16.0, 20: 8.0}, 0.01, 0, f.FAILS, "more than 20"),  # not "about 30"
+        ({10: 8.0, 20: 8.0}, 0.01, 0, f.FAILS, "more than 20"),  # it does not fall at all
+        ({10: 16.0, 20: 8.0, 40: 4.1}, 0.01, 100, f.FAILS, "more than 40"),
+        ({10: 16.0, 20: 4.1}, 0.05, 0, f.OPEN, "more than 20"),
+        ({10: 2.0, 20: 1.9}, 0.01, -50, f.HOLDS, "at most 10"),  # not "about -140"
+        ({10: 3.9, 20: 3.8}, 0.05, -50, f.OPEN, "at most 10"),
+    ],
+)
+def test_a_goal_outside_our_checkpoints_gives_a_bound(ours, error, value, said, words):
+    found = fewer([{10: 8.0, 20: 4.0}], [ours], error)
+    assert (found.effect.value, found.effect.error_kind) == (value, f.BOUND)
+    assert found.what.endswith(words)
+    assert found.verdict == said
+    assert "a bound, decided by FD" in found.note
+
+
+def test_seeds_outside_our_checkpoints_are_named_and_leave_it_open():
+    theirs = [{10: 8.0, 20: 4.0}] * 3
+    good = {10: 8.0, 20: 2.0}  # 4 at step 15
+    found = fewer(theirs, [good, good, good])
+    assert found.verdict == f.HOLDS
+    found = fewer(theirs, [good, good, {10: 16.0, 20: 8.0}])
+    assert found.effect.value == pytest.approx(-25)
+    assert (found.verdict, found.note) == (f.OPEN, "seed 2: more than step 20")
+    found = fewer(theirs, [good, good, {10: 2.0, 20: 1.0}])
+    assert (found.verdict, found.note) == (f.OPEN, "seed 2: at most step 10")
+    found = fewer(theirs, [{10: 16.0, 20: 8.0}, {10: 2.0, 20: 1.0}])
+    assert (found.verdict, found.effect.error_kind) == (f.OPEN, f.BOUND)
+    assert "seed 0: more than step 20; seed 1: at most step 10" in found.note
+    found = fewer(theirs, [{10: 16.0, 20: 8.0}, {10: 16.0, 20: 9.0}, {10: 16.0, 20: 8.5}])
+    assert found.verdict == f.FAILS  # none arrives: FD at the last step, paired over seeds
+
+
+def test_a_goal_that_no_logarithm_has_is_named():
+    found = fewer([{10: 8.0, 20: 4.0}] * 2, [{10: 8.0, 20: 2.0}, {10: 8.0, 20: -0.1}])
+    assert found.verdict == f.OPEN
+    assert "seed 1: no step" in found.note
 
 
 def test_the_stability_gap_is_paired_over_seeds():
