@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from stages.methods.protocol import Score
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "inconclusive", "not measured in this run"
+# Measured times differ from run to run and are no part of an artifact: the run's page has them.
+TIMED = "stands with the run"
 LOWER, HIGHER = "lower", "higher"
 # Kinds of errors beyond those of scores: a closed form has none, a bound is on one side.
 EXACT, BOUND = "exact", "bound"
@@ -219,7 +221,7 @@ def details(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> tu
 
 def counted(findings: Iterable[Finding]) -> dict[str, int]:
     """How many findings have each verdict."""
-    found = dict.fromkeys((HOLDS, FAILS, OPEN, ABSENT), 0)
+    found = dict.fromkeys((HOLDS, FAILS, OPEN, TIMED, ABSENT), 0)
     for finding in findings:
         found[finding.verdict] += 1
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from stages.claims.findings import (
     HOLDS,
     LOWER,
     OPEN,
+    TIMED,
     BySeed,
     Claim,
     Effect,
@@ -58,6 +59,7 @@ PARTS = {
 COST = Claim(METHOD, "A step is cheaper than REG's", "0.883 of the time", RECIPES)
 # Where a curve passes a score, among its checkpoints.
 BEFORE, BETWEEN, NEVER, UNKNOWN = "at most", "about", "more than", "unknown"
+COMPARED = (f"train/{OWN}", "train/reg")
 # By the name of an evaluation, then training step, then seed.
 Curves = Mapping[str, Mapping[int, BySeed]]
 
@@ -233,9 +235,21 @@ def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
 # --- time, which is no part of an artifact --------------------------------------------------------
 
 
-def cost(seconds: Mapping[str, Sequence[float]]) -> Finding:
-    """Median seconds a step against REG's; seconds: of every logging window, by node."""
-    ours, theirs = seconds.get(f"train/{OWN}", ()), seconds.get("train/reg", ())
+def cost_elsewhere(nodes: Collection[str]) -> Finding:
+    """Where a reader finds the claim about time, if both trainings are among a run's nodes."""
+    if not set(COMPARED) <= set(nodes):
+        return Finding(COST)
+    what = "measured times differ from run to run: the effect and its verdict are in the run's part"
+    return Finding(COST, what, verdict=TIMED)
+
+
+def cost(seconds: Mapping[str, Sequence[float]], beside: Collection[str]) -> Finding:
+    """Median seconds a step against REG's.
+
+    seconds: of every logging window, by node. beside: the nodes that ran on the same machine during
+    either training. They slow it by an amount that no error holds, so that nothing is decided then.
+    """
+    ours, theirs = (seconds.get(name, ()) for name in COMPARED)
     if len(ours) < 2 or len(theirs) < 2:
         return Finding(COST)
     medians = statistics.median(ours), statistics.median(theirs)
@@ -245,8 +259,15 @@ def cost(seconds: Mapping[str, Sequence[float]]) -> Finding:
         f"median seconds a step {medians[0]:.4g} against {medians[1]:.4g}, a ratio of "
         f"{medians[0] / medians[1]:.3f}"
     )
-    note = "error over logging windows; the machine was shared with other nodes"
-    return Finding(COST, what, effect, verdict(effect, LOWER), note)
+    if not beside:
+        note = "error over logging windows; no other node of the run shared the machine"
+        return Finding(COST, what, effect, verdict(effect, LOWER), note)
+    note = (
+        f"inconclusive: other nodes of the run that shared the machine meanwhile ({len(beside)}) "
+        "slow a step by what the error, over logging windows, does not hold; --jobs 1 runs one "
+        "node at a time"
+    )
+    return Finding(COST, what, effect, OPEN, note)
 
 
 def _relative_error(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.claims import combined, csflow, icr, maskalign, stein, wavelet
-from stages.claims.findings import ABSENT, BOUND, EXACT, FAILS, HOLDS, counted
+from stages.claims.findings import ABSENT, BOUND, EXACT, FAILS, HOLDS, TIMED, counted
 
 if TYPE_CHECKING:
     from stages.claims.findings import Effect, Finding
@@ -41,6 +41,7 @@ def findings(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
     data = inputs.get("data")
     return [
         *maskalign.findings(over_steps, inputs.get("diagnoses", {})),
+        maskalign.cost_elsewhere(inputs.get("training", {})),
         *csflow.findings(over_nfe),
         *stein.findings(over_nfe, list(inputs.get("lipschitz", {}).values())),
         *icr.findings(inputs.get("scans", {}), data.description["num_test"] if data else 1),
@@ -63,8 +64,8 @@ def section(found: Sequence[Finding]) -> Section:
         f"set of images, so that another seed may say otherwise. {OUT_OF_SCOPE} Claims "
         "about time stand with <a href='#run'>the run</a>.</p>"
     )
-    measured = [finding for finding in found if finding.effect is not None]
-    absent = [finding for finding in found if finding.effect is None]
+    measured = [finding for finding in found if finding.verdict != ABSENT]
+    absent = [finding for finding in found if finding.verdict == ABSENT]
     tables = [table_of(measured)] if measured else []
     if absent:
         summary = f"<summary>{len(absent)} claims are not measured in this run</summary>"
@@ -89,6 +90,8 @@ def _cells(finding: Finding) -> Iterator[str]:
         body = html.escape(text)
         if name == "claim":
             body += explained
+        if name == "verdict" and finding.verdict == TIMED:
+            body = f"<a href='#run'>{body}</a>"
         if name == "verdict":
             body = f"<b class='{looks}'>{body}</b>"
         yield f"<td data-label='{name}'>{body}</td>"

@@ -16,6 +16,7 @@ from stages.sections import claims
 from stages.sections.training import ANCESTORS, OURS, STEP, grouped, mean_curve
 
 if TYPE_CHECKING:
+    from pipeline.artifact import Manifest
     from pipeline.results import Run
     from stages.page import Figure
 
@@ -24,9 +25,11 @@ TIMING = "step_seconds"
 
 def section(run: Run) -> Timed:
     """The claims about time and the trainings' speed, from what nodes measured."""
-    seconds, training = {}, {}
+    seconds, training, spans = {}, {}, {}
     for name in run:
         manifest = run[name].manifest
+        if manifest is not None:
+            spans[name] = manifest
         rows = manifest.timings.get(TIMING) if manifest is not None else None
         if isinstance(rows, list) and rows:
             try:
@@ -34,12 +37,31 @@ def section(run: Run) -> Timed:
             except DamagedArtifactError:
                 continue
             seconds[name] = [float(value) for _, value in rows]
-    parts = ["<h3>Claims about time</h3>", claims.table_of([maskalign.cost(seconds)])]
+    parts = [
+        "<h3>Claims about time</h3>",
+        claims.table_of([maskalign.cost(seconds, beside(spans))]),
+    ]
     figures = [speeds(training)] if training else []
     if training:
         parts += ["<h3>Speed of the trainings</h3>", table(costs(training))]
         parts += map(figure, figures)
     return Timed("".join(parts), {one.name: as_file(one) for one in figures})
+
+
+def beside(made: Mapping[str, Manifest]) -> list[str]:
+    """The nodes that ran on the same machine while one of the compared trainings did, each other
+    included; made: the manifests of a run's nodes, which know when and where each was made."""
+    found = set()
+    for ours in (made[name] for name in maskalign.COMPARED if name in made):
+        found |= {
+            name
+            for name, other in made.items()
+            if other is not ours
+            and other.host.get("name") == ours.host.get("name")
+            and other.started < ours.finished
+            and ours.started < other.finished
+        }
+    return sorted(found)
 
 
 def speeds(training: Mapping[str, Any]) -> Figure:

@@ -378,12 +378,13 @@ def test_the_stability_gap_is_paired_over_seeds():
 
 def test_the_cost_of_a_step():
     steady = {"train/maskalign": [0.88, 0.89, 0.88, 0.87] * 5, "train/reg": [1.0, 1.01, 0.99] * 5}
-    found = maskalign.cost(steady)
+    found = maskalign.cost(steady, ())
     assert found.verdict == f.HOLDS
     assert found.effect.value == pytest.approx(-12)
     noisy = {"train/maskalign": [0.5, 1.5, 0.7, 1.4], "train/reg": [1.0, 1.3, 0.6, 1.2]}
-    assert maskalign.cost(noisy).verdict == f.OPEN
-    assert maskalign.cost({"train/sit": [1.0, 1.0]}).verdict == f.ABSENT
+    assert maskalign.cost(noisy, ()).verdict == f.OPEN
+    assert maskalign.cost({"train/sit": [1.0, 1.0]}, ()).verdict == f.ABSENT
+    assert maskalign.cost(steady, ["train/sit"]).verdict == f.OPEN
 
 
 def scan(num_images, icr, fid=None, alarm=None, copies=None, error=0.001, seed=0, probe=None):

@@ -6,7 +6,7 @@ import re
 from pipeline import publish
 from pipeline.store import Store
 from stages import report
-from stages.sections import timed
+from stages.sections import claims, timed
 from tests.stages.context import make
 
 EMPTY = {name: {} for name, slot in report.STAGE.inputs.items() if slot.many}
@@ -17,14 +17,14 @@ def test_a_report_of_the_data_alone(tmp_path, few):
     page = (artifact.path / "report.html").read_text()
     assert publish.MARKER in page
     assert "96 training images and 48 held-out images of 1 x 8 x 8" in page
-    claims = json.loads((artifact.path / "claims.json").read_text())
-    assert {one["claim"]["method"] for one in claims} == {
+    found = json.loads((artifact.path / "claims.json").read_text())
+    assert {one["claim"]["method"] for one in found} == {
         *("MaskAlign", "CSFlow", "SteinDiff", "ICR", "Wavelet score", "Together")
     }
-    assert {one["verdict"] for one in claims} == {"not measured in this run"}
-    assert artifact.metrics["claims/not_measured_in_this_run"] == len(claims)
+    assert {one["verdict"] for one in found} == {"not measured in this run"}
+    assert artifact.metrics["claims/not_measured_in_this_run"] == len(found)
     (table,) = artifact.table_files()
-    assert len(json.loads(table.read_text())["data"]) == len(claims)
+    assert len(json.loads(table.read_text())["data"]) == len(found)
     # Self-contained: nothing is fetched from anywhere.
     assert not re.search(r"(src|href)='?\"?(https?:)?//", page)
     assert "<script" not in page
@@ -48,9 +48,26 @@ def test_every_figure_is_a_file_too_also_those_side_by_side(tmp_path, few, monke
     assert "#444444" in (artifact.path / "figures" / "left.svg").read_text()
 
 
+def test_the_claims_table_says_where_the_claim_about_time_stands():
+    found = claims.findings({"training": {"train/maskalign": None, "train/reg": None}}, {})
+    (cost,) = (one for one in found if one.claim.text == "A step is cheaper than REG's")
+    assert (cost.verdict, cost.effect) == ("stands with the run", None)
+    section = claims.section(found)
+    shown = section.tables[0]
+    assert "A step is cheaper than REG&#x27;s" in shown
+    assert "<a href='#run'>stands with the run</a>" in shown
+    assert "1 stands with the run" in section.text
+    (absent,) = (one for one in claims.findings({}, {}) if one.claim == cost.claim)
+    assert absent.verdict == "not measured in this run"
+
+
 class Node:
-    def __init__(self, method="", **timings):
-        self.manifest = type("Manifest", (), {"timings": timings})
+    """A node that was made in the given hours of a day."""
+
+    def __init__(self, method="", hours=(0, 1), host="a", **timings):
+        started, finished = (f"2026-06-01T{hour:02}:00:00.000+00:00" for hour in hours)
+        facts = {"timings": timings, "started": started, "finished": finished}
+        self.manifest = type("Manifest", (), facts | {"host": {"name": host}})
         self.artifact = self
         self.description = {"method": method}
 
@@ -58,14 +75,22 @@ class Node:
 def test_claims_about_time_read_what_nodes_measured():
     run = {
         "train/reg": Node("reg", step_seconds=[[10, 0.10], [20, 0.10], [30, 0.101]]),
-        "train/maskalign": Node("maskalign", step_seconds=[[10, 0.09], [20, 0.09], [30, 0.091]]),
-        "evaluate/x": Node(),
-        "teach": Node(step_seconds=0.5),
+        "train/maskalign": Node(
+            "maskalign", (1, 3), step_seconds=[[10, 0.09], [20, 0.09], [30, 0.091]]
+        ),
+        "evaluate/x": Node(hours=(3, 4)),
+        "evaluate/y": Node(hours=(1, 2), host="b"),
+        "teach": Node(hours=(4, 5), step_seconds=0.5),
     }
     found = timed.section(run)
     page = found.text
     assert "a ratio of 0.900" in page
     assert "<b class='good'>holds</b>" in page
+    assert "no other node of the run shared the machine" in page
+    run["evaluate/x"] = Node(hours=(2, 4))
+    page = timed.section(run).text
+    assert "shared the machine meanwhile (1)" in page
+    assert "<b class='note'>inconclusive</b>" in page
     assert "not measured in this run" in timed.section({"train/reg": run["train/reg"]}).text
     assert "milliseconds a step" in found.figures["step-time"]
 
