@@ -4,7 +4,7 @@ the two alone."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ TIMED = "stands with the run"
 LOWER, HIGHER = "lower", "higher"
 # Kinds of errors beyond those of scores: a closed form has none, a bound is on one side.
 EXACT, BOUND = "exact", "bound"
+# Spread over seeds: of what is not told, of repeated trainings, of noise sampled from one training.
+SEEDS, TRAININGS, NOISES = "seeds", "seeds of training", "seeds of noise, one training"
 
 BySeed = Mapping[int | None, "Score"]
 
@@ -128,7 +130,7 @@ def change(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> Eff
         return None
     logs = [_mean_log_ratio(some) for some in chosen.values()]
     if len(logs) > 1:
-        return ratio(*_mean(logs), "seeds", len(logs))
+        return ratio(*_mean(logs), SEEDS, len(logs))
     (some,) = chosen.values()
     errors = [_relative_error(score) for pair in some for score in pair]
     if any(error is None for error in errors):
@@ -175,16 +177,24 @@ def difference(a: Effect | None, b: Effect | None) -> Effect | None:
     return replace(a, value=a.value - b.value, error=error, error_kind=kind, log=log)
 
 
-def over_seeds(effects: Sequence[Effect]) -> Effect | None:
-    """The mean of one effect over repeated runs, with the error of their spread; one effect stays
-    as it is, none is None."""
+def over_seeds(effects: Sequence[Effect], kind: str = SEEDS) -> Effect | None:
+    """The mean of one effect over repeated runs, with the error of their spread, said to be of a
+    kind; one effect stays as it is, none is None."""
     if len(effects) < 2:
         return effects[0] if effects else None
     if all(effect.log for effect in effects):
-        return ratio(*_mean([effect.log[0] for effect in effects]), "seeds", len(effects))
+        return ratio(*_mean([effect.log[0] for effect in effects]), kind, len(effects))
     mean, error = _mean([effect.value for effect in effects])
-    changed = {"value": mean, "error": error, "error_kind": "seeds", "num_seeds": len(effects)}
+    changed = {"value": mean, "error": error, "error_kind": kind, "num_seeds": len(effects)}
     return replace(effects[0], **changed, log=None)
+
+
+def repeating(findings: Iterable[Finding], kind: str) -> Iterator[Finding]:
+    """Findings whose errors over seeds are of a kind, where they do not tell themselves."""
+    for found in findings:
+        if found.effect is not None and found.effect.error_kind == SEEDS:
+            found = replace(found, effect=replace(found.effect, error_kind=kind))
+        yield found
 
 
 def compared(

@@ -12,6 +12,7 @@ from stages.claims.findings import (
     HOLDS,
     LOWER,
     OPEN,
+    TRAININGS,
     Claim,
     Effect,
     Finding,
@@ -74,7 +75,7 @@ def _warns(scans: Sequence[Scan]) -> Finding:
             (facts["model"]["seed"], alarm["step"], alarm["minimum"], alarm["rise"], copies)
         )
         parts.append(f"lowest at step {alarm['step']}, copies {_from(copies)}")
-    effect = over_seeds(effects)
+    effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(WARNS)
     said = verdicts[0] if len(set(verdicts)) == 1 else OPEN
@@ -113,7 +114,7 @@ def _falls(scans: Sequence[Scan]) -> Finding:
         effects.append(Effect(found[-1].icr - found[0].icr, both, kind))
         parts.append((found[0], found[-1]))
         rows += [(scan.description["model"]["seed"], r.step, r.icr, r.fid) for r in found]
-    effect = over_seeds(effects)
+    effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(FALLS)
     listed = "; ".join(f"FD {a.fid:.3g} to {b.fid:.3g}" for a, b in parts)
@@ -154,7 +155,7 @@ def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
         inside.append(_inside(found, lowest, scan.description["icr_error"]))
         parts.append(f"ICR lowest at sigma {lowest.sigma:g}, probe best at {best.sigma:g}")
         rows += [(row.sigma, row.icr, row.probe_accuracy) for row in found]
-    effect = over_seeds(effects)
+    effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(WINDOW)
     said = verdict(effect, HIGHER, -TOLERANCE)

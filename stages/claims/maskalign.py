@@ -16,6 +16,7 @@ from stages.claims.findings import (
     LOWER,
     OPEN,
     TIMED,
+    TRAININGS,
     BySeed,
     Claim,
     Effect,
@@ -221,7 +222,7 @@ def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
         kind = "jackknife" if known else "none"
         effects.append(Effect(a.gap - b.gap, error, kind))
         rows.append((seed or "the run's own", max(steps), a.gap, b.gap, a.gap - b.gap, error))
-    effect = over_seeds(effects)
+    effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(GAP)
     what = (

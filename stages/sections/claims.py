@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.claims import combined, csflow, icr, maskalign, stein, wavelet
-from stages.claims.findings import ABSENT, BOUND, EXACT, FAILS, HOLDS, TIMED, counted
+from stages.claims.findings import (
+    ABSENT,
+    BOUND,
+    EXACT,
+    FAILS,
+    HOLDS,
+    NOISES,
+    SEEDS,
+    TIMED,
+    TRAININGS,
+    counted,
+    repeating,
+)
+from stages.sections.training import group
 
 if TYPE_CHECKING:
     from stages.claims.findings import Effect, Finding
@@ -38,16 +52,34 @@ def findings(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
             over_nfe[name] = rows
         else:
             over_steps[name] = artifacts[name].load(every_seed=True)
-    data = inputs.get("data")
+    data, trainings = inputs.get("data"), inputs.get("training", {})
+    by_step, by_nfe = repeated(over_steps, trainings), repeated(over_nfe, trainings)
     return [
-        *maskalign.findings(over_steps, inputs.get("diagnoses", {})),
-        maskalign.cost_elsewhere(inputs.get("training", {})),
-        *csflow.findings(over_nfe),
-        *stein.findings(over_nfe, list(inputs.get("lipschitz", {}).values())),
+        *repeating(maskalign.findings(over_steps, inputs.get("diagnoses", {})), by_step),
+        maskalign.cost_elsewhere(trainings),
+        *repeating(csflow.findings(over_nfe), by_nfe),
+        *repeating(stein.findings(over_nfe, list(inputs.get("lipschitz", {}).values())), by_nfe),
         *icr.findings(inputs.get("scans", {}), data.description["num_test"] if data else 1),
         *wavelet.findings([artifact.load() for artifact in inputs.get("risks", {}).values()]),
-        *combined.findings(arms),
+        *repeating(combined.findings(arms), NOISES),
     ]
+
+
+def repeated(scores: Mapping[str, Sequence[Row]], trainings: Iterable[str]) -> str:
+    """What the seeds of scores repeat, the training or only the noise, by the trainings that there
+    are: samples of `train/NAME` and `train/NAME-seed1` are `sample/NAME-...`."""
+    trained = Counter(group(name) for name in trainings)
+    seeds: dict[str, set[int]] = {}
+    for rows in scores.values():
+        for row in rows:
+            sampled = row.node.partition("/")[2]
+            of = [name for name in trained if sampled.startswith(f"{name}-")]
+            if row.seed is not None:
+                seeds.setdefault(max(of, key=len, default=""), set()).add(row.seed)
+    several = {name: len(some) for name, some in seeds.items() if len(some) > 1}
+    if not several or "" in several:
+        return SEEDS
+    return TRAININGS if all(trained[name] >= n for name, n in several.items()) else NOISES
 
 
 def section(found: Sequence[Finding]) -> Section:
@@ -60,8 +92,9 @@ def section(found: Sequence[Finding]) -> Section:
         f"is beyond 2 standard errors, and is <b>inconclusive</b> within. A change in % is tested "
         f"as the logarithm of its ratio against that one's error, so that it does not matter which "
         f"side is divided by which. {counts}. An error over "
-        "seeds holds the spread of repeated training or sampling; a jackknife's only that of one "
-        f"set of images, so that another seed may say otherwise. {OUT_OF_SCOPE} Claims "
+        "seeds of training holds the spread of repeated trainings, one over seeds of noise only "
+        "that of sampling one training anew; a jackknife's only that of one set of images, so that "
+        f"another seed may say otherwise. {OUT_OF_SCOPE} Claims "
         "about time stand with <a href='#run'>the run</a>.</p>"
     )
     measured = [finding for finding in found if finding.verdict != ABSENT]
@@ -121,8 +154,8 @@ def kind(effect: Effect | None) -> str:
     """What kind of error an effect has, in words."""
     if effect is None:
         return ""
-    if effect.error_kind == "seeds":
-        return f"{effect.num_seeds} seeds"
+    if effect.error_kind in (SEEDS, TRAININGS, NOISES):
+        return f"{effect.num_seeds} {effect.error_kind}"
     return KINDS.get(effect.error_kind, f"{effect.error_kind}, one seed")
 
 

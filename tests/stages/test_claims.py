@@ -373,7 +373,7 @@ def test_the_stability_gap_is_paired_over_seeds():
     gap = by_text(maskalign.findings({}, diagnoses))["Smaller stability gap than REG"]
     assert gap.effect.value == pytest.approx(-2)
     assert gap.effect.error == pytest.approx(1 / math.sqrt(3))
-    assert (gap.effect.error_kind, gap.effect.num_seeds) == ("seeds", 3)
+    assert (gap.effect.error_kind, gap.effect.num_seeds) == ("seeds of training", 3)
 
 
 def test_the_cost_of_a_step():
@@ -539,6 +539,53 @@ def test_the_methods_together():
         "all three, NFE 10",
     ]
     assert combined_section.sections({}) == []
+
+
+def named(name, end, **which):
+    """Rows of 3 seeds of `sample/NAME`, END put before the seed."""
+    return [
+        replace(row, node=f"sample/{name}-{end}" + (f"-seed{seed}" if seed else ""))
+        for seed in range(3)
+        for row in rows({5: which.get("value", 9.0) + 0.01 * seed}, seed=seed)
+    ]
+
+
+class Stored:
+    """An evaluation's artifact, of single sets."""
+
+    def __init__(self, abscissa, of):
+        self.settings, self.rows = {"abscissa": abscissa}, of
+
+    def load(self, every_seed=False):
+        return self.rows
+
+
+@pytest.mark.parametrize(
+    ("trainings", "words"),
+    [
+        (1, "3 seeds of noise, one training"),
+        (3, "3 seeds of training"),
+        (0, "3 seeds"),  # of samples made elsewhere nobody knows
+    ],
+)
+@pytest.mark.parametrize("abscissa", ["training_step", "nfe"])
+def test_errors_over_seeds_say_what_was_repeated(trainings, words, abscissa):
+    scores = {
+        "evaluate/sit": Stored(abscissa, named("sit", "step10", value=10.0)),
+        "evaluate/maskalign": Stored(abscissa, named("maskalign", "step10")),
+    }
+    if abscissa == "nfe":
+        grid = [replace(row, grid="csflow a=0.4") for row in named("sit", "csflow-nfe5")]
+        scores["evaluate/maskalign"] = Stored(abscissa, grid)
+    training = {
+        f"train/{name}" + (f"-seed{seed}" if seed else ""): None
+        for name in ("sit", "maskalign", "maskalign-mix0")
+        for seed in range(trainings)
+    }
+    inputs = {"scores": scores, "training": training}
+    found = section.findings(inputs, {name: one.load() for name, one in scores.items()})
+    (measured,) = (one for one in found if one.effect is not None)
+    assert section.kind(measured.effect) == words
 
 
 # --- the table ----------------------------------------------------------------------------------
