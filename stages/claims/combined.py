@@ -11,16 +11,14 @@ if TYPE_CHECKING:
     from stages.scores import Row
 
 PREFIX = "evaluate/combined-"
-ALL = "all"
+ALL, PLAIN = "all", "plain"
+METHODS = {"sit": "SiT", "repa": "REPA", "reg": "REG"}
+# The plain arm is of the run's own method, which its rows tell: see `words`.
 WORDS = {
-    "plain": "SiT",
+    PLAIN: "the plain method",
     "maskalign": "MaskAlign alone",
     "csflow": "CSFlow's grid alone",
     "calibrated": "the calibrated correction alone",
-}
-CLAIMS = {
-    arm: Claim("Together", f"All three are better than {word}", "not in the papers", ("full",))
-    for arm, word in WORDS.items()
 }
 METRIC = "fid"
 
@@ -37,9 +35,19 @@ def findings(scores: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
     }
     steps = {row.training_step for name, rows in scores.items() if is_arm(name) for row in rows}
     at = f"after {', '.join(map(str, sorted(steps)))} training steps each"
-    for arm, claim in CLAIMS.items():
-        what = f"FID of all three against {WORDS[arm]}, {at}, mean over NFE"
+    for arm, word in words(scores).items():
+        text = f"All three are better than {word}"
+        claim = Claim("Together", text, "not in the papers", ("full",))
+        what = f"FID of all three against {word}, {at}, mean over NFE"
         yield compared(claim, what, arms.get(ALL, {}), arms.get(arm, {}))
+
+
+def words(scores: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """What each arm is called, beside the combined one: the plain one by the method of its rows."""
+    methods = {row.method for row in scores.get(PREFIX + PLAIN, ())}
+    if not methods:
+        return WORDS
+    return WORDS | {PLAIN: ", ".join(METHODS.get(name, name) for name in sorted(methods))}
 
 
 def _by_nfe(rows: Sequence[Row]) -> dict[str, dict[int | None, Any]]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stages.claims.combined import ALL, PREFIX, WORDS
+from stages.claims.combined import ALL, PLAIN, PREFIX, words
 
 if TYPE_CHECKING:
     from stages.figures import Figure
     from stages.page import Section
     from stages.scores import Row
-
-NAMES = {**WORDS, ALL: "all three"}
 
 
 def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
@@ -22,8 +20,9 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
     """
     from stages.page import Section, table, with_error
 
+    names = {**words(scores), ALL: "all three"}
     arms = {
-        NAMES.get(arm, arm): rows
+        names.get(arm, arm): rows
         for node, rows in scores.items()
         if (arm := node.removeprefix(PREFIX))
     }
@@ -41,8 +40,8 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
         ]
     text = (
         "<p>MaskAlign's training, CSFlow's grid and the calibrated correction at once, beside each "
-        "of them alone and SiT without any, at equal training steps, evaluations and noise. The "
-        "correction is calibrated on each model's own trajectories. "
+        f"of them alone and {names[PLAIN]} without any, at equal training steps, evaluations and "
+        "noise. The correction is calibrated on each model's own trajectories. "
         "One training each: the errors hold neither its spread nor that of calibrations.</p>"
     )
     return [Section("The methods together", text, [table(lines)], [_figure(arms)])]

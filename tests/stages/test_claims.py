@@ -541,6 +541,22 @@ def test_the_methods_together():
     assert combined_section.sections({}) == []
 
 
+def test_the_plain_arm_is_called_by_the_method_that_was_trained():
+    scores = {
+        "evaluate/combined-all": rows({5: 9.0}, method="maskalign"),
+        "evaluate/combined-plain": rows({5: 10.0}, method="reg"),
+    }
+    found = by_text(combined.findings(scores))
+    assert found["All three are better than REG"].verdict == f.HOLDS
+    assert "against REG" in found["All three are better than REG"].what
+    assert not any("SiT" in text for text in found)
+    (part,) = combined_section.sections(scores)
+    assert "REG without any" in part.text
+    assert "SiT" not in part.text + "".join(part.tables)
+    (absent,) = (one for one in combined.findings({}) if "plain" in one.claim.text)
+    assert absent.verdict == f.ABSENT
+
+
 def named(name, end, **which):
     """Rows of 3 seeds of `sample/NAME`, END put before the seed."""
     return [
