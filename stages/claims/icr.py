@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.claims.findings import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 METHOD, NO_NUMBER = "ICR", "no number stated here"
 RECIPES = ("full", "icr")
+SIGMA = re.compile(r"-sigma(?=(-seed\d+)?$)")
 WARNS = Claim(METHOD, "Few data: its minimum comes before memorisation", NO_NUMBER, RECIPES)
 FALLS = Claim(METHOD, "Rich data: it falls together with FD", NO_NUMBER, RECIPES)
 TOLERANCE = 2.0  # points of probe accuracy that count as none: ours
@@ -37,25 +39,37 @@ WINDOW = Claim(
 )
 
 
-def findings(scans: Mapping[str, Scan], num_held_out: int) -> Iterator[Finding]:
-    """What scans say; every claim once.
+def findings(
+    scans: Mapping[str, Scan], num_held_out: int, trainings: Container[str]
+) -> Iterator[Finding]:
+    """What scans of a run's own trainings say; every claim once. Networks given by path differ in
+    more than their seed, and nobody knows how many images they saw: they are no repetition.
 
-    num_held_out: held-out images, of which the probe's accuracy is a share.
+    scans: by node. num_held_out: held-out images, of which the probe's accuracy is a share.
+    trainings: the run's nodes `train/...`.
     """
-    over_steps = [scan for scan in scans.values() if scan.description["abscissa"] != ABSCISSA]
+    own = [scan for node, scan in scans.items() if _model(node) in trainings]
+    over_steps = [scan for scan in own if scan.description["abscissa"] != ABSCISSA]
+    over_sigma = [scan for scan in own if scan.description["abscissa"] == ABSCISSA]
     sizes = {_size(scan) for scan in over_steps}
-    few = [scan for scan in over_steps if len(sizes) > 1 and _size(scan) == min(sizes)]
-    rich = [scan for scan in over_steps if len(sizes) > 1 and _size(scan) == max(sizes)]
+    several = len(sizes) > 1
+    few = [scan for scan in over_steps if several and _size(scan) == min(sizes)]
+    rich = [scan for scan in over_steps if several and _size(scan) == max(sizes)]
     yield _warns(few)
     yield _falls(rich)
-    yield _window(
-        [scan for scan in scans.values() if scan.description["abscissa"] == ABSCISSA], num_held_out
-    )
+    # Seeds repeat one training: of trainings on more and on fewer images the former stand.
+    most = max((_size(scan) for scan in over_sigma), default=0)
+    yield _window([scan for scan in over_sigma if _size(scan) == most], num_held_out)
 
 
-def _size(scan: Scan) -> float:
-    """Images trained on; all of them where none are told."""
-    return scan.description["model"].get("num_images") or math.inf
+def _model(node: str) -> str:
+    """The training that `scan/NAME`, `scan/NAME-sigma` or `scan/NAME-sigma-seed1` is of."""
+    return "train/" + SIGMA.sub("", node.partition("/")[2])
+
+
+def _size(scan: Scan) -> int:
+    """Images trained on."""
+    return scan.description["model"]["num_images"]
 
 
 def _warns(scans: Sequence[Scan]) -> Finding:

@@ -53,13 +53,14 @@ def findings(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
         else:
             over_steps[name] = artifacts[name].load(every_seed=True)
     data, trainings = inputs.get("data"), inputs.get("training", {})
+    num_held_out = data.description["num_test"] if data else 1
     by_step, by_nfe = repeated(over_steps, trainings), repeated(over_nfe, trainings)
     return [
         *repeating(maskalign.findings(over_steps, inputs.get("diagnoses", {})), by_step),
         maskalign.cost_elsewhere(trainings),
         *repeating(csflow.findings(over_nfe), by_nfe),
         *repeating(stein.findings(over_nfe, list(inputs.get("lipschitz", {}).values())), by_nfe),
-        *icr.findings(inputs.get("scans", {}), data.description["num_test"] if data else 1),
+        *icr.findings(inputs.get("scans", {}), num_held_out, trainings),
         *wavelet.findings([artifact.load() for artifact in inputs.get("risks", {}).values()]),
         *repeating(combined.findings(arms), NOISES),
     ]

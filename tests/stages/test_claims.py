@@ -421,6 +421,12 @@ def warned(step=20, confirmed=30, rise=0.02):
     }
 
 
+def from_scans(scans, num_held_out, given=()):
+    """Findings on scans by name; `given` are of networks given by path."""
+    trainings = {f"train/{name.replace('-sigma', '')}" for name in scans if name not in given}
+    return icr.findings({f"scan/{name}": s for name, s in scans.items()}, num_held_out, trainings)
+
+
 RICH = scan(1500, [0.8, 0.75, 0.7], fid=[30.0, 10.0, 5.0], alarm=warned(30, None, 0.0))
 
 
@@ -435,7 +441,7 @@ RICH = scan(1500, [0.8, 0.75, 0.7], fid=[30.0, 10.0, 5.0], alarm=warned(30, None
 )
 def test_icr_warns(alarm, copies, said):
     scans = {"a": scan(64, [0.8, 0.7, 0.72], alarm=alarm, copies=copies), "b": RICH}
-    found = by_text(icr.findings(scans, 297))
+    found = by_text(from_scans(scans, 297))
     assert found["Few data: its minimum comes before memorisation"].verdict == said
 
 
@@ -451,7 +457,7 @@ def test_icr_warns_of_what_is_shown(rises, said):
         f"a{seed}": scan(64, [0.8, 0.7, 0.72], alarm=warned(rise=rise), copies=40, seed=seed)
         for seed, rise in enumerate(rises)
     }
-    found = by_text(icr.findings(scans | {"b": RICH}, 297))
+    found = by_text(from_scans(scans | {"b": RICH}, 297))
     warns = found["Few data: its minimum comes before memorisation"]
     assert warns.effect.value == pytest.approx(sum(rises) / 3)
     assert warns.verdict == said
@@ -460,17 +466,15 @@ def test_icr_warns_of_what_is_shown(rises, said):
 
 def test_icr_falls_with_fd():
     few = scan(64, [0.8, 0.7], alarm=warned(), copies=40)
-    falls = by_text(icr.findings({"a": few, "b": RICH}, 297))[
-        "Rich data: it falls together with FD"
-    ]
+    falls = by_text(from_scans({"a": few, "b": RICH}, 297))["Rich data: it falls together with FD"]
     assert falls.verdict == f.HOLDS
     assert falls.effect.value == pytest.approx(-0.1)
     assert falls.effect.error == pytest.approx(0.001 * math.sqrt(2))
     assert "rank correlation of ICR and FD 1.00" in falls.note
     flat = scan(1500, [0.8, 0.7], fid=[5.0, 5.1], alarm=warned())
-    found = by_text(icr.findings({"a": few, "b": flat}, 297))
+    found = by_text(from_scans({"a": few, "b": flat}, 297))
     assert found["Rich data: it falls together with FD"].verdict == f.OPEN
-    assert {one.verdict for one in icr.findings({"b": RICH}, 297)} == {f.ABSENT}  # of what size?
+    assert {one.verdict for one in from_scans({"b": RICH}, 297)} == {f.ABSENT}  # of what size?
 
 
 WINDOW = "Over sigma its minimum is where the probe peaks, within 2 points of accuracy"
@@ -490,7 +494,7 @@ WINDOW = "Over sigma its minimum is where the probe peaks, within 2 points of ac
     ],
 )
 def test_icr_over_sigma(values, probe, said):
-    found = by_text(icr.findings({"s": scan(1500, values, probe=probe)}, 10_000))[WINDOW]
+    found = by_text(from_scans({"s": scan(1500, values, probe=probe)}, 10_000))[WINDOW]
     assert found.verdict == said
     assert "loss of 2 points" in found.note
     assert "added as of independent" in found.note
@@ -498,7 +502,7 @@ def test_icr_over_sigma(values, probe, said):
 
 def test_icr_over_sigma_within_its_errors_is_inconclusive():
     # Few images: the probe may be worse by nothing or by five points.
-    found = by_text(icr.findings({"s": scan(1500, [0.8, 0.6, 0.8], probe=[0.9, 0.9, 0.8])}, 297))
+    found = by_text(from_scans({"s": scan(1500, [0.8, 0.6, 0.8], probe=[0.9, 0.9, 0.8])}, 297))
     assert found[WINDOW].effect.error > 2
     assert found[WINDOW].verdict == f.OPEN
 
@@ -517,9 +521,31 @@ def test_icr_over_sigma_tests_the_mean_over_seeds(losses, said):
         f"s{seed}": scan(1500, [0.8, 0.6, 0.8], probe=[0.9 + loss / 100, 0.9, 0.8], seed=seed)
         for seed, loss in enumerate(losses)
     }
-    found = by_text(icr.findings(scans, 297))[WINDOW]
+    found = by_text(from_scans(scans, 297))[WINDOW]
     assert found.effect.value == pytest.approx(-sum(losses) / 3)
     assert found.verdict == said
+
+
+def test_networks_given_by_path_are_no_seeds_of_our_trainings():
+    own = scan(1500, [0.8, 0.6, 0.8], probe=[0.8, 0.9, 0.8])
+    other = scan(None, [0.8, 0.6, 0.8], probe=[0.95, 0.5, 0.8])
+    few = scan(64, [0.8, 0.7, 0.72], alarm=warned(), copies=40)
+    falling = scan(None, [0.9, 0.1], fid=[9.0, 1.0], alarm=warned())
+    ours = {"rich": RICH, "few": few, "rich-sigma": own}
+    known = by_text(from_scans(ours, 10_000))
+    foreign = {"vp": falling, "vp-sigma": other, "again": scan(9, [0.8, 0.7], alarm=warned())}
+    assert by_text(from_scans(ours | foreign, 10_000, foreign)) == known
+    assert known[WINDOW].effect.num_seeds == 1
+    assert known["Rich data: it falls together with FD"].effect.value == pytest.approx(-0.1)
+    assert {one.verdict for one in from_scans(foreign, 10_000, foreign)} == {f.ABSENT}
+
+
+def test_scans_over_sigma_are_grouped_by_training():
+    own = scan(1500, [0.8, 0.6, 0.8], probe=[0.8, 0.9, 0.8])
+    few = scan(64, [0.8, 0.6, 0.8], probe=[0.95, 0.5, 0.8])
+    seeds = {"rich-sigma": own, "rich-sigma-seed1": own, "few-sigma": few}
+    window = by_text(from_scans(seeds, 10_000))[WINDOW]
+    assert (window.effect.num_seeds, window.verdict) == (2, f.HOLDS)
 
 
 def test_the_methods_together():
