@@ -23,7 +23,7 @@ SCORES = {
     "training_step": ("fid", "memorization_ratio"),
     "nfe": ("fid", "trajectory_rms"),
 }
-METRICS = re.compile(r"loss/.+|icr|probe_accuracy|denoising_mse|lipschitz_(mean|max)|stability_gap")
+METRICS = re.compile(r"loss/.+|icr|probe_accuracy|denoising_mse|lipschitz_(mean|max)|alignment_gap")
 LOGARITHMIC = re.compile(r"loss/(?!alignment|total).+|fid|trajectory_rms|denoising_mse")
 ABSCISSAS = {
     "training_step": ("training step", 1.0),

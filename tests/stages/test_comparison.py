@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.compare import Comparison
-from stages import compared_scores, comparison
+from stages import compared_scores, comparison, diagnose
+from stages.diagnosis import Measured
 from stages.methods.protocol import Protocol, Score
 from stages.scores import Row
 
@@ -171,3 +172,17 @@ def test_pictures_beyond_the_budget_are_left_out_and_said(tmp_path, monkeypatch)
 @pytest.mark.parametrize("metric", ["loss/velocity", "icr", "denoising_mse", "lipschitz_max"])
 def test_shared_names_are_drawn(metric):
     assert comparison.METRICS.fullmatch(metric)
+
+
+def diagnosed(key, gap):
+    """A diagnosis with the curves that its stage writes."""
+    one = Measured(10, [[1.0]], [[1.0]], 1.0, 0.1, 1.0, 0.1, 0.5 + gap, 0.5, gap, 0.01)
+    rows = [(name, one.step, value) for name, value in diagnose._metrics(one)]
+    return Node("diagnose", key, curves=lambda: rows, abscissa="training_step")
+
+
+def test_alignment_gaps_are_laid_over_each_other():
+    a, b = (Run(k, {"diagnose/reg": diagnosed(k, gap)}) for k, gap in (("a", 0.1), ("b", 0.2)))
+    text = comparison.compared(comparing(a, b))
+    assert "alignment_gap diagnose/reg" in text
+    assert "alignment_gap_error" not in text
