@@ -227,7 +227,8 @@ def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
         return Finding(GAP)
     what = (
         "difference of L_align(masked) - L_align(full) at equal steps; MaskAlign "
-        f"{rows[-1][2]:.3g}, REG {rows[-1][3]:.3g} at step {rows[-1][1]}"
+        f"{statistics.fmean(row[2] for row in rows[1:]):.3g}, REG "
+        f"{statistics.fmean(row[3] for row in rows[1:]):.3g} at step {rows[-1][1]}"
     )
     note = "" if effect.num_seeds > 1 else "error over blocks of images, of one training each"
     return Finding(GAP, what, effect, verdict(effect, LOWER), note, tuple(rows))

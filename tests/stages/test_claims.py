@@ -374,6 +374,7 @@ def test_the_stability_gap_is_paired_over_seeds():
     assert gap.effect.value == pytest.approx(-2)
     assert gap.effect.error == pytest.approx(1 / math.sqrt(3))
     assert (gap.effect.error_kind, gap.effect.num_seeds) == ("seeds of training", 3)
+    assert "MaskAlign 3.67, REG 5.67" in gap.what
 
 
 def test_the_cost_of_a_step():
