@@ -70,7 +70,9 @@ def serve(uri: str, port: int = 5000) -> int:
             print("starting MLflow ...", flush=True)
             _wait_until_up(server, port, log)
             _announce(port, experiments)
-            server.wait()
+            while server.poll() is None:
+                # A signal just before a wait without end would be seen at its end only.
+                time.sleep(0.2)
             raise UsageError(f"MLflow's server stopped: {_last_line(log)}")
     except KeyboardInterrupt:
         print("\nstopped")
