@@ -180,7 +180,10 @@ def _last_line(log: list[str]) -> str:
 
 @contextlib.contextmanager
 def _terminated_as_interrupt() -> Iterator[None]:
-    """Let `kill PID` end the command as Ctrl-C does, so that the server never stays behind."""
+    """Let `kill PID` end the command as Ctrl-C does, so that the server never stays behind.
+
+    What a script starts in the background ignores the signal of Ctrl-C unless it asks for it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -188,11 +191,12 @@ def _terminated_as_interrupt() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(server: subprocess.Popen) -> None:
