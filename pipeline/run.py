@@ -151,7 +151,7 @@ class Execution:
 
         Ray takes no priorities: what were handed over early would delay what is urgent later.
         """
-        now = time.monotonic()
+        now, most = time.monotonic(), max(LOOKAHEAD, cluster.cpus())
         for name in self.order:
             item = self.nodes[name]
             waits = item.state in (progress.QUEUED, progress.WAITING)
@@ -165,13 +165,14 @@ class Execution:
             elif item.key not in self.claims.running and all(
                 p.state in progress.ENDED for p in parents
             ):
-                self._submit(name)
+                self._submit(name, most)
 
-    def _submit(self, name: str) -> None:
+    def _submit(self, name: str, most: float) -> None:
+        """Hand a node to Ray unless so many that ask for the same already wait there."""
         item = self.nodes[name]
         asked = item.node.resources
         waiting = self.claims.waiting.setdefault((asked.cpus, asked.gpus), set())
-        if len(waiting) >= max(LOOKAHEAD, cluster.cpus()):
+        if len(waiting) >= most:
             return
         waiting.add(item.key)
         self.claims.running.add(item.key)
