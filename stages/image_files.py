@@ -102,7 +102,7 @@ def read_npz(path: str | Path) -> np.ndarray:
     array, it is empty, or its values lie elsewhere.
     """
     path = Path(path).expanduser()
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     stacks = {name: array for name, array in arrays.items() if array.ndim in (3, 4)}
     if len(stacks) != 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
@@ -114,7 +114,8 @@ def read_npz(path: str | Path) -> np.ndarray:
     return _checked_values(_channels_first(array, f"{name} in {path}"), f"{name} in {path}")
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file by name; ValueError for one damaged or of Python objects."""
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is not a readable .npz file: it is no archive, or is cut short; write it with "

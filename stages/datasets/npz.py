@@ -7,22 +7,17 @@ are integers from 0. Object arrays are refused: nothing is unpickled.
 
 from __future__ import annotations
 
-import zipfile
-
 import numpy as np
 
 from stages.datasets.images import ImageSet, Source, required, split
+from stages.image_files import read_arrays
 
 
 def read(settings) -> Source:
     """`settings.path`: the file. Without a test pair `settings.held_out` images (default: a
     sixth) are held out."""
     path = required(settings.path, "npz", ".npz file")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+    arrays = read_arrays(path)
     train = _pair(arrays, "train", path)
     if "x_test" in arrays or "y_test" in arrays:
         if settings.held_out is not None:

@@ -258,13 +258,20 @@ def test_npz(tmp_path):
             "x_train holds 9 images and y_train 12 labels; give one label an image",
         ),
         ({"x_train": np.zeros((9, 8, 8)), "y_train": np.zeros(6, int)}, "and y_train 6 labels"),
-        ({"x_train": np.zeros((9, 8, 8)), "y_train": np.array([{}] * 9)}, "not a readable .npz"),
+        ({"x_train": np.zeros((9, 8, 8)), "y_train": np.array([{}] * 9)}, "holds Python objects"),
     ],
 )
 def test_npz_bad_input(tmp_path, arrays, words):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(StageError, match=words):
         prepared(tmp_path / "out", dataset="npz", path=str(tmp_path / "a.npz"))
+
+
+def test_a_damaged_npz_is_one_sentence(tmp_path):
+    for content in (b"", b"PK\x03\x04 cut short", b"text"):
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(StageError, match=r"a\.npz is not a readable \.npz file"):
+            prepared(tmp_path / "out", dataset="npz", path=str(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize(
