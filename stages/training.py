@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
-from pipeline.stage import Context, Result, resolve
-from stages import architectures, densities, objectives
+from pipeline.stage import Context, Result
+from stages import architectures, densities, objectives, watching
 from stages.methods import table
-from stages.model import TrainedModel, build_network, checkpoint_name
+from stages.model import build_network, checkpoint_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -279,8 +279,9 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     state = TrainState(network.to(device), optimization)
     if settings.compile:
         network.compile()
-    _check_scans(settings, state.ema.network, config, data)
-    log, watch = LossLog(settings.log_every), _watch(settings, state.ema.network, config, data)
+    watching.check_scans(settings, state.ema.network, config, data)
+    log = LossLog(settings.log_every)
+    watch = watching.watch_of(settings, state.ema.network, config, data)
     found = resume.latest(context.work.path)
     if found is not None:
         step, tensors, record = found
@@ -292,38 +293,6 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     # The decay's warm-up is for fresh weights; those of a start have an average behind them.
     state.ema.num_updates += _steps_before(context)
     return state, log, watch
-
-
-def _described(settings: TrainSettings, config: dict[str, Any], data: DataSet) -> TrainedModel:
-    """The network that is being trained, without a checkpoint yet."""
-    built = (settings.network.kind, config, settings.method)
-    return TrainedModel(Path(), *built, (), tuple(data.shape), data.num_classes)
-
-
-def _check_scans(
-    settings: TrainSettings, network: nn.Module, config: dict[str, Any], data: DataSet
-) -> None:
-    """Raise StageError for a scan to come that cannot be made: before it costs a training."""
-    if not settings.scanned:
-        return
-    model = _described(settings, config, data)
-    try:
-        resolve(table.SCAN_CHECK)(settings.scanned, model, network, data)
-    except ValueError as error:
-        raise StageError(str(error)) from error
-
-
-def _watch(
-    settings: TrainSettings, network: nn.Module, config: dict[str, Any], data: DataSet
-) -> Any:
-    """What watches the training (`stages.live.Watch`); None where settings do not ask for it."""
-    if settings.live is None or settings.method in table.TOKEN_LOSSES:
-        return None  # held-out images come without a class token
-    model = _described(settings, config, data)
-    try:
-        return resolve(table.WATCH)(settings.live, model, network, data, settings.kept_steps)
-    except ValueError as error:
-        raise StageError(str(error)) from error
 
 
 def _keep(folder: Path, step: int, state: TrainState) -> None:
