@@ -118,7 +118,7 @@ class FitSettings(FitOptions):
         naming what would fit instead, when not even one at a time fits.
         """
         model, most, kept = self.model(), int(self.max_gib * GIB), self._kept(shards)
-        model.check_memory(shape, most, kept, "max_gib")
+        model.check_memory(shape, most, kept, "wavelet.fit.max_gib")
         free = most - model.predict_bytes(shape, kept)
         return 1 + free // (2 * self.folds * model.statistics_bytes(shape))
 
