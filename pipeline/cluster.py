@@ -190,7 +190,10 @@ def _spread(
     channel: Channel,
     threads: int,
 ) -> Iterator[Any]:
-    """Shards as Ray tasks; a single one stays here. CPUs of this waiting task are lent to them."""
+    """Shards as Ray tasks; a single one stays here. CPUs of this waiting task are lent to them.
+
+    Raises what a shard raised, as if it had run here: Ray puts a traceback around it.
+    """
     if len(items) == 1:
         yield function(items[0], *common)
         return
@@ -205,7 +208,10 @@ def _spread(
     shared = tuple(ray.put(value) for value in common)
     references = [task.remote(node, function, item, channel, threads, *shared) for item in items]
     for reference in references:
-        yield ray.get(reference)
+        try:
+            yield ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
 
 
 def _run_shard(

@@ -123,8 +123,7 @@ def run(context: Context) -> Result:
         find = _matched if settings.target == "matched" else _on_trajectories
         values, network_seconds = find(context, levels)
     except (ValueError, FloatingPointError) as error:
-        # What a shard elsewhere raised comes with its traceback around it.
-        raise StageError(str(getattr(error, "cause", error))) from error
+        raise StageError(str(error)) from error
     facts = {
         name: getattr(settings, name)
         for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")

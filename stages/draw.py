@@ -88,7 +88,7 @@ def run(context: Context) -> Result:
         levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
         images = np.concatenate(context.map(draw_shard, items, score, settings, levels))
     except (ValueError, FloatingPointError) as error:
-        raise StageError(str(getattr(error, "cause", error))) from error
+        raise StageError(str(error)) from error
     context.progress(len(images), settings.num_samples, "samples")
     np.save(context.path / "samples.npy", images)
     np.save(context.path / "labels.npy", np.zeros(len(images), np.int64))

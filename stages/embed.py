@@ -89,9 +89,8 @@ def run(context: Context) -> Result:
     items = shards(count, settings.batch_size, settings.shard_size)
     try:
         parts = context.map(embed_shard, items, data, samples, extractor, settings)
-    except (ValueError, OSError, StageError) as error:
-        # What a shard elsewhere raised comes with its traceback around it.
-        raise StageError(str(getattr(error, "cause", error))) from error
+    except (ValueError, OSError) as error:
+        raise StageError(str(error)) from error
     for name in parts[0]:
         np.save(context.path / f"{name}.npy", np.concatenate([part[name] for part in parts]))
     facts = {

@@ -112,9 +112,8 @@ def run(context: Context) -> Result:
         shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
         found = context.map(score_sets, shards, bench, reference)
         scores = [scores for shard in found for scores in shard]
-    except (ValueError, StageError) as error:
-        # What a shard elsewhere raised comes with its traceback around it.
-        raise StageError(str(getattr(error, "cause", error))) from error
+    except ValueError as error:
+        raise StageError(str(error)) from error
     context.progress(len(sets), len(sets), "sets")
     facts = {name: samples[name].description for name in sets}
     singles = [

@@ -68,8 +68,7 @@ def run(context: Context) -> Result:
         images, names = _folder(context, path) if path.is_dir() else (_npz(path), [])
         images = _with_channels(images, data.description["shape"][0])
     except (ValueError, OSError) as error:
-        # What a shard elsewhere raised comes with its traceback around it.
-        raise StageError(str(getattr(error, "cause", error))) from error
+        raise StageError(str(error)) from error
     np.save(context.path / "samples.npy", images)
     np.save(context.path / "labels.npy", np.full(len(images), -1, np.int64))
     first = images[: GRID_SIDE**2]

@@ -218,7 +218,7 @@ def run(context: Context) -> Result:
         folds = collect(context, data)
         ridges, curves = choose(folds, settings, data.description["std"])
     except ValueError as error:
-        raise StageError(str(getattr(error, "cause", error))) from error
+        raise StageError(str(error)) from error
     statistics = folds[0]
     for fold in folds[1:]:
         statistics = statistics + fold

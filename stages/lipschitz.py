@@ -106,8 +106,7 @@ def run(context: Context) -> Result:
         levels = solving.levels_of(settings, None if spectrum is None else spectrum.load())
         parts = context.map(norms, items, model, settings, levels)
     except (ValueError, FloatingPointError) as error:
-        # What a shard elsewhere raised comes with its traceback around it.
-        raise StageError(str(getattr(error, "cause", error))) from error
+        raise StageError(str(error)) from error
     sizes = torch.tensor([last - first for first, last in items], dtype=torch.float64)
     mean = (sizes[:, None] * torch.stack([part[0] for part in parts])).sum(0) / sizes.sum()
     maximum = torch.stack([part[1] for part in parts]).amax(0)

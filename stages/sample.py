@@ -309,8 +309,7 @@ def run(context: Context) -> Result:
         plan = plan_of(settings, model, **others)
         parts = context.map(sample_shard, items, model, settings, plan)
     except (ValueError, FloatingPointError) as error:
-        # What a shard elsewhere raised comes with its traceback around it.
-        raise StageError(str(getattr(error, "cause", error))) from error
+        raise StageError(str(error)) from error
     images = np.concatenate([part.images for part in parts])
     context.progress(len(images), settings.num_samples, "samples")
     labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)

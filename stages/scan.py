@@ -192,9 +192,8 @@ def _rows(context: Context, items: Sequence[Item]) -> list[ScanRow]:
         wave, new = new[:size], new[size:]
         try:
             rows = context.map(scan_item, wave, model, data, settings)
-        except (ValueError, StageError) as error:
-            # What a shard elsewhere raised comes with its traceback around it.
-            raise StageError(str(getattr(error, "cause", error))) from error
+        except ValueError as error:
+            raise StageError(str(error)) from error
         for item, row in zip(wave, rows, strict=True):
             context.remember(names[item], row)
             found[item] = row

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipeline import cluster, worker
 from pipeline import plan as planning
-from pipeline import worker
 from pipeline.commands import garbage
 from pipeline.plan import Request
 from pipeline.store import Store
@@ -104,6 +104,34 @@ def test_shards_give_the_same_as_one(store):
     assert one.manifest.metrics == {"value": 6.0}
     assert many.manifest.metrics == {"value": 9.0}
     assert [f"shard {i}" in log_of(events) for i in range(4)] == [True] * 4
+
+
+def test_an_error_of_a_shard_elsewhere_is_the_one_it_raised(monkeypatch):
+    import ray
+    from ray.exceptions import RayTaskError
+
+    class Task:
+        def options(self, **_):
+            return self
+
+        def remote(self, *_):
+            return "a shard's result"
+
+    class Here:
+        def get_assigned_resources(self):
+            return {"CPU": 1.0}
+
+    def lost(reference):
+        raise RayTaskError("shard", "Traceback ...", ValueError("no image")).as_instanceof_cause()
+
+    monkeypatch.setattr(cluster, "_remote", lambda function: Task())
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "get", lost)
+    monkeypatch.setattr(ray, "get_runtime_context", Here)
+    with pytest.raises(ValueError, match="no image") as found:
+        list(cluster._spread("node", abs, [1, 2], (), None, 1))
+    assert type(found.value) is ValueError
+    assert str(found.value) == "no image"
 
 
 def test_threads_of_torch_follow_the_node():
