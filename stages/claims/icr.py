@@ -45,7 +45,8 @@ def findings(
     """What scans of a run's own trainings say; every claim once. Networks given by path differ in
     more than their seed, and nobody knows how many images they saw: they are no repetition.
 
-    scans: by node. num_held_out: held-out images, of which the probe's accuracy is a share.
+    scans: by node. num_held_out: held-out images; the probe's accuracy is a share of the first
+    `probe_images` of them.
     trainings: the run's nodes `train/...`.
     """
     own = [scan for node, scan in scans.items() if _model(node) in trainings]
@@ -163,7 +164,8 @@ def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
             continue
         lowest = min(found, key=lambda row: row.icr)
         best = max(found, key=lambda row: row.probe_accuracy)
-        error = math.hypot(*(_binomial(r.probe_accuracy, num_held_out) for r in (lowest, best)))
+        probed = min(num_held_out, scan.settings["probe_images"])
+        error = math.hypot(*(_binomial(r.probe_accuracy, probed) for r in (lowest, best)))
         loss = 100 * (lowest.probe_accuracy - best.probe_accuracy)
         effects.append(Effect(loss, 100 * error, "held-out images", unit="points"))
         inside.append(_inside(found, lowest, scan.description["icr_error"]))

@@ -408,7 +408,7 @@ def scan(num_images, icr, fid=None, alarm=None, copies=None, error=0.001, seed=0
         "icr_error": error,
         "memorized": 0.05,
     }
-    settings = {"alarm_errors": 4.0}
+    settings = {"alarm_errors": 4.0, "probe_images": 10_000}
     return SimpleNamespace(description=facts, settings=settings, load=lambda: found)
 
 
@@ -539,6 +539,14 @@ def test_networks_given_by_path_are_no_seeds_of_our_trainings():
     assert known[WINDOW].effect.num_seeds == 1
     assert known["Rich data: it falls together with FD"].effect.value == pytest.approx(-0.1)
     assert {one.verdict for one in from_scans(foreign, 10_000, foreign)} == {f.ABSENT}
+
+
+def test_the_probes_error_is_of_the_images_it_was_measured_on():
+    own = scan(1500, [0.8, 0.6, 0.8], probe=[0.8, 0.9, 0.8])
+    all_of_them = by_text(from_scans({"s": own}, 100))[WINDOW].effect.error
+    assert all_of_them == pytest.approx(100 * math.sqrt(2 * 0.9 * 0.1 / 100))
+    own.settings["probe_images"] = 25
+    assert by_text(from_scans({"s": own}, 100))[WINDOW].effect.error == 2 * all_of_them
 
 
 def test_scans_over_sigma_are_grouped_by_training():
