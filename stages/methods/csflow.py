@@ -43,6 +43,9 @@ DISTANCE_M = 0.5
 DISPLAY_PIXELS = 256
 """Display pixels that the longer side of an image fills: the paper's images have this size."""
 
+SIZE_TOLERANCE = 1e-5
+"""Relative error of frequencies from which the size of images is read."""
+
 
 # --- the eye ----------------------------------------------------------------------------------
 
@@ -60,12 +63,13 @@ def cycles_per_degree(
     (2 distance)), 0.01306 degrees by default. display_pixels: how many display pixels the longer
     side of the image fills, by default 256, as the paper's images do: an 8x8 digit is looked at
     enlarged (ours; the paper shows images pixel by pixel). image_pixels: how many pixels that
-    side has; by default twice the number of frequencies, which is what `radial_power` returns.
-    Raises ValueError for lengths or counts that are not positive.
+    side has; by default what the frequencies tell, if they are those of `radial_power`.
+    Raises ValueError for lengths or counts that are not positive, and for frequencies that do
+    not tell the size.
     """
     frequency = torch.as_tensor(frequency, dtype=torch.float64)
     display_pixels = DISPLAY_PIXELS if display_pixels is None else display_pixels
-    image_pixels = 2 * len(frequency) if image_pixels is None else image_pixels
+    image_pixels = _longer_side(frequency) if image_pixels is None else image_pixels
     for name, value, unit in (
         ("pixel_size", pixel_size, "metres"),
         ("distance", distance, "metres"),
@@ -76,6 +80,35 @@ def cycles_per_degree(
             raise ValueError(f"{name} must be a positive number of {unit}, got {value}")
     degrees_per_pixel = math.degrees(2 * math.atan(pixel_size / (2 * distance)))
     return frequency * (image_pixels / display_pixels / degrees_per_pixel)
+
+
+def _longer_side(frequency: Tensor) -> int:
+    """The longer side of the images whose K radial bins these are: 2 K or 2 K + 1 pixels.
+
+    The bins end at the corner frequency, sqrt(f_h^2 + f_w^2) with f = 1/2 along an even side and
+    1/2 - 1/(2 n) along an odd one of n pixels, which differs between the two (a square of side n
+    has 1 - sqrt(2) corner = 1/n where n is odd, and 0 where it is even). Sides that are not square
+    are tried, too.
+    """
+    num_bins = len(frequency) if frequency.ndim == 1 else 0
+    sides = torch.arange(1, 2 * num_bins + 2, dtype=torch.float64)
+    highest = torch.where(sides % 2 == 0, 0.5, 0.5 - 0.5 / sides)
+    longer, shorter = highest[-2:, None], highest[None]  # a shorter side of 2 K + 1 is a square
+    corner = torch.hypot(longer, shorter)
+    corner[0, -1:] = math.inf  # 2 K pixels are not the longer side beside 2 K + 1
+    if num_bins:
+        centres = (torch.arange(num_bins, dtype=torch.float64) + 0.5) / num_bins
+        found = frequency[-1] / centres[-1]
+        off = (corner / found - 1).abs()
+        if (
+            off.min() < SIZE_TOLERANCE
+            and (frequency / found - centres).abs().max() < SIZE_TOLERANCE
+        ):
+            return 2 * num_bins + int(off.min(1).values.argmin())
+    raise ValueError(
+        "frequency does not tell the size of the images, since these are not the bins that "
+        "radial_power returns; set image_pixels, the pixels of their longer side"
+    )
 
 
 def contrast_sensitivity(frequency_cpd: Tensor | float) -> Tensor:

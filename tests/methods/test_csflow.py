@@ -1,5 +1,6 @@
 """CSFlow's weights, grids and densities against the paper's spectrum and against closed forms."""
 
+import itertools
 import math
 
 import numpy as np
@@ -112,7 +113,8 @@ def test_sensitivity_of_the_eye():
 def test_weights_are_the_definition_written_as_loops():
     frequency, power = [0.02, 0.1, 0.15, 0.4, 0.6], [900.0, 3.0, 0.5, 0.0, 0.01]
     expected = loop_weights(frequency, power, 20, scale=5 * 2 / 256 / DEGREES_PER_PIXEL)
-    np.testing.assert_allclose(csflow.interval_weights(frequency, power, 20), expected, rtol=1e-9)
+    weights = csflow.interval_weights(frequency, power, 20, image_pixels=10)
+    np.testing.assert_allclose(weights, expected, rtol=1e-9)
 
 
 def test_display_scale():
@@ -129,6 +131,27 @@ def test_display_scale():
     for name in ("pixel_size", "distance", "display_pixels", "image_pixels"):
         with pytest.raises(ValueError, match=name):
             csflow.cycles_per_degree(frequency, **{name: 0})
+
+
+def test_the_frequencies_tell_the_size_of_the_images():
+    sides = [2, 3, 4, 5, 8, 9, 14, 15, 27, 33, 64]
+    for height, width in itertools.product(sides, sides):
+        frequency, _ = csflow.radial_power(torch.rand(1, 1, height, width).double())
+        told = csflow.cycles_per_degree(frequency)
+        given = csflow.cycles_per_degree(frequency, image_pixels=max(height, width))
+        assert torch.equal(told, given), (height, width)
+    frequency, power = csflow.radial_power(torch.rand(3, 1, 9, 9))
+    weights = csflow.interval_weights(frequency.float(), power)
+    torch.testing.assert_close(weights, csflow.interval_weights(frequency, power, image_pixels=9))
+    even = csflow.interval_weights(frequency, power, image_pixels=8)
+    assert (weights / even - 1).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("frequency", [[0.1, 0.2, 0.3], [0.1], [], 0.1, IMAGENET_FREQUENCY[:64]])
+def test_frequencies_that_do_not_tell_the_size_ask_for_it(frequency):
+    with pytest.raises(ValueError, match="set image_pixels"):
+        csflow.cycles_per_degree(frequency)
+    csflow.cycles_per_degree(frequency, image_pixels=7)
 
 
 @pytest.mark.parametrize("height", [1.0, 1e-30, 700.0, 1e30])
@@ -153,7 +176,8 @@ def test_gains_are_the_differences_of_the_retained_signal():
 
 @pytest.mark.parametrize("power", [5e-324, 1e-300, 1e300])
 def test_extreme_powers_give_finite_weights(power):
-    weights = csflow.interval_weights([0.1, 0.2, 0.3], [power, power / 2, power], 10)
+    powers = [power, power / 2, power]
+    weights = csflow.interval_weights([0.1, 0.2, 0.3], powers, 10, image_pixels=6)
     assert weights.isfinite().all()
     assert weights.sum() == pytest.approx(1)
 
