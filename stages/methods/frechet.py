@@ -47,8 +47,11 @@ class FrechetResult:
 
     ``distance`` is the biased value at the given N, the one that papers report; ``infinity`` is
     extrapolated to N = infinity and may be slightly negative. ``standard_error`` (20-block
-    jackknife) holds for both. ``caution`` is empty, or says in one sentence why the numbers are
-    not to be trusted; it belongs beside them wherever they are shown.
+    jackknife) holds for both. It was 1.1 to 2.6 times the spread over repeated draws, most where
+    the true distance is near 0 (d = 64, n = 2,000, equal distributions: .0179 against .0069;
+    d = 32, n = 1,000, true distance 2.25: .119 against .105), so verdicts from it are cautious.
+    ``caution`` is empty, or says in one sentence why the numbers are not to be trusted; it
+    belongs beside them wherever they are shown.
     """
 
     distance: float
