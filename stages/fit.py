@@ -266,6 +266,7 @@ def collect(context: Context, data: Data) -> list[WaveletStatistics]:
     reference = None
     for moments in context.map(first_shard, items, data, settings):
         reference = moments if reference is None else reference + moments
+    reference.check_varies()
     folds: list[Any] = [None] * settings.folds
     for start in range(0, len(items), at_once):
         context.progress(count + items[start][0], 2 * count, "images")

@@ -35,11 +35,14 @@ from torch import Tensor
 from stages.methods.hermite import hermite
 from stages.methods.wavelet_model import CHUNK_BYTES, GIB, Layout, WaveletModel
 from stages.methods.wavelet_moments import (
+    ALIKE,
     CoefficientMoments,
     check_shape,
     checked_images,
+    coefficient_products,
     first_pass,
     hermite_moments,
+    varies,
 )
 from stages.methods.wavelet_system import (
     NoisyMoments,
@@ -88,7 +91,10 @@ class WaveletStatistics:
         max_bytes: int = 2 * GIB,
     ) -> WaveletStatistics:
         """Both passes over images (B, C, H, W). Raises ValueError for images or settings that
-        cannot be, and, before any work, when the fit would need more than `max_bytes`."""
+        cannot be, and, before any work, when the fit would need more than `max_bytes`.
+
+        One image, or equal ones, are collected as a shard of more (at scale 1); `at` refuses what
+        in the end does not vary."""
         model = WaveletModel(family, degree, wavelet, levels, couple_channels, allow_biorthogonal)
         images = checked_images(images)
         model.check_memory(tuple(images.shape[1:]), max_bytes)
@@ -129,6 +135,9 @@ class WaveletStatistics:
         """The same statistics about another reference, exact but for rounding."""
         if self._has_reference(mean, scale):
             return self
+        if self._is_constant:  # its scale of 1 says nothing, and c might be huge
+            once = coefficient_products(self.mean[None], self.layout, mean, scale)
+            return replace(self, mean=mean, scale=scale, moments=self.count * once)
         c, d = self.scale / scale, (self.mean - mean) / scale
         moments = change_reference(self.layout, self.moments, c, d)
         return replace(self, mean=mean, scale=scale, moments=moments)
@@ -165,6 +174,8 @@ class WaveletStatistics:
         """`at` for several ridges, assembling the moments under noise once."""
         sigma, ridges = checked_level(sigma), [checked_ridge(ridge) for ridge in ridges]
         self._check_options(penalty, centre)
+        if self._is_constant:
+            raise ValueError(ALIKE.format(count=self.count))
         system = self.noisy(sigma)
         betas: list[list[Tensor]] = [[] for _ in ridges]
         for block in system.blocks:
@@ -230,6 +241,13 @@ class WaveletStatistics:
         entries = (state[key] for key in ("mean", "scale"))
         return WaveletStatistics(model, tuple(shape), *entries, count, state["moments"])
 
+    @property
+    def _is_constant(self) -> bool:
+        """Whether every image is the reference's mean but for rounding."""
+        linear = 1 + self.model.degree * torch.arange(self.layout.num_targets)
+        second = self.layout.scatter(self.moments[:, linear, linear]) / self.count
+        return not varies(self.scale**2 * second, self.mean)
+
     def _has_reference(self, mean: Tensor, scale: Tensor) -> bool:
         return torch.equal(self.mean, mean) and torch.equal(self.scale, scale)
 
@@ -274,6 +292,7 @@ class WaveletScore:
 
     def score(self, y: Tensor) -> Tensor:
         """Estimate of grad log p_sigma at noisy images y (B, C, H, W), in y's float type."""
+        y = torch.as_tensor(y)
         check_shape(y, self.statistics.shape)
         basis = self.statistics.layout.basis
         work = y if y.dtype in (torch.float32, torch.float64) else y.float()
@@ -281,6 +300,7 @@ class WaveletScore:
 
     def denoise(self, y: Tensor) -> Tensor:
         """D(y) = y + sigma^2 score(y), the estimate of E[x0 | y]; y: (B, C, H, W)."""
+        y = torch.as_tensor(y)
         return y + self.sigma**2 * self.score(y)
 
     def coefficient_score(self, w: Tensor) -> Tensor:

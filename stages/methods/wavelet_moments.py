@@ -16,6 +16,7 @@ from stages.methods.hermite import hermite
 from stages.methods.wavelet_model import CHUNK_BYTES, SHARD_IMAGES, Layout, WaveletModel
 
 SCALE_FLOOR = 1e-4  # least clean scale of a coefficient, as a share of the root mean variance
+ALIKE = "images do not vary: all {count} are the same; a score needs at least two different images."
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +39,22 @@ class CoefficientMoments:
     @property
     def scale(self) -> Tensor:
         """Clean standard deviation of each coefficient, at least `SCALE_FLOOR` of their root mean
-        square, so that coefficients that never vary in training are harmless. Raises ValueError
-        when nothing varies."""
+        square, so that coefficients that never vary in training are harmless; 1 where nothing
+        varies, as in a shard of one image."""
         variance = self.squares / self.count
-        total = float(variance.mean())
-        if not total > 1e-20 * float((self.mean**2).mean()):  # what rounding leaves of a constant
-            raise ValueError(
-                f"images do not vary: all {self.count} are the same; a score needs at least two "
-                "different images."
-            )
-        return variance.clamp(min=total * SCALE_FLOOR**2).sqrt()
+        if not varies(variance, self.mean):
+            return torch.ones_like(variance)
+        return variance.clamp(min=float(variance.mean()) * SCALE_FLOOR**2).sqrt()
+
+    def check_varies(self) -> None:
+        """Raise ValueError when nothing varies, of which no score can be made."""
+        if not varies(self.squares / self.count, self.mean):
+            raise ValueError(ALIKE.format(count=self.count))
+
+
+def varies(variance: Tensor, mean: Tensor) -> bool:
+    """Whether coefficients vary by more than what rounding leaves of a constant."""
+    return float(variance.mean()) > 1e-20 * float((mean**2).mean())
 
 
 def first_pass(images: Tensor, model: WaveletModel) -> CoefficientMoments:
@@ -65,15 +72,25 @@ def first_pass(images: Tensor, model: WaveletModel) -> CoefficientMoments:
 
 def hermite_moments(images: Tensor, layout: Layout, mean: Tensor, scale: Tensor) -> Tensor:
     """Sum over images (B, C, H, W) of psi(u) psi(u)^T, u = (w0 - mean) / scale: (groups, p, p)."""
-    p = len(layout.features)
-    moments = torch.zeros(layout.num_groups, p, p, dtype=torch.float64, device=images.device)
+    moments = None
     for shard in images.split(SHARD_IMAGES):
-        u = (layout.basis.analyse(shard.double()) - mean) / scale
-        single = hermite(u.T.contiguous(), layout.features.degree)
-        for block in layout.blocks(8 * p * len(shard), CHUNK_BYTES):
-            psi = layout.features.products(layout.gather(single, block))
-            moments[block].baddbmm_(psi, psi.mT)
+        w = layout.basis.analyse(shard.double())
+        moments = coefficient_products(w, layout, mean, scale, moments)
     return moments
+
+
+def coefficient_products(
+    w: Tensor, layout: Layout, mean: Tensor, scale: Tensor, onto: Tensor | None = None
+) -> Tensor:
+    """`hermite_moments` of clean coefficients w (B, num_coefficients), added onto others."""
+    p = len(layout.features)
+    if onto is None:
+        onto = torch.zeros(layout.num_groups, p, p, dtype=torch.float64, device=w.device)
+    single = hermite(((w - mean) / scale).T.contiguous(), layout.features.degree)
+    for block in layout.blocks(8 * p * len(w), CHUNK_BYTES):
+        psi = layout.features.products(layout.gather(single, block))
+        onto[block].baddbmm_(psi, psi.mT)
+    return onto
 
 
 def checked_images(images: Tensor) -> Tensor:

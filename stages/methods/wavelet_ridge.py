@@ -39,6 +39,7 @@ def collect_folds(
         )
     model.check_memory(tuple(images.shape[1:]), max_bytes, copies=num_folds + 2)
     reference = first_pass(images, model)
+    reference.check_varies()
     return [second_pass(images[i::num_folds], model, reference) for i in range(num_folds)]
 
 

@@ -48,6 +48,37 @@ def test_the_scale_of_images_changes_nothing_but_units():
     close(1e11 * small.denoise(1e-11 * images[:4]), collect(images).at(0.5).denoise(images[:4]))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_shards_that_do_not_vary_are_collected(scale):
+    """Shards of one image, or of equal ones, add up to the statistics of all images."""
+    images = scale * skewed_images(12)
+    images[:, :, 0, 0] = 0.3 * scale  # with Haar, one level: coefficients that hardly vary
+    images[3:6] = images[3]
+    shards = [images[:1], images[1:3], images[3:6], *images[6:].split(1)]
+    whole = collect(images, degree=3, wavelet="haar")
+    merged = merge([collect(shard, degree=3, wavelet="haar") for shard in shards])
+    close(merged.mean / scale, whole.mean / scale)
+    close(merged.scale / scale, whole.scale / scale)
+    sigma, y = 0.5 * scale, images[:4]
+    close(merged.at(sigma).denoise(y) / scale, whole.at(sigma).denoise(y) / scale)
+    rest = merged - collect(images[:1], degree=3, wavelet="haar")
+    close(rest.moments, whole.of(images[1:]).moments)
+
+
+def test_equal_shards_stay_equal():
+    one, other = collect(skewed_images(1)), collect(skewed_images(1).expand(3, -1, -1, -1))
+    assert (one + other).count == 4
+    with pytest.raises(ValueError, match="all 4 are the same"):
+        (one + other).at(0.5)
+
+
+def test_arrays_are_scored_as_tensors_are():
+    images = skewed_images()
+    fitted, arrays = collect(images).at(0.5), images[:3].numpy()
+    assert torch.equal(fitted.score(arrays), fitted.score(images[:3]))
+    assert torch.equal(fitted.denoise(arrays), fitted.denoise(images[:3]))
+
+
 @pytest.mark.parametrize("levels", [[0.5, 0.6], [0.5, 0.5, 0.5, 0.5], []])
 def test_a_wrong_number_of_levels_is_refused(levels):
     denoiser, y = collect(skewed_images()).denoiser(), skewed_images(3)
@@ -453,9 +484,11 @@ def test_noise_levels_must_be_positive(sigma):
 
 def test_bad_images_are_refused():
     with pytest.raises(ValueError, match="images do not vary"):
-        collect(torch.full((20, 1, 8, 8), 0.1))
+        collect(torch.full((20, 1, 8, 8), 0.1)).at(0.5)
     with pytest.raises(ValueError, match="images do not vary"):
-        collect(skewed_images(1))
+        collect(skewed_images(1)).denoiser()(skewed_images(2), 0.5)
+    with pytest.raises(ValueError, match="images do not vary"):
+        collect_folds(skewed_images(1).expand(4, -1, -1, -1), WaveletModel(), 2)
     with pytest.raises(ValueError, match=r"must be \(B, C, H, W\)"):
         collect(skewed_images()[:, 0])
     with pytest.raises(ValueError, match="floating point"):
