@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +50,12 @@ def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             yield path.relative_to(folder).as_posix(), path
+
+
+def quarantine_name(name: str) -> str:
+    """A new place for something that is set aside."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return f"quarantine/{name}-{stamp}-{secrets.token_hex(4)}"
 
 
 class LocalLocation:

@@ -19,6 +19,7 @@ BUSY_RETRY_SECONDS = 0.5
 # Nodes of one kind of resources that wait in Ray: enough that no core waits for the next round.
 LOOKAHEAD = 4
 CANCEL_SECONDS = 2.0
+MOST_REMAKES = 3  # of one input for one node: what is damaged again and again is a bad disk
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Progress:
     error: str = ""
     not_before: float = 0.0
     deadline: float | None = None
+    damaged: list[str] = field(default_factory=list)  # keys of inputs that it found damaged
 
 
 @dataclass
@@ -247,15 +249,25 @@ class Execution:
             self._end(name, progress.FAILED, outcome.error)
 
     def _remake(self, name: str, outcome: worker.Outcome) -> None:
-        """An input is damaged: set it aside and make it again, then come back to this node."""
+        """An input is damaged: set it aside and make it again, then come back to this node.
+
+        Several readers may find the same damage, here and in other commands: whoever is the first
+        moves it away, the others wait for the new one.
+        """
         stage, key = outcome.damaged
+        item = self.nodes[name]
         owner = next((n for n, p in self.nodes.items() if p.key == key), None)
-        if owner is None:
+        if owner is not None and self.nodes[owner].state in (progress.DONE, progress.REUSED):
+            item.damaged.append(key)
+        if owner is None or item.damaged.count(key) > MOST_REMAKES:
             self._end(name, progress.FAILED, outcome.error)
             return
-        place = self.store.set_aside(stage, key)
-        self.listener.view.message(f"{outcome.error}; set aside as {place}, made again")
-        self._change(owner, progress.QUEUED)
+        if self.nodes[owner].state in (progress.DONE, progress.REUSED):
+            place = self.store.set_aside_damaged(stage, key)
+            if place:
+                self.listener.view.message(f"{outcome.error}; set aside as {place}, made again")
+            self._change(owner, progress.QUEUED)
+        item.not_before = time.monotonic() + BUSY_RETRY_SECONDS
         self._change(name, progress.QUEUED)
 
     def _change(self, name: str, state: str) -> None:

@@ -72,8 +72,14 @@ def run(catalog: Catalog, store: Store, request: Request, options: Options, atte
 def set_aside(plan: Plan, store: Store) -> None:
     """Move damaged artifacts, and those that `--force` makes again, out of the way."""
     for name, node in plan.nodes.items():
-        if node.state == DAMAGED or (node.state != CACHED and node.manifest is not None):
-            place = store.set_aside(node.node.stage.name, node.key)
+        stage, key = node.node.stage.name, node.key
+        if node.state == DAMAGED:
+            place = store.set_aside_damaged(stage, key)
+        elif node.state != CACHED and node.manifest is not None:
+            place = store.set_aside(stage, key)
+        else:
+            continue
+        if place:
             say(f"{name}: {node.reason}; set aside as {place}")
 
 

@@ -20,7 +20,13 @@ from typing import IO, Any
 
 from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
 from pipeline.errors import DamagedArtifactError
-from pipeline.locations import LocalLocation, Location, RemoteLocation, files_below
+from pipeline.locations import (
+    LocalLocation,
+    Location,
+    RemoteLocation,
+    files_below,
+    quarantine_name,
+)
 
 
 class Store:
@@ -113,10 +119,27 @@ class Store:
         return manifest
 
     def set_aside(self, stage: str, key: str) -> str:
-        """Move a damaged artifact out of the way; returns where it is now."""
-        name = f"quarantine/{stage}-{key}-{time.strftime('%Y%m%dT%H%M%S')}"
-        self.location.move(f"artifacts/{stage}/{key}", name)
+        """Move an artifact out of the way; where it is now, "" if it was gone already."""
+        name = quarantine_name(f"{stage}-{key}")
+        try:
+            self.location.move(f"artifacts/{stage}/{key}", name)
+        except FileNotFoundError:
+            return ""
         return name
+
+    def set_aside_damaged(self, stage: str, key: str) -> str:
+        """Move an artifact out of the way if it is damaged still; where it is now.
+
+        "" if there is nothing to move: others did it meanwhile, or make it again at this moment.
+        """
+        with self.lock(f"{stage}-{key}") as held:
+            if not held:
+                return ""
+            try:
+                self.open(stage, key)
+            except DamagedArtifactError:
+                return self.set_aside(stage, key)
+        return ""
 
     def artifacts(self) -> Iterator[tuple[str, str]]:
         """`(stage, key)` of every artifact."""

@@ -79,7 +79,7 @@ class SharedNodes:
                     plans.append(replace(plan, nodes=nodes))
         for node in {p.key: p for plan in plans for p in plan.nodes.values()}.values():
             if node.state == DAMAGED:
-                self._store.set_aside(node.node.stage.name, node.key)
+                self._store.set_aside_damaged(node.node.stage.name, node.key)
         return plans
 
     def _note(self, name: str, node: NodePlan) -> None:

@@ -1,0 +1,90 @@
+"""What the scheduler does with how nodes ended, without Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import plan as planning
+from pipeline import progress, worker
+from pipeline.plan import Request
+from pipeline.run import MOST_REMAKES, Execution
+from pipeline.store import Store
+from tests.inline import job_of, run_all
+from tests.toy.table import CATALOG
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    run_all(CATALOG, store, Request("chain"))
+    return store
+
+
+@pytest.fixture
+def execution(store):
+    said = []
+    view = SimpleNamespace(update=lambda *a, **k: None, message=said.append)
+    listener = SimpleNamespace(view=view, tracker=None, on_change=None, said=said)
+    plan = planning.make(CATALOG, store, Request("chain"))
+    return Execution(plan, store, listener, (), git={})
+
+
+def damage(execution, name):
+    """Damage an artifact; what a reader of it then says."""
+    key = execution.nodes[name].key
+    execution.store.open("number", key).path.joinpath("number.json").write_text("12345")
+    return worker.Outcome(worker.DAMAGED, error="it does not match", damaged=("number", key))
+
+
+def make(execution, name):
+    """Make a node here, as a worker would."""
+    outcome = worker.execute(job_of(execution.plan.graph, execution.store, name), lambda e: None)
+    assert outcome.state == worker.DONE, outcome.error
+    execution.channel = SimpleNamespace(drain=list)
+    execution._handle(name, outcome)
+
+
+def states(execution):
+    return {name: item.state for name, item in execution.nodes.items()}
+
+
+def aside(store):
+    return store.location.children("quarantine")
+
+
+def test_damage_that_two_readers_find_is_set_aside_once(execution, store):
+    found = damage(execution, "number/b")
+    execution._handle("total", found)
+    execution._handle("apply/a", found)
+    assert states(execution)["number/b"] == progress.QUEUED
+    assert {states(execution)[n] for n in ("total", "apply/a")} == {progress.QUEUED}
+    assert len(aside(store)) == 1
+    assert len(execution.listener.said) == 1
+
+
+def test_a_late_word_of_damage_leaves_the_new_artifact_alone(execution, store):
+    found = damage(execution, "number/b")
+    execution._handle("total", found)
+    make(execution, "number/b")
+    execution._handle("apply/a", found)
+    assert store.open("number", found.damaged[1]).load() == 4
+    assert len(aside(store)) == 1
+    assert states(execution)["apply/a"] == progress.QUEUED
+
+
+def test_what_another_command_makes_again_is_left_to_it(execution, store):
+    found = damage(execution, "number/b")
+    with store.lock(f"number-{found.damaged[1]}"):
+        execution._handle("total", found)
+    assert not aside(store)
+    assert states(execution)["number/b"] == progress.QUEUED, "waits for the other"
+
+
+def test_an_input_that_is_damaged_again_and_again_ends_the_node(execution, store):
+    for _ in range(MOST_REMAKES):
+        execution._handle("total", damage(execution, "number/b"))
+        make(execution, "number/b")
+    assert len(aside(store)) == MOST_REMAKES, "each in a folder of its own"
+    assert states(execution)["total"] == progress.QUEUED
+    execution._handle("total", damage(execution, "number/b"))
+    assert states(execution)["total"] == progress.FAILED
