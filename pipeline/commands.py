@@ -235,6 +235,8 @@ def gc(root: Root, options: Namespace) -> int:
     """Remove what no kept run uses."""
     store = _store(options)
     doomed, kept_runs = garbage(store, options.keep)
+    if doomed and not options.dry_run:
+        store.check_writable()
     total = 0
     for name in doomed:
         size = store.location.size(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -105,13 +106,24 @@ class LocalLocation:
         for _, path in files_below(staged):
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        if not self._renamed(staged, target, last):
+            # Left by a removal that was cut off: without its last file it is nothing.
+            self.move(name, quarantine_name(name.replace("/", "-")))
+            if not self._renamed(staged, target, last):
+                raise FileExistsError(f"{target} is in the way; move it elsewhere")
+
+    def _renamed(self, staged: Path, target: Path, last: str) -> bool:
+        """Whether `target` is whole now: renamed to it, or finished by somebody else before."""
         try:
             staged.rename(target)
-        except OSError:
-            # Somebody else finished the same artifact first; both are the same.
-            if not (target / last).is_file():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            # Somebody else may have finished the same artifact first; both are the same.
+            if not (target / last).is_file():
+                return False
             shutil.rmtree(staged, ignore_errors=True)
+        return True
 
     def get(self, name: str) -> Path | None:
         path = self.root / name
@@ -125,10 +137,14 @@ class LocalLocation:
 
     def remove(self, name: str) -> None:
         path = self.root / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if not path.is_dir():
             path.unlink(missing_ok=True)
+            return
+        # Gone at once: a removal that is cut off leaves no half of an artifact under its name.
+        doomed = self.root / "tmp" / f"removed-{os.getpid()}-{time.monotonic_ns()}"
+        doomed.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def move(self, name: str, to: str) -> None:
         target = self.root / to

@@ -55,6 +55,28 @@ def test_the_first_of_two_writers_wins(store):
     assert [p.name for p in (store.local / "artifacts/number").iterdir()] == [KEY]
 
 
+def test_what_a_removal_left_without_manifest_is_no_obstacle(store):
+    put(store, 3)
+    (store.local / "artifacts/number" / KEY / MANIFEST).unlink()
+    put(store, 4)
+    assert store.open("number", KEY).load() == 4
+    (aside,) = store.location.children("quarantine")
+    assert (store.local / "quarantine" / aside / "number.json").read_text() == "3"
+
+
+def test_a_removal_that_is_cut_off_leaves_nothing_under_the_name(store, monkeypatch):
+    def cut_off(path, **options):
+        raise KeyboardInterrupt
+
+    put(store)
+    with monkeypatch.context() as cut:
+        cut.setattr("pipeline.locations.shutil.rmtree", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            store.location.remove(f"artifacts/number/{KEY}")
+    assert list(store.artifacts()) == []
+    assert put(store).key == KEY
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
 def test_damage_is_found_on_read_and_set_aside(store, damage):
     put(store, 12345)
