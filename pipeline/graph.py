@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from pipeline import sources
-from pipeline.artifact import sha256
 from pipeline.errors import UsageError, nearest
+from pipeline.fingerprint import fingerprint
 from pipeline.stage import Input, Resources, Settings, Stage
 
 
@@ -75,27 +73,6 @@ class Identity:
     def key(self) -> str:
         text = json.dumps(self.__dict__, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@cache
-def fingerprint(path: Path) -> str:
-    """Digest of a file's bytes, or of a folder's names, sizes and times of change.
-
-    Raises:
-        UsageError: there is nothing at `path`.
-    """
-    if path.is_file():
-        return sha256(path)
-    if not path.is_dir():
-        raise UsageError(f"{path} does not exist; set the path of the data or weights to one")
-    lines = []
-    for folder, folders, names in os.walk(path):
-        folders.sort()
-        for name in sorted(names):
-            file = os.path.join(folder, name)
-            status = os.stat(file)
-            lines.append(f"{os.path.relpath(file, path)} {status.st_size} {status.st_mtime_ns}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Graph:

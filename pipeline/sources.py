@@ -8,16 +8,13 @@ the same package that these import, inside functions too. Comments, docstrings, 
 from __future__ import annotations
 
 import ast
-import atexit
-import contextlib
 import hashlib
 import importlib.util
-import json
-import os
 from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from pipeline import remembered
 
 
 def closure(roots: Iterable[str], exclude: Collection[str] = ()) -> dict[str, str]:
@@ -47,45 +44,13 @@ FORMAT = 1
 def scan(module: str) -> tuple[str, tuple[str, ...]]:
     """Digest of a module's syntax tree, and the modules it imports.
 
-    Remembered between commands by the file's path, size and time of change, as Python remembers
-    compiled modules.
+    Remembered between commands by the file's path, size and time of change.
     """
     path = _path(module)
     status = path.stat()
     mark = f"{FORMAT} {path} {status.st_size} {status.st_mtime_ns}"
-    remembered = _memory()
-    if mark not in remembered:
-        remembered[mark] = _scan(path, module)
-    digest, imports = remembered[mark]
+    digest, imports = remembered.under(mark, lambda: _scan(path, module))
     return digest, tuple(imports)
-
-
-def _memory_file() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "diffusion-bench" / "sources.json"
-
-
-@cache
-def _memory() -> dict[str, Any]:
-    """What earlier commands found; written back when this one ends, if it found more."""
-    try:
-        found = json.loads(_memory_file().read_text())
-    except (OSError, ValueError):
-        found = {}
-    atexit.register(_remember, found, len(found))
-    return found
-
-
-def _remember(found: dict[str, Any], known: int) -> None:
-    if len(found) == known:
-        return
-    file = _memory_file()
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    newest = dict(list(found.items())[-2000:])
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(newest))
-        temporary.replace(file)
 
 
 def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:

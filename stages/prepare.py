@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from pipeline.artifact import Artifact
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
 from pipeline.stage import Context, Result, Settings, Stage, resolve
 from stages.methods import table
 
@@ -39,7 +40,10 @@ class PrepareSettings(Settings):
         "npz",
     )
     path: str | None = Field(
-        None, description="file or folder of the data; digits and photographs need none"
+        None,
+        description="file or folder of the data; digits and photographs need none; its contents, "
+        "not its place, enter keys",
+        json_schema_extra={"keyed": False},
     )
     size: int | None = Field(
         None,
@@ -214,10 +218,24 @@ class Data(Artifact):
             {
                 "name": facts["name"],
                 "digest": self.manifest.payload[:32],
-                "source": self.settings["path"] or "scikit-learn",
+                "source": next(iter(self.manifest.external), "scikit-learn"),
                 "profile": profile | {"num_classes": len(facts["class_names"])},
             }
         ]
+
+
+def sources_of(settings: PrepareSettings) -> list[Path]:
+    """The file or folder to read, if any; UsageError where it is absent, which is before any
+    work."""
+    if settings.path is None:
+        return []
+    path = Path(settings.path).expanduser().absolute()
+    if not path.exists():
+        raise UsageError(
+            f"the data {path} do not exist; set data.path (of a teacher's own images: "
+            "teach.pixels.path) to where they are"
+        )
+    return [path]
 
 
 def run(context: Context) -> Result:
@@ -294,4 +312,5 @@ STAGE = Stage(
     output=Data,
     run="stages.prepare:run",
     sources=lambda settings: [table.DATASETS[settings.dataset]],
+    files=sources_of,
 )

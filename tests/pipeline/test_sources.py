@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline import sources
+from pipeline import remembered, sources
 
 BASE = '''"""Docstring."""
 import json
@@ -96,8 +96,8 @@ def test_a_function_that_shares_its_name_with_a_module_is_no_module(package):
 def test_scans_are_remembered_and_an_edit_is_seen(package, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = digests()
-    sources._remember(dict(sources._memory()), known=0)
-    sources._memory.cache_clear()
+    remembered._keep(dict(remembered._findings()), known=0)
+    remembered._findings.cache_clear()
     monkeypatch.setattr(sources, "_scan", None)  # a remembered file is not read again
     assert digests() == before
     monkeypatch.undo()

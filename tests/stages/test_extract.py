@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline import graph
 from pipeline.errors import StageError, UsageError
+from pipeline.fingerprint import fingerprint
 from stages import extract, features
 from stages.bench import Bench
 from stages.methods import table
@@ -87,7 +88,7 @@ def test_placed_weights_may_move_but_must_stay_the_same(tmp_path, few, placed):
 
 def test_the_contents_of_weights_enter_keys_and_their_place_does_not(tmp_path, placed):
     def keys(weights):
-        graph.fingerprint.cache_clear()
+        fingerprint.cache_clear()
         settings = Bench(extractor=placed | {"weights": str(weights)})
         made = graph.Graph(RECIPES["full"](settings), CATALOG.exclude_sources)
         return {n: k for n, k in made.keys.items() if n.startswith(("extractor", "features"))}

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
+from pipeline.fingerprint import fingerprint
+from pipeline.graph import Graph, Node
 from stages import prepare
 from tests.stages.context import context, digests, make
 
@@ -292,9 +294,37 @@ def test_what_mlflow_is_told(data):
     (facts,) = data.datasets()
     assert facts["name"] == "digits"
     assert facts["profile"]["num_train"] == 1500
+    assert facts["source"] == "scikit-learn"
 
 
 def test_missing_path_is_one_sentence(tmp_path):
     settings = prepare.PrepareSettings(dataset="npz", path=str(tmp_path / "no.npz"))
     with pytest.raises(StageError, match=r"no.npz does not exist; it must be the .npz file"):
         prepare.run(context(tmp_path, settings))
+
+
+def key(path) -> str:
+    fingerprint.cache_clear()
+    settings = prepare.PrepareSettings(dataset="npz", path=str(path))
+    return Graph([Node("prepare", prepare.STAGE, settings)]).keys["prepare"]
+
+
+def test_the_contents_of_the_data_enter_the_key_and_their_place_does_not(tmp_path, monkeypatch):
+    for name, value in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "x.npz", x_train=np.full((4, 8, 8), value, np.uint8))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "x.npz").write_bytes((tmp_path / "a" / "x.npz").read_bytes())
+    first = key(tmp_path / "a" / "x.npz")
+    assert key(tmp_path / "copy" / "x.npz") == first
+    monkeypatch.chdir(tmp_path / "a")
+    assert key("x.npz") == first
+    monkeypatch.chdir(tmp_path / "b")
+    assert key("x.npz") != first
+    (tmp_path / "a" / "x.npz").write_bytes((tmp_path / "b" / "x.npz").read_bytes())
+    assert key(tmp_path / "a" / "x.npz") != first
+
+
+def test_absent_data_are_told_before_any_work(tmp_path):
+    with pytest.raises(UsageError, match=r"no\.npz do not exist; set data\.path"):
+        key(tmp_path / "no.npz")

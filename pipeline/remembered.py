@@ -1,0 +1,54 @@
+"""What earlier commands found out about files, kept between commands in the user's cache folder.
+
+A finding is kept under a mark that holds the file's path, size and times of change, as Python
+remembers compiled modules: a changed file is looked at again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+NEWEST = 2000  # findings that are kept
+
+
+def under(mark: str, find: Callable[[], Any]) -> Any:
+    """What `find()` gives, which must be JSON data; called only where nothing is kept as `mark`."""
+    findings = _findings()
+    if mark not in findings:
+        findings[mark] = find()
+    return findings[mark]
+
+
+def _file() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "diffusion-bench" / "remembered.json"
+
+
+@cache
+def _findings() -> dict[str, Any]:
+    """What earlier commands found; written back when this one ends, if it found more."""
+    try:
+        found = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        found = {}
+    atexit.register(_keep, found, len(found))
+    return found
+
+
+def _keep(found: dict[str, Any], known: int) -> None:
+    if len(found) == known:
+        return
+    file = _file()
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    newest = dict(list(found.items())[-NEWEST:])
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(newest))
+        temporary.replace(file)
