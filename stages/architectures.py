@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -55,15 +56,12 @@ class NetworkSettings(Settings):
     def _divides(self) -> NetworkSettings:
         if self.kind != "sit":
             return self
-        if self.width % self.heads:
+        divisor = math.lcm(self.heads, 4)
+        if self.width % divisor:
+            fits = max(self.width // divisor, math.ceil(8 / divisor)) * divisor
             raise ValueError(
-                f"width={self.width} is not divisible by heads={self.heads}; "
-                f"set width to {self.width // self.heads * self.heads or self.heads}, say"
-            )
-        if self.width % 4:
-            raise ValueError(
-                f"width={self.width} is not divisible by 4, as its position table needs; "
-                f"set width to {self.width // 4 * 4 or 4}, say"
+                f"width={self.width} is not divisible by heads={self.heads} and by 4, as its "
+                f"position table needs; set width to {fits}, say"
             )
         return self
 

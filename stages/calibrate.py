@@ -134,6 +134,7 @@ def run(context: Context) -> Result:
         "model": identity,
         "training_step": step,
         "method": model.description["method"],
+        "clip": _clip(settings),
     }
     (context.path / FILE).write_text(json.dumps(facts, indent=1, sort_keys=True))
     context.log(f"{settings.solver}, {settings.nfe} evaluations: {_words(values)}")
@@ -146,6 +147,15 @@ def run(context: Context) -> Result:
         curves=[("gamma", k, gamma) for k, gamma in enumerate(values.tolist(), start=1)],
         abscissa=ABSCISSA,
     )
+
+
+def _clip(settings: CalibrationSettings) -> tuple[float, float] | None:
+    """The bounds that gammas were kept within; None for what is fitted to trajectories."""
+    from stages.methods.stein import bounds
+
+    if settings.target == "trajectory":
+        return None
+    return bounds(settings.solver, settings.target, settings.clip)
 
 
 def _words(values: Tensor) -> str:

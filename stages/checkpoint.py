@@ -71,10 +71,9 @@ def run(context: Context) -> Result:
         try:
             model.network(step)
         except Exception as error:  # every way in which weights do not fit
-            reason = str(error).strip().splitlines()[0]
             raise StageError(
                 f"{checkpoint_name(step)} does not hold the weights of the network that "
-                f"{FACTS} describes ({reason})"
+                f"{FACTS} describes ({_reason(error)}); mend the config there"
             ) from error
     if context.settings.scanned:
         scanned, data = context.settings.scanned, context.inputs["data"].load()
@@ -83,6 +82,15 @@ def run(context: Context) -> Result:
         except ValueError as error:
             raise StageError(str(error)) from error
     return Result(metrics={"step": model.steps[-1]})
+
+
+def _reason(error: Exception) -> str:
+    """The first difference, and how many more there are: torch lists them under a heading."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not rest:
+        return first
+    more = f", and {len(rest) - 1} more" if len(rest) > 1 else ""
+    return rest[0].rstrip(".") + more
 
 
 def _facts(file: Path, data: Data) -> dict[str, Any]:

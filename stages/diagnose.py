@@ -75,7 +75,7 @@ def run(context: Context) -> Result:
                 "the network sees an image as one patch, and diagnostics compare patches; lower "
                 "train.network.patch"
             )
-        found.append(measure(network, step, _batches(data, features, settings), settings))
+        found.append(measure(network, step, _batches(data, features, network, settings), settings))
         context.log(_line(found[-1]))
     lines = [asdict(measured) for measured in found]
     (context.path / FILE).write_text(json.dumps(lines, indent=1, sort_keys=True))
@@ -118,9 +118,10 @@ def measure(
 
 
 def _batches(
-    data: DataSet, features: TeacherFeatures, settings: DiagnoseSettings
+    data: DataSet, features: TeacherFeatures, network: nn.Module, settings: DiagnoseSettings
 ) -> Iterator[Batch]:
-    """Blocks of the first images with their teacher features, for every draw; all full."""
+    """Blocks of the first images with their teacher features, for every draw; all full. Labels for
+    a network that was trained with them."""
     import torch
 
     from stages.methods.draws import Draws
@@ -132,7 +133,7 @@ def _batches(
         for first in range(0, count - size + 1, size):
             indices = torch.arange(first, first + size)
             targets, tokens = features.batch(indices)
-            labels = data.train.labels[first : first + size] if data.num_classes > 1 else None
+            labels = data.train.labels[first : first + size] if network.num_classes else None
             parts = (data.train[first : first + size], labels, targets, tokens)
             images, labels, targets, tokens = (
                 part if part is None else part.to(settings.device) for part in parts

@@ -71,7 +71,8 @@ def check_probes(num_probes: int) -> None:
 def _rademacher(y: Tensor, coordinates: Coordinates, generator: torch.Generator) -> Tensor:
     """+-1 on the chosen coordinates, 0 elsewhere."""
     signs = torch.randint(0, 2, y.shape, generator=generator, device=generator.device).to(y)
-    probe = torch.zeros_like(y)
+    # Contiguous whatever y is, so that its flattened form is a view.
+    probe = torch.zeros_like(y, memory_format=torch.contiguous_format)
     where = slice(coordinates) if isinstance(coordinates, int) else coordinates or slice(None)
     probe.flatten(1)[:, where] = 2 * signs.flatten(1)[:, where] - 1
     return probe

@@ -42,6 +42,8 @@ def edm(num_levels: int, s_max: float = S_START, s_min: float = 0.002, rho: floa
     Ours: s_max defaults to a flow model's start; EDM networks use 80.
     """
     _check_range(num_levels, s_max, s_min)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho is {rho}; it must be above 0 and finite (7 is usual)")
     roots = torch.linspace(s_max ** (1 / rho), s_min ** (1 / rho), num_levels, dtype=torch.float64)
     return _from(roots**rho, s_max)
 

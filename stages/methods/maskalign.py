@@ -64,7 +64,8 @@ class Loss:
             raise ValueError("class_weight must be 0 without a class token; set class_weight=0")
 
     def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
-        """Raises ValueError when the batch or the network lacks what the loss needs."""
+        """Raises ValueError when the batch or the network lacks what the loss needs; whether the
+        teacher's grid is the network's is for `losses.check_fit` to say, before training."""
         keep = self.keep(batch)
         targets = alignment_targets(batch, keep, self.class_token)
         t = batch.draws.time(self.time_density)

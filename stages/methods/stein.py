@@ -100,17 +100,20 @@ def gammas_from_products(
     clip: tuple[float, float] | None = None,
 ) -> Tensor:
     """gamma of every step from `residual_products`; arguments as in `calibrate`."""
-    low, high = _bounds(solver, target, clip)
+    low, high = bounds(solver, target, clip)
     levels = grids.check(levels)
     scale = 1 - levels[1:] / levels[:-1] if target == "matched" else 1.0
     gammas = scale * products[:, 0] / products[:, 1]
     return gammas.where(products[:, 1] > 0, 1.0).clamp(low, high)
 
 
-def _bounds(
+def bounds(
     solver: str | Solver, target: str, clip: tuple[float, float] | None
 ) -> tuple[float, float]:
-    """Bounds of gamma. Raises ValueError for an unknown target, and a clip that leaves out 1."""
+    """(low, high) of gamma; arguments as in `calibrate`.
+
+    Raises ValueError for an unknown target, and a clip that leaves out 1.
+    """
     if target not in ("matched", "literal"):
         raise ValueError(f"target is '{target}'; it must be 'matched' or 'literal'")
     if clip is None:
@@ -139,7 +142,7 @@ def calibrate(
     For UniPC the predictor's step is measured. Raises as `solvers.solve` does, and ValueError for
     another target, a clip that leaves out 1, and no samples.
     """
-    _bounds(solver, target, clip)
+    bounds(solver, target, clip)
     products = residual_products(denoiser, clean, levels, solver, generator, coordinates)
     return gammas_from_products(products, levels, solver, target, clip)
 

@@ -260,6 +260,7 @@ class Gammas:
     nfe: int
     t: tuple[float, ...]
     gamma: tuple[float, ...]
+    clip: tuple[float, float] | None = None
 
 
 def _gammas(schedules: Sequence[Any], samples: Iterator[Any]) -> list[Gammas]:
@@ -269,7 +270,9 @@ def _gammas(schedules: Sequence[Any], samples: Iterator[Any]) -> list[Gammas]:
         facts = schedule.description
         if facts["solver"] not in names.FITTED_SOLVERS:
             where = (facts["solver"], schedule.name, facts["grid"], facts["nfe"])
-            found.append(Gammas(*where, _times(facts["levels"][:-1]), tuple(facts["values"])))
+            clip = facts.get("clip")  # schedules of earlier runs do not say it
+            values, t = tuple(facts["values"]), _times(facts["levels"][:-1])
+            found.append(Gammas(*where, t, values, None if clip is None else tuple(clip)))
     for artifact in samples:
         facts = artifact.description
         if facts.get("correction") in ("online", "literal"):
@@ -277,6 +280,26 @@ def _gammas(schedules: Sequence[Any], samples: Iterator[Any]) -> list[Gammas]:
             steps = artifact.steps
             found.append(Gammas(*where, _times(steps["level"]), tuple(steps["gamma"])))
     return sorted(found, key=lambda g: (g.correction, g.solver, g.grid, g.nfe))
+
+
+def _clips(gammas: Sequence[Gammas]) -> str:
+    """Which bounds gammas were kept within."""
+    solvers: dict[tuple[float, float], set[str]] = {}
+    for one in gammas:
+        if one.clip is not None:
+            solvers.setdefault(one.clip, set()).add(one.solver)
+    stored = [
+        f"[{low:g}, {high:g}] ({', '.join(sorted(of))})" for (low, high), of in solvers.items()
+    ]
+    said = f"Stored schedules are clipped to {', '.join(stored)}. " if stored else ""
+    if any(one.correction == "calibrated on trajectories" for one in gammas):
+        said += "What was fitted to trajectories is not clipped. "
+    kinds = {one.correction for one in gammas}
+    if "online" in kinds:
+        said += "Estimates on the batch are clipped to [0.8, 1.2]. "
+    if "literal" in kinds:
+        said += "The literal gamma has no upper bound. "
+    return said
 
 
 def _times(levels: Sequence[float]) -> tuple[float, ...]:
@@ -292,9 +315,7 @@ def _steps(gammas: Sequence[Gammas]) -> Section:
         groups.setdefault((one.correction, one.solver, one.grid), []).append(one)
     text = (
         "<p>A step from y with the solver's proposal T(y) ends at y - gamma (y - T(y)); gamma = 1 "
-        "is the solver's own step. Stored schedules are clipped to [0.5, 1.5], Heun's to [0.2, 3], "
-        "estimates on the batch to [0.8, 1.2]; the literal gamma has no upper bound. "
-        f"{_repeated(groups)}</p>"
+        f"is the solver's own step. {_clips(gammas)}{_repeated(groups)}</p>"
     )
     figures = []
     for (correction, solver, grid), members in groups.items():

@@ -71,6 +71,9 @@ def test_bad_grid_settings_are_refused():
     for num_levels in (0, 2.5):
         with pytest.raises(ValueError, match=f"num_levels is {num_levels}"):
             grids.edm(num_levels)
+    for rho in (0, -3, float("inf")):
+        with pytest.raises(ValueError, match=f"rho is {rho}"):
+            grids.edm(5, rho=rho)
     with pytest.raises(ValueError, match="s_min"):
         grids.log_snr(5, 1.0, 2.0)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):

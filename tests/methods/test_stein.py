@@ -102,6 +102,19 @@ def test_hutchinsons_estimate_is_the_exact_divergence():
     assert estimate == pytest.approx(float(data.divergence(y, 0.5).mean()), rel=0.01)
 
 
+def test_the_divergence_does_not_depend_on_how_a_state_lies_in_memory():
+    matrix = oracle.noise((12, 12), 1)
+
+    def output(point):
+        return (point.flatten(1) @ matrix).view_as(point)
+
+    y = oracle.noise((4, 3, 2, 2), 0)
+    strided = y.contiguous(memory_format=torch.channels_last)
+    expected = output_and_divergence(output, y, generator())[1]
+    assert expected != 0
+    assert output_and_divergence(output, strided, generator())[1] == pytest.approx(expected)
+
+
 def test_a_divergence_shares_the_primal_pass():
     calls = []
 

@@ -495,7 +495,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, given, few):
     refused("lacks 'steps'", steps=None)
     refused("the network 'sitt', unknown", network="sitt")
     refused("lists step .99., whose weights", steps=[99])
-    refused("does not hold the weights", config=facts["config"] | {"width": 32})
+    wide = facts["config"] | {"width": 32}
+    refused(r"not hold the weights .*\(size mismatch for \w+.*, and \d+ more\); mend", config=wide)
     (given / "model.json").write_text("{")
     with pytest.raises(StageError, match="is not JSON"):
         make(tmp_path / "found", checkpoint.STAGE, settings, data=few)

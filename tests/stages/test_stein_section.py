@@ -135,15 +135,17 @@ def test_the_literal_correction_stands_on_a_figure_of_its_own():
     }
 
 
-def schedule(solver, values, nfe=2):
+def schedule(solver, values, nfe=2, clip=(0.9, 1.25)):
     facts = {
         "solver": solver,
         "grid": "uniform_t",
         "nfe": nfe,
         "levels": [999.0, 1.0, 0.0],
         "values": values,
+        "clip": clip,
     }
-    return SimpleNamespace(description=facts, name="calibrated")
+    name = "calibrated" if clip else "calibrated on trajectories"
+    return SimpleNamespace(description=facts, name=name)
 
 
 def test_gamma_per_step_of_schedules_and_of_samples():
@@ -166,6 +168,19 @@ def test_gamma_per_step_of_schedules_and_of_samples():
     assert "UniPC's gammas are those of DPM-Solver++ 2M" in found.text
     other = {"a": schedules["a"], "b": schedule("unipc", [1.1, 1.3])}
     assert len(only({}, schedules=other).figures) == 2
+
+
+def test_the_report_names_the_clips_that_were_used():
+    schedules = {
+        "a": schedule("dpmpp2m", [1.1, 1.2]),
+        "b": schedule("heun", [1.1, 1.0], 3, (0.5, 2)),
+    }
+    text = only({}, schedules=schedules).text
+    assert "clipped to [0.9, 1.25] (dpmpp2m), [0.5, 2] (heun). " in text
+    assert "batch" not in text
+    text = only({}, schedules={"a": schedule("dpmpp2m", [1.1, 1.2], clip=None)}).text
+    assert "What was fitted to trajectories is not clipped" in text
+    assert "Stored" not in text
 
 
 def test_contractivity_per_step():

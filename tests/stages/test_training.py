@@ -297,6 +297,15 @@ def test_patches_that_no_mask_left_in_are_null_and_in_no_summary(tmp_path, few, 
     assert all(math.isfinite(value) for value in made.metrics.values())
 
 
+def test_an_unconditional_training_on_labelled_images_is_diagnosed(tmp_path, few, teacher):
+    settings = settings_of("reg", conditional=False)
+    model = trained_in(context(tmp_path / "model", settings, data=few, teacher=teacher))
+    assert model.description["config"]["num_classes"] == 0
+    inputs = {"model": model, "data": few, "teacher": teacher}
+    made = make(tmp_path / "made", diagnose.STAGE, diagnose.DiagnoseSettings(), **inputs)
+    assert all(math.isfinite(measured.gap) for measured in made.load())
+
+
 def test_one_patch_has_nothing_to_diagnose(tmp_path, few, teacher, models, monkeypatch):
     network = models["maskalign"].load().network(18)
     monkeypatch.setattr(network, "num_patches", 1)
