@@ -17,13 +17,21 @@ import yaml
 from pipeline import progress, provenance
 from pipeline.plan import Plan
 from pipeline.store import Store
+from pipeline.tracking_uri import PUT_BACK, redact
 
 FINISHED, FAILED, STOPPED, RUNNING = "finished", "failed", "interrupted", "running"
 
 
 def command_line() -> str:
-    """The command as the user typed it."""
-    return shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
+    """The command as the user typed it, without passwords: it is kept and shown to others."""
+    return shlex.join(["python", "-m", "pipeline", *map(redact, sys.argv[1:])])
+
+
+def resume_command(*more: str) -> str:
+    """The command again, with arguments that it lacks, as a person is told to type it."""
+    lacking = [argument for argument in more if argument not in sys.argv]
+    hidden = any(redact(argument) != argument for argument in sys.argv)
+    return " ".join([command_line(), *lacking]) + (f"\n  ({PUT_BACK})" if hidden else "")
 
 
 def same_nodes(data: dict[str, Any], plan: Plan) -> bool:

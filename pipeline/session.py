@@ -187,7 +187,7 @@ class _Session:
 
     def _last_words(self, state: str) -> int:
         if state == record.STOPPED:
-            say(f"interrupted; nothing finished is lost. Go on with:\n  {record.command_line()}")
+            say(f"interrupted; nothing finished is lost. Go on with:\n  {record.resume_command()}")
             return INTERRUPTED
         if state == record.FAILED:
             say(failure_text(self.entry.data, self.entry.folder))
@@ -230,7 +230,7 @@ def failure_text(data: Mapping[str, Any], folder: Path) -> str:
     blocked = [n for n, node in data["nodes"].items() if node["state"] == progress.BLOCKED]
     if blocked:
         lines.append(f"not run because of that: {', '.join(blocked)}")
-    lines.append(f"what finished is kept; after mending, go on with:\n  {record.command_line()}")
+    lines.append(f"what finished is kept; after mending, go on with:\n  {record.resume_command()}")
     return "\n".join(lines)
 
 

@@ -21,6 +21,10 @@ DRIVERS = {
     "mysqldb": "MySQLdb",
 }
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+PUT_BACK = (
+    "with the password in the place of ***, or without it, in MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD for a server"
+)
 EXAMPLES = "sqlite:////path/to/mlflow.db or http://host:5000"
 
 
@@ -37,8 +41,9 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def redact(uri: str) -> str:
-    """The URI without its password, for messages."""
-    return re.sub(r"(://[^:/@]*:)[^@/]*@", r"\1***@", uri)
+    """The URI without its password, for messages and records."""
+    uri = re.sub(r"(://[^:/@]*:)[^/]*@", r"\1***@", uri)
+    return re.sub(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&\s]*", r"\1***", uri, flags=re.I)
 
 
 def check_uri(uri: str, timeout: float = 2.0) -> str | None:

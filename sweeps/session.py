@@ -12,7 +12,7 @@ from pipeline import cluster, progress, track
 from pipeline import plan as planning
 from pipeline import record as runs
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
-from pipeline.record import command_line
+from pipeline.record import resume_command
 from pipeline.run import log_file
 from pipeline.session import CODE, Options, say
 from pipeline.stage import Catalog
@@ -258,7 +258,7 @@ class Session:
             self.entry.end(state)
             self.tracker.close("KILLED", timeout=1)
             cluster.disconnect()
-            again = command_line() + ("" if "--resume" in command_line() else " --resume")
+            again = resume_command("--resume")
             say(f"interrupted; nothing finished is lost. Go on with:\n  {again}")
             return INTERRUPTED
         failed = [trial for trial in self.entry.trials if trial.state == FAILED]

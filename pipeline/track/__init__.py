@@ -9,6 +9,7 @@ recognises it: nothing is lost and nothing stands there twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -220,7 +221,10 @@ def flush_pending(store_dir: Path, exclude: Path | None = None) -> int:
     for run_dir in pending:
         if exclude is not None and run_dir.resolve() == Path(exclude).resolve():
             continue
-        with lock_file(run_dir / LOCK, wait_seconds=0) as held:
+        with (
+            contextlib.suppress(PermissionError),  # another user's: theirs to send
+            lock_file(run_dir / LOCK, wait_seconds=0) as held,
+        ):
             if held:
                 idle.append(str(run_dir))
     if idle:

@@ -158,6 +158,7 @@ class State:
             for run, curves in self._steps.items()
         }
         temporary = self._path.with_suffix(f".{os.getpid()}")
+        temporary.touch(mode=0o600)  # the URI may hold a password, as in the spool
         temporary.write_text(json.dumps(fields, separators=(",", ":")))
         temporary.replace(self._path)
 
@@ -165,7 +166,7 @@ class State:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

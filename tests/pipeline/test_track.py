@@ -412,6 +412,7 @@ def test_state_of_another_server_is_not_used(tmp_path):
     state.offset = 7
     state.steps("x", "loss").add(3)
     state.save()
+    assert (tmp_path / STATE).stat().st_mode & 0o077 == 0, "the URI may hold a password"
     assert State.load(tmp_path, "sqlite:///a.db").offset == 7
     assert 3 in State.load(tmp_path, "sqlite:///a.db").steps("x", "loss")
     assert State.load(tmp_path, "http://b").offset == 0
@@ -465,6 +466,8 @@ def test_passwords_stay_out_of_messages():
     assert redact("http://me:p4ss@host:5000/x") == "http://me:***@host:5000/x"
     assert redact("postgresql://me:p:4@host/db").count("4") == 0
     assert redact("http://host:5000") == "http://host:5000"
+    assert redact("http://me:p@ss@host:5000/x@y") == "http://me:***@host:5000/x@y"
+    assert redact("mysql://host/db?user=me&password=p4ss&x=1").endswith("password=***&x=1")
 
 
 @pytest.fixture
