@@ -19,6 +19,7 @@ def read(settings) -> Source:
     path = required(settings.path, "npz", ".npz file")
     arrays = read_arrays(path)
     train = _pair(arrays, "train", path)
+    class_names = _class_names(train.labels)
     if "x_test" in arrays or "y_test" in arrays:
         if settings.held_out is not None:
             raise ValueError(
@@ -26,11 +27,25 @@ def read(settings) -> Source:
                 "leave data.held_out unset"
             )
         test = _pair(arrays, "test", path)
+        if len(test) and (highest := test.labels.max()) >= len(class_names):
+            raise ValueError(f"y_test holds label {highest}, which no image of x_train has")
     else:
         number = len(train) // 6 if settings.held_out is None else settings.held_out
         train, test = split(train, number)
-    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    return Source(train, test, tuple(str(label) for label in range(num_classes)))
+    return Source(train, test, class_names)
+
+
+def _class_names(labels: np.ndarray) -> tuple[str, ...]:
+    """Of 0 to the highest label. Raises ValueError for a class without an image, which would be
+    sampled though it was never trained."""
+    found = np.unique(labels)
+    gaps = np.flatnonzero(found != np.arange(len(found)))
+    if len(gaps):
+        raise ValueError(
+            f"y_train holds label {found[gaps[0]]} but none of {gaps[0]}; number the classes 0, "
+            "1, 2, ... without gaps, and leave out images that have no class"
+        )
+    return tuple(str(label) for label in found)
 
 
 def _pair(arrays: dict[str, np.ndarray], part: str, path) -> ImageSet:

@@ -261,6 +261,19 @@ def test_npz(tmp_path):
         ),
         ({"x_train": np.zeros((9, 8, 8)), "y_train": np.zeros(6, int)}, "and y_train 6 labels"),
         ({"x_train": np.zeros((9, 8, 8)), "y_train": np.array([{}] * 9)}, "holds Python objects"),
+        (
+            {"x_train": np.zeros((9, 8, 8)), "y_train": np.arange(9) % 3 * 100},
+            "y_train holds label 100 but none of 1; number the classes",
+        ),
+        (
+            {
+                "x_train": np.zeros((9, 8, 8)),
+                "y_train": np.arange(9) % 3,
+                "x_test": np.zeros((2, 8, 8)),
+                "y_test": np.array([0, 3]),
+            },
+            "y_test holds label 3, which no image of x_train has",
+        ),
     ],
 )
 def test_npz_bad_input(tmp_path, arrays, words):
