@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pipeline import progress
 from pipeline.store import Store
+
+PATIENCE_SECONDS = 30.0
 
 
 class Relay:
@@ -16,24 +19,53 @@ class Relay:
     def __init__(self, tracker: Any, store: Store) -> None:
         self._tracker, self._store = tracker, store
         self._queue: queue.Queue = queue.Queue()
+        self._untold: list[str] = []
+        self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="relay")
-        self._thread.start()
         self.problems: list[str] = []
+        self._thread.start()
 
     def ended(self, name: str, item: Any) -> None:
         """A node ended; `item` is the scheduler's `Progress` of it."""
+        self._untold.append(name)
         self._queue.put((name, item.node, item.manifest, item.state))
 
-    def close(self, timeout_seconds: float = 30) -> None:
+    def close(self, say: Callable[[str], None]) -> None:
+        """Wait until every node that ended is told: what MLflow is not told now, it never is.
+
+        say: hears of a wait that takes long, which Ctrl-C ends.
+        """
+        self._queue.put(None)
+        try:
+            self._thread.join(PATIENCE_SECONDS)
+            if self._thread.is_alive():
+                say(
+                    f"still reading what {len(self._untold)} nodes hold, for MLflow; "
+                    "Ctrl-C goes on without them"
+                )
+                self._thread.join()
+        except KeyboardInterrupt:
+            self._give_up("nobody waited until they were read")
+
+    def stop(self, timeout_seconds: float = 0.5) -> None:
+        """End soon, in an interrupted run: it tells everything again when it goes on."""
         self._queue.put(None)
         self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            self._give_up("they are told when the run goes on")
+
+    def _give_up(self, why: str) -> None:
+        self._given_up.set()
+        if self._untold:
+            self.problems.append(f"MLflow lacks {', '.join(self._untold)}: {why}")
 
     def _work(self) -> None:
-        while (entry := self._queue.get()) is not None:
+        while (entry := self._queue.get()) is not None and not self._given_up.is_set():
             try:
                 self._track(*entry)
             except Exception as error:
                 self.problems.append(f"MLflow lacks {entry[0]}: {type(error).__name__}: {error}")
+            self._untold.remove(entry[0])
 
     def _track(self, name: str, node: Any, manifest: Any, state: str) -> None:
         if manifest is None:
@@ -41,6 +73,8 @@ class Relay:
                 self._tracker.node_finished(name, status="FAILED", metrics={}, curves=[])
             return
         artifact = self._store.open(manifest.stage, manifest.key)
+        if self._given_up.is_set():
+            return
         curves = artifact.curves() + timing_curves(manifest.timings)
         self._tracker.node_finished(
             name,

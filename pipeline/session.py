@@ -158,8 +158,10 @@ class _Session:
     def _close(self, state: str) -> None:
         self.entry.end(state)
         stopped = state == record.STOPPED
-        self.relay.close(timeout_seconds=0.5 if stopped else 30)
-        if not stopped:
+        if stopped:
+            self.relay.stop()
+        else:
+            self.relay.close(say)
             self._publish()
         for problem in self.relay.problems:
             say(f"warning: {problem}")
