@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, ValidationError, model_validator
+from typing import Annotated
 
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import nearest
 from pipeline.stage import Resources, Settings
 from stages import densities, solving
 from stages.combined_nodes import CombinedOptions
@@ -29,7 +32,7 @@ class SampleSweep(SampleOptions):
     """How samples are made, and over which solvers and NFE on the last checkpoint."""
 
     solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
-        ("euler", "heun", "dpmpp2m"), description="solvers compared over nfes"
+        ("euler", "heun", "dpmpp2m"), min_length=1, description="solvers compared over nfes"
     )
     nfes: tuple[NFE, ...] = Field(
         (5, 10, 20),
@@ -158,7 +161,8 @@ class StageResources(Settings):
 class Bench(Settings):
     """Everything a preset holds."""
 
-    seed: int = Field(0, ge=0, description="of all randomness but the data's split")
+    # torch takes seeds below 2^64, and those of nodes count on from this one.
+    seed: int = Field(0, ge=0, lt=2**62, description="of all randomness but the data's split")
     data: PrepareSettings = Field(PrepareSettings(), description="the data set")
     extractor: ExtractorOptions = Field(
         ExtractorOptions(), description="the network whose features score samples"
@@ -190,11 +194,25 @@ class Bench(Settings):
     evaluate: Evaluation = Field(Evaluation(), description="scores")
     report: ReportSettings = Field(ReportSettings(), description="the HTML report")
     resources: StageResources = Field(StageResources(), description="of nodes, by stage")
-    hints: dict[str, float] = Field(
+    hints: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         {},
         description="seconds a node may take until one was measured, by how its name begins; the "
         "longest beginning counts",
     )
+
+    @field_validator("hints")
+    @classmethod
+    def _hints_meet_nodes(cls, hints: dict[str, float]) -> dict[str, float]:
+        """Names of nodes begin with their stage's; recipes differ in what follows."""
+        stages = tuple(StageResources.model_fields)
+        for key in hints:
+            stage = key.partition("/")[0]
+            if stage not in stages and not any(name.startswith(key) for name in stages):
+                raise ValueError(
+                    f"no node's name begins with '{key}'{nearest(stage, stages)} (names begin with "
+                    f"{', '.join(stages)})"
+                )
+        return hints
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Bench:

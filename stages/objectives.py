@@ -6,7 +6,7 @@ node's key holds those of its own method alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -67,14 +67,19 @@ class REGOptions(REPAOptions):
         return super().of_network(teacher_dim) | {"class_token_dim": teacher_dim}
 
 
+# Bounded alone, because lists of settings hold them too.
+MaskRatio = Annotated[float, Field(ge=0, lt=1)]
+MixLayers = Annotated[int, Field(ge=0, le=100)]
+
+
 class MaskAlignOptions(REGOptions):
     """MaskAlign: REG on a random part of the tokens, mixed before the mask."""
 
-    mask_ratio: float = Field(
-        0.25, ge=0, lt=1, description="share of the patches left out of every step, in [0, 1)"
+    mask_ratio: MaskRatio = Field(
+        0.25, description="share of the patches left out of every step, in [0, 1)"
     )
-    mix_layers: int = Field(
-        2, ge=0, le=100, description="blocks over all tokens before the mask; 0 for none"
+    mix_layers: MixLayers = Field(
+        2, description="blocks over all tokens before the mask; 0 for none"
     )
 
     def of_loss(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipeline.stage import Settings
 from stages import diagnose, evaluate, prepare, sample, teach
 from stages.diagnose import DiagnoseSettings
 from stages.methods import table
+from stages.objectives import MaskRatio, MixLayers
 from stages.prepare import PrepareSettings
 from stages.scoring_nodes import settings_of
 from stages.teach import TeachOptions, TeachSettings, check_grids
@@ -65,10 +66,10 @@ class ComparisonOptions(Settings):
     num_seeds: int = Field(
         3, ge=1, le=100, description="recipe train: seeds of training, counted from the run's own"
     )
-    mask_ratios: tuple[float, ...] = Field(
+    mask_ratios: tuple[MaskRatio, ...] = Field(
         (0.0, 0.25, 0.5, 0.75), description="recipe train: MaskAlign's mask ratios compared"
     )
-    mix_layers: tuple[int, ...] = Field(
+    mix_layers: tuple[MixLayers, ...] = Field(
         (0, 1, 2, 3), description="recipe train: MaskAlign's mixing layers compared"
     )
     ablation_seeds: int = Field(

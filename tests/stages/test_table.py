@@ -4,13 +4,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from pipeline import config
 from pipeline.__main__ import main
 from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.stage import resolve
-from stages.bench import Bench
+from stages.bench import Bench, StageResources
 from stages.evaluate import features_node
 from stages.methods import table as names
 from stages.table import CATALOG, RECIPES, STAGES
@@ -296,6 +297,12 @@ def test_checkpoints_can_be_sampled_by_the_papers_sde():
             ["sample.guidance=0", "train.label_dropout=0"],
             ["sample.guidance=0", "train.label_dropout=0", "set train.label_dropout=0.1"],
         ),
+        (["sample.solvers=[]"], ["sample.solvers=[]", "at least 1 item"]),
+        (["maskalign.mask_ratios=[0.25,1]"], ["maskalign.mask_ratios.1=1", "less than 1"]),
+        (["maskalign.mix_layers=[-1]"], ["maskalign.mix_layers.0=-1", "equal to 0"]),
+        ([f"seed={2**63 - 1}"], ["seed=9223372036854775807", "less than"]),
+        (["hints.train=-1"], ["hints.train=-1", "equal to 0"]),
+        (["hints.trian/sit=3"], ["begins with 'trian/sit'", "did you mean 'train'?"]),
         (["train.lrr=1"], ["unknown setting 'train.lrr'", "did you mean 'train.lr'"]),
         (["sample.solvers=[euler,hoin]"], ["unknown solver 'hoin'", "did you mean 'heun'"]),
     ],
@@ -304,6 +311,22 @@ def test_contradictions_name_both_settings_and_a_remedy(overrides, words):
     with pytest.raises(UsageError) as refused:
         graph(*overrides)
     assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+def test_the_largest_seed_leaves_room_for_those_that_count_on():
+    nodes = graph(f"seed={2**62 - 1}", recipe="train")
+    assert max(getattr(node.settings, "seed", 0) for node in nodes) == 2**62 + 1
+    torch.Generator().manual_seed(2**62 + 1)
+
+
+def test_hints_are_checked_against_every_stage():
+    assert {*StageResources.model_fields} == {*STAGES}
+    for recipe in RECIPES.values():
+        try:
+            nodes = recipe(config.resolve(CATALOG, "smoke").settings)
+        except UsageError:  # a recipe that needs a path
+            continue
+        assert all(node.name.partition("/")[0] == node.stage.name for node in nodes)
 
 
 def test_every_name_leads_somewhere():
