@@ -234,7 +234,7 @@ def ui(root: Root, options: Namespace) -> int:
 def gc(root: Root, options: Namespace) -> int:
     """Remove what no kept run uses."""
     store = _store(options)
-    doomed, kept_runs = garbage(store, options.keep)
+    doomed, kept_runs = garbage(store, options.keep, print)
     if doomed and not options.dry_run:
         store.check_writable()
     total = 0
@@ -251,28 +251,43 @@ def gc(root: Root, options: Namespace) -> int:
     return DONE
 
 
-def garbage(store: Store, keep: int) -> tuple[list[str], int]:
+def garbage(
+    store: Store, keep: int, say: Callable[[str], object] = lambda text: None
+) -> tuple[list[str], int]:
     """Folders that can go: what no one of the newest `keep` runs of each recipe and preset uses.
 
-    Work areas of unfinished nodes of kept runs stay.
+    Work areas of unfinished nodes of kept runs stay, and so do older runs of which MLflow lacks
+    something. Returned with the number of runs kept.
+
+    Args:
+        say: hears which older runs stay, and why.
 
     Raises:
         UsageError: a run is going on, or `keep` is negative.
     """
+    from pipeline.track.spool import SPOOL, is_pending
+
     if keep < 0:
         raise UsageError(f"--keep {keep}: give 0 or more")
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    doomed = []
+    doomed, unsent = [], []
     for data in store.runs():
         with store.lock(f"run-{data['id']}") as free:
             if not free:
                 raise UsageError(f"run {data['id']} is going on; wait for it, or stop it first")
         group = kept.setdefault((data["recipe"], data["preset"]), [])
+        folder = store.local / "runs" / data["id"]
         if len(group) < keep:
             group.append(data)
+        elif is_pending(folder):
+            unsent.append(data)
+            say(
+                f"run {data['id']} stays: MLflow lacks some of it; the next run sends that, or "
+                f"remove {folder / SPOOL} to do without"
+            )
         else:
             doomed.append(f"runs/{data['id']}")
-    runs = [data for group in kept.values() for data in group]
+    runs = [data for group in kept.values() for data in group] + unsent
     used = {(n["stage"], n["key"]) for data in runs for n in data["nodes"].values()}
     doomed += [f"artifacts/{s}/{k}" for s, k in store.artifacts() if (s, k) not in used]
     for stage in store.location.children("work"):

@@ -13,6 +13,7 @@ from pipeline.plan import CACHED, DAMAGED, PARTIAL, TODO, Request
 from pipeline.record import Record, finished_run
 from pipeline.stage import Workers
 from pipeline.store import Store
+from pipeline.track.spool import SPOOL, Spool
 from tests.inline import run_all
 from tests.toy import stages
 from tests.toy.table import CATALOG
@@ -183,6 +184,21 @@ def test_garbage_is_what_no_kept_run_uses(store):
     assert garbage(store, keep=5)[0] == []
     with store.lock(f"run-{store.runs()[0]['id']}"), pytest.raises(UsageError, match="going on"):
         garbage(store, keep=1)
+
+
+def test_gc_leaves_what_mlflow_lacks(store):
+    ran(store)
+    run_id = store.runs()[0]["id"]
+    spool = Spool(store.local / "runs" / run_id)
+    spool.append("begin")
+    spool.close()
+    said = []
+    doomed, kept = garbage(store, 0, said.append)
+    assert (doomed, kept) == ([], 1), "its artifacts too: the spool names files in them"
+    assert run_id in said[0]
+    assert "MLflow lacks some of it" in said[0]
+    (store.local / "runs" / run_id / SPOOL).unlink()
+    assert f"runs/{run_id}" in garbage(store, 0)[0]
 
 
 def test_run_records_are_plain_json(store):
