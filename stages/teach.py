@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -258,17 +259,21 @@ def _store(
     context: Context, teacher: TeacherNetwork, images: Images, grid: tuple[int, int]
 ) -> None:
     """Write features of all images, in the work area until they are whole; goes on where an
-    interrupted pass ended."""
+    interrupted pass ended, if all that it left is there."""
     import numpy as np
     import torch
     from numpy.lib.format import open_memmap
 
     from stages.methods.losses import patch_targets
+    from stages.resume import write_atomically
 
     settings: TeachSettings = context.settings
     count, done = len(images), context.work.path / "features-done"
-    first = int(done.read_text()) if done.exists() else 0
     shapes = {PATCHES: (count, grid[0] * grid[1], teacher.width), TOKENS: (count, teacher.width)}
+    left = all(path.exists() for path in (done, *(context.work.path / name for name in shapes)))
+    if not left:
+        done.unlink(missing_ok=True)
+    first = int(done.read_text()) if left else 0
     arrays = {
         name: open_memmap(
             context.work.path / name, "r+" if first else "w+", np.dtype(settings.precision), shape
@@ -279,14 +284,22 @@ def _store(
         at = slice(first + start, first + start + len(tokens))
         targets = patch_targets(tokens[:, 1:], grid, teacher.grid, settings.interpolate)
         arrays[PATCHES][at], arrays[TOKENS][at] = targets.numpy(), tokens[:, 0].numpy()
-        if (start // settings.batch_size) % 20 == 19:
+        if (start // settings.batch_size) % 20 == 19 or at.stop == count:
             for array in arrays.values():
                 array.flush()
-            done.write_text(str(at.stop))
+            write_atomically(done, lambda path, stop=at.stop: path.write_text(str(stop)))
         context.progress(at.stop, count, "images")
     for name in shapes:
-        arrays[name].flush()
-        shutil.move(context.work.path / name, context.path / name)
+        _place(context.work.path / name, context.path / name)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Put a finished array into the payload. It stays in the work area too, where the file system
+    has links: the payload may be lost before it is committed, and the pass was long."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.move(source, target)
 
 
 STAGE = Stage(

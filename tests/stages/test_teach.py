@@ -1,5 +1,8 @@
 """The teacher's stage: features on the student's grid, resumption, refusals, the probe."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -58,11 +61,13 @@ def test_an_interrupted_teacher_ends_with_the_same_bytes(tmp_path, few, teacher,
     assert digests(make(tmp_path, teach.STAGE, TEACH, data=few).path) == digests(teacher.path)
 
 
-def fake(monkeypatch, grid=(2, 2), width=3):
+def fake(monkeypatch, grid=(2, 2), width=3, fails_after=None):
     """A teacher whose class token is the image's mean and whose patches are its pixels."""
     calls = []
 
     def tokens(images):
+        if len(calls) == fails_after:
+            raise KeyboardInterrupt
         calls.append(len(images))
         size = grid[0] * grid[1]
         patches = F.adaptive_avg_pool2d(images, grid).flatten(1).view(-1, size, 1)
@@ -82,15 +87,35 @@ def test_an_interrupted_pass_goes_on(tmp_path, few, monkeypatch):
     settings = TEACH.revised(batch_size=2, probe_images=10)
     whole = make(tmp_path / "whole", teach.STAGE, settings, data=few)
     passes = len(calls)
-    monkeypatch.setattr(teach.shutil, "move", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    fake(monkeypatch, fails_after=passes - 5)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "cut", teach.STAGE, settings, data=few)
-    monkeypatch.undo()
-    fake(monkeypatch)
     calls = fake(monkeypatch)
     cut = make(tmp_path / "cut", teach.STAGE, settings, data=few)
     assert len(calls) == passes - 40  # 40 of 48 passes were known to be whole
     assert digests(cut.path) == digests(whole.path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_payload_lost_after_the_last_pass_is_made_again(tmp_path, few, monkeypatch, links):
+    if not links:
+
+        def refused(*names):
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refused)
+    calls = fake(monkeypatch)
+    settings = TEACH.revised(batch_size=2, probe_images=10)
+    whole = digests(make(tmp_path, teach.STAGE, settings, data=few).path)
+    passes = len(calls)
+    shutil.rmtree(tmp_path / "payload")
+    if not links:  # the pass is made again, and another kill must not pass for its end
+        fake(monkeypatch, fails_after=passes - 47)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, teach.STAGE, settings, data=few)
+    calls = fake(monkeypatch)
+    assert digests(make(tmp_path, teach.STAGE, settings, data=few).path) == whole
+    assert len(calls) == (passes - 48 if links else passes)
 
 
 def test_another_grid_is_refused_or_resampled(tmp_path, few, monkeypatch):
