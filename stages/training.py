@@ -59,10 +59,27 @@ def run(context: Context) -> Result:
     )
     refusal = context.work.path / REFUSAL
     refusal.unlink(missing_ok=True)
-    trainer.fit()
+    _fit(trainer, settings)
     if refusal.exists():
         raise StageError(refusal.read_text())
     return finish(context)
+
+
+def _fit(trainer: Any, settings: TrainSettings) -> None:
+    """Train. Raises StageError where the workers never found room, as when a cluster has become
+    smaller since the plan was checked against it."""
+    from ray.train.v2.api.exceptions import ControllerError
+
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        if "startup timed out" not in str(error):
+            raise
+        raise StageError(
+            f"Ray Train's workers found no room in {MAX_FAILED_STARTS} attempts: num_workers="
+            f"{settings.num_workers}; lower train.num_workers, or try again when the cluster has "
+            "room; what was trained is kept"
+        ) from error
 
 
 def _guarded(context: Context) -> None:
