@@ -164,6 +164,7 @@ def run(context: Context) -> Result:
     """Make the extractor, check it on held-out and on degraded images, store it."""
     settings: ExtractorSettings = context.settings
     data = context.inputs["data"].load()
+    _check_labels(settings, data)
     metrics: dict[str, float] = {}
     try:
         build = resolve(table.EXTRACTORS[settings.kind])
@@ -180,6 +181,16 @@ def run(context: Context) -> Result:
     caution = _caution(facts)
     context.log(caution or f"its distance rises with every step of {', '.join(validation)}")
     return Result(metrics=metrics | {"distance_monotone": float(not caution)})
+
+
+def _check_labels(settings: ExtractorSettings, data: DataSet) -> None:
+    """Raise StageError where the embedded extractor has no classes to be trained on."""
+    if settings.kind == EMBEDDED and not data.num_classes:
+        raise StageError(
+            "extractor.kind=embedded is trained to tell the data's classes apart, and the data "
+            "have none; set extractor.kind=inception or dinov2-base, or give labels (y_train in an "
+            ".npz file, class folders in a folder)"
+        )
 
 
 def _caution(facts: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import StageError
-from stages import prepare, sample, solving
+from stages import extract, prepare, sample, solving
 from stages.methods import path, sde
 from stages.methods.draws import Draws
 from tests.stages.conftest import TINY, trained_in
@@ -37,6 +37,15 @@ def test_loose_images_are_data_without_labels(tmp_path):
     settings = prepare.PrepareSettings(dataset="folder", path=str(folder), held_out=2)
     data = make(tmp_path / "made", prepare.STAGE, settings).load()
     assert (len(data.train), len(data.test), data.num_classes) == (4, 2, 0)
+
+
+def test_the_embedded_extractor_needs_labels_and_says_so_first(tmp_path, unlabelled, monkeypatch):
+    monkeypatch.setattr(extract, "_trained_state", None)
+    with pytest.raises(StageError) as refused:
+        make(tmp_path, extract.STAGE, extract.ExtractorSettings(), data=unlabelled)
+    words = str(refused.value)
+    for part in ("extractor.kind=embedded", "extractor.kind=inception", "dinov2-", "y_train"):
+        assert part in words
 
 
 def test_training_and_sampling_are_unconditional(tmp_path, unlabelled):
