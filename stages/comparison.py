@@ -153,7 +153,7 @@ def _score_panels(
         }
         if len(rows) < 2 and (len(protocols) == 1 or len(of.runs) < 2):
             continue
-        note = "" if len(protocols) == 1 else f"; protocol {protocol.name}, {_hash(protocol)}"
+        note = "" if len(protocols) == 1 else f"; protocol {protocol.name}, {_against(protocol)}"
         curves = [
             Curve(
                 letter,
@@ -166,8 +166,9 @@ def _score_panels(
         yield _panel(f"{place.metric} {place.curve}{note}", place.metric, place.over, curves)
 
 
-def _hash(protocol: Any) -> str:
-    return f"extractor {protocol.extractor_hash[:12]}"
+def _against(protocol: Any) -> str:
+    details = f", {protocol.details}" if protocol.details else ""
+    return f"extractor {protocol.extractor_hash[:12]}, {protocol.reference}{details}"
 
 
 def _curves(of: Comparison) -> Iterator[Section]:

@@ -57,8 +57,8 @@ class FeatureSet(Artifact):
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Plain facts: part, num_images, the data's name, `extractor` (its identity), `samples`
-        (the sample set's own description)."""
+        """Plain facts: part, num_images, the data's name, data_digest (of the training images),
+        `extractor` (its identity), `samples` (the sample set's own description)."""
         return json.loads((self.path / "features.json").read_text())
 
     def load(self, count: int | None = None) -> FeatureArrays:
@@ -97,6 +97,7 @@ def run(context: Context) -> Result:
         "part": settings.part,
         "num_images": count,
         "data": data.description["name"],
+        "data_digest": data.manifest.files["train.npy"]["sha256"][:12],
         "extractor": {k: v for k, v in extractor.description.items() if k != "validation"},
         "samples": samples.description if samples else {},
     }

@@ -197,7 +197,8 @@ def _bench(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) 
         extractor=extractor["name"],
         extractor_hash=extractor["weights_hash"],
         resize=extractor["resize"],
-        reference=f"{facts['data']} training images",
+        # Other archives and folders have the same name.
+        reference=f"{facts['data']} training images {facts['data_digest']}",
         num_reference=facts["num_images"],
         num_samples=count,
     )
@@ -288,8 +289,10 @@ def _feature_scores(
     yield bench.score("kid", kid.value, kid.standard_error, "subsets")
     fewest = min(len(found.features), len(reference.features), quality.LARGEST_MANIFOLD)
     k = bench.settings.neighbours
+    # Samples are in random order, with the noise of each; training images are in that of the data.
+    drawn = _drawn(reference.features, fewest, bench.generator())
     manifolds = quality.precision_recall(
-        found.features[:fewest], reference.features[:fewest], k, generator=bench.generator()
+        found.features[:fewest], drawn, k, generator=bench.generator()
     )
     for name in MANIFOLDS:
         estimate = getattr(manifolds, name)
@@ -300,6 +303,15 @@ def _feature_scores(
     if found.logits is not None:
         inception = quality.inception_score(found.logits, generator=bench.generator())
         yield bench.score("inception_score", inception.value, inception.standard_error, "jackknife")
+
+
+def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows at random, or all rows as they are."""
+    import torch
+
+    if count == len(features):
+        return features
+    return features[torch.randperm(len(features), generator=generator)[:count]]
 
 
 def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
@@ -333,7 +345,11 @@ def _trajectories(samples: Samples, reference: Samples, bench: Bench) -> Iterato
     rms = squares.mean().sqrt().item()
     # The jackknife of a root is, to first order, that of the mean over twice the root.
     error = _error_of_mean(squares) / (2 * rms) if rms > 0 else 0.0
-    yield bench.score("trajectory_rms", rms, error, "jackknife")
+    facts = reference.description
+    details = f"to {facts['solver']}, NFE {facts['nfe']}, grid {facts['grid']}"
+    if facts["correction"] != "none":
+        details += f", correction {facts['correction']}"
+    yield bench.score("trajectory_rms", rms, error, "jackknife", details=details)
 
 
 def _error_of_mean(values: Tensor) -> float:

@@ -30,14 +30,14 @@ class ExternalSettings(Settings):
 
 
 class ExternalSamples(Samples):
-    """Samples made elsewhere, with the names of their files."""
+    """Samples made elsewhere, with the names of their files, or their places in an archive."""
 
     @cached_property
     def _names(self) -> list[str]:
         return json.loads((self.path / "names.json").read_text())
 
     def name_of(self, index: int) -> str:
-        return self._names[index] if self._names else super().name_of(index)
+        return self._names[index]
 
 
 def sources_of(settings: ExternalSettings) -> list[Path]:
@@ -57,18 +57,24 @@ def sources_of(settings: ExternalSettings) -> list[Path]:
 
 
 def run(context: Context) -> Result:
-    """Read all images, bring them to the data's number of channels, write them."""
+    """Read all images, bring them to the data's number of channels, write them in mixed order.
+
+    Files lie sorted by name, often in class folders, and an evaluation scores the first ones.
+    """
     import numpy as np
 
+    from stages.datasets.order import mixed_order
     from stages.sample import write_grid
 
     (path,) = sources_of(context.settings)
     data: Data = context.inputs["data"]
     try:
-        images, names = _folder(context, path) if path.is_dir() else (_npz(path), [])
+        images, names = _folder(context, path) if path.is_dir() else _npz(path)
         images = _with_channels(images, data.description["shape"][0])
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
+    order = mixed_order(len(images))
+    images, names = images[order], [names[i] for i in order]
     np.save(context.path / "samples.npy", images)
     np.save(context.path / "labels.npy", np.full(len(images), -1, np.int64))
     first = images[: GRID_SIDE**2]
@@ -118,10 +124,11 @@ def read_shard(files: list[Path], folder: Path) -> np.ndarray:
     return read_pixels(folder, files)
 
 
-def _npz(path: Path) -> np.ndarray:
+def _npz(path: Path) -> tuple[np.ndarray, list[str]]:
     from stages.image_files import read_npz
 
-    return read_npz(path)
+    images = read_npz(path)
+    return images, [f"image {index}" for index in range(len(images))]
 
 
 def _with_channels(images: np.ndarray, channels: int) -> np.ndarray:

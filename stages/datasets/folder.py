@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.datasets.images import ImageSet, Source, required, split
+from stages.datasets.order import mixed_order
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 HELD_OUT_FOLDERS = ("test", "val")
@@ -19,7 +20,8 @@ def read(settings) -> Source:
     Image files without class folders are data without labels. Class numbers follow the sorted
     folder names. With `settings.size` every image is resized so that its shorter side fits
     (bicubic) and cut to the centre; without it all must be of one size. Without a test folder
-    `settings.held_out` images (default: a sixth) are held out.
+    `settings.held_out` images (default: a sixth) are held out. Both parts are in an order of
+    numpy's RandomState(0), with or without a test folder.
     """
     root = required(settings.path, "folder", "folder of class folders")
     held_out = next((root / n for n in HELD_OUT_FOLDERS if (root / n).is_dir()), None)
@@ -33,8 +35,8 @@ def read(settings) -> Source:
             f"data.held_out is {settings.held_out}, but {held_out} holds the held-out images; "
             "leave data.held_out unset"
         )
-    names, files, labels = _listing(root / "train")
-    test_names, test_files, test_labels = _listing(held_out)
+    names, files, labels = _mixed(*_listing(root / "train"))
+    test_names, test_files, test_labels = _mixed(*_listing(held_out))
     if test_names != names:
         odd = sorted(set(names) ^ set(test_names))[0]
         raise ValueError(f"class '{odd}' is in only one of {root / 'train'} and {held_out}")
@@ -60,6 +62,14 @@ def _listing(root: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
         files += found
         labels += [label] * len(found)
     return tuple(folder.name for folder in classes), files, np.array(labels, np.int64)
+
+
+def _mixed(
+    names: tuple[str, ...], files: list[Path], labels: np.ndarray
+) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
+    """A listing in mixed order: sorted, it begins with the first classes alone."""
+    order = mixed_order(len(files))
+    return names, [files[i] for i in order], labels[order]
 
 
 def _images(files: Sequence[Path], size: int | None) -> np.ndarray:

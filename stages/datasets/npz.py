@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from stages.datasets.images import ImageSet, Source, required, split
+from stages.datasets.order import mixed
 from stages.image_files import read_arrays
 
 
 def read(settings) -> Source:
     """`settings.path`: the file. Without a test pair `settings.held_out` images (default: a
-    sixth) are held out."""
+    sixth) are held out. Both parts are in an order of numpy's RandomState(0), with a split of
+    their own too, since archives are often sorted by class."""
     path = required(settings.path, "npz", ".npz file")
     arrays = read_arrays(path)
     train = _pair(arrays, "train", path)
@@ -29,6 +31,7 @@ def read(settings) -> Source:
         test = _pair(arrays, "test", path)
         if len(test) and (highest := test.labels.max()) >= len(class_names):
             raise ValueError(f"y_test holds label {highest}, which no image of x_train has")
+        train, test = mixed(train), mixed(test)
     else:
         number = len(train) // 6 if settings.held_out is None else settings.held_out
         train, test = split(train, number)

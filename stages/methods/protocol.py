@@ -33,7 +33,8 @@ class Protocol:
     """How a score was measured; two scores compare only where all of it agrees.
 
     ``name`` is what people quote, such as "digits-embedded-1500"; ``extractor_hash`` the sha256 of
-    its weights; ``resize`` how images reach the extractor's size; ``reference`` data set and split;
+    its weights; ``resize`` how images reach the extractor's size; ``reference`` data set and split,
+    with a digest of the images where other data may have the same name;
     ``details`` what else a metric's value depends on, such as "k=5", where there is anything.
     """
 

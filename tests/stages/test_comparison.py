@@ -159,6 +159,19 @@ def test_the_page(tmp_path):
     assert "http" not in text.replace("http://www.w3.org", "")
 
 
+def test_panels_say_against_which_images_scores_were_measured():
+    a, b = (
+        Run(
+            k, {"evaluate/x": scores(k, row("fid", 5.0, reference=f"npz training images {k * 12}"))}
+        )
+        for k in "cd"
+    )
+    text = comparison.compared(comparing(a, b))
+    for k in "cd":
+        assert f"extractor aaaaaaaaaaaa, npz training images {k * 12}" in text
+    assert "measured under different protocols" in text
+
+
 def test_pictures_beyond_the_budget_are_left_out_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "PICTURE_BYTES", 5)
     a = Run("a", {"sample/x": grid("22", tmp_path, 0), "sample/y": grid("44", tmp_path, 0)})

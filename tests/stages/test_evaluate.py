@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
-from stages import embed, evaluate, sample
+from stages import embed, evaluate, prepare, sample
 from stages.methods import memorization, protocol
 from tests.stages.context import context, digests, make, sealed
 
@@ -162,6 +162,41 @@ def test_memorisation_has_the_error_of_a_share(tmp_path, few, score):
     assert found.error == pytest.approx((share * (1 - share) / 47) ** 0.5)
 
 
+def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
+    """Data of one kind have one name, and Inception one hash whatever the data."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 144, 8, 8), np.uint8)
+    facts, found = [], []
+    for folder, pixels in zip((tmp_path / "a", tmp_path / "b"), images, strict=True):
+        folder.mkdir()
+        np.savez(folder / "x.npz", x_train=pixels, y_train=np.arange(144) % 10)
+        chosen = {"dataset": "npz", "path": str(folder / "x.npz"), "held_out": 48}
+        data = make(folder / "data", prepare.STAGE, prepare.PrepareSettings(**chosen))
+        inputs = {"data": data, "extractor": extractor}
+        sets = {
+            part: make(folder / part, embed.STAGE, embed.FeatureSettings(part=part), **inputs)
+            for part in ("train", "test")
+        }
+        bench = evaluate._bench(sets["train"], sets["test"], SETTINGS)
+        found.append(bench.score("fid", 10.0, 1.0, "jackknife"))
+        facts.append(data.manifest.files["train.npy"]["sha256"])
+    assert [score.protocol.name for score in found] == ["npz-embedded-48"] * 2
+    assert found[0].protocol.reference == f"npz training images {facts[0][:12]}"
+    with pytest.raises(protocol.ProtocolError, match=f"reference .*{facts[0][:12]}.* against"):
+        protocol.difference(*found)
+
+
+def test_a_part_of_the_training_images_is_drawn_not_their_first(artifact, references):
+    """Sorted by class, the first training images would be of the first classes alone."""
+    clusters = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    clusters[:50] += 100
+    empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
+    train = embed.FeatureArrays(clusters, **empty)
+    samples = embed.FeatureArrays(clusters[1::2], **empty)
+    bench = evaluate._bench(references["train"], references["held_out"], SETTINGS)
+    found = {score.metric: score.value for score in evaluate._feature_scores(samples, train, bench)}
+    assert found["precision"] > 0.8
+
+
 def test_features_of_other_samples_or_extractors_are_refused(tmp_path, few, score):
     images = few.load().test[:]
     sets = {"one": samples_of(tmp_path / "1", images)}
@@ -210,7 +245,16 @@ def test_trajectory_rms_is_the_distance_to_the_reference(tmp_path, few, score):
     moved = samples_of(tmp_path / "m", images + 0.3)
     found = score(tmp_path / "s", {"moved": moved}, reference=reference)
     assert found.metrics["trajectory_rms"] == pytest.approx(0.3, rel=1e-5)
-    assert values(found, "moved")["trajectory_rms"].floor == 0
+    known = values(found, "moved")["trajectory_rms"]
+    assert known.floor == 0
+    assert known.protocol.details == "to euler, NFE 100, grid uniform_t"
+    facts = {"solver": "heun", "nfe": 99, "correction": "calibrated"}
+    other = samples_of(tmp_path / "h", images, **facts)
+    scores = score(tmp_path / "u", {"moved": moved}, reference=other)
+    to_other = values(scores, "moved")["trajectory_rms"]
+    assert to_other.protocol.details.endswith("heun, NFE 99, grid uniform_t, correction calibrated")
+    with pytest.raises(protocol.ProtocolError, match="details"):
+        protocol.difference(known, to_other)
     other = samples_of(tmp_path / "o", images, seed=1)
     with pytest.raises(StageError, match="reference differ in seed"):
         score(tmp_path / "t", {"other": other}, reference=reference)

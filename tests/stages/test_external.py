@@ -9,6 +9,7 @@ from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages import embed, evaluate, external, extract, prepare
 from stages.bench import Bench
+from stages.datasets.order import mixed_order
 from stages.image_files import read_npz
 from stages.table import CATALOG, RECIPES
 from tests.stages.context import context, digests, make
@@ -36,18 +37,32 @@ def test_a_folder_and_an_archive_of_the_same_pixels_are_the_same(tmp_path, few, 
         read(tmp_path / "2", tmp_path / "set.npz", few),
     )
     expected = torch.from_numpy(pixels[:, None]).float() / 127.5 - 1
-    assert torch.equal(folder.images(), expected)
+    order = mixed_order(60)
+    assert torch.equal(folder.images(), expected[order])
     assert torch.equal(folder.load().images[:7], folder.images(slice(7)))
     one, two = digests(folder.path), digests(archive.path)
     assert {name for name in one if one[name] != two[name]} == {"names.json"}
-    assert (folder.name_of(3), archive.name_of(3)) == ("003.png", "image 3")
+    at = order.tolist().index(3)
+    assert (folder.name_of(at), archive.name_of(at)) == ("003.png", "image 3")
     assert folder.description["method"] == "set"
+
+
+def test_the_first_of_a_folder_of_class_folders_are_of_every_class(tmp_path, few):
+    for label in range(4):
+        pixels = [np.full((8, 8), 60 * label + i, np.uint8) for i in range(15)]
+        write_images(tmp_path / "set" / str(label), pixels)
+    samples = read(tmp_path / "o", tmp_path / "set", few)
+    first = ((samples.images(slice(20)) + 1) * 127.5).round().long()[:, 0, 0, 0]
+    assert set((first // 60).tolist()) == {0, 1, 2, 3}
+    for index, value in enumerate(first.tolist()):
+        assert samples.name_of(index) == f"{value // 60}/{value % 60:03}.png"
 
 
 def test_floats_in_minus_one_to_one_are_kept(tmp_path, few):
     images = np.random.RandomState(0).uniform(-1, 1, (50, 1, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", images)
-    assert torch.equal(read(tmp_path / "o", tmp_path / "x.npz", few).images(), torch.tensor(images))
+    found = read(tmp_path / "o", tmp_path / "x.npz", few).images()
+    assert torch.equal(found, torch.tensor(images[mixed_order(50)]))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +206,7 @@ def test_scores_are_clean_fids_on_the_same_files(tmp_path, inception_dir):  # no
     basis = np.linalg.qr(np.concatenate(theirs).T.astype(np.float64))[0]
     expected = fid_from_feats(*(x.astype(np.float64) @ basis for x in theirs))
     assert found["fid"] == pytest.approx(expected, rel=1e-3)
-    x, y = (torch.from_numpy(f) for f in theirs)
+    x, y = (torch.from_numpy(f[mixed_order(40)]) for f in theirs)
     assert found["kid"] == pytest.approx(_kid(x, y, kernel_distance), rel=1e-3, abs=1e-6)
 
 

@@ -207,15 +207,47 @@ def test_folder_with_a_split_grey_images_and_many_sizes(tmp_path):
     sizes = ((9, 12), (20, 8))
     write_folder(tmp_path / "in/train", sizes, mode="L")
     write_folder(tmp_path / "in/val", sizes, per_class=2, mode="L")
-    with pytest.raises(StageError, match=r"images differ in size \(9x12 in 0.png, 20x8 in 1.png\)"):
+    with pytest.raises(
+        StageError, match=r"differ in size \(\d+x\d+ in \d.png, \d+x\d+ in \d.png\); set data.size"
+    ):
         prepared(tmp_path / "out", dataset="folder", path=str(tmp_path / "in"))
     loaded = prepared(tmp_path / "out", dataset="folder", path=str(tmp_path / "in"), size=8)
     assert (len(loaded.train), len(loaded.test), loaded.shape) == (12, 4, (1, 8, 8))
     # 20x8 needs no scaling: its centre is cut out.
     with Image.open(tmp_path / "in/train/cat/1.png") as image:
         centre = np.asarray(image)[:, 6:14]
-    found = ((loaded.train[:][1, 0] + 1) * 127.5).round().numpy()
+    place = np.random.RandomState(0).permutation(12).tolist().index(1)
+    found = ((loaded.train[:][place, 0] + 1) * 127.5).round().numpy()
     assert np.array_equal(found, centre)
+
+
+def test_data_sorted_by_class_with_a_split_of_their_own_are_mixed(tmp_path):
+    """The same images as folder and as archive, latents and their pixels, say, stay in step."""
+    labels = {"train": np.repeat(np.arange(4), 15), "test": np.repeat(np.arange(4), 6)}
+    arrays = {}
+    for part, of in labels.items():
+        places = np.arange(len(of)) % (len(of) // 4)
+        pixels = np.broadcast_to(
+            (50 * of + places).astype(np.uint8)[:, None, None], (len(of), 8, 8)
+        )
+        for pixel, label, place in zip(pixels, of, places, strict=True):
+            folder = tmp_path / "in" / part / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(pixel)).save(folder / f"{place:02}.png")
+        arrays |= {f"x_{part}": pixels, f"y_{part}": of}
+    np.savez(tmp_path / "in.npz", **arrays)
+    folder = prepared(tmp_path / "f", dataset="folder", path=str(tmp_path / "in"))
+    archive = prepared(tmp_path / "a", dataset="npz", path=str(tmp_path / "in.npz"))
+    for part, of in labels.items():
+        one, two = getattr(folder, part), getattr(archive, part)
+        assert torch.equal(one[:], two[:])
+        assert torch.equal(one.labels, two.labels)
+        assert set(two.labels[: len(of) // 3].tolist()) == {0, 1, 2, 3}
+        found = ((two[:] + 1) * 127.5).round().long()[:, 0, 0, 0]
+        assert torch.equal(found // 50, two.labels)
+        assert sorted(found.tolist()) == arrays[f"x_{part}"][:, 0, 0].tolist()
+    few = prepared(tmp_path / "l", dataset="npz", path=str(tmp_path / "in.npz"), limit=20)
+    assert set(few.train.labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_folder_bad_input(tmp_path):
