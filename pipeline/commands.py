@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import plan as planning
 from pipeline import progress, record, results
 from pipeline.errors import DONE, UsageError
+from pipeline.holding import holder
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
@@ -188,7 +189,13 @@ def report(root: Root, options: Namespace) -> int:
 
     store = _store(options)
     run = results.find(options.run, store)
-    path = publish.report(root(), store, run.data)
+    try:
+        path = publish.report(root(), store, run.data)
+    except PermissionError as error:
+        raise UsageError(
+            f"the report of run {run.id} cannot be written: {error.filename}: {error.strerror}; "
+            "copy the store to a place of your own and name that with --store"
+        ) from error
     if path is None:
         raise UsageError(f"run {run.id} has nothing to report yet")
     print(path)
@@ -272,9 +279,11 @@ def garbage(
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
     doomed, unsent = [], []
     for data in store.runs():
-        with store.lock(f"run-{data['id']}") as free:
-            if not free:
-                raise UsageError(f"run {data['id']} is going on; wait for it, or stop it first")
+        where = holder(store, data["id"])
+        if where:
+            raise UsageError(
+                f"run {data['id']} is going on ({where}); wait for it, or stop it first"
+            )
         group = kept.setdefault((data["recipe"], data["preset"]), [])
         folder = store.local / "runs" / data["id"]
         if len(group) < keep:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline import progress, provenance
+from pipeline.holding import hold
 from pipeline.plan import Plan
 from pipeline.store import Store
 from pipeline.tracking_uri import PUT_BACK, redact
@@ -79,11 +80,11 @@ class Record:
         for data in store.runs():
             if data["state"] == FINISHED or not same_nodes(data, plan):
                 continue
-            if stack.enter_context(store.lock(f"run-{data['id']}", ORPHAN_SECONDS)):
+            if stack.enter_context(hold(store, data["id"], ORPHAN_SECONDS)):
                 return cls(store, data | {"state": RUNNING, "continued": provenance.now()})
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         run_id = f"{stamp}-{plan.recipe}-{secrets.token_hex(2)}"
-        stack.enter_context(store.lock(f"run-{run_id}"))
+        stack.enter_context(hold(store, run_id))
         return cls(store, _new(run_id, plan, overrides))
 
     def node(

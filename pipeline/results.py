@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact, Manifest
 from pipeline.errors import UsageError, nearest
+from pipeline.holding import holder
 from pipeline.record import RUNNING, STOPPED
 from pipeline.store import Store
 
@@ -83,8 +84,7 @@ class Run:
         """`finished`, `failed`, `interrupted` (also when its command was killed) or `running`."""
         state = self.data["state"]
         if state == RUNNING:
-            with self.store.lock(f"run-{self.id}") as nobody_runs_it:
-                return STOPPED if nobody_runs_it else RUNNING
+            return RUNNING if holder(self.store, self.id) else STOPPED
         return state
 
     @property

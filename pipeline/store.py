@@ -178,13 +178,24 @@ class Store:
 
         Yields whether it is held, within `wait_seconds`. A process that dies lets go of it.
         """
-        path = self.local / "locks" / name.replace("/", "-")
+        path = self._lock_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + wait_seconds
         with path.open("w") as stream:
-            while not (held := _try_lock(stream)) and time.monotonic() < deadline:
+            while not (held := _try_lock(stream, fcntl.LOCK_EX)) and time.monotonic() < deadline:
                 time.sleep(0.05)
             yield held
+
+    def is_locked(self, name: str) -> bool:
+        """Whether somebody holds a lock at this moment. Writes nothing."""
+        try:
+            with self._lock_path(name).open() as stream:
+                return not _try_lock(stream, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+    def _lock_path(self, name: str) -> Path:
+        return self.local / "locks" / name.replace("/", "-")
 
     # Run records
 
@@ -233,9 +244,9 @@ class WorkArea:
                 self._pushed[relative] = mark
 
 
-def _try_lock(stream: IO[str]) -> bool:
+def _try_lock(stream: IO[str], kind: int) -> bool:
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

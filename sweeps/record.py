@@ -18,6 +18,7 @@ import yaml
 
 from pipeline import progress, provenance
 from pipeline.errors import UsageError
+from pipeline.holding import hold
 from pipeline.record import ORPHAN_SECONDS, RUNNING, command_line
 from pipeline.store import Store
 from sweeps.space import canonical
@@ -205,7 +206,7 @@ def opened(store: Store, data: Mapping[str, Any], stack: contextlib.ExitStack) -
     Raises:
         UsageError: another command is running it.
     """
-    if not stack.enter_context(store.lock(f"run-{data['id']}", ORPHAN_SECONDS)):
+    if not stack.enter_context(hold(store, data["id"], ORPHAN_SECONDS)):
         raise UsageError(f"sweep {data['id']} is going on in another command; wait for it")
     known = store.read_run(data["id"])
     if known is None:

@@ -1,13 +1,20 @@
 """A run's record: what it keeps of the command, and who may go on with it."""
 
 import contextlib
+import shutil
 import sys
+import threading
+import time
 
 import pytest
 
+from pipeline import holding
 from pipeline import plan as planning
+from pipeline.commands import garbage
+from pipeline.errors import UsageError
 from pipeline.plan import Request
 from pipeline.record import Record, command_line, resume_command
+from pipeline.results import Run
 from pipeline.store import Store
 from tests.toy.table import CATALOG
 
@@ -17,6 +24,65 @@ SECRET = "http://me:p4ss@host:5000"
 def begun(store, stack):
     plan = planning.make(CATALOG, store, Request("chain"))
     return Record.open(store, plan, [], stack)
+
+
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    """Two machines that share nothing but an object store."""
+
+    def machine(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        return Store(f"memory://bucket/{tmp_path.name}")
+
+    return machine("a"), machine("b")
+
+
+def test_on_an_object_store_a_run_is_running_for_other_machines_too(machines, monkeypatch):
+    one, other = machines
+    with contextlib.ExitStack() as stack:
+        record = begun(one, stack)
+        assert [Run(store, record.data).state for store in machines] == ["running"] * 2
+        for store in machines:
+            with pytest.raises(UsageError, match=f"{record.id} is going on"):
+                garbage(store, 0)
+        with contextlib.ExitStack() as second:
+            assert begun(other, second).id != record.id
+    assert [Run(store, record.data).state for store in machines] == ["interrupted"] * 2
+
+
+def test_a_machine_that_died_leaves_its_run_to_others(machines, monkeypatch):
+    one, other = machines
+    with contextlib.ExitStack() as stack:
+        record = begun(one, stack)
+        left = one.location.read(f"runs/{record.id}/alive.json")
+    one.location.write(f"runs/{record.id}/alive.json", left)
+    assert Run(other, record.data).state == "running"
+    later = time.time() + holding.FRESH_SECONDS + 1
+    monkeypatch.setattr(holding.time, "time", lambda: later)
+    assert Run(other, record.data).state == "interrupted"
+    with contextlib.ExitStack() as stack:
+        assert begun(other, stack).id == record.id
+
+
+def test_a_long_run_renews_its_sign_of_life(machines, monkeypatch):
+    monkeypatch.setattr(holding, "BEAT_SECONDS", 0.01)
+    one, _ = machines
+    with contextlib.ExitStack() as stack:
+        record = begun(one, stack)
+        renewed = threading.Event()
+        monkeypatch.setattr(one.location, "write", lambda name, data: renewed.set())
+        assert renewed.wait(60)
+    assert one.location.read(f"runs/{record.id}/alive.json") is None
+
+
+def test_the_state_of_a_killed_run_is_read_without_writing(tmp_path):
+    store = Store(tmp_path / "store")
+    with contextlib.ExitStack() as stack:
+        record = begun(store, stack)
+        assert Run(store, record.data).state == "running"
+    shutil.rmtree(store.local / "locks")
+    assert Run(store, record.data).state == "interrupted"
+    assert not (store.local / "locks").exists()
 
 
 @pytest.mark.parametrize("given", [["--tracking-uri", SECRET], [f"--tracking-uri={SECRET}"]])
