@@ -57,7 +57,7 @@ def run(root: Root, options: Namespace) -> int:
         found = record.finished_run(store, plan)
         if found is not None:
             print(f"nothing to do: run {found['id']} holds these results\n")
-            print(session.results_text(store, found))
+            print(session.results_text(store, found, options.tracking_uri))
             return DONE
     session.check(plan, store, how)
     return supervise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST
+from pipeline.tracking_uri import redact
 
 CODE = Path(__file__).resolve().parent.parent
 _MLFLOW_STATUS = {record.FINISHED: "FINISHED", record.FAILED: "FAILED", record.STOPPED: "KILLED"}
@@ -194,7 +196,7 @@ class _Session:
         if state == record.FAILED:
             say(failure_text(self.entry.data, self.entry.folder))
             return NODE_FAILED
-        say(results_text(self.store, self.entry.data))
+        say(results_text(self.store, self.entry.data, self.options.tracking_uri))
         return DONE
 
 
@@ -236,13 +238,22 @@ def failure_text(data: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def results_text(store: Store, data: Mapping[str, Any]) -> str:
-    """The scores of a run and where to look further."""
+def results_text(store: Store, data: Mapping[str, Any], tracking_uri: str | None = None) -> str:
+    """The scores of a run, tracked at `tracking_uri`, and where to look further."""
     run = Run(store, dict(data))
     lines = [run.text(), ""]
     report = store.run_path(data["id"]) / "report.html"
     if report.is_file():
         lines.append(f"report:  {report}")
-    where = "" if store.uri == str(Path(DEFAULT_STORE).resolve()) else f" --store {store.uri}"
-    lines.append(f"compare: python -m pipeline ui{where}")
+    lines.append(f"compare: {ui_command(store, tracking_uri)}")
     return "\n".join(lines)
+
+
+def ui_command(store: Store, tracking_uri: str | None) -> str:
+    """The command that shows what was tracked at a URI, by default in the store."""
+    words = ["python", "-m", "pipeline", "ui"]
+    if tracking_uri is not None:
+        words += ["--tracking-uri", redact(tracking_uri)]
+    elif store.uri != str(Path(DEFAULT_STORE).resolve()):
+        words += ["--store", store.uri]
+    return shlex.join(words)

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline import track
-from pipeline.results import DEFAULT_STORE
-from pipeline.session import say
+from pipeline.session import say, ui_command
 from pipeline.store import Store
 from sweeps.check import Checked
 from sweeps.outcome import Outcome
@@ -26,8 +25,9 @@ def finish(
     entry: SweepRecord,
     outcome: Outcome,
     tracker: track.Tracker,
+    tracking_uri: str | None,
 ) -> None:
-    """Write and say the results of a sweep."""
+    """Write and say the results of a sweep, tracked at `tracking_uri` or else in the store."""
     say(f"\n{outcome.text()}\n\n{outcome.verdict()}\n")
     if outcome.best is not None:
         best = entry.folder / BEST
@@ -47,8 +47,7 @@ def finish(
     else:
         tracker.artifact(path, "report")
         say(f"report:  {path}")
-    where = "" if store.uri == str(Path(DEFAULT_STORE).resolve()) else f" --store {store.uri}"
-    say(f"compare: python -m pipeline ui{where}")
+    say(f"compare: {ui_command(store, tracking_uri)}")
 
 
 def preset_text(sweep: Sweep, checked: Checked, outcome: Outcome, sweep_id: str) -> str:

@@ -264,7 +264,15 @@ class Session:
         failed = [trial for trial in self.entry.trials if trial.state == FAILED]
         self.entry.end(runs.FAILED if failed else runs.FINISHED)
         outcome = Outcome.of(self.sweep.space, self.entry.trials)
-        finish(self.store, self.sweep, self.checked, self.entry, outcome, self.tracker)
+        finish(
+            self.store,
+            self.sweep,
+            self.checked,
+            self.entry,
+            outcome,
+            self.tracker,
+            self.how.tracking_uri,
+        )
         self.tracker.close("FAILED" if failed else "FINISHED", timeout=10)
         cluster.disconnect()
         if failed:

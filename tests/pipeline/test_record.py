@@ -1,6 +1,7 @@
 """A run's record: what it keeps of the command, and who may go on with it."""
 
 import contextlib
+import shlex
 import shutil
 import sys
 import threading
@@ -15,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.plan import Request
 from pipeline.record import Record, command_line, resume_command
 from pipeline.results import Run
+from pipeline.session import ui_command
 from pipeline.store import Store
 from tests.toy.table import CATALOG
 
@@ -94,6 +96,16 @@ def test_a_record_holds_no_password(given, tmp_path, monkeypatch):
     assert record.data["command"].startswith("python -m pipeline run chain a.value=2")
     assert "http://me:***@host:5000" in command_line()
     assert "password in the place of ***" in resume_command()
+
+
+def test_the_command_to_compare_names_where_the_run_is_tracked(tmp_path):
+    store = Store(tmp_path / "my store")
+    assert shlex.split(ui_command(store, None))[4:] == ["--store", store.uri]
+    assert shlex.split(ui_command(store, SECRET))[4:] == [
+        "--tracking-uri",
+        "http://me:***@host:5000",
+    ]
+    assert ui_command(Store("store"), None) == "python -m pipeline ui"
 
 
 def test_how_to_go_on_is_the_command_itself(monkeypatch):
