@@ -47,6 +47,11 @@ class Location(Protocol):
         """Bytes below a folder."""
 
 
+def cache_folder() -> Path:
+    """This user's folder for what can be had again: in `XDG_CACHE_HOME`, or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-bench"
+
+
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.locations import cache_folder
+
 NEWEST = 2000  # findings that are kept
 
 
@@ -27,8 +29,7 @@ def under(mark: str, find: Callable[[], Any]) -> Any:
 
 
 def _file() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "diffusion-bench" / "remembered.json"
+    return cache_folder() / "remembered.json"
 
 
 @cache

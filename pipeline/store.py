@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
-from pipeline.errors import DamagedArtifactError
+from pipeline.errors import DamagedArtifactError, UsageError
 from pipeline.locations import (
     LocalLocation,
     Location,
     RemoteLocation,
+    cache_folder,
     files_below,
     quarantine_name,
 )
@@ -36,16 +38,23 @@ class Store:
         uri: a local directory, or a URI that fsspec knows (`s3://bucket/prefix`, `gs://...`).
 
     Raises:
-        UsageError: no package is installed for that kind of URI.
+        UsageError: no package is installed for that kind of URI, or it lacks a slash.
     """
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
+        slip = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/(?!/)", self.uri)
+        if slip:
+            rest = self.uri[slip.end() :]
+            right = "file:///" if slip[1] == "file" else f"{slip[1]}://"
+            raise UsageError(
+                f"store {self.uri} has one slash where a URI has two; write {right}{rest}, or "
+                f"./{self.uri} for a folder of that name"
+            )
         self.remote = "://" in self.uri and not self.uri.startswith("file://")
         if self.remote:
             slug = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
-            base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-            self.local = base / "diffusion-bench" / slug
+            self.local = cache_folder() / slug
             self.location: Location = RemoteLocation(self.uri, self.local)
         else:
             self.local = Path(self.uri.removeprefix("file://")).expanduser().resolve()

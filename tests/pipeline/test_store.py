@@ -167,3 +167,17 @@ def test_an_unwritable_store_is_refused(tmp_path):
         Store(file / "store").check_writable()
     with pytest.raises(UsageError, match="nosuch"):
         Store("nosuch://bucket")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("s3:/bucket/x", "s3://bucket/x"), ("file:/tmp/x", "file:///tmp/x")]
+)
+def test_a_uri_with_one_slash_is_no_folder(typed, meant):
+    with pytest.raises(UsageError, match=f"write {meant}, or ./{typed} for"):
+        Store(typed)
+
+
+def test_an_empty_cache_setting_counts_as_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert Store("memory://bucket/x").local.parent == tmp_path / ".cache" / "diffusion-bench"
