@@ -170,12 +170,10 @@ def show(root: Root, options: Namespace) -> int:
 
 def logs(root: Root, options: Namespace) -> int:
     """Print a node's log."""
-    from pipeline.run import log_file
-
     store = _store(options)
     run = results.find(options.run, store)
     node = run[options.node]
-    path = log_file(store.run_path(run.id) / "logs", options.node)
+    path = record.log_path(store.run_path(run.id), options.node)
     if not path.is_file():
         print(f"{options.node} printed nothing in run {run.id} ({node.state})")
         return DONE

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline import progress, provenance
+from pipeline.graph import Node
 from pipeline.holding import hold
 from pipeline.plan import Plan
 from pipeline.store import Store
@@ -108,6 +109,30 @@ class Record:
         self._store.write_run(self.id, self.data)
 
 
+def node_entry(
+    node: Node,
+    key: str,
+    state: str = progress.QUEUED,
+    seconds: float | None = None,
+    error: str = "",
+) -> dict[str, Any]:
+    """What a run's record says of a node."""
+    return {
+        "stage": node.stage.name,
+        "key": key,
+        "upstream": list(node.upstream),
+        "tags": dict(node.tags),
+        "state": state,
+        "seconds": seconds,
+        "error": error,
+    }
+
+
+def log_path(folder: Path, node: str) -> Path:
+    """The log of one node of the run whose folder this is."""
+    return folder / "logs" / f"{node.replace('/', '.')}.log"
+
+
 def brief(timings: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     """Measured curves as `[[step, value], ...]`; of a long one only the median, without step."""
     found = {}
@@ -120,18 +145,7 @@ def brief(timings: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
 
 
 def _new(run_id: str, plan: Plan, overrides: list[str]) -> dict[str, Any]:
-    nodes = {
-        name: {
-            "stage": node.node.stage.name,
-            "key": node.key,
-            "upstream": list(node.node.upstream),
-            "tags": dict(node.node.tags),
-            "state": progress.QUEUED,
-            "seconds": None,
-            "error": "",
-        }
-        for name, node in plan.nodes.items()
-    }
+    nodes = {name: node_entry(item.node, item.key) for name, item in plan.nodes.items()}
     return {
         "id": run_id,
         "recipe": plan.recipe,

@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline import cluster, progress, provenance, worker
 from pipeline.artifact import Manifest
 from pipeline.errors import RayLostError
 from pipeline.graph import Node
 from pipeline.plan import CACHED, Plan
+from pipeline.record import log_path
 from pipeline.store import Store
 
 BUSY_RETRY_SECONDS = 0.5
@@ -41,14 +42,14 @@ class Listener:
     """Where news of a run goes: the terminal, the log files, the run record, MLflow."""
 
     view: progress.View
-    logs: Path
+    folder: Path
     tracker: Any = None
     on_change: Any = None
     _files: dict[str, Any] = field(default_factory=dict)
 
     def log(self, node: str, text: str) -> None:
         if node not in self._files:
-            self._files[node] = log_file(self.logs, node).open("a")
+            self._files[node] = open_log(self.folder, node)
         self._files[node].write(text)
         self._files[node].flush()
 
@@ -57,10 +58,11 @@ class Listener:
             stream.close()
 
 
-def log_file(folder: Path, node: str) -> Path:
-    """The log of one node of a run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{node.replace('/', '.')}.log"
+def open_log(folder: Path, node: str) -> IO[str]:
+    """The log of one node of the run whose folder this is, to add to."""
+    path = log_path(folder, node)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a")
 
 
 @dataclass

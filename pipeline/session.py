@@ -130,7 +130,7 @@ class _Session:
     def _execute(self) -> str:
         from pipeline import run
 
-        listener = run.Listener(self.view, self.entry.folder / "logs", self.tracker, self._ended)
+        listener = run.Listener(self.view, self.entry.folder, self.tracker, self._ended)
         if self.plan.todo:
             self._connect()
         execution = run.Execution(self.plan, self.store, listener, self.catalog.packages)
@@ -229,8 +229,7 @@ def failure_text(data: Mapping[str, Any], folder: Path) -> str:
     lines = []
     for name, node in data["nodes"].items():
         if node["state"] == progress.FAILED:
-            log = folder / "logs" / f"{name.replace('/', '.')}.log"
-            lines.append(f"{name} failed: {node['error']}\n  log: {log}")
+            lines.append(f"{name} failed: {node['error']}\n  log: {record.log_path(folder, name)}")
     blocked = [n for n, node in data["nodes"].items() if node["state"] == progress.BLOCKED]
     if blocked:
         lines.append(f"not run because of that: {', '.join(blocked)}")

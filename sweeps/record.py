@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from pipeline import progress, provenance
+from pipeline import provenance
 from pipeline.errors import UsageError
 from pipeline.holding import hold
-from pipeline.record import ORPHAN_SECONDS, RUNNING, command_line
+from pipeline.record import ORPHAN_SECONDS, RUNNING, command_line, node_entry
 from pipeline.store import Store
 from sweeps.space import canonical
 from sweeps.target import Sweep, Target
@@ -102,18 +102,7 @@ class SweepRecord:
     def expect(self, trial: TrialRecord, found: Sequence[Target], shared: frozenset[str]) -> None:
         """Note the nodes that a trial is going to run, so that `gc` keeps what they leave."""
         nodes = [
-            {
-                node.name: {
-                    "stage": node.stage.name,
-                    "key": target.graph.keys[node.name],
-                    "upstream": list(node.upstream),
-                    "tags": dict(node.tags),
-                    "state": progress.QUEUED,
-                    "seconds": None,
-                    "error": "",
-                }
-                for node in target.graph
-            }
+            {node.name: node_entry(node, target.graph.keys[node.name]) for node in target.graph}
             for target in found
         ]
         self.nodes(trial, nodes, shared)

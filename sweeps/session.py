@@ -13,7 +13,7 @@ from pipeline import plan as planning
 from pipeline import record as runs
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.record import resume_command
-from pipeline.run import log_file
+from pipeline.run import open_log
 from pipeline.session import CODE, Options, say
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -210,7 +210,7 @@ class Session:
         if kind == "log":
             several = self.sweep.space.seeds > 1
             name = record.node_name(trial.name, number if several else None, node)
-            with log_file(self.entry.folder / "logs", name).open("a") as stream:
+            with open_log(self.entry.folder, name) as stream:
                 stream.write(rest[0])
         elif kind == "points" and self.sweep.space.seeds == 1:
             self.tracker.points(trial.name, rest[0], rest[1])

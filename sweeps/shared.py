@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline import progress
 from pipeline.plan import CACHED, DAMAGED, NodePlan, Plan
-from pipeline.run import Claims, Execution, log_file, run_together
+from pipeline.record import node_entry
+from pipeline.run import Claims, Execution, open_log, run_together
 from pipeline.session import say
 from pipeline.store import Store
 from sweeps.check import Checked
@@ -85,15 +86,12 @@ class SharedNodes:
     def _note(self, name: str, node: NodePlan) -> None:
         self._entry.data["nodes"].setdefault(
             self._label(name, node.key),
-            {
-                "stage": node.node.stage.name,
-                "key": node.key,
-                "upstream": list(node.node.upstream),
-                "tags": dict(node.node.tags),
-                "state": progress.REUSED if node.state == CACHED else progress.QUEUED,
-                "seconds": node.seconds if node.manifest else None,
-                "error": "",
-            },
+            node_entry(
+                node.node,
+                node.key,
+                progress.REUSED if node.state == CACHED else progress.QUEUED,
+                node.seconds if node.manifest else None,
+            ),
         )
 
     def _label(self, name: str, key: str) -> str:
@@ -138,7 +136,7 @@ class Listener:
         self._view.message(text)
 
     def log(self, node: str, text: str) -> None:
-        with log_file(self._entry.folder / "logs", self._names[node]).open("a") as stream:
+        with open_log(self._entry.folder, self._names[node]) as stream:
             stream.write(text)
 
     def close(self) -> None:

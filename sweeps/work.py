@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import progress
+from pipeline.record import node_entry
 from pipeline.run import Claims, Execution, advance_together
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -158,14 +159,12 @@ class Work:
 def _described(execution: Execution) -> dict[str, dict[str, Any]]:
     """What a run's record says of nodes."""
     return {
-        name: {
-            "stage": item.node.stage.name,
-            "key": item.key,
-            "upstream": list(item.node.upstream),
-            "tags": dict(item.node.tags),
-            "state": item.state,
-            "seconds": item.manifest.seconds if item.manifest else None,
-            "error": item.error,
-        }
+        name: node_entry(
+            item.node,
+            item.key,
+            item.state,
+            item.manifest.seconds if item.manifest else None,
+            item.error,
+        )
         for name, item in execution.nodes.items()
     }

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import holding
 from pipeline import plan as planning
+from pipeline.__main__ import main
 from pipeline.commands import garbage
 from pipeline.errors import UsageError
 from pipeline.plan import Request
@@ -106,6 +107,15 @@ def test_the_command_to_compare_names_where_the_run_is_tracked(tmp_path):
         "http://me:***@host:5000",
     ]
     assert ui_command(Store("store"), None) == "python -m pipeline ui"
+
+
+def test_asking_for_a_log_makes_no_folder(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    with contextlib.ExitStack() as stack:
+        record = begun(store, stack)
+    assert main(["logs", record.id, "total", "--store", store.uri], root=lambda: CATALOG) == 0
+    assert "printed nothing" in capsys.readouterr().out
+    assert not (record.folder / "logs").exists()
 
 
 def test_how_to_go_on_is_the_command_itself(monkeypatch):
