@@ -168,20 +168,18 @@ def test_ray_itself_may_die(tmp_path, name):
     assert latest("chain", store)["total"].metrics == {"value": 10.0}
 
 
-def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_ends_it_and_says_how_to_go_on(tmp_path):
     store = tmp_path / "store"
     process = start(store, "chain", "a.steps=1000", "a.seconds=100")
     wait_for_step(store, 2, process)
-    begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert time.monotonic() - begun < 5
+    assert process.wait(LIMIT_SECONDS) == 130
     assert "Go on with:\n  python -m pipeline run chain a.steps=1000" in said(store)
     assert latest("chain", store).state == "interrupted"
     plan = planning.make(
         CATALOG, Store(store), Request("chain", overrides=("a.steps=1000", "a.seconds=100"))
     )
-    assert plan.nodes["number/a"].state == "partial"
+    assert plan.nodes["number/a"].state == "partial", "it was not waited for"
 
 
 def test_two_commands_share_the_work(tmp_path):

@@ -123,10 +123,8 @@ def test_workers_watch_together(tmp_path, few):
 def test_a_refusal_of_the_workers_arrives_once_as_its_own(tmp_path, few, teacher):
     patch = NetworkSettings(width=16, depth=1, heads=2, patch=2)
     settings = MASKED.revised(num_workers=2, network=patch.model_dump())
-    begun = time.monotonic()
     with pytest.raises(StageError, match="4 patches, the network's grid is 4x4"):
         make(tmp_path, train.STAGE, settings, data=few, teacher=teacher)
-    assert time.monotonic() - begun < 300
 
 
 def test_workers_that_never_find_room_are_not_waited_for_without_end(
