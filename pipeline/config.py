@@ -79,10 +79,18 @@ def preset_names(catalog: Catalog) -> list[str]:
     return sorted(path.stem for path in catalog.presets.glob("*.yaml"))
 
 
-def _preset_layers(catalog: Catalog, preset: str) -> tuple[str, list[tuple[str, dict]]]:
-    """The layers of a preset, those it extends first."""
-    path = Path(preset)
-    if path.suffix not in (".yaml", ".yml"):
+def _preset_layers(
+    catalog: Catalog, preset: str, beside: Path | None = None, above: tuple[Path, ...] = ()
+) -> tuple[str, list[tuple[str, dict]]]:
+    """The layers of a preset, those it extends first.
+
+    beside: the folder that a relative file is in; None is the current one. above: the files that
+    extend this one.
+    """
+    path = Path(preset).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        path = (beside or Path()) / path
+    else:
         names = preset_names(catalog)
         if preset not in names:
             raise UsageError(
@@ -90,13 +98,15 @@ def _preset_layers(catalog: Catalog, preset: str) -> tuple[str, list[tuple[str, 
                 "or give a .yaml file)"
             )
         path = catalog.presets / f"{preset}.yaml"
+    if (own := path.resolve()) in above:
+        trail = " -> ".join(file.name for file in (*above[above.index(own) :], own))
+        raise UsageError(f"presets extend each other in a circle ({trail}); name another preset")
     tree = read_yaml(path)
     base = tree.pop("extends", None)
     layers = [(f"preset {path.stem}", tree)]
     if base is not None:
-        if base == preset:
-            raise UsageError(f"preset '{preset}' extends itself; name another preset")
-        layers = _preset_layers(catalog, str(base))[1] + layers
+        further = _preset_layers(catalog, str(base), path.parent, (*above, own))
+        layers = further[1] + layers
     return path.stem, layers
 
 

@@ -83,3 +83,18 @@ def test_a_resolved_preset_written_out_resolves_to_the_same(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(first.settings.model_dump(mode="json")))
     assert resolve(preset=str(file)).settings == first.settings
+
+
+def test_presets_that_extend_each_other_are_refused(tmp_path):
+    (tmp_path / "one.yaml").write_text("extends: two.yaml\n")
+    (tmp_path / "two.yaml").write_text("extends: one.yaml\n")
+    with pytest.raises(UsageError, match=r"circle \(one\.yaml -> two\.yaml -> one\.yaml\)"):
+        config.resolve(CATALOG, str(tmp_path / "one.yaml"))
+
+
+def test_a_file_extends_the_one_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "base.yaml").write_text("a: {value: 7}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert config.resolve(CATALOG, str(tmp_path / "mine.yaml")).settings.a.value == 7
