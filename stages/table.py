@@ -268,10 +268,10 @@ def evaluation(bench: Bench) -> list[Node]:
 def training(bench: Bench) -> list[Node]:
     """Training in depth: every method from several seeds, MaskAlign's parts taken away."""
     # Latents would have to be decoded before they could be scored.
-    scored = [] if bench.data.latent else extractor_nodes(bench)
+    scorers = [] if bench.data.latent else extractor_nodes(bench)
     templates = [*train_nodes(bench), *checkpoint_nodes(bench, bench.train.method)]
-    compared = training_nodes.compared_nodes(bench, templates, with_scores=bool(scored))
-    nodes = [*prepare_nodes(bench), *scored, *compared]
+    compared = training_nodes.compared_nodes(bench, templates, with_scores=bool(scorers))
+    nodes = [*prepare_nodes(bench), *scorers, *compared]
     nodes = _with_needed(bench, nodes)
     report = report_node(bench, nodes)
     shown = training_nodes.shown_samples(bench, nodes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -194,12 +193,10 @@ def _risk_node(
 
 
 def _baseline_risks(bench: Bench, data: str = "prepare", end: str = "") -> Iterator[Node]:
-    """BayesShrink only where scikit-image is installed."""
     dataset = PHOTOGRAPHS if end else bench.data.dataset
     for kind in BASELINES:
-        if kind != "bayes-shrink" or importlib.util.find_spec("skimage"):
-            tags = {"method": kind, "dataset": dataset}
-            yield _risk_node(bench, _named(kind, end), {"data": data}, tags, denoiser=kind)
+        tags = {"method": kind, "dataset": dataset}
+        yield _risk_node(bench, _named(kind, end), {"data": data}, tags, denoiser=kind)
 
 
 def _network_risks(bench: Bench, nodes: Sequence[Node]) -> Iterator[Node]:

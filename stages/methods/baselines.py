@@ -119,7 +119,7 @@ class EmpiricalBayes:
 @dataclass(frozen=True)
 class BayesShrink:
     """Soft thresholding with BayesShrink's threshold per band (Chang, Yu and Vetterli 2000), as
-    scikit-image has it, which is an optional package. It knows no training data. levels: None
+    scikit-image has it. It knows no training data. levels: None
     for scikit-image's own choice. Not differentiable; runs on the CPU, image by image."""
 
     wavelet: str = "db2"
@@ -127,13 +127,8 @@ class BayesShrink:
 
     def __call__(self, y: Tensor, sigma: float) -> Tensor:
         _check_sigma(sigma)
-        try:
-            from skimage.restoration import denoise_wavelet
-        except ImportError:
-            raise ImportError(
-                "BayesShrink needs scikit-image: pip install scikit-image, or leave this "
-                "baseline out."
-            ) from None
+        from skimage.restoration import denoise_wavelet
+
         images = [
             denoise_wavelet(
                 image,

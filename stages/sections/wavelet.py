@@ -98,7 +98,6 @@ def _section(of: Compared, drawn: Mapping[str, Any]) -> Section:
 
 
 def _words(of: Compared) -> str:
-    absent = "" if of.named("bayes-shrink") else " BayesShrink needs scikit-image, and is left out."
     labelled = (
         " Networks are asked without a class, as the others are; <i>labelled</i> is told it."
         if any(risk.kind == "network" for risk in of.risks)
@@ -112,7 +111,7 @@ def _words(of: Compared) -> str:
         "images. The others are measured on one shared noise, ± one standard error over images, "
         "which are taken as independent. Differences are taken image by image on that noise; of a "
         "family the highest degree stands for it; within noise is within 2 standard errors."
-        f"{labelled}{absent}</p><p>{html.escape(_seen(of))}</p>"
+        f"{labelled}</p><p>{html.escape(_seen(of))}</p>"
     )
 
 

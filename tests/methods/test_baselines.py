@@ -1,5 +1,4 @@
 import math
-import sys
 
 import pytest
 import torch
@@ -82,7 +81,6 @@ def test_the_standard_error_is_that_of_repeated_estimates():
 
 
 def test_bayes_shrink_beats_the_noise_on_smooth_images_and_scales_with_them():
-    pytest.importorskip("skimage")
     ramp = torch.linspace(-1, 1, 32, dtype=torch.float64)
     clean = (ramp[:, None] * ramp)[None, None].repeat(4, 2, 1, 1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).double()
@@ -93,12 +91,6 @@ def test_bayes_shrink_beats_the_noise_on_smooth_images_and_scales_with_them():
     assert float(((denoised - clean) ** 2).mean()) < 0.4 * 0.09
     torch.testing.assert_close(shrink(7 * y, 2.1), 7 * denoised, rtol=0, atol=1e-10)  # no clipping
     torch.testing.assert_close(shrink(y, 1e-6), y, rtol=0, atol=1e-4)
-
-
-def test_bayes_shrink_names_the_missing_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.restoration", None)
-    with pytest.raises(ImportError, match="pip install scikit-image"):
-        BayesShrink()(images(1), 0.5)
 
 
 def test_bad_input_is_refused():

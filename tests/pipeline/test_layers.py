@@ -1,6 +1,9 @@
 """Imports point one way: sweeps -> stages -> pipeline; few modules touch Ray, MLflow, torch."""
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,17 @@ def test_only_the_engine_touches_ray_core_and_mlflow():
             assert not any(m.startswith("ray.tune") for m in modules), f"{name} imports Ray Tune"
         if not name.startswith("pipeline/track/"):
             assert not any(m.partition(".")[0] == "mlflow" for m in modules), name
+
+
+def test_every_package_that_is_imported_is_declared():
+    other = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "pywt": "pywavelets"}
+    other |= {"skimage": "scikit-image", "cleanfid": "clean-fid"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["optuna"]
+    declared = {re.match(r"[\w-]+", text)[0].lower() for text in needed}
+    tops = {module.partition(".")[0] for path in files() for module in imports(path)}
+    tops -= {*sys.stdlib_module_names, *RANK}
+    assert {other.get(top, top) for top in tops} <= declared
 
 
 def test_the_mathematics_touches_no_engine_and_no_files():

@@ -81,9 +81,6 @@ def test_what_is_seen_is_said(made):
     # 0.05 / 0.03, 0.13 / 0.135, 0.29 / 0.3
     assert "nearest to 1 at sigma 2 (0.967) and farthest from it at sigma 0.5 (1.67)" in made.text
     assert "0.75 of the images" in made.text
-    assert "BayesShrink needs scikit-image" in made.text
-    shrunk = [*RISKS, risk("bayes-shrink", (1, 1, 1), "bayes-shrink")]
-    assert "BayesShrink needs" not in wavelet._words(wavelet.Compared("digits", shrunk))
 
 
 def test_tables(made):
