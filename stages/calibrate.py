@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages import solving
-from stages.methods import table
+from stages.methods import drawn_at, table
 from stages.model import TrainedNetwork
 from stages.powerspectrum import Spectrum
 from stages.prepare import Data
@@ -286,7 +286,7 @@ def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     settings: CalibrationSettings = context.settings
     problem, _ = solving.problem(context.inputs["model"], settings, settings.step)
     indices = torch.arange(settings.num_states)
-    noise = problem.noise(settings.seed, indices, solving.FITTING_STEP)
+    noise = problem.noise(settings.seed, indices, drawn_at.FITTING_NOISE)
     denoiser, state = problem.denoiser(problem.labels(indices)), levels[0].item() * noise
     if settings.solver == "fitted":
         found = fit(denoiser, state, levels, settings.memory, settings.substeps).coefficients

@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.diagnosis import FILE, Diagnosis, Measured
-from stages.methods import table
+from stages.methods import drawn_at, table
 from stages.model import TrainedNetwork
 from stages.prepare import Data
 from stages.teacher import Teacher
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from stages.methods.losses import Batch
     from stages.prepare import DataSet
     from stages.teacher import TeacherFeatures
-
-# No training makes so many steps: its draws are nobody else's.
-DRAWN_AT = 10**12
 
 
 class DiagnoseOptions(Settings):
@@ -138,7 +135,7 @@ def _batches(
             images, labels, targets, tokens = (
                 part if part is None else part.to(settings.device) for part in parts
             )
-            draws = Draws(settings.seed, indices.to(settings.device), DRAWN_AT + draw)
+            draws = Draws(settings.seed, indices.to(settings.device), drawn_at.DIAGNOSIS + draw)
             yield Batch(images, labels, draws, targets, tokens)
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Stage
 from stages import solving
-from stages.methods import table
+from stages.methods import drawn_at, table
 from stages.powerspectrum import Spectrum
 from stages.sample import GRID_SIDE, Samples, write_grid
 from stages.score import FittedScore
@@ -69,7 +69,7 @@ def draw_shard(
     parts = []
     for start in range(first, last, settings.block_size):
         indices = torch.arange(start, start + settings.block_size)
-        z = Draws(settings.seed, indices, solving.NOISE_STEP).noise(shape).double()
+        z = Draws(settings.seed, indices, drawn_at.INITIAL_NOISE).noise(shape).double()
         images = solve(denoiser, levels[0].item() * z, levels, settings.solver)
         parts.append(images[: last - start].float().numpy())
     return np.concatenate(parts)

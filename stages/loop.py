@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, distributed, nn
 
+from stages.methods import drawn_at
 from stages.methods.draws import Draws
 from stages.methods.ema import EMA, adamw
 from stages.methods.losses import Batch, LossTerms
@@ -183,7 +184,7 @@ class Batches:
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, n: int) -> Tensor:
     """A permutation of 0..n-1. Its draws stand at negative steps, which no update has."""
-    return Draws(seed, torch.arange(n), step=-1 - epoch).time().argsort(stable=True)
+    return Draws(seed, torch.arange(n), step=drawn_at.of_epoch(epoch)).time().argsort(stable=True)
 
 
 def _each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import StageError
 from pipeline.stage import Context, Input, Result, Settings, Stage
-from stages.methods import table
+from stages.methods import drawn_at, table
 from stages.model import TrainedNetwork, as_denoiser
 from stages.prepare import Data
 from stages.risks import FACTS, TENSORS, Response, Risks
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 METRIC = "denoising_mse"
 FILTER_IMAGES = 64  # noisy images that a filter is averaged over
-NOISE_STEP = 2**20  # draw k of an image is at this step + k, which nothing else draws from
 BASELINES = ("identity", "mean", "wiener", "empirical-bayes", "bayes-shrink")
 EXACT = frozenset({"identity", "mean", "wiener"})  # these know their risk in closed form
 NO_FILTER = frozenset({"identity", "mean", "bayes-shrink"})  # constant, or no derivative
@@ -180,8 +179,8 @@ class Bench:
 
         draws = Draws(self.settings.seed, torch.arange(len(self.held_out)))
         shape = tuple(self.held_out.shape[1:])
-        steps = range(NOISE_STEP, NOISE_STEP + self.settings.num_draws)
-        return torch.stack([draws.at(step).noise(shape) for step in steps])
+        count = self.settings.num_draws
+        return torch.stack([draws.at(drawn_at.EVALUATION + k).noise(shape) for k in range(count)])
 
     @cached_property
     def statistics(self) -> WaveletStatistics:

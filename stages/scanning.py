@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stages.methods import representation, views
+from stages.methods import drawn_at, representation, views
 from stages.methods.draws import Draws
 from stages.methods.icr import Contamination, icr
 from stages.model import as_denoiser
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from stages.prepare import DataSet
     from stages.viewing import ScannedOptions, ViewOptions
 
-LOSS_STEP, PROBE_STEP = 2**20, 2**21  # of draws, which nothing else uses
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 KEPT_BYTES = 2**28  # views that are kept for the next checkpoint, at most
 
@@ -215,11 +214,11 @@ def denoising_error(
 ) -> tuple[float, float]:
     """Mean squared error per pixel of denoised images (n, C, H, W), and its standard error over
     images. The noise of an image depends on its index alone."""
-    draws, errors = Draws(0, torch.arange(len(images))), []
+    draws, errors, shape = Draws(0, torch.arange(len(images))), [], tuple(images.shape[1:])
     for index in torch.arange(len(images)).split(batch_size):
         clean, total = images[index.to(images.device)], 0.0
         for draw in range(num_draws):
-            noise = draws[index].at(LOSS_STEP + draw).noise(tuple(images.shape[1:])).to(images)
+            noise = draws[index].at(drawn_at.EVALUATION + draw).noise(shape).to(images)
             difference = denoiser(clean + sigma * noise, sigma) - clean
             total = total + difference.double().square().flatten(1).mean(1).cpu()
         errors.append(total / num_draws)
@@ -241,7 +240,7 @@ def probe_accuracy(
 
     def seen(images: Tensor, first: int) -> Tensor:
         indices = torch.arange(first, first + len(images))
-        noise = Draws(0, indices, PROBE_STEP).noise(tuple(images.shape[1:])).to(images)
+        noise = Draws(0, indices, drawn_at.PROBE).noise(tuple(images.shape[1:])).to(images)
         noisy = (images + sigma * noise)[:, None]
         how = (sigma, subject.layer, subject.pooling, batch_size)
         return view_features(subject.network, subject.denoiser, noisy, *how)[:, 0]

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from pipeline.artifact import open_artifact
 from pipeline.stage import Settings, resolve
 from stages import densities
-from stages.methods import table
+from stages.methods import drawn_at, table
 from stages.model import as_denoiser
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from stages.model import TrainedModel, TrainedNetwork
     from stages.powerspectrum import PowerSpectrum
 
-# No training step has them: neither noise is ever training noise, nor the other.
-NOISE_STEP, FITTING_STEP = -1, -2
 ANY_SOLVER = table.SOLVERS | table.FITTED_SOLVERS
 UNIFORM = "uniform_t"
 # Where a flow model starts; path.T_START, whose module imports torch.
@@ -177,7 +175,7 @@ class Problem:
         """The leading coordinates that are the image's; None for all."""
         return self.packing.image_coordinates if self.packing else None
 
-    def noise(self, seed: int, indices: Tensor, step: int = NOISE_STEP) -> Tensor:
+    def noise(self, seed: int, indices: Tensor, step: int = drawn_at.INITIAL_NOISE) -> Tensor:
         """z ~ N(0, I) (B, ...) float64 of the samples `indices` (B,), for sampling by default."""
         from stages.methods.draws import Draws
 

@@ -33,7 +33,8 @@ class Draws:
 
     seed: of the run. indices: (B,) long, unique within the step, such as the position in the
     global batch or the sample's number in the data set; results lie on its device.
-    step: training step (or sampling step), 0 or more.
+    step: training step (or sampling step), or one that `stages.methods.drawn_at` keeps for another
+    use; any integer.
 
     Methods are pure: calling one twice gives the same values, bit for bit on one device and up
     to rounding of log, cos and sin across devices.

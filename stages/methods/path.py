@@ -90,11 +90,6 @@ def score_from_velocity(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
     return score_from_noise(noise_from_velocity(x, v, t), t)
 
 
-def score_from_denoiser(y: Tensor, clean: Tensor, s: float | Tensor) -> Tensor:
-    """Score of y's density in EDM coordinates, (D(y, s) - y) / s^2 (Tweedie), s > 0."""
-    return (clean - y) / per_sample(s, y) ** 2
-
-
 def level_from_time(t: float | Tensor) -> float | Tensor:
     """s = t / (1 - t), for t in [0, 1)."""
     return t / (1 - t)

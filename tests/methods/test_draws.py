@@ -4,6 +4,7 @@ import pytest
 import scipy.stats
 import torch
 
+from stages.methods import drawn_at
 from stages.methods import draws as module
 from stages.methods.draws import Draws
 
@@ -122,3 +123,21 @@ def test_keep_masks_are_uniform_subsets_in_order():
 def test_dropout_has_its_probability(probability):
     share = Draws(0, torch.arange(20_000)).drop(probability).float().mean()
     assert abs(share - probability) <= 4 * (probability * (1 - probability) / 20_000) ** 0.5
+
+
+def test_steps_kept_for_other_uses_stay_where_results_were_drawn():
+    kept = {
+        "INITIAL_NOISE": -1,
+        "FITTING_NOISE": -2,
+        "EVALUATION": 2**20,
+        "PROBE": 2**21,
+        "DIAGNOSIS": 10**12,
+    }
+    assert {name: value for name, value in vars(drawn_at).items() if name.isupper()} == kept
+    assert [drawn_at.of_epoch(epoch) for epoch in (0, 1)] == [-1, -2]
+
+
+def test_the_order_of_an_epoch_and_the_noise_at_its_step_are_other_numbers():
+    draws = Draws(3, torch.arange(200), drawn_at.INITIAL_NOISE)
+    order, noise = draws.at(drawn_at.of_epoch(0)).time(), draws.noise((1,))[:, 0]
+    assert abs(torch.corrcoef(torch.stack([order, noise]))[0, 1]) < 0.25

@@ -13,7 +13,7 @@ from pipeline import plan as planning
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages import calibrate, checkpoint, evaluate, lipschitz, sample, solving
-from stages.methods import grids, solvers, stein, table
+from stages.methods import drawn_at, grids, solvers, stein, table
 from stages.methods import lipschitz as lipschitz_method
 from stages.model import checkpoint_name
 from stages.stein_nodes import goes_with, runnable
@@ -170,7 +170,7 @@ def test_the_fitted_solver_is_the_one_that_the_mathematics_fits(tmp_path, model,
     loaded = model.load()
     problem = solving.Problem(loaded.network(), loaded, FITTED)
     indices, levels = torch.arange(12), grids.uniform_t(3)
-    state = 999 * problem.noise(0, indices, solving.FITTING_STEP)
+    state = 999 * problem.noise(0, indices, drawn_at.FITTING_NOISE)
     made = solvers.fit(problem.denoiser(indices % 10), state, levels, 4, 3)
     torch.testing.assert_close(fitted.load(), made.coefficients, rtol=1e-9, atol=1e-12)
     settings = SAMPLES.revised(solver="fitted")

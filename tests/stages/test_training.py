@@ -10,7 +10,7 @@ from pipeline.errors import StageError
 from pipeline.graph import Node
 from stages import diagnose, loop, objectives, prepare, reported, sample, train, training
 from stages.architectures import NetworkSettings, config_of, num_parameters
-from stages.methods import diagnostics, table
+from stages.methods import diagnostics, drawn_at, table
 from stages.methods.draws import Draws
 from stages.teacher import Teacher
 from tests.stages import losses
@@ -267,7 +267,7 @@ def test_diagnostics_are_the_mathematics_on_every_checkpoint(
     for first in (0, 30):
         indices = torch.arange(first, first + 30)
         targets, tokens = teacher.load().batch(indices)
-        draws = Draws(0, indices, diagnose.DRAWN_AT)
+        draws = Draws(0, indices, drawn_at.DIAGNOSIS)
         batch = diagnostics.Batch(
             data.train[first : first + 30], data.train.labels[indices], draws, targets, tokens
         )
