@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import pydantic
 
@@ -36,6 +36,15 @@ class Settings(pydantic.BaseModel):
     def keyed(self) -> dict[str, Any]:
         """The fields that results depend on, as plain JSON data."""
         return _keyed(self)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+Place = Annotated[str, pydantic.AfterValidator(_absolute)]
+"""The type of a setting that says where something lies: made absolute where it is given, since
+workers may run in another folder."""
 
 
 def _keyed(model: pydantic.BaseModel) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import StageError, UsageError
-from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
+from pipeline.stage import Context, Input, Place, Result, Settings, Stage, resolve
 from stages.methods import table
 from stages.model import TrainedModel, TrainedNetwork, checkpoint_name
 from stages.prepare import Data
@@ -23,7 +23,7 @@ NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
 class CheckpointSettings(Settings):
     """The stage's settings."""
 
-    path: str = Field(
+    path: Place = Field(
         description="folder laid out as a training's artifact: model.json and "
         "checkpoints/step-NNNNNN.safetensors; its contents, not its place, enter keys",
         json_schema_extra={"keyed": False},
@@ -43,7 +43,7 @@ class CheckpointSettings(Settings):
 
 def sources_of(settings: CheckpointSettings) -> list[Path]:
     """The files to read; UsageError where one is absent, which is before any work."""
-    folder = Path(settings.path).expanduser()
+    folder = Path(settings.path)
     if not (folder / FACTS).is_file():
         raise UsageError(
             f"{settings.setting}={settings.path} holds no {FACTS}; set it to a folder laid out as "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from pipeline.errors import StageError, UsageError
-from pipeline.stage import Context, Input, Result, Settings, Stage
+from pipeline.stage import Context, Input, Place, Result, Settings, Stage
 from stages.prepare import Data
 from stages.sample import GRID_SIDE, Samples
 
@@ -23,7 +23,7 @@ SHARD_FILES = 2000
 class ExternalSettings(Settings):
     """The stage's settings."""
 
-    path: str = Field(
+    path: Place = Field(
         description="folder of image files, or .npz file; its contents, not its place, enter keys",
         json_schema_extra={"keyed": False},
     )
@@ -42,7 +42,7 @@ class ExternalSamples(Samples):
 
 def sources_of(settings: ExternalSettings) -> list[Path]:
     """The folder or file; UsageError where it is absent, which is before any work."""
-    path = Path(settings.path).expanduser()
+    path = Path(settings.path)
     if not path.exists():
         raise UsageError(
             f"evaluate.path={settings.path} does not exist; set it to a folder of images or to an "

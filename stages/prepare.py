@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from pipeline.artifact import Artifact
 from pipeline.errors import StageError, UsageError
-from pipeline.stage import Context, Result, Settings, Stage, resolve
+from pipeline.stage import Context, Place, Result, Settings, Stage, resolve
 from stages.methods import table
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class PrepareSettings(Settings):
         "two), mnist (IDX files), cifar10 (python version), folder (class folders of images) or "
         "npz",
     )
-    path: str | None = Field(
+    path: Place | None = Field(
         None,
         description="file or folder of the data; digits and photographs need none; its contents, "
         "not its place, enter keys",
@@ -229,7 +229,7 @@ def sources_of(settings: PrepareSettings) -> list[Path]:
     work."""
     if settings.path is None:
         return []
-    path = Path(settings.path).expanduser().absolute()
+    path = Path(settings.path)
     if not path.exists():
         raise UsageError(
             f"the data {path} do not exist; set data.path (of a teacher's own images: "

@@ -21,6 +21,7 @@ from stages.weights import FOLDER
 
 if TYPE_CHECKING:
     from stages.bench import Bench
+    from stages.teach import TeachOptions
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -45,7 +46,7 @@ def settings_of(kind: type[SettingsT], options: Settings, **more: object) -> Set
 
 def extractor_nodes(bench: Bench) -> list[Node]:
     """The extractor, and features of the training and the held-out images."""
-    weights = _weights(bench.extractor)
+    weights = weights_of(bench.extractor)
     settings = settings_of(ExtractorSettings, bench.extractor, seed=bench.seed, weights=weights)
     inputs = {"data": "prepare"}
     node = Node("extractor", extract.STAGE, settings, inputs, bench.resources.extractor)
@@ -66,7 +67,7 @@ def external_nodes(bench: Bench) -> list[Node]:
             "the recipe evaluate scores samples made elsewhere: set evaluate.path to a folder of "
             "images or to an .npz file"
         )
-    settings = ExternalSettings(path=str(Path(bench.evaluate.path).expanduser().absolute()))
+    settings = ExternalSettings(path=bench.evaluate.path)
     samples = Node(
         "external", external.STAGE, settings, {"data": "prepare"}, bench.resources.external
     )
@@ -119,13 +120,15 @@ def _features_node(bench: Bench, name: str, part: str = "samples", samples: str 
     return Node(
         name,
         embed.STAGE,
-        settings_of(FeatureSettings, bench.extractor, part=part, weights=_weights(bench.extractor)),
+        settings_of(
+            FeatureSettings, bench.extractor, part=part, weights=weights_of(bench.extractor)
+        ),
         {"data": "prepare", "extractor": "extractor"} | ({"samples": samples} if samples else {}),
         bench.resources.features,
     )
 
 
-def _weights(options: ExtractorOptions) -> str | None:
+def weights_of(options: ExtractorOptions | TeachOptions) -> str | None:
     """Where weights are looked for, for workers that may run in another folder."""
     if options.kind == EMBEDDED:
         return None

@@ -20,7 +20,7 @@ from stages.diagnose import DiagnoseSettings
 from stages.methods import table
 from stages.objectives import MaskRatio, MixLayers
 from stages.prepare import PrepareSettings
-from stages.scoring_nodes import settings_of
+from stages.scoring_nodes import settings_of, weights_of
 from stages.teach import TeachOptions, TeachSettings, check_grids
 from stages.templates import seed_suffix
 
@@ -102,7 +102,8 @@ def teacher_nodes(bench: Bench) -> list[Node]:
             check_grids(options, bench.data.image_size, patch)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    settings = settings_of(TeachSettings, options, seed=bench.seed, student_patch=patch)
+    more = {"seed": bench.seed, "student_patch": patch, "weights": weights_of(options)}
+    settings = settings_of(TeachSettings, options, **more)
     inputs, nodes = {"data": "prepare"}, []
     if options.pixels is not None:
         inputs["pixels"] = PIXELS

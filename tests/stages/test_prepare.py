@@ -12,7 +12,11 @@ from PIL import Image
 from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import Graph, Node
-from stages import prepare
+from stages import external, prepare
+from stages.checkpoint import CheckpointSettings
+from stages.extract import ExtractorOptions
+from stages.scoring_nodes import weights_of
+from stages.teach import TeachOptions
 from tests.stages.context import context, digests, make
 
 
@@ -314,6 +318,19 @@ def test_npz_bad_input(tmp_path, arrays, words):
         prepared(tmp_path / "out", dataset="npz", path=str(tmp_path / "a.npz"))
 
 
+def test_places_do_not_depend_on_where_a_worker_runs(tmp_path, monkeypatch):
+    """Those of data, samples, networks and weights: absolute as soon as they are given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    for kind in (prepare.PrepareSettings, external.ExternalSettings, CheckpointSettings):
+        more = {"dataset": "npz"} if kind is prepare.PrepareSettings else {}
+        assert kind(path="a/x.npz", **more).path == str(tmp_path / "a/x.npz")
+        assert kind(path="~/x.npz", **more).path == "/home/someone/x.npz"
+    for options in (TeachOptions(kind="dinov2-base"), ExtractorOptions(kind="inception")):
+        assert weights_of(options) == str(tmp_path / "weights")
+        assert weights_of(options.revised(weights="w")) == str(tmp_path / "w")
+
+
 def test_a_damaged_npz_is_one_sentence(tmp_path):
     for content in (b"", b"PK\x03\x04 cut short", b"text"):
         (tmp_path / "a.npz").write_bytes(content)
@@ -325,7 +342,7 @@ def test_a_damaged_npz_is_one_sentence(tmp_path):
     ("settings", "words"),
     [
         ({"dataset": "mnist"}, "needs path: set data.path"),
-        ({"dataset": "digits", "path": "x"}, "path=x and dataset=digits contradict"),
+        ({"dataset": "digits", "path": "x"}, r"path=/\S+/x and dataset=digits contradict"),
         ({"dataset": "cifar10", "path": "x", "held_out": 5}, "held_out=5 and dataset=cifar10"),
         ({"dataset": "cifar"}, "unknown data set 'cifar'; did you mean 'cifar10'"),
     ],
