@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 DESCRIPTION = """Five diffusion papers on one bench.
 
@@ -21,8 +21,21 @@ first steps:
 """
 
 
+class _NoNameError(Exception):
+    """A command that runs something was not told what; holds the command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of a recipe or sweep that is missing, argparse could not say which there are."""
+
+    def error(self, message: str) -> NoReturn:
+        if "required: RECIPE" in message or "required: NAME" in message:
+            raise _NoNameError(self.prog)
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m pipeline",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -128,7 +141,11 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
     Args:
         root: gives the catalog of stages and recipes; the project's own by default.
     """
-    options = _parse(arguments)
+    try:
+        options = _parse(arguments)
+    except _NoNameError as missing:
+        print(f"error: {_names_wanted(str(missing), root or _catalog)}", file=sys.stderr)
+        return 2
     # Looking for plugins, of which there are none, reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from pipeline import commands
@@ -160,6 +177,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def _names_wanted(program: str, root: Callable[[], Any]) -> str:
+    """What to say where a recipe or a sweep's space was not named."""
+    if program.endswith(" sweep"):
+        from sweeps.space import names
+
+        known = names()
+        return f"name a sweep, such as: {program} {known[0]} (known: {', '.join(known)})"
+    known = sorted(root().recipes)
+    first = "full" if "full" in known else known[0]
+    return f"name a recipe, such as: {program} {first} (known: {', '.join(known)})"
 
 
 def _sweep() -> Callable[[Callable[[], Any], argparse.Namespace], int]:

@@ -24,7 +24,7 @@ Root = Callable[[], Catalog]
 
 
 def _store(options: Namespace) -> Store:
-    return Store(options.store or results.default_store())
+    return results.opened(options.store)
 
 
 def _request(options: Namespace) -> Request:
@@ -51,7 +51,7 @@ def run(root: Root, options: Namespace) -> int:
     how = session.Options(options.tracking_uri, address, options.jobs)
     plan = planning.make(catalog, store, request)
     if options.dry_run:
-        print(plan_text(plan))
+        print(plan_text(plan, how.cores))
         return DONE
     if not plan.todo:
         found = record.finished_run(store, plan)
@@ -74,7 +74,7 @@ def plan(root: Root, options: Namespace) -> int:
     elif options.json:
         print(json.dumps(plan_data(found), indent=1))
     else:
-        print(plan_text(found))
+        print(plan_text(found, len(os.sched_getaffinity(0))))
     return DONE
 
 
@@ -93,8 +93,11 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     return {"recipe": plan.recipe, "preset": plan.resolved.preset, "nodes": nodes}
 
 
-def plan_text(plan: Plan) -> str:
-    """A plan as aligned lines, with what it will cost as far as earlier runs tell."""
+def plan_text(plan: Plan, cores: int) -> str:
+    """A plan as aligned lines, with what it will cost as far as earlier runs tell.
+
+    Where the cost of every node is known: how long that is on so many cores.
+    """
     width = max(map(len, plan.nodes), default=0)
     lines = []
     for name, node in plan.nodes.items():
@@ -106,6 +109,9 @@ def plan_text(plan: Plan) -> str:
     cost = f"{progress.duration(known)} of work" if known else ""
     if unknown:
         cost += f"{', ' if cost else ''}{unknown} nodes of unknown cost"
+    elif known:
+        took = progress.duration(plan.about_seconds(cores))
+        cost += f", about {took} on {cores} core{'s' if cores > 1 else ''}"
     lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do" + _bracket(cost))
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
@@ -232,7 +238,11 @@ def ui(root: Root, options: Namespace) -> int:
     from pipeline import track
     from pipeline import ui as server
 
-    uri = options.tracking_uri or track.default_uri(_store(options).local)
+    uri = options.tracking_uri
+    if uri is None:
+        uri = track.default_uri(_store(options).local)
+    elif warning := track.check_uri(uri):
+        print(f"warning: {warning}")
     return server.serve(uri, options.port)
 
 
@@ -310,7 +320,8 @@ def doctor(root: Root, options: Namespace) -> int:
     """Say what works here and what is missing."""
     from pipeline import doctor as checks
 
-    return checks.examine(root(), options.store or results.default_store(), options.verify)
+    uri = results.default_store() if options.store is None else options.store
+    return checks.examine(root(), uri, options.verify)
 
 
 COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {

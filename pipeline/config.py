@@ -6,6 +6,7 @@ nearest known key.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,12 +178,8 @@ def _explain(
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
     if problem["type"] == "extra_forbidden":
-        keys = list(known_keys(model))
-        hint = nearest(key, keys)
-        if not hint:
-            leaf = key.rpartition(".")[2]
-            hint = nearest(leaf, [k.rpartition(".")[2] for k in keys])
-        return f"unknown setting '{key}'{hint}"
+        grouped = isinstance(problem["input"], Mapping)
+        return f"unknown setting '{key}'{_suggestion(key, list(known_keys(model)), grouped)}"
     origin = origins.get(key, "")
     where = f" (from {origin})" if origin and origin != "command line" else ""
     if problem["type"] == "value_error":
@@ -195,6 +192,29 @@ def _explain(
         inner = next((k for k in known_keys(model) if k.startswith(f"{key}.")), f"{key}.KEY")
         return f"{key} is a group of settings{where}; set one of its keys, such as {inner}"
     return f"{key}={given!r}{where}: {_lower(problem['msg'])}"
+
+
+SHOWN = 12  # keys of a group that are listed
+
+
+def _suggestion(key: str, keys: Sequence[str], grouped: bool) -> str:
+    """What else an unknown key may mean: a near one beside it, one of its name elsewhere, or
+    else the keys that its group has. grouped: it was given as a group, not as a value."""
+    group, _, name = key.rpartition(".")
+    groups = {k.rpartition(".")[0] for k in keys}
+    kind = [k for k in keys if (k in groups) == grouped]
+    beside = [k for k in kind if k.rpartition(".")[0] == group]
+    if near := difflib.get_close_matches(name, [k.rpartition(".")[2] for k in beside], 1, 0.5):
+        return f"; did you mean '{group}{'.' if group else ''}{near[0]}'?"
+    if same := [k for k in kind if k.rpartition(".")[2] == name]:
+        return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
+    if not group:
+        return nearest(key, kind)
+    known = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
+    if not known:
+        return ""
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"; {group} has {', '.join(known[:SHOWN])}{more}"
 
 
 def _lower(message: str) -> str:

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 
 from pipeline import plan as planning
-from pipeline import track
+from pipeline import results, track
 from pipeline.errors import BAD_USAGE, DONE, DamagedArtifactError, UsageError
 from pipeline.provenance import installed
 from pipeline.stage import Catalog
-from pipeline.store import Store
 
 MINIMUM_PYTHON = (3, 11)
+ENGINE = ("mlflow", "pydantic")  # needed beside the packages that results depend on
 
 
 def examine(catalog: Catalog, store_uri: str, verify: bool = False) -> int:
@@ -30,7 +30,7 @@ def examine(catalog: Catalog, store_uri: str, verify: bool = False) -> int:
 def _checks(catalog: Catalog, store_uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
     yield sys.version_info >= MINIMUM_PYTHON, f"Python {platform.python_version()}"
     yield True, f"{len(os.sched_getaffinity(0))} CPU cores, {_memory_gib():.1f} GiB memory"
-    for package in catalog.packages:
+    for package in dict.fromkeys((*catalog.packages, *ENGINE)):
         version = installed(package)
         yield version != "missing", f"{package} {version}"
     yield from _torch()
@@ -63,7 +63,7 @@ def _torch() -> Iterator[tuple[bool | None, str]]:
 
 def _store(uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
     try:
-        store = Store(uri)
+        store = results.opened(uri)
         store.check_writable()
     except UsageError as error:
         yield False, str(error)

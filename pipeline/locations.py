@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, nearest
+
+# Object stores by the scheme of their URIs; the last one lives in one process, for tests.
+PROTOCOLS = ("s3", "gs", "gcs", "memory")
 
 
 class Location(Protocol):
     """Files below one root, named by relative paths with `/`."""
 
     uri: str
+
+    def check_readable(self) -> None:
+        """Raise `UsageError` if it cannot be told what is here; that nothing is, is fine."""
 
     def check_writable(self) -> None:
         """Raise `UsageError` if nothing can be written here."""
@@ -70,6 +76,17 @@ class LocalLocation:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = str(root)
+
+    def check_readable(self) -> None:
+        try:
+            os.scandir(self.root).close()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UsageError(
+                f"store {self.root} is no folder that can be read ({error.strerror}); choose "
+                "another with --store"
+            ) from error
 
     def check_writable(self) -> None:
         root = self.root
@@ -169,14 +186,28 @@ class RemoteLocation:
         self.uri = uri.rstrip("/")
         self.cache = cache
         protocol = uri.partition("://")[0]
+        if protocol not in PROTOCOLS:
+            raise UsageError(
+                f"store {uri} has the unknown scheme '{protocol}'{nearest(protocol, PROTOCOLS)}; "
+                "give a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX as --store"
+            )
         try:
             self.fs, self.root = fsspec.url_to_fs(self.uri)
         except ImportError as error:
             raise UsageError(
                 f"store {uri}: the package for {protocol}:// is not installed ({error})"
             ) from error
-        except ValueError as error:
-            raise UsageError(f"store {uri}: {error}") from error
+        except (ValueError, OSError) as error:
+            raise UsageError(f"store {uri}: {error}; choose another with --store") from error
+
+    def check_readable(self) -> None:
+        try:
+            self.children("runs")
+        except Exception as error:
+            raise UsageError(
+                f"store {self.uri} cannot be read ({type(error).__name__}: {error}); check the "
+                "bucket, the network and the credentials, or choose another with --store"
+            ) from error
 
     def check_writable(self) -> None:
         try:

@@ -61,6 +61,20 @@ class Plan:
 
         Nodes whose time nobody knows count as one second.
         """
+        left = self._chains()
+        return sorted(self.nodes, key=lambda name: -left[name])
+
+    def about_seconds(self, cores: int) -> float:
+        """About how long the work takes: as long as its longest chain at the least, and as all of
+        it spread over the cores."""
+        work = sum(
+            (self.nodes[name].seconds or 0.0) * max(1.0, self.nodes[name].node.cpus)
+            for name in self.todo
+        )
+        return max(work / cores, *self._chains().values(), 0.0)
+
+    def _chains(self) -> dict[str, float]:
+        """Seconds of the longest chain of work from each node on."""
         left: dict[str, float] = {}
         after: dict[str, float] = {}  # the longest chain behind a node
         for name in reversed(self.nodes):
@@ -69,7 +83,7 @@ class Plan:
             left[name] = own + after.get(name, 0.0)
             for parent in item.node.upstream:
                 after[parent] = max(after.get(parent, 0.0), left[name])
-        return sorted(self.nodes, key=lambda name: -left[name])
+        return left
 
 
 @dataclass(frozen=True)

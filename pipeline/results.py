@@ -20,7 +20,18 @@ DEFAULT_STORE = "store"
 
 def default_store() -> str:
     """The store of this folder: `PIPELINE_STORE`, or `store` in the current directory."""
-    return os.environ.get("PIPELINE_STORE", DEFAULT_STORE)
+    return os.environ.get("PIPELINE_STORE") or DEFAULT_STORE
+
+
+def opened(uri: str | None = None) -> Store:
+    """The store of that name, or this folder's own.
+
+    Raises:
+        UsageError: there can be none of that name, or it cannot be read.
+    """
+    store = Store(default_store() if uri is None else uri)
+    store.check_readable()
+    return store
 
 
 class RunNode:
@@ -136,8 +147,8 @@ def measured(metrics: Mapping[str, float]) -> list[str]:
 
 def runs(store: str | Store | None = None) -> list[Run]:
     """All runs of a store, the newest first."""
-    opened = store if isinstance(store, Store) else Store(store or default_store())
-    return [Run(opened, data) for data in opened.runs()]
+    found = store if isinstance(store, Store) else opened(store)
+    return [Run(found, data) for data in found.runs()]
 
 
 def latest(recipe: str | None = None, store: str | Store | None = None) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from pipeline.supervise import RAY_LOST
 from pipeline.tracking_uri import redact
 
 CODE = Path(__file__).resolve().parent.parent
+_ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
 _MLFLOW_STATUS = {record.FINISHED: "FINISHED", record.FAILED: "FAILED", record.STOPPED: "KILLED"}
 
 
@@ -43,13 +45,15 @@ def check(plan: Plan, store: Store, options: Options) -> None:
 
     Raises:
         UsageError: the store cannot be written, a node asks for more than this machine has, or
-            the tracking URI is bad.
+            the address or the tracking URI is bad.
     """
     store.check_writable()
-    if options.address is None:
+    if options.address is not None:
+        check_address(options.address)
+    else:
         gpus = planning.local_gpus()
         planning.check_resources(plan, options.cores, gpus, f"--jobs {options.cores} here")
-    warning = track.check_uri(_uri(store, options))
+    warning = track.check_uri(tracking_uri(store, options))
     for text in (*plan.warnings, *([warning] if warning else [])):
         say(f"warning: {text}")
 
@@ -89,8 +93,19 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _uri(store: Store, options: Options) -> str:
-    return options.tracking_uri or track.default_uri(store.local)
+def tracking_uri(store: Store, options: Options) -> str:
+    """Where the run is tracked: as asked, or in the store's own database."""
+    given = options.tracking_uri
+    return track.default_uri(store.local) if given is None else given
+
+
+def check_address(address: str) -> None:
+    """Raise `UsageError` where Ray could not read the address of a cluster."""
+    if address not in ("auto", "local") and not _ADDRESS.fullmatch(address):
+        raise UsageError(
+            f"--address '{address}' (or RAY_ADDRESS) is no address of a Ray cluster; give "
+            "HOST:PORT, ray://HOST:PORT, or auto"
+        )
 
 
 class _Session:
@@ -105,7 +120,7 @@ class _Session:
         self.entry = entry
         expected = {name: node.seconds for name, node in plan.nodes.items()}
         self.view = progress.view(expected, options.cores)
-        self.tracker = _start_tracker(plan, store, entry, _uri(store, options), self.view)
+        self.tracker = _start_tracker(plan, store, entry, tracking_uri(store, options), self.view)
         self.relay = Relay(self.tracker, store)
 
     def run(self) -> int:

@@ -35,14 +35,17 @@ class Store:
     """The artifacts, work areas and run records of one project.
 
     Args:
-        uri: a local directory, or a URI that fsspec knows (`s3://bucket/prefix`, `gs://...`).
+        uri: a local directory, or an object store (`s3://bucket/prefix`, `gs://...`).
 
     Raises:
-        UsageError: no package is installed for that kind of URI, or it lacks a slash.
+        UsageError: the URI is empty, of no kind that a store can be, or lacks a slash, or no
+            package is installed for that kind.
     """
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
+        if not self.uri:
+            raise UsageError("the store has an empty name; give a folder as --store, or leave it")
         slip = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/(?!/)", self.uri)
         if slip:
             rest = self.uri[slip.end() :]
@@ -60,6 +63,10 @@ class Store:
             self.local = Path(self.uri.removeprefix("file://")).expanduser().resolve()
             self.uri = str(self.local)
             self.location = LocalLocation(self.local)
+
+    def check_readable(self) -> None:
+        """Raise `UsageError` if it cannot be told what the store holds."""
+        self.location.check_readable()
 
     def check_writable(self) -> None:
         """Raise `UsageError` if the store, or its local side, cannot be written."""

@@ -51,7 +51,7 @@ def check_uri(uri: str, timeout: float = 2.0) -> str | None:
 
     Raises:
         UsageError: the URI is malformed, its scheme is unknown, a sqlite file's folder is not
-            writable, or the server refuses the credentials.
+            there or not writable, or the server refuses the credentials.
     """
     scheme, separator, _ = uri.partition(":")
     base = scheme.split("+")[0]
@@ -96,10 +96,12 @@ def _check_sqlite(uri: str) -> None:
     if path.is_dir():
         raise UsageError(f"tracking URI '{uri}' names a folder; add a file name such as mlflow.db")
     folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
     if not folder.is_dir():
-        raise UsageError(f"tracking URI '{uri}': {folder} is not a folder; choose another path")
+        if folder.exists():
+            raise UsageError(f"tracking URI '{uri}': {folder} is not a folder; choose another path")
+        raise UsageError(
+            f"tracking URI '{uri}': there is no folder {folder}; make it, or choose another path"
+        )
     try:
         tempfile.TemporaryFile(dir=folder).close()
         if path.exists():

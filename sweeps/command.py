@@ -11,7 +11,7 @@ from pipeline import plan as planning
 from pipeline import results, track
 from pipeline.errors import DONE, UsageError
 from pipeline.record import FINISHED
-from pipeline.session import Options, say
+from pipeline.session import Options, check_address, say, tracking_uri
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps import record, space
@@ -26,9 +26,11 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: give at least 1")
     asked, catalog = _asked(options), root()
-    store = Store(options.store or results.default_store())
+    store = results.opened(options.store)
     found = checked(catalog, asked)
     if options.dry_run:
+        if options.resume:
+            record.resumable(store, asked)
         print(_trials_text(found, store))
         return DONE
     address = options.address or os.environ.get("RAY_ADDRESS") or None
@@ -76,10 +78,12 @@ def _asked(options: Namespace) -> Sweep:
 
 def _check(found: Checked, store: Store, how: Options) -> None:
     store.check_writable()
-    if how.address is None:
+    if how.address is not None:
+        check_address(how.address)
+    else:
         gpus = planning.local_gpus()
         check_resources(found, store, how.cores, gpus, f"--jobs {how.cores} here")
-    warning = track.check_uri(how.tracking_uri or track.default_uri(store.local))
+    warning = track.check_uri(tracking_uri(store, how))
     if warning:
         say(f"warning: {warning}")
 
@@ -112,12 +116,18 @@ def _outdated(
 
 
 def _trials_text(found: Checked, store: Store) -> str:
-    lines = []
-    for index, trial in enumerate(found.looked_at):
+    lines, counts = [], []
+    for trial in found.looked_at:
         plans = [target.plan(store) for target in trial]
-        todo = {p.nodes[n].key for p in plans for n in p.todo} - found.shared
-        values = assigned(found.values[index]) if found.values else "made up by the search"
-        lines.append(f"{record.trial_name(index)}  {len(todo):>3} nodes to do  {values}")
+        counts.append(len({p.nodes[n].key for p in plans for n in p.todo} - found.shared))
+    for index, values in enumerate(found.values):
+        name = record.trial_name(index)
+        lines.append(f"{name}  {counts[index]:>3} nodes to do  {assigned(values)}")
+    if not found.values:
+        lines.append(
+            f"{found.sweep.space.trials} trials, made up by the search; each at most "
+            f"{max(counts)} nodes to do"
+        )
     todo = {
         p.nodes[n].key: n
         for trial in found.looked_at

@@ -14,7 +14,7 @@ from pipeline import record as runs
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.record import resume_command
 from pipeline.run import open_log
-from pipeline.session import CODE, Options, say
+from pipeline.session import CODE, Options, say, tracking_uri
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST
@@ -285,7 +285,7 @@ class Session:
     def _start_tracker(self) -> track.Tracker:
         data, git = self.entry.data, self.entry.data["git"]
         tracker = track.Tracker(
-            self.how.tracking_uri or track.default_uri(self.store.local),
+            tracking_uri(self.store, self.how),
             self.entry.folder,
             experiment=f"{data['recipe']}/{data['preset']}",
             run_name=self.entry.id,

@@ -1,11 +1,16 @@
 """The command line: exit codes, light imports, and words a person can use."""
 
 import json
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from pipeline import session
+from pipeline.__main__ import main
+from pipeline.errors import UsageError
 from pipeline.plan import Request
 from pipeline.store import Store
 from tests.inline import run_all
@@ -94,7 +99,12 @@ def test_config_says_where_values_come_from(tmp_path):
         (["run", "chain", "resources.number.cpus=4000"], "asks for 4000 CPUs"),
         (["run", "chain", "--jobs", "0"], "--jobs 0"),
         (["run", "chain", "--tracking-uri", "nonsense"], "tracking URI"),
+        (["run", "chain", "--tracking-uri", ""], "has no scheme"),
+        (["ui", "--tracking-uri", "foo://x"], "unknown scheme 'foo'"),
+        (["run", "chain", "--address", "foo"], "--address 'foo'"),
         (["run", "chain", "--frobnicate"], "--frobnicate"),
+        (["run"], "name a recipe, such as: python -m pipeline run chain (known: chain, "),
+        (["sweep"], "name a sweep, such as: python -m pipeline sweep csflow (known: csflow, "),
         (["show", "nothing"], "unknown run 'nothing'"),
         (["logs", "nothing", "total"], "unknown run 'nothing'"),
         (["gc", "--keep", "-1"], "--keep -1"),
@@ -105,12 +115,60 @@ def test_bad_usage_ends_with_2_before_any_work(arguments, words, tmp_path):
     assert words in process.stderr
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "store" / "artifacts").exists()
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "good"),
+    [
+        ("auto", True),
+        ("10.0.0.1:6379", True),
+        ("ray://head.example.org:10001", True),
+        ("[::1]:6379", True),
+        ("head", False),
+        ("head:", False),
+        ("http://head:8265", False),
+        ("head:6379 ", False),
+    ],
+)
+def test_addresses_that_ray_cannot_read_are_refused(address, good):
+    if good:
+        session.check_address(address)
+    else:
+        with pytest.raises(UsageError, match="give HOST:PORT"):
+            session.check_address(address)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("", "the store has an empty name"),
+        ("FILE", "FILE is no folder that can be read (Not a directory)"),
+        ("ftp://nowhere/x", "ftp://nowhere/x has the unknown scheme 'ftp'"),
+        ("s4://bucket", "did you mean 's3'"),
+        ("memory://away", "memory://away cannot be read (gaierror: name not known)"),
+    ],
+)
+@pytest.mark.parametrize("words_of", ["runs", "plan chain", "run chain", "gc", "doctor"])
+def test_a_store_that_cannot_be_opened_is_one_sentence(
+    uri, words, words_of, tmp_path, monkeypatch, capsys
+):
+    def away(*arguments, **options):
+        raise socket.gaierror("name not known")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.ls", away)
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    assert main([*words_of.split(), "--store", uri], lambda: CATALOG) == 2
+    if words_of != "doctor":
+        assert words in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"FILE"}
 
 
 def test_an_unwritable_store_ends_with_2(tmp_path):
     (tmp_path / "file").write_text("")
     process = command("run", "chain", store=tmp_path / "file" / "store", check=2)
-    assert "not writable" in process.stderr
+    assert "no folder that can be read" in process.stderr
 
 
 def test_dry_run_only_tells(tmp_path):
@@ -127,7 +185,9 @@ def test_settings_may_stand_behind_options(tmp_path):
 def test_doctor_passes_here_and_finds_damage(tmp_path):
     store = Store(tmp_path / "store")
     artifacts = run_all(CATALOG, store, Request("chain"))
-    assert "ok" in command("doctor", "--verify", store=store.local, check=0).stdout
+    said = command("doctor", "--verify", store=store.local, check=0).stdout
+    checked = {line.rpartition(" ")[0] for line in said.splitlines()}
+    assert {"ok    mlflow", "ok    pydantic"} <= checked
     (artifacts["total"].path / "number.json").write_text("11.0")
     assert (
         "number.json does not match"

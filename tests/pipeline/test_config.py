@@ -34,7 +34,9 @@ def test_scientific_notation_without_a_dot_is_a_number():
     ("override", "pattern"),
     [
         ("a.valu=3", "unknown setting 'a.valu'; did you mean 'a.value'"),
-        ("offset=3", "unknown setting 'offset'; did you mean 'offset'|total.offset"),
+        ("offset=3", "unknown setting 'offset'; did you mean 'total.offset'"),
+        ("total.foo=3", "unknown setting 'total.foo'; total has .*offset"),
+        ("aa.value=3", "unknown setting 'aa'; did you mean 'a'"),
         ("a.value=x", "a.value='x': .*integer"),
         ("a.value=1001", "a.value=1001: .*less than or equal to 1000"),
         ("a=3", "a is a group of settings; set one of its keys, such as a.value"),

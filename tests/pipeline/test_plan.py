@@ -56,7 +56,7 @@ def test_finished_nodes_are_cached_and_their_cost_known(store):
     plan = make(store)
     assert plan.todo == []
     assert all(node.seconds is not None for node in plan.nodes.values())
-    assert "4 cached, 0 to do" in plan_text(plan)
+    assert "4 cached, 0 to do" in plan_text(plan, 1)
 
 
 def test_reasons_name_what_changed(store):
@@ -243,6 +243,17 @@ def test_the_longest_chain_of_work_is_the_most_urgent(store):
     assert replace(plan, nodes=known).by_urgency()[-1] == "total"
     known["apply/a"] = replace(timed["apply/a"], state=CACHED)
     assert replace(plan, nodes=known).by_urgency()[0] == "number/b"
+
+
+def test_how_long_a_plan_takes_is_its_work_over_the_cores_or_its_longest_chain(store):
+    found = planning.make(CATALOG, store, Request("chain"))
+    seconds = {"number/a": 10.0, "number/b": 20.0, "apply/a": 3.0, "total": 4.0}
+    nodes = {name: replace(node, seconds=seconds[name]) for name, node in found.nodes.items()}
+    plan = replace(found, nodes=nodes)
+    assert plan.about_seconds(1) == 37
+    assert plan.about_seconds(2) == plan.about_seconds(100) == 24  # number/b and total
+    assert plan_text(plan, 2).endswith("4 to do (37.0 s of work, about 24.0 s on 2 cores)")
+    assert "about" not in plan_text(found, 2)  # of unknown cost
 
 
 def test_settings_that_a_recipe_makes_for_a_node_are_refused_in_words(store):

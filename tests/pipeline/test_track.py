@@ -443,7 +443,8 @@ def test_the_engine_imports_no_mlflow():
         ("sqlite://", "names no file"),
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "keeps nothing"),
-        ("sqlite:////proc/nowhere/mlflow.db", "not writable"),
+        ("sqlite:////proc/mlflow.db", "not writable"),
+        ("sqlite:////nowhere/at/all/mlflow.db", "there is no folder /nowhere/at/all; make it"),
         ("sqlite:////etc/hostname/mlflow.db", "not a folder"),
         ("postgresql+nodriver://host/db", "needs the Python package nodriver"),
     ],
@@ -456,7 +457,10 @@ def test_a_bad_uri_is_refused_in_one_sentence(uri, words):
 
 
 def test_a_database_is_checked(tmp_path):
-    assert check_uri(default_uri(tmp_path / "new store")) is None
+    assert check_uri(default_uri(tmp_path)) is None
+    with pytest.raises(UsageError, match="there is no folder"):
+        check_uri(f"sqlite:///{tmp_path}/typo/mlflow.db")
+    assert not (tmp_path / "typo").exists()
     (tmp_path / "text.db").write_text("these are no tables, only words")
     with pytest.raises(UsageError, match="no sqlite database"):
         check_uri(f"sqlite:///{tmp_path}/text.db")

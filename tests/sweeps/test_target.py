@@ -151,6 +151,7 @@ def test_a_share_of_the_steps_is_that_of_the_shortest_curve(tmp_path):
         ("a.value is swept by the space and a is set on the command line", ["a={value: 3}"]),
         ("--scheduler asha: the space of sweep 'mine' has no 'halving'", ["--scheduler", "asha"]),
         ("no sweep 'mine' to resume", ["--resume"]),
+        ("no sweep 'mine' to resume", ["--resume", "--dry-run"]),
         ("--trials 0: give at least 1", ["--trials", "0"]),
         ("--seeds 0: give at least 1", ["--seeds", "0"]),
         ("objective 'x' is none of its metrics", ["--objective", "x"]),
@@ -170,6 +171,15 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
     assert "trial-01    3 nodes to do  value=3" in said
     assert said.endswith("once, before the trials: number/b\n")
     assert not store.exists()
+
+
+def test_a_dry_run_of_a_search_lists_no_trials_that_it_will_not_make(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    rest = ["--search", "optuna", "--trials", "7", "--store", str(tmp_path / "store"), "--dry-run"]
+    assert main(["sweep", "mine", "--space", write(tmp_path), *rest], root) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("7 trials, made up by the search; each at most 3 nodes to do\n")
+    assert "trial-0" not in said
 
 
 def test_training_workers_count_as_cpus(tmp_path, monkeypatch):
