@@ -32,7 +32,8 @@ def lines(
         seeds = sorted(set(ours[nfe]) & set(theirs[nfe]))
         if not seeds:
             continue
-        value, error = difference([(ours[nfe][s], theirs[nfe][s]) for s in seeds])
+        pairs = {seed: (ours[nfe][seed], theirs[nfe][seed]) for seed in seeds}
+        value, error = difference(list(pairs.values()))
         a, b = (summary({s: by[nfe][s] for s in seeds}) for by in (ours, theirs))
         found.append(
             (
@@ -42,7 +43,7 @@ def lines(
                 with_error(b.value, b.error),
                 with_error(value, error),
                 len(seeds),
-                verdict(value, error),
+                lower(pairs),
             )
         )
     return found
@@ -70,6 +71,19 @@ def difference(pairs: Sequence[tuple[Score, Score]]) -> tuple[float, float | Non
         [replace(a, value=d.value, **plain) for (a, _), d in zip(pairs, single, strict=True)]
     )
     return found.value, found.error
+
+
+def lower(pairs: Mapping[int, tuple[Score, Score]]) -> str:
+    """Whether "ours is lower" holds over the pairs of all seeds: the test of the claims, on the
+    logarithm of the ratio; where a score is not positive, on the difference."""
+    from stages.claims import findings
+
+    effect = findings.change({"": pairs})
+    if effect is None:
+        return verdict(*difference(list(pairs.values())))
+    if effect.error is None:
+        return verdict(effect.value, None)
+    return findings.verdict(effect, findings.LOWER)
 
 
 def verdict(difference: float, error: float | None) -> str:

@@ -303,8 +303,8 @@ def _scores(found: Found) -> Section:
     )
     text = (
         f"<p>Grids at equal evaluations; lower is better. {error} A claim holds, or does not, "
-        "where the difference is beyond 2 standard errors, and is inconclusive within; the numbers "
-        "are evaluations.</p>"
+        "where the logarithm of the ratio is beyond 2 standard errors, and is inconclusive within; "
+        "the numbers are evaluations.</p>"
     )
     listed = f"<ul>{''.join(items)}</ul>" if items else ""
     return Section("CSFlow: scores", text + listed, tables, figures)

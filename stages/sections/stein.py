@@ -175,7 +175,7 @@ def _where(curves: Curves, pairs: Sequence[tuple[Which, Which]]) -> str:
         return ""
     return (
         "<p>Where corrections help here and where they do not, beyond 2 standard errors "
-        "(evaluations):</p><ul>" + "".join(items) + "</ul>"
+        "of the logarithm of the ratio (evaluations):</p><ul>" + "".join(items) + "</ul>"
         "<p>What an exact denoiser leads to expect: DDIM's own step already has the right length, "
         "so that its gamma is near 1; at 3 evaluations a step is too long for one number; at 20 "
         "and more there is little left to correct; the look-ahead corrector helps from about 10 "

@@ -48,8 +48,8 @@ def _training(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) -
             tables += [f"<h3>{title}</h3>", table(lines)]
     text = (
         "<p>Differences are MaskAlign's score minus the other's, seed by seed where there are "
-        "several; a verdict holds beyond two standard errors. Without mask and mixing MaskAlign "
-        "is REG.</p>"
+        "several; a verdict holds beyond two standard errors of the logarithm of the ratio. "
+        "Without mask and mixing MaskAlign is REG.</p>"
     )
     return Section("Training", text if len(tables) > 1 else "", tables, figures)
 
@@ -283,4 +283,4 @@ def _heatmap(name: str, measured: Measured, which: str) -> Figure:
     stem = f"heatmap-{name}-{which}"
     columns = ("row", *(f"column {i}" for i in range(len(rows[0]))))
     lines = [columns, *((i, *row) for i, row in enumerate(rows))]
-    return Figure(stem, caption, svg(draw, stem, (4.2, 3.4)), lines)
+    return Figure(stem, caption, svg(draw, stem, (4.9, 3.4)), lines)

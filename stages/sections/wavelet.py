@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stages.risks import Risk
 
 SIGMA = "sigma (standard deviations of the training pixels)"
-MSE = "squared error (variance of the training pixels)"
+MSE = "squared error (pixel variances)"
 TOGETHER = 8  # curves in one figure, at most, of wavelet scores
 MOST = 10  # rows of a picture of maps or filters
 

@@ -371,7 +371,7 @@ def test_verdicts_come_from_paired_seeds(spectrum_of_few):
     for seed, level in enumerate((1.0, 5.0, 9.0)):  # seeds differ much more than grids
         scores[f"u{seed}"] = rows({5: level, 10: level, 20: level}, seed, "uniform_t")
         wobble = (-0.1, 0.1, 0.0)[seed]
-        better = {5: level - 1 + wobble, 10: level + wobble, 20: level + 1 + wobble}
+        better = {nfe: level * (1 + wobble) * k for nfe, k in ((5, 0.8), (10, 1), (20, 1.25))}
         scores[f"c{seed}"] = rows(better, seed, "csflow a=0.4")
     curves, found = section.sections({"spectrum": spectrum_of_few}, scores)
     names = [figure.name for figure in curves.figures]

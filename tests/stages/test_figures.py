@@ -1,6 +1,7 @@
 """Figures as SVG: what stands on their axes, and how curves are told apart."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,3 +77,37 @@ def test_a_legend_shows_names_as_they_are(count):
         for index, name in enumerate(names)
     ]
     assert texts(drawn(*curves))[-count:] == names
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """The labels of axes that stand beyond the edge of a figure, of all that are drawn."""
+    from matplotlib.figure import Figure as Canvas
+
+    found, save = [], Canvas.savefig
+
+    def measured(canvas, *arguments, **options):
+        save(canvas, *arguments, **options)
+        canvas.draw_without_rendering()
+        for label in (axis.label for ax in canvas.axes for axis in (ax.xaxis, ax.yaxis)):
+            box, room = label.get_window_extent(), canvas.bbox
+            if not (box.x0 >= 0 <= box.y0 and box.x1 <= room.x1 and box.y1 <= room.y1):
+                found.append(label.get_text())
+
+    monkeypatch.setattr(Canvas, "savefig", measured)
+    return found
+
+
+def test_labels_stand_within_the_figure(cut):
+    from stages.sections.training import _heatmap
+    from stages.sections.wavelet import MSE, SIGMA
+
+    for count in (1, 11):  # the legend inside, and beside
+        curves = [Curve(f"empirical-bayes {i}", (0.25, 1, 4), (0.1, 1, 10)) for i in range(count)]
+        plot("f", "", curves, Axes(SIGMA, MSE, log_x=True, log_y=True))
+    for largest in (1.0, 0.25, 0.06, 0.006):
+        for side in (2, 4, 8):
+            rows = [[largest * (i + j) / (2 * side - 2) for i in range(side)] for j in range(side)]
+            told = {"full": rows, "max_min_ratio": 2.0, "variation": 0.1, "step": 3}
+            _heatmap("reg", SimpleNamespace(**told), "full")
+    assert cut == []
