@@ -225,8 +225,8 @@ class Data(Artifact):
 
 
 def sources_of(settings: PrepareSettings) -> list[Path]:
-    """The file or folder to read, if any; UsageError where it is absent, which is before any
-    work."""
+    """The file or folder to read, if any; UsageError where it is absent or of the other kind, which
+    is before any work."""
     if settings.path is None:
         return []
     path = Path(settings.path)
@@ -234,6 +234,12 @@ def sources_of(settings: PrepareSettings) -> list[Path]:
         raise UsageError(
             f"the data {path} do not exist; set data.path (of a teacher's own images: "
             "teach.pixels.path) to where they are"
+        )
+    if (settings.dataset == "npz") != path.is_file():
+        here, kind = ("folder", "file") if path.is_dir() else ("file", "folder")
+        raise UsageError(
+            f"the data {path} are a {here}, and dataset={settings.dataset} is read from a {kind}; "
+            "set data.path to it, or choose another data.dataset"
         )
     return [path]
 
@@ -250,7 +256,7 @@ def run(context: Context) -> Result:
         train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
         source = _sized(source, train, test, settings.size)
         shared.check(source, settings.latent)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
     for name, part in (("train", source.train), ("test", source.test)):
         np.save(context.path / f"{name}.npy", part.images)

@@ -390,3 +390,19 @@ def test_the_contents_of_the_data_enter_the_key_and_their_place_does_not(tmp_pat
 def test_absent_data_are_told_before_any_work(tmp_path):
     with pytest.raises(UsageError, match=r"no\.npz do not exist; set data\.path"):
         key(tmp_path / "no.npz")
+    with pytest.raises(UsageError, match="are a folder, and dataset=npz is read from a file; set"):
+        key(tmp_path)
+    (tmp_path / "x.png").touch()
+    for kind in ("folder", "mnist", "cifar10"):
+        settings = prepare.PrepareSettings(dataset=kind, path=str(tmp_path / "x.png"))
+        with pytest.raises(UsageError, match=f"are a file, and dataset={kind} is read from a fold"):
+            prepare.sources_of(settings)
+
+
+def test_what_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):
+    def denied(settings):
+        raise PermissionError(13, "Permission denied", "images")
+
+    monkeypatch.setattr("stages.datasets.digits.read", denied)
+    with pytest.raises(StageError, match="Permission denied: 'images'"):
+        prepared(tmp_path, dataset="digits")
