@@ -169,7 +169,7 @@ def _bounded(
     effect = Effect(100 * (step / last - 1), None, BOUND, unit="%")
     sides = {one.side for one in reached}
     if len(sides) > 1 or sides == {UNKNOWN}:
-        return effect, "not known", OPEN
+        return replace(effect, error_kind="none"), "not known", OPEN
     (side,) = sides
     at = {one.seed: ours[int(one.step) if side == BEFORE else last] for one in reached}
     mine = {seed: by_seed[seed] for seed, by_seed in at.items() if seed in by_seed}

@@ -148,6 +148,8 @@ def value(effect: Effect | None) -> str:
     if effect is None:
         return ""
     sign = "+" if effect.unit and effect.value > 0 else ""
+    if effect.error_kind == BOUND:
+        sign = "at most " if effect.value < 0 else f"at least {sign}"
     return f"{sign}{with_error(effect.value, effect.error)}\u00a0{effect.unit}".strip()
 
 

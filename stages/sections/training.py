@@ -188,14 +188,14 @@ def _alignment(diagnoses: Mapping[str, Any]) -> Section:
     groups = {
         name: [artifact.load() for artifact in many] for name, many in grouped(diagnoses).items()
     }
+    summaries = {
+        attribute: [_of_measured(name, many, attribute) for name, many in groups.items()]
+        for _, attribute, *_ in SUMMARIES
+    }
     figures = [
-        plot(
-            stem,
-            caption,
-            [_of_measured(name, many, attribute) for name, many in groups.items()],
-            Axes(STEP, label),
-        )
+        plot(stem, caption, summaries[attribute], Axes(STEP, label))
         for stem, attribute, label, caption in SUMMARIES
+        if any(len(curve.x) for curve in summaries[attribute])
     ]
     panels = [
         _heatmap(name, many[0][-1], which)
@@ -205,7 +205,8 @@ def _alignment(diagnoses: Mapping[str, Any]) -> Section:
     text = (
         "<p>Of every training image: which patches have the largest gradients of the alignment "
         "loss, at the alignment layer. The paper finds a ratio of 21 between the most and the "
-        "least frequent patch for alignment over all tokens; with few patches the coefficient of "
+        "least frequent patch for alignment over all tokens; it is infinite, and in no figure, "
+        "where a patch is never among the largest, and with few patches the coefficient of "
         "variation is steadier. The stability gap is the alignment loss of the kept tokens with "
         "the others masked, minus that of the same tokens with the others present (the paper: "
         "13.8 %). All on the averaged weights, the same images, times, noise and "

@@ -152,5 +152,11 @@ def test_alignment_is_shown_with_heatmaps_of_the_last_checkpoint():
     assert "patch column" in found.panels[0].svg
 
 
+def test_a_ratio_that_is_infinite_everywhere_has_no_empty_figure():
+    diagnoses = {"diagnose/reg": Diagnosed([measured(2, 0.1, None), measured(4, 0.2, None)])}
+    (found,) = section.sections({"diagnoses": diagnoses}, {})
+    assert [figure.name for figure in found.figures] == ["stability-gap", "alignment-variation"]
+
+
 def test_without_sources_there_is_no_section():
     assert list(section.sections({}, {})) == []
