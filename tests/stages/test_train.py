@@ -226,8 +226,10 @@ def test_a_training_says_what_its_workers_reserve():
         ({"steps": 30, "log_every": 31}, ("log_every=31", "steps=30")),
         ({"batch_size": 250, "num_workers": 8}, ("batch_size=250", "num_workers=8", "248", "256")),
         ({"betas": (0.9, 1.0)}, ("betas",)),
-        ({"network": {"width": 30, "heads": 4}}, ("width=30", "heads=4")),
-        ({"network": {"width": 30, "heads": 2}}, ("width=30", "divisible by 4")),
+        ({"network": {"width": 30, "heads": 4}}, ("width=30", "heads=4", "to 28")),
+        ({"network": {"width": 32, "heads": 3}}, ("width=32", "heads=3", "set width to 24")),
+        ({"network": {"width": 10, "heads": 5}}, ("width=10", "heads=5", "set width to 20")),
+        ({"network": {"width": 30, "heads": 2}}, ("width=30", "and by 4", "set width to 28")),
         ({"method": "sti"}, ("unknown method 'sti'", "did you mean 'sit'")),
     ],
 )

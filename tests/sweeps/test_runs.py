@@ -162,7 +162,8 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
         if trial.state == "finished":
             assert node.manifest.metrics["loss/velocity"] == trial.measured["loss/velocity"][0]
         else:
-            assert [step for step, _ in trial.reports] == [10, 20]
+            # A state may be saved, and its point untold, when Ctrl-C comes.
+            assert [step for step, _ in trial.reports] in ([10, 20], [20])
             assert node.manifest is None
             assert store.has_work("train", node.key), "it could go on"
             doomed, _ = garbage(store, keep=3)
