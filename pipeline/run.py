@@ -259,12 +259,13 @@ class Execution:
         stage, key = outcome.damaged
         item = self.nodes[name]
         owner = next((n for n, p in self.nodes.items() if p.key == key), None)
-        if owner is not None and self.nodes[owner].state in (progress.DONE, progress.REUSED):
+        first = owner and self.nodes[owner].state in (progress.DONE, progress.REUSED)
+        if first:
             item.damaged.append(key)
         if owner is None or item.damaged.count(key) > MOST_REMAKES:
             self._end(name, progress.FAILED, outcome.error)
             return
-        if self.nodes[owner].state in (progress.DONE, progress.REUSED):
+        if first:
             place = self.store.set_aside_damaged(stage, key)
             if place:
                 self.listener.view.message(f"{outcome.error}; set aside as {place}, made again")
