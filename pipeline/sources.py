@@ -1,8 +1,9 @@
 """What code an artifact depends on: the syntax trees of the modules that made it.
 
 The closure of a node is its stage module plus the modules its settings name, plus everything of
-the same package that these import, inside functions too. Comments, docstrings, formatting and the
-`description` of a settings field change nothing.
+the same package that these import, inside functions too. Comments, docstrings, formatting, the
+`description` of a settings field and what stands under `if TYPE_CHECKING:`, which never runs,
+change nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _closure(roots: frozenset[str], exclude: frozenset[str]) -> dict[str, str]:
 
 
 # Raise it when the way of hashing changes.
-FORMAT = 1
+FORMAT = 2
 
 
 def scan(module: str) -> tuple[str, tuple[str, ...]]:
@@ -54,7 +55,7 @@ def scan(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
-    tree = ast.parse(path.read_text())
+    tree = _WithoutTypeChecking().visit(ast.parse(path.read_text()))
     digest = hashlib.sha256("".join(_tokens(tree)).encode()).hexdigest()
     return digest, tuple(_imports(tree, module.partition(".")[0]))
 
@@ -78,6 +79,15 @@ def _is_module(name: str) -> bool:
         return False  # a module's members are no modules
     folder = origin.parent
     return (folder / f"{leaf}.py").is_file() or (folder / leaf / "__init__.py").is_file()
+
+
+class _WithoutTypeChecking(ast.NodeTransformer):
+    """Takes `if TYPE_CHECKING:` out of a tree and leaves what stands under its `else`."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:  # noqa: N802
+        self.generic_visit(node)
+        name = getattr(node.test, "attr", getattr(node.test, "id", ""))
+        return node.orelse if name == "TYPE_CHECKING" else node
 
 
 def _imports(tree: ast.AST, package: str) -> list[str]:

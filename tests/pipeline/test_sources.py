@@ -93,6 +93,16 @@ def test_a_function_that_shares_its_name_with_a_module_is_no_module(package):
     assert "package.unused" in digests()
 
 
+@pytest.mark.parametrize("test", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
+def test_imports_for_type_checkers_never_run_and_change_nothing(package, test):
+    before = digests()
+    guarded = f"if {test}:\n    from package import unused\n"
+    (package / "late.py").write_text(f"{guarded}ONE = 1\n")
+    assert digests() == before
+    (package / "late.py").write_text(f"{guarded}else:\n    from package import unused\nONE = 1\n")
+    assert "package.unused" in digests()
+
+
 def test_scans_are_remembered_and_an_edit_is_seen(package, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = digests()
