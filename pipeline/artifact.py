@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.errors import DamagedArtifactError
+from pipeline.errors import DamagedArtifactError, EarlierArtifactError
 
 MANIFEST = "manifest.json"
 CURVES = "curves.parquet"
-SCHEMA = 1
+# Raise it when manifests change, or when the classes that they name move.
+SCHEMA = 2
+REMEDY = "run its recipe again, which makes it anew, or read it with the version that made it"
 
 
 def sha256(path: Path) -> str:
@@ -83,13 +85,17 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            DamagedArtifactError: the text is not a manifest of a schema this version reads.
+            DamagedArtifactError: the text is not a manifest.
+            EarlierArtifactError: it has a schema that this version does not read.
         """
         try:
             fields = json.loads(text)
-            if fields["schema"] != SCHEMA:
-                raise DamagedArtifactError(
-                    f"manifest has schema {fields['schema']}, this version reads {SCHEMA}"
+            schema = int(fields["schema"])
+            if schema != SCHEMA:
+                age = "an earlier" if schema < SCHEMA else "a later"
+                raise EarlierArtifactError(
+                    f"made by {age} version (manifest schema {schema}, this one reads {SCHEMA}); "
+                    f"{REMEDY}"
                 )
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:
@@ -107,11 +113,11 @@ class Artifact:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = Path(path)
         self.manifest = manifest
-        self.store = ""
+        self.reopen: tuple[Any, ...] = (open_artifact, (self.path,))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another machine, an artifact is opened from the store where its path is not."""
-        return reopen, (str(self.path), self.store, self.manifest.stage, self.manifest.key)
+        """Sent to another process, an artifact is opened again, by its store if that opened it."""
+        return self.reopen
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.manifest.stage} {self.manifest.key[:12]})"
@@ -168,17 +174,6 @@ class Artifact:
         return read_curves(self.path / CURVES) if CURVES in self.manifest.files else []
 
 
-def reopen(path: str, store: str, stage: str, key: str) -> Artifact:
-    """Open an artifact where it was, or through its store on a machine that lacks the path."""
-    if (Path(path) / MANIFEST).is_file():
-        artifact = open_artifact(Path(path))
-        artifact.store = store
-        return artifact
-    from pipeline.store import Store
-
-    return Store(store).open(stage, key)
-
-
 def write_curves(path: Path, rows: list[tuple[str, int, float]]) -> None:
     """Write `(metric, step, value)` rows as parquet."""
     import pyarrow
@@ -204,7 +199,18 @@ def read_curves(path: Path) -> list[tuple[str, int, float]]:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Open an artifact directory as the class that its manifest names."""
+    """Open an artifact directory as the class that its manifest names.
+
+    Raises:
+        DamagedArtifactError: the manifest cannot be read.
+        EarlierArtifactError: it, or the class that it names, is of another version.
+    """
     manifest = Manifest.parse((path / MANIFEST).read_text())
     module, _, name = manifest.type.partition(":")
-    return getattr(importlib.import_module(module), name)(path, manifest)
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EarlierArtifactError(
+            f"of a kind that this version does not have ({manifest.type}); {REMEDY}"
+        ) from error
+    return kind(path, manifest)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from pipeline import plan as planning
 from pipeline import results, track
-from pipeline.errors import BAD_USAGE, DONE, DamagedArtifactError, UsageError
+from pipeline.errors import BAD_USAGE, DONE, DamagedArtifactError, EarlierArtifactError, UsageError
 from pipeline.provenance import installed
 from pipeline.stage import Catalog
+from pipeline.store import Store
 
 MINIMUM_PYTHON = (3, 11)
 ENGINE = ("mlflow", "pydantic")  # needed beside the packages that results depend on
@@ -76,8 +77,21 @@ def _store(uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
         yield not warning, warning or "MLflow's database can be written"
     except UsageError as error:
         yield False, str(error)
-    for stage, key in store.artifacts() if verify else ():
+    yield from _verified(store) if verify else ()
+
+
+def _verified(store: Store) -> Iterator[tuple[bool | None, str]]:
+    """A line for every damaged artifact, and one for all that are of another version."""
+    others = 0
+    for stage, key in store.artifacts():
         try:
             store.open(stage, key)
+        except EarlierArtifactError:
+            others += 1
         except DamagedArtifactError as error:
             yield False, f"{error}; the next run sets it aside and makes it again"
+    if others:
+        yield None, (
+            f"{others} artifacts are of another version of the bench, which this one does not "
+            "read; a run makes anew what it needs, and `gc` frees the space of runs not kept"
+        )

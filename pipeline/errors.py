@@ -28,6 +28,10 @@ class DamagedArtifactError(PipelineError):
     """A stored artifact no longer matches its manifest."""
 
 
+class EarlierArtifactError(DamagedArtifactError):
+    """A stored artifact is whole, but of a layout or kind that this version does not read."""
+
+
 class StageError(PipelineError):
     """A stage found something wrong with its data or settings and says so in one sentence."""
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.artifact import Manifest
 from pipeline.config import Resolved, flatten
-from pipeline.errors import DamagedArtifactError, UsageError, nearest
+from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
 from pipeline.graph import Graph, Identity, Node
 from pipeline.provenance import installed
 from pipeline.stage import Catalog
@@ -168,7 +168,9 @@ def _state(
         if manifest is not None and not store.remote and verified < VERIFY_BYTES:
             store.open(stage, key)
     except DamagedArtifactError as error:
-        manifest, state, reason = None, DAMAGED, f"damaged: {error}"
+        manifest, state = None, DAMAGED
+        earlier = isinstance(error, EarlierArtifactError)
+        reason = str(error) if earlier else f"damaged: {error}"
     if manifest is not None:
         seconds = manifest.seconds
         state, reason = CACHED, f"made {manifest.finished[:16].replace('T', ' ')}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
-from pipeline.errors import DamagedArtifactError, UsageError
+from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError
 from pipeline.locations import (
     LocalLocation,
     Location,
@@ -86,6 +86,8 @@ class Store:
             return None
         try:
             return Manifest.parse(data.decode())
+        except EarlierArtifactError as error:
+            raise EarlierArtifactError(f"artifact {stage}/{key} is {error}") from error
         except (DamagedArtifactError, UnicodeDecodeError) as error:
             raise DamagedArtifactError(f"artifact {stage}/{key}: {error}") from error
 
@@ -110,8 +112,11 @@ class Store:
             raise DamagedArtifactError(f"{name} is not in the store")
         try:
             artifact = open_artifact(path)
-            artifact.store = self.uri
+            manifest = artifact.manifest
+            artifact.reopen = (reopen, (path, self.uri, manifest.stage, manifest.key))
             artifact.verify()
+        except EarlierArtifactError as error:
+            raise EarlierArtifactError(f"{name} is {error}") from error
         except (DamagedArtifactError, OSError) as error:
             raise DamagedArtifactError(f"{name}: {error}") from error
         return artifact
@@ -258,6 +263,15 @@ class WorkArea:
             if self._pushed.get(relative) != mark:
                 self._store.location.write(f"{self._name}/{relative}", path.read_bytes())
                 self._pushed[relative] = mark
+
+
+def reopen(path: Path, uri: str, stage: str, key: str) -> Artifact:
+    """Open an artifact where it was, or through its store on a machine that lacks the path."""
+    if not (path / MANIFEST).is_file():
+        return Store(uri).open(stage, key)
+    artifact = open_artifact(path)
+    artifact.reopen = (reopen, (path, uri, stage, key))
+    return artifact
 
 
 def _try_lock(stream: IO[str], kind: int) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import plan as planning
 from pipeline import session
 from pipeline.__main__ import main
 from pipeline.errors import UsageError
@@ -193,3 +194,24 @@ def test_doctor_passes_here_and_finds_damage(tmp_path):
         "number.json does not match"
         in command("doctor", "--verify", store=store.local, check=2).stdout
     )
+
+
+def test_a_run_of_an_earlier_version_is_told_and_made_anew(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    artifact = run_all(CATALOG, store, Request("chain"))["total"]
+    file = artifact.path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 1}))
+
+    def said(*arguments):
+        code = main([*arguments, "--store", str(store.local)], lambda: CATALOG)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    code, words = said("doctor", "--verify")
+    assert "1 artifacts are of another version" in words
+    assert code == 0
+    assert "is made by an earlier version" in said("plan", "chain")[1]
+    session.set_aside(planning.make(CATALOG, store, Request("chain")), store)
+    assert "is made by an earlier version" in capsys.readouterr().out
+    run_all(CATALOG, store, Request("chain"))
+    assert store.open("total", artifact.manifest.key).load() == artifact.load()

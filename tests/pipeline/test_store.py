@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from pipeline.artifact import MANIFEST, Manifest
-from pipeline.errors import DamagedArtifactError, UsageError
+from pipeline.artifact import MANIFEST, SCHEMA, Manifest
+from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError
 from pipeline.store import Store
 
 KEY = "0" * 32
@@ -95,6 +95,22 @@ def test_damage_is_found_on_read_and_set_aside(store, damage):
     place = store.set_aside("number", KEY)
     assert (store.local / place).is_dir()
     assert store.manifest("number", KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("schema", SCHEMA - 1, "made by an earlier version"),
+        ("schema", SCHEMA + 1, "made by a later version"),
+        ("type", "stages.gone:Number", "of a kind that this version does not have"),
+        ("type", "tests.toy.stages:Gone", "of a kind that this version does not have"),
+    ],
+)
+def test_an_artifact_of_another_version_is_one_sentence(store, field, value, words):
+    file = store.local / "artifacts/number" / put(store).key / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(EarlierArtifactError, match=f"number/{KEY} is {words}.*run its recipe ag"):
+        store.open("number", KEY)
 
 
 def test_payload_digest_ignores_times_and_host(store):
