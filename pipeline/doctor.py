@@ -91,7 +91,10 @@ def _verified(store: Store) -> Iterator[tuple[bool | None, str]]:
         except DamagedArtifactError as error:
             yield False, f"{error}; the next run sets it aside and makes it again"
     if others:
-        yield None, (
-            f"{others} artifacts are of another version of the bench, which this one does not "
-            "read; a run makes anew what it needs, and `gc` frees the space of runs not kept"
+        yield (
+            None,
+            (
+                f"{others} artifacts are of another version of the bench, which this one does not "
+                "read; a run makes anew what it needs, and `gc` frees the space of runs not kept"
+            ),
         )

@@ -84,7 +84,7 @@ def _is_module(name: str) -> bool:
 class _WithoutTypeChecking(ast.NodeTransformer):
     """Takes `if TYPE_CHECKING:` out of a tree and leaves what stands under its `else`."""
 
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:  # noqa: N802
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
         name = getattr(node.test, "attr", getattr(node.test, "id", ""))
         return node.orelse if name == "TYPE_CHECKING" else node
