@@ -17,7 +17,7 @@ from pipeline.stage import Settings, resolve
 from stages.methods import table
 
 if TYPE_CHECKING:
-    from stages.methods.slots import TimeDensity
+    from stages.methods.density import TimeDensity
     from stages.powerspectrum import PowerSpectrum
 
 MIXTURE, SHIFTED = "stages.methods.density:Mixture", "stages.methods.density:Shifted"

@@ -14,7 +14,8 @@ from pipeline.stage import Settings, resolve
 from stages.methods import table
 
 if TYPE_CHECKING:
-    from stages.methods.slots import Loss, TimeDensity
+    from stages.methods.density import TimeDensity
+    from stages.methods.losses import Loss
 
 
 class OwnOptions(Settings):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from stages.loop import Batches, TrainState
     from stages.losslog import LossLog
-    from stages.methods.slots import Loss
+    from stages.methods.losses import Loss
     from stages.prepare import DataSet, Images
     from stages.teacher import Teacher
     from stages.train import TrainOptions, TrainSettings

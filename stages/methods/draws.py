@@ -7,20 +7,17 @@ synchronise, and all of it runs on the samples' own device. The hash is SplitMix
 al. 2014), whose output passes BigCrush.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-
-class TimeDensity(Protocol):
-    """A density of t on [0, 1], given by the inverse of its distribution function."""
-
-    def inverse_cdf(self, u: Tensor) -> Tensor:
-        """u in [0, 1] -> t in [0, 1], of the same shape."""
-        ...
+if TYPE_CHECKING:
+    from stages.methods.density import TimeDensity
 
 
 # One number for each use, so that a new use leaves the others' draws as they are.
@@ -44,11 +41,11 @@ class Draws:
     indices: Tensor
     step: int = 0
 
-    def at(self, step: int) -> "Draws":
+    def at(self, step: int) -> Draws:
         """The same samples at another step."""
         return replace(self, step=step)
 
-    def __getitem__(self, which) -> "Draws":
+    def __getitem__(self, which) -> Draws:
         """The draws of some of the samples: `draws[:8]`."""
         return replace(self, indices=self.indices[which])
 

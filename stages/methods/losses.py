@@ -6,6 +6,7 @@ Each loss is a frozen dataclass in its paper's file, called as loss(network, bat
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,16 @@ class LossTerms:
 
     total: Tensor
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Loss(Protocol):
+    """A training loss (`table.LOSSES`): its mean over a batch, and its terms."""
+
+    uses_teacher: ClassVar[bool]
+    uses_class_token: ClassVar[bool]
+
+    def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
+        """Raises ValueError when the batch does not fit the network."""
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -4,14 +4,15 @@ The mixing blocks, which see all tokens before the mask, belong to the network:
 `SiT(..., mix_layers=2)`. At inference nothing is masked.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from stages.methods import path
-from stages.methods.draws import TimeDensity
 from stages.methods.losses import (
     Batch,
     LossTerms,
@@ -25,6 +26,9 @@ from stages.methods.losses import (
     mean_squared_error,
 )
 from stages.methods.patches import patchify, take_tokens
+
+if TYPE_CHECKING:
+    from stages.methods.density import TimeDensity
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """REG's training loss (Wu et al. 2025): REPA's, with the teacher's class token generated beside
 the image."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from stages.methods import path
-from stages.methods.draws import TimeDensity
 from stages.methods.losses import (
     Batch,
     LossTerms,
@@ -19,6 +20,9 @@ from stages.methods.losses import (
     dropped_labels,
     mean_squared_error,
 )
+
+if TYPE_CHECKING:
+    from stages.methods.density import TimeDensity
 
 
 @dataclass(frozen=True)

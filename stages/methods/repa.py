@@ -1,12 +1,13 @@
 """REPA's training loss (Yu et al. 2025): velocity regression and alignment with a teacher."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from stages.methods import path
-from stages.methods.draws import TimeDensity
 from stages.methods.losses import (
     Batch,
     LossTerms,
@@ -17,6 +18,9 @@ from stages.methods.losses import (
     dropped_labels,
     mean_squared_error,
 )
+
+if TYPE_CHECKING:
+    from stages.methods.density import TimeDensity
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """SiT's training loss (Ma et al. 2024): plain velocity regression."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from stages.methods import path
-from stages.methods.draws import TimeDensity
 from stages.methods.losses import (
     Batch,
     LossTerms,
@@ -14,6 +15,9 @@ from stages.methods.losses import (
     dropped_labels,
     mean_squared_error,
 )
+
+if TYPE_CHECKING:
+    from stages.methods.density import TimeDensity
 
 
 @dataclass(frozen=True)
