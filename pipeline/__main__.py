@@ -198,7 +198,7 @@ def _sweep() -> Callable[[Callable[[], Any], argparse.Namespace], int]:
 
 
 def _catalog() -> Any:
-    from stages.table import CATALOG
+    from stages.catalog import CATALOG
 
     return CATALOG
 

@@ -62,10 +62,18 @@ def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
 
 @cache
 def _path(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"no source for module {module}")
-    return Path(spec.origin)
+    """The file of a module, found without importing the packages that it lies in."""
+    parent, _, leaf = module.rpartition(".")
+    if not parent:
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin)
+    else:
+        folder = _path(parent).parent
+        for path in (folder / f"{leaf}.py", folder / leaf / "__init__.py"):
+            if path.is_file():
+                return path
+    raise ModuleNotFoundError(f"no source for module {module}")
 
 
 @cache

@@ -4,135 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import nearest
 from pipeline.stage import Resources, Settings
-from stages import densities, solving
-from stages.combined_nodes import CombinedOptions
-from stages.csflow_nodes import CSFlowOptions
-from stages.diagnose import DiagnoseOptions
-from stages.extract import ExtractorOptions
-from stages.icr_nodes import ICROptions
-from stages.methods import table
-from stages.prepare import PrepareSettings
-from stages.report import ReportSettings
-from stages.sample import SampleOptions, SampleSettings
-from stages.scan import ScanPreset
-from stages.scoring_nodes import Evaluation
-from stages.spectrum import SpectrumSettings
-from stages.stein_nodes import SteinOptions, runnable
-from stages.templates import NFE
-from stages.train import TrainOptions
-from stages.training_nodes import ComparisonOptions, TeacherOptions
-from stages.wavelet_nodes import WaveletOptions
-
-
-class SampleSweep(SampleOptions):
-    """How samples are made, and over which solvers and NFE on the last checkpoint."""
-
-    solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
-        ("euler", "heun", "dpmpp2m"), min_length=1, description="solvers compared over nfes"
-    )
-    nfes: tuple[NFE, ...] = Field(
-        (5, 10, 20),
-        min_length=1,
-        description="network evaluations compared; a solver that takes an odd number only runs at "
-        "the odd number just below an even one",
-    )
-    solver_grids: dict[
-        table.choice("solver", table.SOLVERS),
-        table.choice("grid", table.GRIDS | table.DENSITY_GRIDS),
-    ] = Field(
-        {"heun": "edm"},
-        description="grids of swept solvers that need their own: Heun amplifies errors at the "
-        "long first step of a grid uniform in t",
-    )
-    sweep_samples: int = Field(
-        1000, ge=1, le=10**7, description="samples of each set compared over solvers and NFE"
-    )
-    checkpoint_solver: table.choice("solver", table.SOLVERS | table.SDE) | None = Field(
-        None,
-        description="solver of the samples that are scored over training steps; sde with "
-        "checkpoint_nfe=250 is the papers' own; unset is solver",
-    )
-    checkpoint_nfe: int | None = Field(
-        None, ge=1, le=10_000, description="their network evaluations; unset is nfe"
-    )
-    num_seeds: int = Field(
-        1,
-        ge=1,
-        le=100,
-        description="seeds of the samples of every checkpoint, counted from the run's own; with "
-        "several, scores are means and their errors are of the seeds",
-    )
-    reference_nfe: int = Field(
-        100, ge=2, le=10_000, description="evaluations of the samples trajectory_rms refers to"
-    )
-
-    @model_validator(mode="after")
-    def _nfes_fit(self) -> SampleSweep:
-        if self.solver in table.SDE:
-            raise ValueError(
-                "solver=sde cannot be every sample node's: recipes compare solvers of the ODE; set "
-                "sample.checkpoint_solver=sde for the samples over training steps"
-            )
-        self._check_checkpoints()
-        if self.correction != "none" or self.solver in table.FITTED_SOLVERS:
-            name = "solver" if self.solver in table.FITTED_SOLVERS else "correction"
-            raise ValueError(
-                f"{name}={getattr(self, name)} cannot be every sample node's: recipes compare "
-                f"corrections beside the plain solvers; leave sample.{name} unset, and choose in "
-                f"stein.{'fitted' if name == 'solver' else 'corrections'}"
-            )
-        if max(self.nfes) >= self.reference_nfe:
-            raise ValueError(
-                f"nfes reaches {max(self.nfes)}, not below reference_nfe={self.reference_nfe}; "
-                "raise sample.reference_nfe, or lower sample.nfes"
-            )
-        return self
-
-    def _check_checkpoints(self) -> None:
-        """Raise ValueError where checkpoints cannot be sampled as asked."""
-        if not (changed := self.of_checkpoints()):
-            return
-        try:
-            self.options(**changed)
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            words = problem.get("ctx", {}).get("error", problem["msg"])
-            raise ValueError(f"samples over training steps: {words}") from error
-
-    def of_checkpoints(self) -> dict[str, object]:
-        """Settings of the samples over training steps that are not those of the others."""
-        found: dict[str, object] = {}
-        if self.checkpoint_solver is not None:
-            found["solver"] = self.checkpoint_solver
-            found["grid"] = solving.UNIFORM
-            if self.checkpoint_solver not in table.SDE:
-                found["grid"] = self.grid_of(self.checkpoint_solver)
-        if self.checkpoint_nfe is not None:
-            found["nfe"] = self.checkpoint_nfe
-        return found
-
-    def nfes_of(self, solver: str) -> tuple[int, ...]:
-        """The NFE this solver is run at, ascending."""
-        return runnable(solver, self.nfes)
-
-    @property
-    def grids_in_use(self) -> tuple[str, ...]:
-        """Every grid that these settings name."""
-        return (self.grid, *self.solver_grids.values())
-
-    def grid_of(self, solver: str) -> str:
-        """The grid this solver is swept on."""
-        return self.solver_grids.get(solver, self.grid)
-
-    def options(self, **changes: object) -> SampleSettings:
-        """The settings of one sample node."""
-        chosen = {name: getattr(self, name) for name in SampleOptions.model_fields} | changes
-        kinds = densities.of_grids([chosen["grid"]])
-        return SampleSettings(**chosen | {"density": chosen["density"].read_by(kinds)})
+from stages.data.prepare import PrepareSettings
+from stages.papers.combined.options import CombinedOptions
+from stages.papers.csflow.options import CSFlowOptions
+from stages.papers.csflow.spectrum import SpectrumSettings
+from stages.papers.icr.options import ICROptions, ScanPreset
+from stages.papers.maskalign.diagnose import DiagnoseOptions
+from stages.papers.maskalign.options import ComparisonOptions, TeacherOptions
+from stages.papers.stein.options import SteinOptions
+from stages.papers.wavelet.options import WaveletOptions
+from stages.report.report import ReportSettings
+from stages.sampling.sweep import SampleSweep
+from stages.scoring.evaluate import Evaluation
+from stages.settings.extractors import ExtractorOptions
+from stages.training.train import TrainOptions
 
 
 class StageResources(Settings):

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.config import flatten
 from pipeline.drawing import graph
-from stages import page as pages
-from stages.figures import COLORS, INK, Figure, logarithmic, svg
+from stages.pages import page as pages
+from stages.pages.figures import COLORS, INK, Figure, logarithmic, svg
 from sweeps.outcome import Outcome, Row, short, shown
 from sweeps.record import SweepRecord
 from sweeps.space import Parameter

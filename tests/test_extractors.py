@@ -9,12 +9,14 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from stages import features, image_files, pretrained
+from stages.data import image_files
+from stages.encoders import embedded as encoders_embedded
+from stages.encoders import pretrained
+from stages.encoders.classifier import accuracy, train_classifier
+from stages.encoders.weights import MissingWeightsError
 from stages.methods import frechet
-from stages.methods.classifier import accuracy, train_classifier
+from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets.encoders import EmbeddedCNN
-from stages.torchvision_shim import prepare_torchvision
-from stages.weights import MissingWeightsError
 
 
 def generator(seed=0):
@@ -44,7 +46,7 @@ def trained(digits):
 
 @pytest.fixture(scope="module")
 def embedded(trained):
-    return features.embedded(trained[0].state_dict())
+    return encoders_embedded.embedded(trained[0].state_dict())
 
 
 def test_embedded_extractor_reads_digits(digits, trained):
@@ -63,8 +65,8 @@ def test_training_depends_on_its_seed_alone(digits):
     torch.manual_seed(2)
     again = train_classifier(images, labels, 10, 2, 3, shift_pixels=1).state_dict()
     other = train_classifier(images, labels, 10, 2, 4, shift_pixels=1).state_dict()
-    assert features.state_hash(first) == features.state_hash(again)
-    assert features.state_hash(first) != features.state_hash(other)
+    assert encoders_embedded.state_hash(first) == encoders_embedded.state_hash(again)
+    assert encoders_embedded.state_hash(first) != encoders_embedded.state_hash(other)
 
 
 def test_training_refuses_bad_labels_and_images(digits):
@@ -91,10 +93,10 @@ def test_embedded_distance_rises_with_noise_blur_and_dropped_classes(digits, emb
     real, degraded, classes = images[:900], images[900:1500], labels[900:1500]
     noise = torch.randn(degraded.shape, generator=generator())
 
-    reference = features.extract(embedded, real)
+    reference = encoders_embedded.extract(embedded, real)
 
     def distance(changed):
-        found = features.extract(embedded, changed)
+        found = encoders_embedded.extract(embedded, changed)
         if spatial:
             return frechet.distance_from_features(
                 found.spatial.flatten(1), reference.spatial.flatten(1)
@@ -111,24 +113,24 @@ def test_embedded_distance_rises_with_noise_blur_and_dropped_classes(digits, emb
 
 def test_embedded_interface(digits, trained, embedded):
     images = digits[0][:300]
-    found = features.extract(embedded, images, batch_size=77)
+    found = encoders_embedded.extract(embedded, images, batch_size=77)
     direct = trained[0](images)
     assert embedded.dimension == found.features.shape[1] == 64
     torch.testing.assert_close(found.features, direct.features)
     torch.testing.assert_close(found.logits, direct.logits)
     torch.testing.assert_close(found.spatial, direct.spatial[:, :7])
-    stream = features.extract(embedded, iter(images.split(50)))
+    stream = encoders_embedded.extract(embedded, iter(images.split(50)))
     torch.testing.assert_close(stream.features, found.features)
     state = trained[0].state_dict()
-    assert embedded.weights_hash == features.state_hash(dict(reversed(state.items())))
+    assert embedded.weights_hash == encoders_embedded.state_hash(dict(reversed(state.items())))
     changed = {k: v.clone() for k, v in state.items()}
     changed["hidden.bias"][0] += 1e-6
-    assert features.state_hash(changed) != embedded.weights_hash
+    assert encoders_embedded.state_hash(changed) != embedded.weights_hash
 
 
 def test_spatial_features_of_larger_images_stay_few():
     network = EmbeddedCNN(3, 10).eval()
-    found = features.embedded(network.state_dict())(torch.zeros(2, 3, 32, 24))
+    found = encoders_embedded.embedded(network.state_dict())(torch.zeros(2, 3, 32, 24))
     assert found.spatial.shape == (2, 7, 8, 8)
 
 
@@ -136,13 +138,13 @@ def test_images_with_nan_are_named(digits, embedded):
     images = digits[0][:300].clone()
     images[[210, 217], 0, 3, 3] = math.nan
     with pytest.raises(ValueError, match=r"pixels are NaN or infinite in image 210 \(and of 1"):
-        features.extract(embedded, images, batch_size=100)
+        encoders_embedded.extract(embedded, images, batch_size=100)
     with pytest.raises(ValueError, match=r"infinite in x210\.png"):
-        features.extract(embedded, images, names=[f"x{i}.png" for i in range(300)])
+        encoders_embedded.extract(embedded, images, names=[f"x{i}.png" for i in range(300)])
     broken = {k: v.clone() for k, v in EmbeddedCNN(1, 10).state_dict().items()}
     broken["hidden.weight"][0, 0] = math.inf
     with pytest.raises(ValueError, match="features are NaN or infinite in image 0"):
-        features.extract(features.embedded(broken), digits[0][:3])
+        encoders_embedded.extract(encoders_embedded.embedded(broken), digits[0][:3])
 
 
 def test_wrong_shapes_states_and_emptiness(digits, embedded):
@@ -151,9 +153,9 @@ def test_wrong_shapes_states_and_emptiness(digits, embedded):
     with pytest.raises(ValueError, match="not empty"):
         embedded(digits[0][:0])
     with pytest.raises(ValueError, match="no images"):
-        features.extract(embedded, iter([]))
+        encoders_embedded.extract(embedded, iter([]))
     with pytest.raises(ValueError, match="not that of an EmbeddedCNN"):
-        features.embedded({"weight": torch.zeros(3)})
+        encoders_embedded.embedded({"weight": torch.zeros(3)})
 
 
 def test_unknown_and_missing_weights(tmp_path):
@@ -233,7 +235,7 @@ def test_inception_gives_clean_fids_numbers_on_the_same_files(tmp_path, inceptio
         images, names = image_files.read_images(folder)
         assert names[0] == "00.png"
         grey = images[:, :1] if mode == "L" else images
-        ours.append(features.extract(extractor, grey, batch_size=5).features)
+        ours.append(encoders_embedded.extract(extractor, grey, batch_size=5).features)
         theirs.append(
             get_folder_features(
                 str(folder), model, num_workers=0, device="cpu", mode="clean", verbose=False
@@ -262,7 +264,7 @@ def test_dinov2_reads_a_local_file(tmp_path, suffix):
         save_file(state, tmp_path / "vit_small_patch14_dinov2.safetensors")
     extractor = pretrained.load("dinov2-small", tmp_path)
     images = torch.rand(2, 1, 16, 16, generator=generator()) * 2 - 1
-    found = features.extract(extractor, images)
+    found = encoders_embedded.extract(extractor, images)
     assert found.features.shape == (2, extractor.dimension) == (2, 384)
     assert found.spatial.shape == (2, 7, 16, 16)
     large = F.interpolate(

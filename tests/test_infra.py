@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.__main__ import build_parser, main
-from stages.weights import FOLDER, WEIGHT_FILES
+from stages.encoders.weights import FOLDER, WEIGHT_FILES
 
 INFRA = Path(__file__).parent.parent / "infra"
 LINE = r"(?:.|\n(?=\s*(?:--|\w+\.\w+=)))*"  # and those that go on with an option or a setting

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.__main__ import main
-from stages.weights import FOLDER, WEIGHT_FILES
+from stages.encoders.weights import FOLDER, WEIGHT_FILES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 START = "python -m pipeline "

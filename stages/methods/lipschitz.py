@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stages.methods import grids
 from stages.methods.path import Denoiser
 from stages.methods.solvers import named
-from stages.methods.trajectories import Solver, trajectory
+from stages.methods.solvers.trajectories import Solver, trajectory
 
 
 class StepNorms(NamedTuple):

@@ -226,7 +226,7 @@ def _radii_without(x: Tensor, k: int, blocks: tuple[Tensor, ...]) -> Tensor:
 
 
 def _clean_fid_kernel_distance(samples: Tensor, reference: Tensor) -> float:
-    from stages.torchvision_shim import prepare_torchvision
+    from stages.methods.torchvision_shim import prepare_torchvision
 
     prepare_torchvision()
     from cleanfid.fid import kernel_distance as clean_fid

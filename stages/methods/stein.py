@@ -33,7 +33,9 @@ import torch
 from torch import Tensor
 
 from stages.methods import grids
-from stages.methods.divergence import (
+from stages.methods.path import Denoiser
+from stages.methods.solvers import named
+from stages.methods.solvers.divergence import (
     Coordinates,
     check_probes,
     chosen,
@@ -41,11 +43,9 @@ from stages.methods.divergence import (
     output_and_divergence,
     residual,
 )
-from stages.methods.fitted import check_grid, fine_solution
-from stages.methods.multistep import LookAhead
-from stages.methods.path import Denoiser
-from stages.methods.solvers import named
-from stages.methods.trajectories import (
+from stages.methods.solvers.fitted import check_grid, fine_solution
+from stages.methods.solvers.multistep import LookAhead
+from stages.methods.solvers.trajectories import (
     Correction,
     Evaluation,
     Output,

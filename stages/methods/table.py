@@ -13,28 +13,28 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 DATASETS = {
-    "digits": "stages.datasets.digits:read",
-    "photographs": "stages.datasets.photographs:read",
-    "mnist": "stages.datasets.mnist:read",
-    "cifar10": "stages.datasets.cifar:read",
-    "folder": "stages.datasets.folder:read",
-    "npz": "stages.datasets.npz:read",
+    "digits": "stages.data.readers.digits:read",
+    "photographs": "stages.data.readers.photographs:read",
+    "mnist": "stages.data.readers.mnist:read",
+    "cifar10": "stages.data.readers.cifar:read",
+    "folder": "stages.data.readers.folder:read",
+    "npz": "stages.data.readers.npz:read",
 }
 
 EXTRACTORS = {
-    "embedded": "stages.features:embedded",
-    "inception": "stages.pretrained:load",
-    "dinov2-small": "stages.pretrained:load",
-    "dinov2-base": "stages.pretrained:load",
-    "dinov2-large": "stages.pretrained:load",
+    "embedded": "stages.encoders.embedded:embedded",
+    "inception": "stages.encoders.pretrained:load",
+    "dinov2-small": "stages.encoders.pretrained:load",
+    "dinov2-base": "stages.encoders.pretrained:load",
+    "dinov2-large": "stages.encoders.pretrained:load",
 }
 
 # Each makes the network that a training aligns with, from its stage's context and the data.
 TEACHERS = {
-    "embedded": "stages.contrastive:teacher",
-    "dinov2-small": "stages.pretrained:teacher",
-    "dinov2-base": "stages.pretrained:teacher",
-    "dinov2-large": "stages.pretrained:teacher",
+    "embedded": "stages.training.contrastive:teacher",
+    "dinov2-small": "stages.training.dinov2:teacher",
+    "dinov2-base": "stages.training.dinov2:teacher",
+    "dinov2-large": "stages.training.dinov2:teacher",
 }
 
 NETWORKS = {"sit": "stages.nets.sit:SiT", "unet": "stages.nets.unet:UNet"}
@@ -85,15 +85,15 @@ SOLVERS = dict.fromkeys(
 
 # Solvers whose weights were fitted to one model on one grid: they come as an artifact.
 FITTED_SOLVERS = {
-    "fitted": "stages.methods.fitted:FittedMultistep",
-    "fitted-heun": "stages.methods.fitted:FittedHeun",
+    "fitted": "stages.methods.solvers.fitted:FittedMultistep",
+    "fitted-heun": "stages.methods.solvers.fitted:FittedHeun",
 }
 
 # The solvers whose evaluations a grid's fitted solver takes.
 COUNTED_AS = {"fitted": "euler", "fitted-heun": "heun"}
 
 # The papers' stochastic sampler: one evaluation a step, on a grid of its own.
-SDE = {"sde": "stages.methods.sde:sample"}
+SDE = {"sde": "stages.methods.solvers.sde:sample"}
 
 # Solvers that take two evaluations a step and one on the last: their NFE is odd.
 ODD_SOLVERS = frozenset({"heun", "fitted-heun"})
@@ -102,11 +102,11 @@ ODD_SOLVERS = frozenset({"heun", "fitted-heun"})
 MULTISTEP_SOLVERS = frozenset({"euler", "dpmpp2m", "dpmpp3m"})
 
 CORRECTIONS = {
-    "none": "stages.methods.trajectories:Vanilla",
+    "none": "stages.methods.solvers.trajectories:Vanilla",
     "calibrated": "stages.methods.stein:calibrated",
     "online": "stages.methods.stein:online",
     "literal": "stages.methods.stein:literal",
-    "lookahead": "stages.methods.multistep:LookAhead",
+    "lookahead": "stages.methods.solvers.multistep:LookAhead",
 }
 
 # The discrete wavelets of PyWavelets; bior1.1 and rbio1.1 are haar.
@@ -119,20 +119,20 @@ ORTHONORMAL_WAVELETS = dict.fromkeys(
         *(f"sym{n}" for n in range(2, 21)),
         *(f"coif{n}" for n in range(1, 18)),
     ),
-    "stages.methods.wavelet_basis:WaveletBasis",
+    "stages.methods.wavelet.basis:WaveletBasis",
 )
 _BIORTHOGONAL = (13, 15, 22, 24, 26, 28, 31, 33, 35, 37, 39, 44, 55, 68)
 WAVELETS = ORTHONORMAL_WAVELETS | dict.fromkeys(
     ("dmey", *(f"{kind}{n / 10}" for kind in ("bior", "rbio") for n in _BIORTHOGONAL)),
-    "stages.methods.wavelet_basis:WaveletBasis",
+    "stages.methods.wavelet.basis:WaveletBasis",
 )
 
 # What watches a training that settings ask to watch; no other training depends on its code.
-WATCH = "stages.live:Watch"
+WATCH = "stages.papers.icr.live:Watch"
 
 # What refuses, before a network is trained or sampled, a scan of it that cannot be made. No result
 # depends on its code.
-SCAN_CHECK = "stages.scanning:check"
+SCAN_CHECK = "stages.papers.icr.measure:check"
 
 # Which wavelet coefficients a coefficient's score looks at.
 FAMILIES = dict.fromkeys(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stages.torchvision_shim import prepare_torchvision
+from stages.methods.torchvision_shim import prepare_torchvision
 
 
 class ContrastiveViT(nn.Module):

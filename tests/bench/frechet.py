@@ -13,7 +13,7 @@ import warnings
 import torch
 
 from stages.methods import frechet
-from stages.torchvision_shim import prepare_torchvision
+from stages.methods.torchvision_shim import prepare_torchvision
 
 TARGETS = {6000: 3, 500: 50}  # times clean-fid's speed at 2048 dimensions
 TRACE = 24.0

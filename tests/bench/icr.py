@@ -18,7 +18,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from stages import scanning
+from stages.artifacts.network import TrainedModel
 from stages.methods import edm, grids
 from stages.methods.alarm import alarm
 from stages.methods.draws import Draws
@@ -29,10 +29,10 @@ from stages.methods.memorization import ratio
 from stages.methods.representation import alignment, probe_accuracy, rankme, uniformity
 from stages.methods.solvers import solve
 from stages.methods.views import Views
-from stages.model import TrainedModel
 from stages.nets.taps import view_features
 from stages.nets.unet import UNet
-from stages.viewing import ViewOptions
+from stages.papers.icr import measure
+from stages.settings.scans import ViewOptions
 
 SEEDS = (0, 1, 2)
 CHECKPOINTS = (25, 35, 50, 71, 100, 141, 200, 283, 400, 566, 800, 1131, 1333)
@@ -95,18 +95,18 @@ def cost(checkpoints: int = 10) -> None:
     training_images, held_out, labels = digits()
     options, network = ViewOptions(), UNet()
     model = TrainedModel(Path(), "unet", {"num_classes": 0}, "edm", (), (1, 8, 8), 10)
-    subject = scanning.subject_of(model, network, options)
+    subject = measure.subject_of(model, network, options)
     timed = Timed(subject.denoiser)
     subject = replace(subject, denoiser=timed)
     train = training_images, labels[:RICH]
     test = held_out, labels[RICH:]
     start = time.process_time()
-    viewer = scanning.Viewer(held_out[:HELD_OUT], options)
+    viewer = measure.Viewer(held_out[:HELD_OUT], options)
     for _ in range(checkpoints):
-        scanning.measure(subject, viewer, SIGMA)
+        measure.measure(subject, viewer, SIGMA)
         for images in (held_out[:HELD_OUT], training_images[:LIMITED]):
-            scanning.denoising_error(timed, images, SIGMA, 1, options.batch_size)
-        scanning.probe_accuracy(subject, train, test, SIGMA, options.batch_size)
+            measure.denoising_error(timed, images, SIGMA, 1, options.batch_size)
+        measure.probe_accuracy(subject, train, test, SIGMA, options.batch_size)
     beside = time.process_time() - start - timed.seconds
     print(
         f"cost: {checkpoints} checkpoints, n {HELD_OUT}, V {NUM_VIEWS}, {len(VIEW_SEEDS)} view "

@@ -17,8 +17,8 @@ from statistics import mean, stdev
 import torch
 
 from stages.methods import grids, lipschitz, path, solvers, stein
-from stages.methods.divergence import output_and_divergence
-from stages.methods.trajectories import trajectory
+from stages.methods.solvers.divergence import output_and_divergence
+from stages.methods.solvers.trajectories import trajectory
 from stages.nets.sit import SiT
 from tests import oracle
 from tests.methods.test_lipschitz import exact_norms

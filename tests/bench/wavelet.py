@@ -15,7 +15,8 @@ from functools import partial
 import psutil
 import torch
 
-from stages.methods.baselines import (
+from stages.methods.wavelet import WaveletStatistics
+from stages.methods.wavelet.baselines import (
     BayesShrink,
     EmpiricalBayes,
     FullWiener,
@@ -23,10 +24,9 @@ from stages.methods.baselines import (
     PixelMean,
     monte_carlo_risk,
 )
-from stages.methods.hermite import hermite
-from stages.methods.wavelet import WaveletStatistics
-from stages.methods.wavelet_model import GIB, WaveletModel
-from stages.methods.wavelet_ridge import choose_ridge, collect_folds
+from stages.methods.wavelet.hermite import hermite
+from stages.methods.wavelet.model import GIB, WaveletModel
+from stages.methods.wavelet.ridge import choose_ridge, collect_folds
 from tests.methods.wavelet_data import photograph_patches, standardised_digits
 
 SIGMAS = (0.25, 0.5, 1.0, 2.0, 4.0)

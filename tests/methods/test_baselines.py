@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from stages.methods.baselines import (
+from stages.methods.wavelet.baselines import (
     BayesShrink,
     EmpiricalBayes,
     FullWiener,

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 
 from stages.methods import frechet
-from stages.torchvision_shim import prepare_torchvision
+from stages.methods.torchvision_shim import prepare_torchvision
 
 DOUBLE = torch.float64
 

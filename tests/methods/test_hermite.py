@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.special import eval_hermitenorm
 
-from stages.methods.hermite import (
+from stages.methods.wavelet.hermite import (
     affine,
     hermite,
     num_features,

@@ -3,7 +3,7 @@ import torch
 
 from stages.methods import grids, lipschitz, solvers
 from stages.methods.path import VelocityDenoiser
-from stages.methods.trajectories import trajectory
+from stages.methods.solvers.trajectories import trajectory
 from stages.nets.sit import SiT
 from tests import oracle
 

@@ -8,7 +8,7 @@ import torch
 
 from stages.methods import quality
 from stages.methods.jackknife import complements, deal, standard_error
-from stages.torchvision_shim import prepare_torchvision
+from stages.methods.torchvision_shim import prepare_torchvision
 
 
 def normal(n, d, seed=0, shift=0.0):

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from stages.methods import sde
 from stages.methods.draws import Draws
 from stages.methods.path import Guidance, Packing, VelocityDenoiser
+from stages.methods.solvers import sde
 from stages.nets.sit import SiT
 
 MEAN, STD = 0.7, 0.5

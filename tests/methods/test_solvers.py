@@ -5,7 +5,7 @@ import torch
 
 from stages.methods import grids, solvers
 from stages.methods.path import T_START
-from stages.methods.trajectories import trajectory
+from stages.methods.solvers.trajectories import trajectory
 from tests import oracle
 
 NAMES = sorted(solvers.SOLVERS)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from stages.methods import grids, solvers, stein
-from stages.methods.divergence import mean_inner, output_and_divergence
 from stages.methods.path import Packing
-from stages.methods.trajectories import Evaluation, Step, trajectory
+from stages.methods.solvers.divergence import mean_inner, output_and_divergence
+from stages.methods.solvers.trajectories import Evaluation, Step, trajectory
 from tests import oracle
 
 LEVELS = torch.tensor([1.5, 0.667, 0.25, 0.0], dtype=torch.float64)

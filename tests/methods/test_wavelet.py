@@ -7,13 +7,13 @@ import random
 import pytest
 import torch
 
-from stages.methods.baselines import FullWiener, monte_carlo_risk
 from stages.methods.solvers import solve
 from stages.methods.wavelet import WaveletStatistics, first_pass, merge, second_pass
-from stages.methods.wavelet_model import GIB, WaveletModel
-from stages.methods.wavelet_neighbours import FAMILIES
-from stages.methods.wavelet_response import band_centres, response_curves
-from stages.methods.wavelet_ridge import choose_ridge, collect_folds
+from stages.methods.wavelet.baselines import FullWiener, monte_carlo_risk
+from stages.methods.wavelet.model import GIB, WaveletModel
+from stages.methods.wavelet.neighbours import FAMILIES
+from stages.methods.wavelet.response import band_centres, response_curves
+from stages.methods.wavelet.ridge import choose_ridge, collect_folds
 from tests.methods.wavelet_data import gaussian_nodes, standardised_digits
 
 collect = WaveletStatistics.collect

@@ -2,8 +2,8 @@ import pytest
 import pywt
 import torch
 
-from stages.methods.wavelet_basis import WaveletBasis
-from stages.methods.wavelet_neighbours import FAMILIES, MISSING, groups, max_variables
+from stages.methods.wavelet.basis import WaveletBasis
+from stages.methods.wavelet.neighbours import FAMILIES, MISSING, groups, max_variables
 
 
 def images(*shape):

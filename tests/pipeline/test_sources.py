@@ -108,9 +108,9 @@ def test_scans_are_remembered_and_an_edit_is_seen(package, monkeypatch, tmp_path
     before = digests()
     remembered._keep(dict(remembered._findings()), known=0)
     remembered._findings.cache_clear()
-    monkeypatch.setattr(sources, "_scan", None)  # a remembered file is not read again
-    assert digests() == before
-    monkeypatch.undo()
+    with monkeypatch.context() as cut:
+        cut.setattr(sources, "_scan", None)  # a remembered file is not read again
+        assert digests() == before
     (package / "late.py").write_text("ONE = 3\n")
     assert digests() != before
 

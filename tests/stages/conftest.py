@@ -3,41 +3,47 @@
 import pytest
 import torch
 
-from stages import embed, extract, prepare, teach, teacher, train, training
-from stages.architectures import NetworkSettings
+from stages.artifacts import data as artifacts_data
+from stages.artifacts import extractor as artifacts_extractor
+from stages.artifacts import features, teacher
+from stages.data import prepare
+from stages.scoring import extractor as scoring_extractor
+from stages.scoring import features as scoring_features
+from stages.settings.networks import NetworkSettings
+from stages.training import run, teach, train, worker
 from tests.stages.context import Context, context, make, sealed
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> prepare.Data:
+def data(tmp_path_factory) -> artifacts_data.Data:
     """All training digits."""
     return make(tmp_path_factory.mktemp("data"), prepare.STAGE, prepare.PrepareSettings())
 
 
 @pytest.fixture(scope="session")
-def few(tmp_path_factory) -> prepare.Data:
+def few(tmp_path_factory) -> artifacts_data.Data:
     """96 training and 48 held-out digits."""
     settings = prepare.PrepareSettings(limit=96, limit_held_out=48)
     return make(tmp_path_factory.mktemp("few"), prepare.STAGE, settings)
 
 
 @pytest.fixture(scope="session")
-def extractor(tmp_path_factory, few) -> extract.Extractor:
+def extractor(tmp_path_factory, few) -> artifacts_extractor.Extractor:
     """A barely trained extractor."""
-    settings = extract.ExtractorSettings(epochs=1, min_accuracy=0)
-    return make(tmp_path_factory.mktemp("extractor"), extract.STAGE, settings, data=few)
+    settings = scoring_extractor.ExtractorSettings(epochs=1, min_accuracy=0)
+    return make(tmp_path_factory.mktemp("extractor"), scoring_extractor.STAGE, settings, data=few)
 
 
 @pytest.fixture(scope="session")
-def references(tmp_path_factory, few, extractor) -> dict[str, embed.FeatureSet]:
+def references(tmp_path_factory, few, extractor) -> dict[str, features.FeatureSet]:
     """Features of the training and the held-out images."""
     return {
         slot: make(
             tmp_path_factory.mktemp(slot),
-            embed.STAGE,
-            embed.FeatureSettings(part=part),
+            scoring_features.STAGE,
+            scoring_features.FeatureSettings(part=part),
             data=few,
             extractor=extractor,
         )
@@ -78,8 +84,8 @@ def _teacher(tmp_path_factory, few) -> teacher.Teacher:
 
 def trained_in(at: Context) -> train.TrainedNetwork:
     """Train without Ray around it."""
-    training.train_worker(at)
-    return sealed(at, train.STAGE, training.finish(at))
+    worker.train_worker(at)
+    return sealed(at, train.STAGE, run.finish(at))
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.claims import combined, csflow, icr, maskalign, stein, wavelet
-from stages.claims import findings as f
-from stages.lipschitz import StepRow
+from stages.artifacts.lipschitz import StepRow
+from stages.artifacts.scores import Row
 from stages.methods.protocol import Protocol, Score
-from stages.scores import Row
-from stages.sections import claims as section
-from stages.sections import combined as combined_section
+from stages.pages import findings as f
+from stages.papers.combined import claims
+from stages.papers.combined import section as combined_section
+from stages.papers.csflow import claims as csflow_claims
+from stages.papers.icr import claims as icr_claims
+from stages.papers.maskalign import claims as maskalign_claims
+from stages.papers.stein import claims as stein_claims
+from stages.papers.wavelet import claims as wavelet_claims
+from stages.report import claims as section
 
 CLAIM = f.Claim("M", "better", "-1 %", ("full", "deep"))
 
@@ -165,7 +170,7 @@ def test_csflow():
         "t": rows({5: 9.1}, grid="csflow a=0.4", time_density="csflow a=0.4", training_step=14),
         "b": rows({5: 9.1}, grid="csflow a=0.4", training_step=14),
     }
-    found = by_text(csflow.findings(scores))
+    found = by_text(csflow_claims.findings(scores))
     grid = found["Better FID at equal evaluations from the time grid alone"]
     assert grid.verdict == f.HOLDS
     assert grid.effect.value == pytest.approx(-10)
@@ -173,7 +178,7 @@ def test_csflow():
     assert found["More with fine-tuning"].verdict == f.OPEN  # against as many plain steps
     assert found["Better than MinSNR at equal a"].verdict == f.FAILS
     assert found["Better than P2 at equal a"].verdict == f.ABSENT
-    assert {one.verdict for one in csflow.findings({"u": scores["u"]})} == {f.ABSENT}
+    assert {one.verdict for one in csflow_claims.findings({"u": scores["u"]})} == {f.ABSENT}
 
 
 def lipschitz(nfe, *maxima):
@@ -190,7 +195,7 @@ def test_stein():
         "c": rows({3: 99.0, 5: 8.0, 10: 9.0, 20: 10.0}, correction="calibrated"),
         "l": rows({5: 30.0}, correction="literal"),
     }
-    found = by_text(stein.findings(scores, [lipschitz(100, 0.9), lipschitz(6, 0.9, 1.3)]))
+    found = by_text(stein_claims.findings(scores, [lipschitz(100, 0.9), lipschitz(6, 0.9, 1.3)]))
     better = found["Better FID at 5 to 10 evaluations for DPM-Solver++ 2M"]
     assert better.verdict == f.HOLDS
     assert better.effect.value == pytest.approx(100 * (math.sqrt(0.8 * 0.9) - 1))  # 5 and 10 alone
@@ -202,7 +207,7 @@ def test_stein():
     assert found["Better FID at 5 to 10 evaluations for UniPC"].verdict == f.ABSENT
     peaks = found["Singular values of large steps peak above 1"]
     assert (peaks.verdict, peaks.effect.value) == (f.HOLDS, 1.3)
-    (below,) = (one for one in stein.findings({}, [lipschitz(6, 0.9)]) if one.effect)
+    (below,) = (one for one in stein_claims.findings({}, [lipschitz(6, 0.9)]) if one.effect)
     assert below.verdict == f.OPEN  # a lower bound below 1 shows nothing
 
 
@@ -211,7 +216,7 @@ def test_no_gain_has_nothing_to_fade():
         "p": rows({5: 10.0, 20: 10.0}),
         "c": rows({5: 11.0, 20: 12.0}, correction="calibrated"),
     }
-    found = by_text(stein.findings(scores, []))
+    found = by_text(stein_claims.findings(scores, []))
     fades = found["The gain fades with more evaluations for DPM-Solver++ 2M"]
     assert (fades.verdict, fades.note) == (f.OPEN, "no gain at 5 evaluations to fade")
 
@@ -238,7 +243,7 @@ def test_wavelet():
         risk("sit", "network", (0.5, 0.45, 0.55), (2.0, 2.1, 1.9)),
         risk("sit-labelled", "network", (0.1, 0.1, 0.1), (0.1, 0.1, 0.1)),
     ]
-    found = by_text(wavelet.findings(risks))
+    found = by_text(wavelet_claims.findings(risks))
     reliable = found["The local-coupled family is the most reliable over sigma"]
     gaps = [math.log(1.0 / 1.2), math.log(2.1 / 2.0)]
     assert reliable.effect.value == pytest.approx(100 * sum(gaps) / 2)
@@ -251,8 +256,8 @@ def test_wavelet():
     spread = math.sqrt(sum((one - mean) ** 2 for one in influence) / 2 / 3)
     assert narrows.effect.error == pytest.approx(100 * spread)
     assert narrows.verdict == f.FAILS
-    assert {one.verdict for one in wavelet.findings([])} == {f.ABSENT}
-    assert len(list(wavelet.findings([*risks, *photographs(risks)]))) == 3
+    assert {one.verdict for one in wavelet_claims.findings([])} == {f.ABSENT}
+    assert len(list(wavelet_claims.findings([*risks, *photographs(risks)]))) == 3
 
 
 def photographs(risks):
@@ -285,7 +290,7 @@ def test_maskalign():
         "evaluate/maskalign-mix0": over_steps({20: 7.0}),
     }
     diagnoses = {"diagnose/reg": diagnosis(0.003), "diagnose/maskalign": diagnosis(0.001)}
-    found = by_text(maskalign.findings(scores, diagnoses))
+    found = by_text(maskalign_claims.findings(scores, diagnoses))
     better = found["Better FD at equal steps than SiT"]
     assert better.verdict == f.HOLDS
     assert better.effect.value == pytest.approx(-20)  # at 20, the last step that both have
@@ -305,7 +310,7 @@ def test_maskalign():
     assert gap.effect.value == pytest.approx(-0.002)
     assert found["Mixing is needed"].verdict == f.FAILS
     assert found["Masking is needed"].verdict == f.ABSENT
-    assert {one.verdict for one in maskalign.findings({}, {})} == {f.ABSENT}
+    assert {one.verdict for one in maskalign_claims.findings({}, {})} == {f.ABSENT}
 
 
 def fewer(theirs, ours, error=0.01):
@@ -319,7 +324,7 @@ def fewer(theirs, ours, error=0.01):
         ]
 
     scores = {"evaluate/sit": curves(theirs), "evaluate/maskalign": curves(ours)}
-    return by_text(maskalign.findings(scores, {}))["Fewer steps to a given FD than SiT"]
+    return by_text(maskalign_claims.findings(scores, {}))["Fewer steps to a given FD than SiT"]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +377,7 @@ def test_the_stability_gap_is_paired_over_seeds():
     for end, (reg, own) in gaps.items():
         diagnoses[f"diagnose/reg{end}"] = diagnosis(reg)
         diagnoses[f"diagnose/maskalign{end}"] = diagnosis(own)
-    gap = by_text(maskalign.findings({}, diagnoses))["Smaller stability gap than REG"]
+    gap = by_text(maskalign_claims.findings({}, diagnoses))["Smaller stability gap than REG"]
     assert gap.effect.value == pytest.approx(-2)
     assert gap.effect.error == pytest.approx(1 / math.sqrt(3))
     assert (gap.effect.error_kind, gap.effect.num_seeds) == ("seeds of training", 3)
@@ -381,13 +386,13 @@ def test_the_stability_gap_is_paired_over_seeds():
 
 def test_the_cost_of_a_step():
     steady = {"train/maskalign": [0.88, 0.89, 0.88, 0.87] * 5, "train/reg": [1.0, 1.01, 0.99] * 5}
-    found = maskalign.cost(steady, ())
+    found = maskalign_claims.cost(steady, ())
     assert found.verdict == f.HOLDS
     assert found.effect.value == pytest.approx(-12)
     noisy = {"train/maskalign": [0.5, 1.5, 0.7, 1.4], "train/reg": [1.0, 1.3, 0.6, 1.2]}
-    assert maskalign.cost(noisy, ()).verdict == f.OPEN
-    assert maskalign.cost({"train/sit": [1.0, 1.0]}, ()).verdict == f.ABSENT
-    assert maskalign.cost(steady, ["train/sit"]).verdict == f.OPEN
+    assert maskalign_claims.cost(noisy, ()).verdict == f.OPEN
+    assert maskalign_claims.cost({"train/sit": [1.0, 1.0]}, ()).verdict == f.ABSENT
+    assert maskalign_claims.cost(steady, ["train/sit"]).verdict == f.OPEN
 
 
 def scan(num_images, icr, fid=None, alarm=None, copies=None, error=0.001, seed=0, probe=None):
@@ -427,7 +432,9 @@ def warned(step=20, confirmed=30, rise=0.02):
 def from_scans(scans, num_held_out, given=()):
     """Findings on scans by name; `given` are of networks given by path."""
     trainings = {f"train/{name.replace('-sigma', '')}" for name in scans if name not in given}
-    return icr.findings({f"scan/{name}": s for name, s in scans.items()}, num_held_out, trainings)
+    return icr_claims.findings(
+        {f"scan/{name}": s for name, s in scans.items()}, num_held_out, trainings
+    )
 
 
 RICH = scan(1500, [0.8, 0.75, 0.7], fid=[30.0, 10.0, 5.0], alarm=warned(30, None, 0.0))
@@ -565,7 +572,7 @@ def test_the_methods_together():
         "evaluate/combined-plain": rows({5: 10.0, 10: 10.0}),
         "evaluate/combined-csflow": rows({5: 8.0, 10: 8.0}),
     }
-    found = by_text(combined.findings(scores))
+    found = by_text(claims.findings(scores))
     assert found["All three are better than SiT"].verdict == f.HOLDS
     assert found["All three are better than CSFlow's grid alone"].verdict == f.FAILS
     assert found["All three are better than MaskAlign alone"].verdict == f.ABSENT
@@ -583,14 +590,14 @@ def test_the_plain_arm_is_called_by_the_method_that_was_trained():
         "evaluate/combined-all": rows({5: 9.0}, method="maskalign"),
         "evaluate/combined-plain": rows({5: 10.0}, method="reg"),
     }
-    found = by_text(combined.findings(scores))
+    found = by_text(claims.findings(scores))
     assert found["All three are better than REG"].verdict == f.HOLDS
     assert "against REG" in found["All three are better than REG"].what
     assert not any("SiT" in text for text in found)
     (part,) = combined_section.sections(scores)
     assert "REG without any" in part.text
     assert "SiT" not in part.text + "".join(part.tables)
-    (absent,) = (one for one in combined.findings({}) if "plain" in one.claim.text)
+    (absent,) = (one for one in claims.findings({}) if "plain" in one.claim.text)
     assert absent.verdict == f.ABSENT
 
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline import config
 from pipeline.errors import UsageError
 from pipeline.graph import Graph
-from stages.table import CATALOG, RECIPES
+from stages.catalog import CATALOG, RECIPES
 
 
 def graph(*overrides) -> Graph:

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.compare import Comparison
-from stages import compared_scores, comparison, diagnose
-from stages.diagnosis import Measured
+from stages.artifacts.diagnosis import Measured
+from stages.artifacts.scores import Row
 from stages.methods.protocol import Protocol, Score
-from stages.scores import Row
+from stages.papers.maskalign import diagnose
+from stages.report import compare_page, compare_scores
 
 
 def protocol(**changes):
@@ -71,7 +72,7 @@ def scores(key, *rows):
 
 
 def lines(*runs):
-    return {(line.name, line.metric): line for line in compared_scores.lines(runs)}
+    return {(line.name, line.metric): line for line in compare_scores.lines(runs)}
 
 
 def test_differences_under_one_protocol():
@@ -106,7 +107,7 @@ def test_runs_of_other_methods_are_aligned():
     (line,) = lines(a, b).values()
     assert line.name == "METHOD-euler, NFE 5"
     assert line.differences == ("refused",)  # an error of a kind and none
-    assert compared_scores.aligned([a, a])[0] == {"evaluate/sit-euler": "evaluate/sit-euler"}
+    assert compare_scores.aligned([a, a])[0] == {"evaluate/sit-euler": "evaluate/sit-euler"}
 
 
 def curve(key, values):
@@ -123,7 +124,7 @@ def grid(key, tmp_path, seed):
 
 
 def comparing(*runs):
-    measured = tuple(compared_scores.lines(runs))
+    measured = tuple(compare_scores.lines(runs))
     return Comparison(runs, (), (), measured, ())
 
 
@@ -146,7 +147,7 @@ def test_the_page(tmp_path):
             "evaluate/sit-euler": scores("13", row("fid", 1.0, extractor_hash="b" * 64)),
         },
     )
-    text = comparison.compared(comparing(a, b))
+    text = compare_page.compared(comparing(a, b))
     assert "run &lt;full&gt;" in text
     assert "No setting differs" in text
     assert "loss/velocity train/sit" in text
@@ -166,17 +167,17 @@ def test_panels_say_against_which_images_scores_were_measured():
         )
         for k in "cd"
     )
-    text = comparison.compared(comparing(a, b))
+    text = compare_page.compared(comparing(a, b))
     for k in "cd":
         assert f"extractor aaaaaaaaaaaa, npz training images {k * 12}" in text
     assert "measured under different protocols" in text
 
 
 def test_pictures_beyond_the_budget_are_left_out_and_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "PICTURE_BYTES", 5)
+    monkeypatch.setattr(compare_page, "PICTURE_BYTES", 5)
     a = Run("a", {"sample/x": grid("22", tmp_path, 0), "sample/y": grid("44", tmp_path, 0)})
     b = Run("b", {"sample/x": grid("33", tmp_path, 0), "sample/y": grid("55", tmp_path, 0)})
-    text = comparison.compared(comparing(a, b))
+    text = compare_page.compared(comparing(a, b))
     assert "sample/x</h3>" in text
     assert "sample/y</h3>" not in text
     assert "1 sets more are left out" in text
@@ -184,7 +185,7 @@ def test_pictures_beyond_the_budget_are_left_out_and_said(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("metric", ["loss/velocity", "icr", "denoising_mse", "lipschitz_max"])
 def test_shared_names_are_drawn(metric):
-    assert comparison.METRICS.fullmatch(metric)
+    assert compare_page.METRICS.fullmatch(metric)
 
 
 def diagnosed(key, gap):
@@ -196,6 +197,6 @@ def diagnosed(key, gap):
 
 def test_alignment_gaps_are_laid_over_each_other():
     a, b = (Run(k, {"diagnose/reg": diagnosed(k, gap)}) for k, gap in (("a", 0.1), ("b", 0.2)))
-    text = comparison.compared(comparing(a, b))
+    text = compare_page.compared(comparing(a, b))
     assert "alignment_gap diagnose/reg" in text
     assert "alignment_gap_error" not in text

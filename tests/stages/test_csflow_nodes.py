@@ -9,16 +9,22 @@ from safetensors.torch import load_file
 from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph, Node
-from stages import densities, loop, prepare, sample, solving, spectrum, train, training
-from stages.densities import DensityOptions, DensitySettings, Display
+from stages.artifacts import network as network_artifact
+from stages.artifacts.scores import Row
+from stages.artifacts.spectrum import PowerSpectrum
+from stages.catalog import CATALOG, RECIPES
+from stages.data import prepare
 from stages.methods import csflow, density, grids, solvers, table
 from stages.methods.protocol import Protocol, Score
 from stages.methods.sit import Loss
-from stages.powerspectrum import PowerSpectrum
-from stages.scores import Row
-from stages.sections import comparing
-from stages.sections import csflow as section
-from stages.table import CATALOG, RECIPES
+from stages.pages import pairs as pages_pairs
+from stages.papers.csflow import section, spectrum
+from stages.sampling import problem as sampling_problem
+from stages.sampling import sample
+from stages.settings import densities
+from stages.settings import solvers as solver_settings
+from stages.settings.densities import DensityOptions, DensitySettings, Display
+from stages.training import loop, train, worker
 from tests.stages import losses
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, make
@@ -109,7 +115,7 @@ def test_a_density_needs_its_spectrum():
     with pytest.raises(UsageError, match=r"train/sit: .* need the input 'start'"):
         Graph(nodes)
     with pytest.raises(ValueError, match="connect the input 'spectrum'"):
-        solving.levels_of(sample.SampleSettings(grid="csflow"))
+        solver_settings.levels_of(sample.SampleSettings(grid="csflow"))
 
 
 # --- sampling
@@ -120,7 +126,7 @@ def test_a_density_needs_its_spectrum():
 def test_every_density_is_a_grid_of_every_solver(spectrum_of_few, solver, grid):
     data, nfe = spectrum_of_few.load(), 7
     settings = sample.SampleSettings(solver=solver, nfe=nfe, grid=grid, density={"mix": 0.3})
-    levels = solving.levels_of(settings, data)
+    levels = solver_settings.levels_of(settings, data)
     assert solvers.evaluations(solver, len(levels) - 1) == nfe
     assert (levels[0].item(), levels[-1].item()) == (pytest.approx(999), 0)
     assert (levels.diff() < 0).all()
@@ -135,7 +141,7 @@ def test_samples_lie_on_the_grid_and_say_so(tmp_path, model, spectrum_of_few):
     found = make(tmp_path, sample.STAGE, settings, model=model, spectrum=spectrum_of_few)
     assert found.description["grid"] == "csflow a=0.4"
     assert found.description["time_density"] == "uniform"
-    levels = solving.levels_of(settings, spectrum_of_few.load())
+    levels = solver_settings.levels_of(settings, spectrum_of_few.load())
     assert found.steps["level"] == levels[:-1].tolist()
     times, network = [], model.load().network()
 
@@ -143,7 +149,7 @@ def test_samples_lie_on_the_grid_and_say_so(tmp_path, model, spectrum_of_few):
         times.append(t[0].item())
         return network(x, t, labels)
 
-    problem = solving.Problem(recorded, model.load(), settings)
+    problem = sampling_problem.Problem(recorded, model.load(), settings)
     plan = sample.plan_of(settings, model, spectrum_of_few)
     block, _ = sample.sample_block(problem, torch.arange(8), settings, plan)
     assert torch.equal(found.load().images[:8], block)
@@ -168,7 +174,9 @@ def test_grids_refuse_what_they_do_not_read(settings, words):
 def by_hand(few, settings, steps, loss, weights=None, before=0):
     """EMA weights after `steps` of the plain loop."""
     data = few.load()
-    network = training.build_network("sit", training.network_config(settings, data), settings.seed)
+    network = network_artifact.build_network(
+        "sit", worker.network_config(settings, data), settings.seed
+    )
     if weights is not None:
         network.load_state_dict(weights)
     how = loop.Optimization(
@@ -390,7 +398,7 @@ def test_verdicts_come_from_paired_seeds(spectrum_of_few):
     assert all(verdict in line for verdict, line in zip(verdicts, lines, strict=True))
     error = 0.1 / math.sqrt(3)
     pairs = [(score(a), score(b)) for a, b in ((0.9, 1), (5.1, 5), (9, 9))]
-    assert comparing.difference(pairs) == (
+    assert pages_pairs.difference(pairs) == (
         pytest.approx(0, abs=1e-12),
         pytest.approx(error),
     )

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from stages import densities, solving
-from stages.densities import DensityOptions
 from stages.methods import path
-from stages.solving import SolverOptions
+from stages.settings import densities, solvers
+from stages.settings.densities import DensityOptions
+from stages.settings.solvers import SolverOptions
 
 
 def test_the_start_of_a_flow_model_is_the_paths():
-    assert solving.T_START == path.T_START
+    assert solvers.T_START == path.T_START
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_grids_are_refused_as_settings_where_they_cannot_be_made(solver, density
         options = {"solver": solver, "nfe": nfe, "grid": "logit_normal", "density": density}
         num_levels = (nfe + 1) // 2 if solver == "heun" else nfe
         times = densities.time_density(DensityOptions(**density), "logit_normal").grid(num_levels)
-        if (count := int((times >= solving.T_START).sum())) == 1:
-            assert len(solving.levels_of(SolverOptions(**options))) == num_levels + 1
+        if (count := int((times >= solvers.T_START).sum())) == 1:
+            assert len(solvers.levels_of(SolverOptions(**options))) == num_levels + 1
             continue
         refused += 1
         words = rf"nfe={nfe} puts {count} of its times .*; lower nfe, or density\.shift"

@@ -9,15 +9,17 @@ from PIL import Image
 
 from pipeline.errors import StageError
 from pipeline.stage import Result
-from stages import embed, external, extract, features
+from stages.encoders import embedded as encoders_embedded
 from stages.methods import memorization, table
+from stages.scoring import external, features
+from stages.scoring import extractor as scoring_extractor
 from tests.stages.context import context, digests, make, sealed
 from tests.stages.test_evaluate import samples_of
 
 
 def embedded(folder, few, extractor, settings=None, **more):
-    settings = settings or embed.FeatureSettings()
-    return make(folder, embed.STAGE, settings, data=few, extractor=extractor, **more)
+    settings = settings or features.FeatureSettings()
+    return make(folder, features.STAGE, settings, data=few, extractor=extractor, **more)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def noise():
 
 def test_features_are_those_of_the_network(tmp_path, few, extractor, noise):
     found = embedded(tmp_path / "f", few, extractor, samples=samples_of(tmp_path, noise)).load()
-    expected = features.extract(extractor.load(), noise.clamp(-1, 1))
+    expected = encoders_embedded.extract(extractor.load(), noise.clamp(-1, 1))
     for name in ("features", "spatial", "logits"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
 
@@ -41,7 +43,7 @@ def test_neighbours_are_those_of_the_training_images(tmp_path, few, extractor, n
 
 def test_shards_change_no_byte(tmp_path, few, extractor, noise):
     samples = samples_of(tmp_path, noise)
-    settings = embed.FeatureSettings(batch_size=16)
+    settings = features.FeatureSettings(batch_size=16)
     whole = embedded(tmp_path / "1", few, extractor, settings, samples=samples)
     parts = embedded(
         tmp_path / "2", few, extractor, settings.revised(shard_size=30), samples=samples
@@ -54,7 +56,9 @@ def test_references_are_the_data_sets_own_images(few, extractor, references):
     data = few.load()
     for slot, images in (("train", data.train), ("held_out", data.test)):
         found = references[slot].load()
-        assert torch.equal(found.features, features.extract(extractor.load(), images[:]).features)
+        assert torch.equal(
+            found.features, encoders_embedded.extract(extractor.load(), images[:]).features
+        )
     assert references["train"].load().neighbours is None
     assert references["held_out"].load(5).neighbours.shape == (5, 3)
 
@@ -62,7 +66,7 @@ def test_references_are_the_data_sets_own_images(few, extractor, references):
 def test_bad_samples_are_named(tmp_path, few, extractor, noise):
     bad = noise.clone()
     bad[71, 0, 3, 3] = torch.nan
-    settings = embed.FeatureSettings(batch_size=16, shard_size=32)
+    settings = features.FeatureSettings(batch_size=16, shard_size=32)
     with pytest.raises(StageError, match="NaN or infinite in image 71;"):
         embedded(tmp_path / "1", few, extractor, settings, samples=samples_of(tmp_path / "a", bad))
     wide = samples_of(tmp_path / "b", torch.zeros(50, 1, 8, 9))
@@ -76,9 +80,9 @@ def placed(name, weights, device):
     """A stand-in for an extractor with a weight file: it fails on white images."""
 
     def compute(images):
-        return features.Features(torch.where(images > 0.9, torch.nan, images).flatten(1))
+        return encoders_embedded.Features(torch.where(images > 0.9, torch.nan, images).flatten(1))
 
-    return features.Extractor(name, "0" * 64, "none", 64, compute, torch.device(device))
+    return encoders_embedded.Extractor(name, "0" * 64, "none", 64, compute, torch.device(device))
 
 
 def test_files_with_bad_features_are_named(tmp_path, few, monkeypatch):
@@ -89,10 +93,10 @@ def test_files_with_bad_features_are_named(tmp_path, few, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / "set" / f"picture{i}.png")
     chosen = external.ExternalSettings(path=str(tmp_path / "set"))
     samples = make(tmp_path / "s", external.STAGE, chosen, data=few)
-    settings = embed.FeatureSettings(kind="inception", batch_size=1, shard_size=1)
+    settings = features.FeatureSettings(kind="inception", batch_size=1, shard_size=1)
     facts = {"name": "inception", "weights_hash": "0" * 64, "resize": "none", "dimension": 64}
-    at = context(tmp_path / "x", extract.ExtractorSettings(kind="inception"))
+    at = context(tmp_path / "x", scoring_extractor.ExtractorSettings(kind="inception"))
     (at.path / "extractor.json").write_text(json.dumps(facts | {"validation": {}}))
-    extractor = sealed(at, extract.STAGE, Result())
+    extractor = sealed(at, scoring_extractor.STAGE, Result())
     with pytest.raises(StageError, match=r"NaN or infinite in picture2\.png;"):
         embedded(tmp_path / "f", few, extractor, settings, samples=samples)

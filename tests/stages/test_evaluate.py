@@ -8,14 +8,19 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
-from stages import embed, evaluate, prepare, sample
+from stages.artifacts import features as artifacts_features
+from stages.artifacts import samples as artifacts_samples
+from stages.data import prepare
 from stages.methods import memorization, protocol
+from stages.sampling import sample
+from stages.scoring import evaluate
+from stages.scoring import features as scoring_features
 from tests.stages.context import context, digests, make, sealed
 
 SETTINGS = evaluate.EvaluateSettings(num_samples=48)
 
 
-def samples_of(folder, images: torch.Tensor, **facts) -> sample.Samples:
+def samples_of(folder, images: torch.Tensor, **facts) -> artifacts_samples.Samples:
     """An artifact that holds given images."""
     at = context(folder, sample.SampleSettings())
     np.save(at.path / "samples.npy", images.numpy())
@@ -39,8 +44,8 @@ def score(few, extractor, references):
         features = {
             evaluate.features_node(name): make(
                 folder / "features" / name,
-                embed.STAGE,
-                embed.FeatureSettings(),
+                scoring_features.STAGE,
+                scoring_features.FeatureSettings(),
                 data=few,
                 extractor=extractor,
                 samples=artifact,
@@ -173,7 +178,12 @@ def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
         data = make(folder / "data", prepare.STAGE, prepare.PrepareSettings(**chosen))
         inputs = {"data": data, "extractor": extractor}
         sets = {
-            part: make(folder / part, embed.STAGE, embed.FeatureSettings(part=part), **inputs)
+            part: make(
+                folder / part,
+                scoring_features.STAGE,
+                scoring_features.FeatureSettings(part=part),
+                **inputs,
+            )
             for part in ("train", "test")
         }
         bench = evaluate._bench(sets["train"], sets["test"], SETTINGS)
@@ -190,8 +200,8 @@ def test_a_part_of_the_training_images_is_drawn_not_their_first(artifact, refere
     clusters = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
     clusters[:50] += 100
     empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
-    train = embed.FeatureArrays(clusters, **empty)
-    samples = embed.FeatureArrays(clusters[1::2], **empty)
+    train = artifacts_features.FeatureArrays(clusters, **empty)
+    samples = artifacts_features.FeatureArrays(clusters[1::2], **empty)
     bench = evaluate._bench(references["train"], references["held_out"], SETTINGS)
     found = {score.metric: score.value for score in evaluate._feature_scores(samples, train, bench)}
     assert found["precision"] > 0.8
@@ -209,7 +219,7 @@ def test_features_of_other_samples_or_extractors_are_refused(tmp_path, few, scor
     facts["extractor"]["weights_hash"] = "0" * 64
     shutil.copytree(inputs["train"].path, tmp_path / "copy")
     (tmp_path / "copy" / "features.json").write_text(json.dumps(facts))
-    other = embed.FeatureSet(tmp_path / "copy", inputs["train"].manifest)
+    other = artifacts_features.FeatureSet(tmp_path / "copy", inputs["train"].manifest)
     with pytest.raises(StageError, match="another extractor than the training images"):
         make(tmp_path / "b", evaluate.STAGE, SETTINGS, **inputs | {"train": other})
 

@@ -7,11 +7,12 @@ from PIL import Image
 
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
-from stages import embed, evaluate, external, extract, prepare
 from stages.bench import Bench
-from stages.datasets.order import mixed_order
-from stages.image_files import read_npz
-from stages.table import CATALOG, RECIPES
+from stages.catalog import CATALOG, RECIPES
+from stages.data import prepare
+from stages.data.image_files import read_npz
+from stages.data.readers.order import mixed_order
+from stages.scoring import evaluate, external, extractor, features
 from tests.stages.context import context, digests, make
 from tests.test_extractors import inception_dir  # noqa: F401
 
@@ -159,7 +160,7 @@ def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
 
 def test_scores_are_clean_fids_on_the_same_files(tmp_path, inception_dir):  # noqa: F811
     """Folders through the whole recipe against clean-fid on the folders themselves."""
-    from stages.torchvision_shim import prepare_torchvision
+    from stages.methods.torchvision_shim import prepare_torchvision
 
     prepare_torchvision()
     from cleanfid.fid import fid_from_feats, get_folder_features, kernel_distance
@@ -175,14 +176,14 @@ def test_scores_are_clean_fids_on_the_same_files(tmp_path, inception_dir):  # no
     data = make(tmp_path / "prepare", prepare.STAGE, settings)
     chosen = {"kind": "inception", "weights": str(inception_dir)}
     network = make(
-        tmp_path / "extractor", extract.STAGE, extract.ExtractorSettings(**chosen), data=data
+        tmp_path / "extractor", extractor.STAGE, extractor.ExtractorSettings(**chosen), data=data
     )
     samples = read(tmp_path / "external", generated, data)
 
     def taken(part, **more):
         folder = tmp_path / part
-        options = embed.FeatureSettings(**chosen, part=part, batch_size=16)
-        return make(folder, embed.STAGE, options, data=data, extractor=network, **more)
+        options = features.FeatureSettings(**chosen, part=part, batch_size=16)
+        return make(folder, features.STAGE, options, data=data, extractor=network, **more)
 
     inputs = {"train": taken("train"), "held_out": taken("test")}
     inputs |= {"features": {"features/external": taken("samples", samples=samples)}}

@@ -10,25 +10,29 @@ from torch import nn
 from pipeline import graph
 from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
-from stages import extract, features
+from stages.artifacts import extractor as artifacts_extractor
 from stages.bench import Bench
+from stages.catalog import CATALOG, RECIPES
+from stages.encoders import embedded
+from stages.encoders.weights import weight_file
 from stages.methods import table
-from stages.table import CATALOG, RECIPES
-from stages.weights import weight_file
+from stages.scoring import extractor as scoring_extractor
 from tests.stages.context import digests, make
 
 
 def test_the_stored_network_is_the_one_measured(few, extractor):
     data, network = few.load(), extractor.load()
     assert network.name == "embedded"
-    right = features.extract(network, data.test[:]).logits.argmax(1) == data.test.labels
+    right = embedded.extract(network, data.test[:]).logits.argmax(1) == data.test.labels
     assert extractor.metrics["accuracy"] == pytest.approx(right.double().mean().item())
     for name in ("name", "weights_hash", "resize", "dimension"):
         assert getattr(extractor.identity, name) == getattr(network, name)
 
 
 def test_validation_is_stored_and_a_failed_one_cautions(extractor):
-    extractor = extract.Extractor(extractor.path, extractor.manifest)  # its facts are changed below
+    extractor = artifacts_extractor.Extractor(
+        extractor.path, extractor.manifest
+    )  # its facts are changed below
     validation = extractor.description["validation"]
     assert set(validation) == {"noise", "blur", "dropped classes"}
     assert extractor.metrics["distance_monotone"] == (extractor.caution == "")
@@ -37,17 +41,17 @@ def test_validation_is_stored_and_a_failed_one_cautions(extractor):
 
 
 def test_twice_is_the_same_bytes(tmp_path, few, extractor):
-    settings = extract.ExtractorSettings(epochs=1, min_accuracy=0)
-    again = make(tmp_path, extract.STAGE, settings, data=few)
+    settings = scoring_extractor.ExtractorSettings(epochs=1, min_accuracy=0)
+    again = make(tmp_path, scoring_extractor.STAGE, settings, data=few)
     assert digests(again.path) == digests(extractor.path)
-    other = make(tmp_path / "1", extract.STAGE, settings.revised(seed=1), data=few)
+    other = make(tmp_path / "1", scoring_extractor.STAGE, settings.revised(seed=1), data=few)
     assert other.identity.weights_hash != extractor.identity.weights_hash
 
 
 def test_a_poor_classifier_is_refused(tmp_path, few):
-    settings = extract.ExtractorSettings(epochs=1, min_accuracy=0.999)
+    settings = scoring_extractor.ExtractorSettings(epochs=1, min_accuracy=0.999)
     with pytest.raises(StageError, match=r"below extractor.min_accuracy=0.999"):
-        make(tmp_path, extract.STAGE, settings, data=few)
+        make(tmp_path, scoring_extractor.STAGE, settings, data=few)
 
 
 def placed_extractor(name, weights, device):
@@ -57,12 +61,12 @@ def placed_extractor(name, weights, device):
     weight = load_file(weight_file(name, weights))["weight"]
     network = nn.Linear(64, 5, bias=False)
     network.weight.data = weight
-    return features.Extractor(
+    return embedded.Extractor(
         name,
-        features.state_hash({"weight": weight}),
+        embedded.state_hash({"weight": weight}),
         "none",
         5,
-        lambda images: features.Features(network(images.flatten(1))),
+        lambda images: embedded.Features(network(images.flatten(1))),
         torch.device(device),
     )
 
@@ -76,7 +80,12 @@ def placed(tmp_path, monkeypatch):
 
 
 def test_placed_weights_may_move_but_must_stay_the_same(tmp_path, few, placed):
-    artifact = make(tmp_path / "out", extract.STAGE, extract.ExtractorSettings(**placed), data=few)
+    artifact = make(
+        tmp_path / "out",
+        scoring_extractor.STAGE,
+        scoring_extractor.ExtractorSettings(**placed),
+        data=few,
+    )
     (tmp_path / "moved").mkdir()
     (tmp_path / "weights.pt").rename(tmp_path / "moved" / "other-name.pt")
     network = artifact.load(str(tmp_path / "moved" / "other-name.pt"))
@@ -133,4 +142,4 @@ def test_doctor_lists_weights_and_how_to_place_them(tmp_path, monkeypatch):
 )
 def test_contradictions_are_refused_in_words(settings, words):
     with pytest.raises(ValueError, match=words):
-        extract.ExtractorSettings(**settings)
+        scoring_extractor.ExtractorSettings(**settings)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.figures import Axes, Curve, plot
+from stages.pages.figures import Axes, Curve, plot
 
 
 def texts(figure) -> list[str]:
@@ -57,7 +57,7 @@ def test_points_need_not_be_joined():
 def test_the_ninth_curve_looks_unlike_the_first():
     from matplotlib.figure import Figure as Canvas
 
-    from stages import figures
+    from stages.pages import figures
 
     ax = Canvas().add_subplot()
     for index in range(17):
@@ -99,8 +99,8 @@ def cut(monkeypatch):
 
 
 def test_labels_stand_within_the_figure(cut):
-    from stages.sections.training import _heatmap
-    from stages.sections.wavelet import MSE, SIGMA
+    from stages.papers.maskalign.section import _heatmap
+    from stages.papers.wavelet.section import MSE, SIGMA
 
     for count in (1, 11):  # the legend inside, and beside
         curves = [Curve(f"empirical-bayes {i}", (0.25, 1, 4), (0.1, 1, 10)) for i in range(count)]

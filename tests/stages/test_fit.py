@@ -10,13 +10,16 @@ import torch
 from pipeline import config
 from pipeline.artifact import open_artifact
 from pipeline.errors import StageError, UsageError
-from stages import draw, fit, prepare, risk, train
-from stages.methods import baselines, table, wavelet_neighbours
-from stages.methods.wavelet import WaveletStatistics
-from stages.methods.wavelet_basis import WaveletBasis
-from stages.methods.wavelet_ridge import choose_ridge, collect_folds
-from stages.risk import RiskSettings
-from stages.table import CATALOG, RECIPES
+from stages.artifacts import data as artifacts_data
+from stages.catalog import CATALOG, RECIPES
+from stages.data import prepare
+from stages.methods import table
+from stages.methods.wavelet import WaveletStatistics, baselines, neighbours
+from stages.methods.wavelet.basis import WaveletBasis
+from stages.methods.wavelet.ridge import choose_ridge, collect_folds
+from stages.papers.wavelet import draw, fit, risk
+from stages.papers.wavelet.risk import RiskSettings
+from stages.training import train
 from tests.methods.wavelet_data import standardised_digits
 from tests.stages.context import context, digests, make, sealed
 
@@ -34,7 +37,7 @@ def fitted(tmp_path_factory, few):
 
 
 @pytest.fixture(scope="module")
-def digits16(tmp_path_factory) -> prepare.Data:
+def digits16(tmp_path_factory) -> artifacts_data.Data:
     """The standardised digits of methods.md, brought into [-1, 1]."""
     folder = tmp_path_factory.mktemp("digits16")
     parts = [part.float() / 4 for part in standardised_digits()]
@@ -132,7 +135,7 @@ def test_the_first_images_only(tmp_path, few):
 
 
 def test_names_are_those_of_the_mathematics_and_of_pywavelets():
-    assert set(table.FAMILIES) == set(wavelet_neighbours.FAMILIES)
+    assert set(table.FAMILIES) == set(neighbours.FAMILIES)
     assert set(table.WAVELETS) == set(pywt.wavelist(kind="discrete"))
     orthonormal = {w for w in table.WAVELETS if WaveletBasis(w, 2, 1, 16, 16).is_orthonormal}
     assert set(table.ORTHONORMAL_WAVELETS) == orthonormal

@@ -10,10 +10,10 @@ from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.plan import Request
 from pipeline.store import Store
-from stages import prepare
-from stages.icr_nodes import ICROptions
-from stages.prepare import PrepareSettings
-from stages.table import CATALOG, RECIPES
+from stages.catalog import CATALOG, RECIPES
+from stages.data import prepare
+from stages.data.prepare import PrepareSettings
+from stages.papers.icr.options import ICROptions
 from tests.inline import run_all
 from tests.stages.context import make
 

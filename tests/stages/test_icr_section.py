@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.scans import ScanRow
-from stages.sections import icr
+from stages.artifacts.scan import ScanRow
+from stages.papers.icr import section as icr_section
 
 
 def row(step, value, sigma=0.2, **more):
@@ -66,11 +66,11 @@ SCANS = {
 
 
 def test_nothing_for_runs_without_scans():
-    assert icr.sections({}) == []
+    assert icr_section.sections({}) == []
 
 
 def test_scans_of_several_training_seeds_are_one_curve():
-    first, second = icr.grouped(SCANS)
+    first, second = icr_section.grouped(SCANS)
     assert (first.label, len(first.scans)) == ("unet-limited, 64 images", 2)
     xs, means, errors = first.icr()
     assert xs == [50, 100, 400]
@@ -82,9 +82,9 @@ def test_scans_of_several_training_seeds_are_one_curve():
 
 
 def test_claims_are_means_and_spreads_over_training_seeds():
-    (section,) = icr.sections({"scans": SCANS})
+    (section,) = icr_section.sections({"scans": SCANS})
     claims, windows = section.tables
-    rises = icr.summary([0.04, 0.06])
+    rises = icr_section.summary([0.04, 0.06])
     assert rises.deviation == pytest.approx(0.014142, abs=1e-5)
     assert "final minus minimum" in claims
     for said in ("0.0500", "0.0141", "0.0400", "0.0400, 0.0600", "yes, yes", "400, 400"):
@@ -95,17 +95,22 @@ def test_claims_are_means_and_spreads_over_training_seeds():
     assert "training step" in section.figures[0].svg
     assert "standard deviations of the training pixels" in section.figures[2].svg
     quantities = {line[0] for line in section.figures[0].rows[1:]}
-    assert quantities == {"ICR", *(label.replace("\n", " ") for label in icr.BESIDE.values())}
+    assert quantities == {
+        "ICR",
+        *(label.replace("\n", " ") for label in icr_section.BESIDE.values()),
+    }
 
 
 def test_whether_the_warning_came_first():
-    assert icr.warned_before(FIRST.description) is True
+    assert icr_section.warned_before(FIRST.description) is True
     late = scan([row(50, 0.8), row(400, 0.7)], memorization_step=50)
-    assert icr.warned_before(late.description) is False
-    assert icr.warned_before(scan([row(50, 0.8)], memorization_step=None).description) is None
+    assert icr_section.warned_before(late.description) is False
+    assert (
+        icr_section.warned_before(scan([row(50, 0.8)], memorization_step=None).description) is None
+    )
 
 
 def test_guards_are_told():
     guarded = scan([row(50, 0.8, guards=("few degrees of freedom: f < 4 d",)), row(90, 0.7)])
-    (section,) = icr.sections({"scans": {"scan/x": guarded}})
+    (section,) = icr_section.sections({"scans": {"scan/x": guarded}})
     assert "few degrees of freedom: f &lt; 4 d" in section.text

@@ -8,12 +8,14 @@ import torch
 from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Node
-from stages import live, scan, train, training
+from stages.catalog import CATALOG, RECIPES
 from stages.methods import table
 from stages.methods.alarm import alarm
-from stages.reported import METRICS
-from stages.table import CATALOG, RECIPES
-from stages.viewing import LiveOptions
+from stages.metrics import METRICS
+from stages.papers.icr import live, scan
+from stages.settings import scans
+from stages.settings.scans import LiveOptions
+from stages.training import run, train, worker
 from tests.stages import losses
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, sealed
@@ -31,7 +33,7 @@ def watched(monkeypatch, curve):
         value = next(values)
         return [value, value + 1e-4]
 
-    monkeypatch.setattr(live.scanning, "icr_of_seeds", fake)
+    monkeypatch.setattr(live.measure, "icr_of_seeds", fake)
 
 
 def curve_of(result):
@@ -40,12 +42,12 @@ def curve_of(result):
 
 def test_the_live_icr_is_that_of_a_scan(tmp_path, few):
     at = context(tmp_path / "live", LIVE, data=few)
-    training.train_worker(at)
-    result = training.finish(at)
+    worker.train_worker(at)
+    result = run.finish(at)
     assert set(result.metrics) == {"loss/velocity", "gradient_norm", "icr"}
     assert set(result.metrics) == set(METRICS["train"](Node("train/sit", train.STAGE, LIVE)))
     model = sealed(at, train.STAGE, result)
-    scanned = context(tmp_path / "scan", scan.ScanSettings(**VIEWS), model=model, data=few)
+    scanned = context(tmp_path / "scan", scans.ScanSettings(**VIEWS), model=model, data=few)
     rows = sealed(scanned, scan.STAGE, scan.run(scanned)).load()
     assert [step for step, _ in curve_of(result)] == [7, 14, 18]
     assert [v for _, v in curve_of(result)] == pytest.approx([row.icr for row in rows], abs=1e-9)
@@ -70,16 +72,16 @@ def test_a_watched_training_that_is_interrupted_ends_the_same(
     monkeypatch.setattr(losses, "FAILS_AT", {"interrupt": None, "nan": None})
     settings = LIVE.revised(live=VIEWS | {"every": 2})
     whole = context(tmp_path / "whole", settings, data=few)
-    training.train_worker(whole)
-    expected = training.finish(whole)
+    worker.train_worker(whole)
+    expected = run.finish(whole)
     for step in interruptions:
         losses.FAILS_AT["interrupt"] = step
         with pytest.raises(losses.InterruptedTrainingError):
-            training.train_worker(context(tmp_path / "cut", settings, data=few))
+            worker.train_worker(context(tmp_path / "cut", settings, data=few))
     losses.FAILS_AT["interrupt"] = None
     cut = context(tmp_path / "cut", settings, data=few)
-    training.train_worker(cut)
-    result = training.finish(cut)
+    worker.train_worker(cut)
+    result = run.finish(cut)
     assert (result.curves, result.tags) == (expected.curves, expected.tags)
     assert digests(cut.path) == digests(whole.path)
 
@@ -87,7 +89,7 @@ def test_a_watched_training_that_is_interrupted_ends_the_same(
 def test_the_alarm_is_said_once_and_taken_back(tmp_path, few, monkeypatch):
     watched(monkeypatch, [0.8, 0.7, 0.75, 0.76, 0.6, 0.59, 0.7, 0.7, 0.7])
     at = context(tmp_path, LIVE.revised(live=VIEWS | {"every": 2}), data=few)
-    training.train_worker(at)
+    worker.train_worker(at)
     assert [message.partition(" (")[0] for message, _ in at.noticed] == [
         "ICR lowest at step 4",
         "the alarm of step 4 is taken back: ICR lowest at step 10",
@@ -102,18 +104,18 @@ def test_the_alarm_is_said_once_and_taken_back(tmp_path, few, monkeypatch):
 def test_an_alarm_that_was_never_confirmed_is_none_in_mlflow(tmp_path, few, monkeypatch):
     watched(monkeypatch, [0.8, 0.7, 0.6])
     at = context(tmp_path, LIVE, data=few)
-    training.train_worker(at)
+    worker.train_worker(at)
     assert not at.noticed
     words = "ICR lowest at step 18 (0.6000), not confirmed by a rise"
-    assert training.finish(at).tags == {"alarm_state": words}
+    assert run.finish(at).tags == {"alarm_state": words}
 
 
 def test_training_stops_when_the_alarm_stands(tmp_path, few, monkeypatch):
     options = VIEWS | {"every": 2, "stop": True, "stop_confirmations": 2}
     watched(monkeypatch, [0.8, 0.7, 0.75, 0.65, 0.7, 0.71])
     at = context(tmp_path, LIVE.revised(live=options), data=few)
-    training.train_worker(at)
-    result = training.finish(at)
+    worker.train_worker(at)
+    result = run.finish(at)
     found = sealed(at, train.STAGE, result)
     # Two confirmations of the minimum at 8; the single one of the minimum at 4 does not count.
     assert found.description["steps"] == [7, 12]
@@ -123,8 +125,8 @@ def test_training_stops_when_the_alarm_stands(tmp_path, few, monkeypatch):
     # Resumed after the stop, before the artifact was made: nothing more is trained.
     again = context(tmp_path / "again", LIVE.revised(live=options), data=few)
     shutil.copytree(tmp_path / "work", again.work.path, dirs_exist_ok=True)
-    training.train_worker(again)
-    training.finish(again)
+    worker.train_worker(again)
+    run.finish(again)
     assert digests(again.path) == digests(at.path)
 
 
@@ -134,7 +136,7 @@ def test_bad_watches_are_refused_before_training(tmp_path, few):
         ({"num_images": 49}, "scan.num_images=49 is above the 48 held-out images"),
     ):
         with pytest.raises(StageError, match=words):
-            training.train_worker(context(tmp_path, LIVE.revised(live=VIEWS | changes), data=few))
+            worker.train_worker(context(tmp_path, LIVE.revised(live=VIEWS | changes), data=few))
 
 
 def nodes(*overrides):
@@ -148,7 +150,7 @@ def test_settings_turn_it_on():
         assert plain[name].settings.live is None
         assert "live" not in plain[name].settings.keyed()
         assert on[name].settings.live == LiveOptions(view_seeds=(0, 1), num_images=60, every=5)
-    assert "stages.live:Watch" in on["train/sit"].stage.sources(on["train/sit"].settings)
+    assert "stages.papers.icr.live:Watch" in on["train/sit"].stage.sources(on["train/sit"].settings)
     assert table.WATCH not in plain["train/sit"].stage.sources(plain["train/sit"].settings)
     stopping = nodes("scan.live=true", "scan.stop=true")
     assert stopping["sample/unet-limited-last"].settings.step is None

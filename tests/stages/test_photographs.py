@@ -7,11 +7,12 @@ import pytest
 import sklearn.datasets
 import torch
 
-from stages import prepare
+from stages.artifacts import data
+from stages.data import prepare
 from tests.stages.context import make
 
 
-def prepared(folder, **settings) -> prepare.DataSet:
+def prepared(folder, **settings) -> data.DataSet:
     settings = prepare.PrepareSettings(dataset="photographs", **settings)
     return make(folder, prepare.STAGE, settings).load()
 

@@ -12,15 +12,17 @@ from PIL import Image
 from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import Graph, Node
-from stages import external, prepare
-from stages.checkpoint import CheckpointSettings
-from stages.extract import ExtractorOptions
-from stages.scoring_nodes import weights_of
-from stages.teach import TeachOptions
+from stages.artifacts import data as artifacts_data
+from stages.data import prepare
+from stages.recipes.nodes import weights_of
+from stages.scoring import external
+from stages.settings.extractors import ExtractorOptions
+from stages.training.checkpoint import CheckpointSettings
+from stages.training.teach import TeachOptions
 from tests.stages.context import context, digests, make
 
 
-def prepared(folder, **settings) -> prepare.DataSet:
+def prepared(folder, **settings) -> artifacts_data.DataSet:
     return make(folder, prepare.STAGE, prepare.PrepareSettings(**settings)).load()
 
 
@@ -403,6 +405,6 @@ def test_what_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):
     def denied(settings):
         raise PermissionError(13, "Permission denied", "images")
 
-    monkeypatch.setattr("stages.datasets.digits.read", denied)
+    monkeypatch.setattr("stages.data.readers.digits.read", denied)
     with pytest.raises(StageError, match="Permission denied: 'images'"):
         prepared(tmp_path, dataset="digits")

@@ -5,8 +5,7 @@ import re
 
 from pipeline import publish
 from pipeline.store import Store
-from stages import report
-from stages.sections import claims, timed
+from stages.report import claims, report, timed
 from tests.stages.context import make
 
 EMPTY = {name: {} for name, slot in report.STAGE.inputs.items() if slot.many}
@@ -31,8 +30,8 @@ def test_a_report_of_the_data_alone(tmp_path, few):
 
 
 def test_every_figure_is_a_file_too_also_those_side_by_side(tmp_path, few, monkeypatch):
-    from stages.figures import Figure
-    from stages.page import Section
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section
 
     def drawn(name):
         return Figure(name, "caption", f"<svg id='{name}' fill='currentColor'></svg>")

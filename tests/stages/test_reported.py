@@ -7,9 +7,9 @@ import pytest
 from pipeline import config
 from pipeline.errors import UsageError
 from pipeline.graph import Graph, Node
-from stages import reported
+from stages import metrics
+from stages.catalog import CATALOG, RECIPES
 from stages.methods import table
-from stages.table import CATALOG, RECIPES
 from sweeps.space import Space
 from sweeps.target import Sweep, targets
 
@@ -25,7 +25,7 @@ def names(node: Node) -> tuple[str, ...]:
 
 
 def test_every_loss_has_its_terms():
-    assert set(reported.TERMS) == set(table.LOSSES)
+    assert set(metrics.TERMS) == set(table.LOSSES)
 
 
 def test_names_follow_settings_and_inputs(full):

@@ -6,9 +6,12 @@ import torch
 from PIL import Image
 
 from pipeline.errors import StageError
-from stages import sample, solving
+from stages.artifacts import samples as artifacts_samples
 from stages.methods import grids, solvers, table
 from stages.methods.path import VelocityDenoiser
+from stages.sampling import problem as sampling_problem
+from stages.sampling import sample
+from stages.settings import solvers as solver_settings
 from tests.stages.context import digests, make
 
 SETTINGS = sample.SampleSettings(nfe=3, num_samples=44, block_size=8)
@@ -17,13 +20,13 @@ SETTINGS = sample.SampleSettings(nfe=3, num_samples=44, block_size=8)
 def block(network, model, settings, count=4):
     """The first samples of a network."""
     plan = sample.plan_of(settings, model)
-    problem = solving.Problem(network, model.load(), settings)
+    problem = sampling_problem.Problem(network, model.load(), settings)
     images, _ = sample.sample_block(problem, torch.arange(count), settings, plan)
     return images
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory, model) -> sample.Samples:
+def samples(tmp_path_factory, model) -> artifacts_samples.Samples:
     return make(tmp_path_factory.mktemp("samples"), sample.STAGE, SETTINGS, model=model)
 
 
@@ -65,10 +68,12 @@ def test_the_network_sees_whole_blocks_only(model, monkeypatch, batch_size, held
         calls.append(len(x))
         return torch.zeros_like(x)
 
-    monkeypatch.setattr(solving, "warm_network", lambda folder, step, device: network)
-    noise = solving.Problem.noise
+    monkeypatch.setattr(sampling_problem, "warm_network", lambda folder, step, device: network)
+    noise = sampling_problem.Problem.noise
     monkeypatch.setattr(
-        solving.Problem, "noise", lambda p, seed, i: batches.append(i.tolist()) or noise(p, seed, i)
+        sampling_problem.Problem,
+        "noise",
+        lambda p, seed, i: batches.append(i.tolist()) or noise(p, seed, i),
     )
     settings = SETTINGS.revised(batch_size=batch_size)
     plan = sample.plan_of(settings, model)
@@ -84,7 +89,7 @@ def test_labels_are_balanced_and_used(model, samples):
     loaded = samples.load()
     assert loaded.labels.tolist() == [i % 10 for i in range(44)]
     network = model.load().network()
-    problem = solving.Problem(network, model.load(), SETTINGS)
+    problem = sampling_problem.Problem(network, model.load(), SETTINGS)
     z = problem.noise(0, torch.arange(8))
     levels = grids.uniform_t(3)
     denoiser = VelocityDenoiser(network, {"labels": torch.arange(8)}, dtype=torch.float32)
@@ -130,7 +135,7 @@ def test_checkpoint_and_facts(tmp_path, model, samples):
 
 def test_the_picture_shows_the_samples_in_order(tmp_path):
     images = np.linspace(-1.5, 1.5, 12, dtype=np.float32)[:, None, None, None]
-    sample.write_grid(tmp_path / "grid.png", np.broadcast_to(images, (12, 3, 8, 8)))
+    artifacts_samples.write_grid(tmp_path / "grid.png", np.broadcast_to(images, (12, 3, 8, 8)))
     with Image.open(tmp_path / "grid.png") as picture:
         pixels = np.asarray(picture)
     assert pixels.shape == ((2 * 9 - 1) * 6, (10 * 9 - 1) * 6, 3)
@@ -142,7 +147,7 @@ def test_the_picture_shows_the_samples_in_order(tmp_path):
 
 def test_the_table_knows_all_solvers():
     assert set(table.SOLVERS) == set(solvers.SOLVERS)
-    counted = {name: table.COUNTED_AS.get(name, name) for name in solving.ANY_SOLVER}
+    counted = {name: table.COUNTED_AS.get(name, name) for name in solver_settings.ANY_SOLVER}
     odd = {name for name, as_ in counted.items() if solvers.evaluations(as_, 3) == 5}
     assert odd == table.ODD_SOLVERS
     multistep = {n for n, s in solvers.SOLVERS.items() if isinstance(s, solvers.Multistep)}

@@ -8,18 +8,23 @@ import torch
 
 from pipeline.errors import StageError
 from pipeline.graph import Node
-from stages import checkpoint, embed, evaluate, risk, sample, scan, scanning, train, training
-from stages.architectures import NetworkSettings
-from stages.checkpoint import CheckpointSettings
 from stages.methods import grids, solvers
 from stages.methods.draws import Draws
 from stages.methods.icr import icr
 from stages.methods.memorization import ratio
 from stages.methods.path import EDMDenoiser
 from stages.methods.views import PADDINGS, STRENGTHS, Views
+from stages.metrics import METRICS
 from stages.nets.taps import POOLINGS, Tap
-from stages.reported import METRICS
-from stages.viewing import ScannedOptions, ViewOptions
+from stages.papers.icr import measure, scan
+from stages.papers.wavelet import risk
+from stages.sampling import sample
+from stages.scoring import evaluate, features
+from stages.settings import scans
+from stages.settings.networks import NetworkSettings
+from stages.settings.scans import ScannedOptions, ViewOptions
+from stages.training import checkpoint, train, worker
+from stages.training.checkpoint import CheckpointSettings
 from tests.stages.conftest import trained_in
 from tests.stages.context import context, digests, make, sealed
 
@@ -38,7 +43,7 @@ UNET = train.TrainSettings(
     ema=0.9,
 )
 pytestmark = pytest.mark.filterwarnings("ignore:ICR from few")
-SCAN = scan.ScanSettings(num_images=24, num_views=3, view_seeds=(0, 1), batch_size=30)
+SCAN = scans.ScanSettings(num_images=24, num_views=3, view_seeds=(0, 1), batch_size=30)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +131,7 @@ def test_copies_are_sought_among_the_images_trained_on(tmp_path, few, unet, extr
     copies = torch.cat([images[[0]], images[[50]]]).repeat(20, 1, 1, 1).numpy()
     np.save(found.path / "samples.npy", copies)
     inputs = {"data": few, "extractor": extractor, "samples": found}
-    seen = make(tmp_path / "features", embed.STAGE, embed.FeatureSettings(), **inputs)
+    seen = make(tmp_path / "features", features.STAGE, features.FeatureSettings(), **inputs)
     assert seen.load().neighbours.max() < 20
     scores = make(
         tmp_path / "scores",
@@ -159,7 +164,7 @@ def test_a_scan_that_cannot_be_made_costs_no_training(tmp_path, few, unet, chang
     settings = UNET.revised(scanned=[SCANNED, SCANNED | changes])
     at = context(tmp_path, settings, data=few)
     with pytest.raises(StageError, match=words):
-        training.train_worker(at)
+        worker.train_worker(at)
     assert not at.sent
     assert not list(at.work.path.iterdir())
     given = CheckpointSettings(path=str(unet.path), scanned=settings.scanned)
@@ -176,11 +181,11 @@ def test_few_images_do_for_few_components(tmp_path, few, unet):
         enough = num_images * 2 > (components or 16) + 1
         found = SCAN.revised(sigmas=(0.2,), **options)
         if enough:
-            scanning.check([scanned], loaded, loaded.network(), data)
+            measure.check([scanned], loaded, loaded.network(), data)
             make(tmp_path / str(num_images), scan.STAGE, found, model=unet, data=few)
             continue
         with pytest.raises(ValueError, match="ICR needs more than d \\+ 1"):
-            scanning.check([scanned], loaded, loaded.network(), data)
+            measure.check([scanned], loaded, loaded.network(), data)
         with pytest.raises(StageError, match="degrees of freedom"):
             make(tmp_path / str(num_images), scan.STAGE, found, model=unet, data=few)
 
@@ -354,8 +359,8 @@ def test_a_guard_that_acted_for_several_seeds_is_said_once(few, monkeypatch):
 
     seeds = [s for s in range(20) if "clipped" in str(icr(noise(0, 0, s, 0)).guards)][:3]
     options = ViewOptions(num_views=4, view_seeds=seeds)
-    monkeypatch.setattr(scanning, "features", noise)
-    row = scanning.measure(None, scanning.Viewer(few.load().test[:30], options), 0.1)
+    monkeypatch.setattr(measure, "features", noise)
+    row = measure.measure(None, measure.Viewer(few.load().test[:30], options), 0.1)
     (guard,) = [guard for guard in row["guards"] if "clipped" in guard]
     (first,) = [guard for guard in icr(noise(0, 0, seeds[0], 0)).guards if "clipped" in guard]
     assert guard == f"{first} (and alike for 2 more seeds)"
@@ -392,7 +397,7 @@ def test_settings_name_what_the_mathematics_knows():
 
 def test_views_are_made_once(few):
     images = few.load().test[:10]
-    viewer = scanning.Viewer(images, ViewOptions(num_views=2, view_seeds=(0, 1), batch_size=6))
+    viewer = measure.Viewer(images, ViewOptions(num_views=2, view_seeds=(0, 1), batch_size=6))
     first = list(viewer(0, 0.1))
     assert [part.shape[:2] for part in first] == [(3, 2), (3, 2), (3, 2), (1, 2)]
     assert all(a is b for a, b in zip(first, viewer(0, 0.1), strict=True))

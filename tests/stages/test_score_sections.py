@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import embed, external, scores
-from stages.datasets.order import mixed_order
+from stages.artifacts import scores
+from stages.data.readers.order import mixed_order
 from stages.methods.protocol import Protocol, Score
-from stages.sections import extractor as extractor_section
-from stages.sections import neighbours
-from stages.sections import scores as score_section
+from stages.report import extractor as extractor_section
+from stages.report import neighbours
+from stages.report import scores as score_section
+from stages.scoring import external
+from stages.scoring import features as scoring_features
 from tests.stages.context import make
 
 FACTS = {
@@ -110,8 +112,8 @@ def inputs(tmp_path, few, extractor):
     )
     features = make(
         tmp_path / "f",
-        embed.STAGE,
-        embed.FeatureSettings(),
+        scoring_features.STAGE,
+        scoring_features.FeatureSettings(),
         data=few,
         extractor=extractor,
         samples=samples,

@@ -9,9 +9,11 @@ import torch
 from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
-from stages import prepare, spectrum
+from stages.artifacts import data as artifacts_data
+from stages.catalog import CATALOG, RECIPES
+from stages.data import prepare
 from stages.methods.spectrum import RadialPower, radial_power
-from stages.table import CATALOG, RECIPES
+from stages.papers.csflow import spectrum
 from tests.stages.context import digests, make
 
 SETTINGS = spectrum.SpectrumSettings()
@@ -22,7 +24,7 @@ def graph(*overrides, preset="digits", recipe="full") -> Graph:
     return Graph(RECIPES[recipe](settings), CATALOG.exclude_sources)
 
 
-def latents(folder, channels=4, **settings) -> prepare.Data:
+def latents(folder, channels=4, **settings) -> artifacts_data.Data:
     """Random latents as a data set that says so."""
     generator = np.random.default_rng(0)
     path = folder / "latents.npz"
@@ -122,7 +124,7 @@ def test_latents_are_refused_before_any_work(tmp_path, recipe, more):
 
 def test_neither_eye_nor_densities_recompute_it():
     sources = set(graph().identities["spectrum"].sources)
-    assert {"stages.spectrum", "stages.methods.spectrum"} <= sources
+    assert {"stages.papers.csflow.spectrum", "stages.methods.spectrum"} <= sources
     assert not {s for s in sources if s.endswith(("csflow", "densities", "density"))}
     before, after = graph(), graph("csflow.display.display_pixels=64")
     assert before.keys["spectrum"] == after.keys["spectrum"]

@@ -12,12 +12,18 @@ from pipeline import config
 from pipeline import plan as planning
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
-from stages import calibrate, checkpoint, evaluate, lipschitz, sample, solving
+from stages import shards
+from stages.artifacts.network import checkpoint_name
+from stages.catalog import CATALOG, RECIPES
 from stages.methods import drawn_at, grids, solvers, stein, table
 from stages.methods import lipschitz as lipschitz_method
-from stages.model import checkpoint_name
-from stages.stein_nodes import goes_with, runnable
-from stages.table import CATALOG, RECIPES
+from stages.papers.stein import calibrate, lipschitz
+from stages.recipes.stein import goes_with
+from stages.sampling import problem as sampling_problem
+from stages.sampling import sample
+from stages.scoring import evaluate
+from stages.settings.solvers import runnable
+from stages.training import checkpoint
 from tests.stages.context import context, digests, make, sealed
 
 SAMPLES = sample.SampleSettings(nfe=3, num_samples=24, block_size=8)
@@ -46,7 +52,7 @@ def exact_model(folder, velocity, monkeypatch, **config):
     (at.path / "checkpoints").mkdir()
     (at.path / "model.json").write_text(json.dumps(facts))
     (at.path / checkpoint_name(1)).write_bytes(b"weights")
-    monkeypatch.setattr(solving, "warm_network", lambda folder, step, device: velocity)
+    monkeypatch.setattr(sampling_problem, "warm_network", lambda folder, step, device: velocity)
     return sealed(at, checkpoint.STAGE, calibrate.Result())
 
 
@@ -62,9 +68,9 @@ def gaussian_velocity(x, t, labels=None, std=0.5):
 
 def test_a_calibration_is_the_mathematics_on_the_models_images(model, few, schedule):
     loaded, data = model.load(), few.load()
-    problem = solving.Problem(loaded.network(), loaded, CALIBRATION)
+    problem = sampling_problem.Problem(loaded.network(), loaded, CALIBRATION)
     total = 0
-    order = torch.randperm(96, generator=solving.stream(0, "choice", 0))[:20].sort().values
+    order = torch.randperm(96, generator=sampling_problem.stream(0, "choice", 0))[:20].sort().values
     for first in (0, 8, 16):
         which = order[first : first + 8]
         total = total + stein.residual_products(
@@ -72,7 +78,7 @@ def test_a_calibration_is_the_mathematics_on_the_models_images(model, few, sched
             data.train[which].double(),
             grids.uniform_t(3),
             "dpmpp2m",
-            solving.stream(0, "calibration", first),
+            sampling_problem.stream(0, "calibration", first),
         )
     expected = stein.gammas_from_products(total, grids.uniform_t(3), "dpmpp2m")
     torch.testing.assert_close(schedule.load(), expected, rtol=1e-12, atol=0)
@@ -81,9 +87,9 @@ def test_a_calibration_is_the_mathematics_on_the_models_images(model, few, sched
 
 def test_the_size_of_tasks_does_not_change_a_calibration(tmp_path, model, few, schedule):
     assert CALIBRATION.block_size == 8
-    assert solving.shards(20, 8, CALIBRATION.shard_size) == [(0, 20)]
+    assert shards.shards(20, 8, CALIBRATION.shard_size) == [(0, 20)]
     for size, tasks in ((1, 3), (16, 2)):
-        assert len(solving.shards(20, 8, size)) == tasks
+        assert len(shards.shards(20, 8, size)) == tasks
         parted = CALIBRATION.revised(shard_size=size)
         other = make(tmp_path / str(size), calibrate.STAGE, parted, model=model, data=few)
         assert torch.equal(other.load(), schedule.load())
@@ -149,7 +155,7 @@ def test_the_calibrated_sampler_steps_with_the_stored_gammas(tmp_path, model, sc
     settings = SAMPLES.revised(correction="calibrated")
     found = make(tmp_path, sample.STAGE, settings, model=model, schedule=schedule)
     loaded = model.load()
-    problem = solving.Problem(loaded.network(), loaded, settings)
+    problem = sampling_problem.Problem(loaded.network(), loaded, settings)
     indices = torch.arange(8)
     expected = solvers.solve(
         problem.denoiser(indices),
@@ -168,7 +174,7 @@ def test_the_calibrated_sampler_steps_with_the_stored_gammas(tmp_path, model, sc
 
 def test_the_fitted_solver_is_the_one_that_the_mathematics_fits(tmp_path, model, fitted):
     loaded = model.load()
-    problem = solving.Problem(loaded.network(), loaded, FITTED)
+    problem = sampling_problem.Problem(loaded.network(), loaded, FITTED)
     indices, levels = torch.arange(12), grids.uniform_t(3)
     state = 999 * problem.noise(0, indices, drawn_at.FITTING_NOISE)
     made = solvers.fit(problem.denoiser(indices % 10), state, levels, 4, 3)
@@ -257,7 +263,7 @@ def test_estimates_on_the_batch_are_those_of_a_block(tmp_path, model, few, corre
     settings = SAMPLES.revised(correction=correction)
     found = make(tmp_path, sample.STAGE, settings, model=model, data=few)
     loaded, data = model.load(), few.load()
-    problem = solving.Problem(loaded.network(), loaded, settings)
+    problem = sampling_problem.Problem(loaded.network(), loaded, settings)
     made = stein.online(data.mu, data.V) if correction == "online" else stein.literal(0.0)
     for first in (0, 16):
         indices = torch.arange(first, first + 8)
@@ -267,7 +273,7 @@ def test_estimates_on_the_batch_are_those_of_a_block(tmp_path, model, few, corre
             grids.uniform_t(3),
             "dpmpp2m",
             made,
-            solving.stream(0, "probes", first),
+            sampling_problem.stream(0, "probes", first),
         ).float()
         block = found.load().images[first : first + 8]
         torch.testing.assert_close(block, expected, rtol=0, atol=1e-5)
@@ -308,7 +314,7 @@ def test_a_class_token_moves_beside_the_image(tmp_path, monkeypatch):
     model = exact_model(tmp_path, network, monkeypatch, class_token_dim=6)
     settings = SAMPLES.revised(nfe=100, num_samples=64, block_size=64)
     found = make(tmp_path / "samples", sample.STAGE, settings, model=model)
-    problem = solving.Problem(network, model.load(), settings)
+    problem = sampling_problem.Problem(network, model.load(), settings)
     z = problem.noise(0, torch.arange(64))
     assert z.shape == (64, 64 + 6)
     assert problem.coordinates == 64
@@ -338,8 +344,8 @@ def test_a_calibration_packs_images_with_their_clean_class_tokens(
     model = exact_model(tmp_path, network, monkeypatch, class_token_dim=width)
     inputs = {"model": model, "data": few, "teacher": teacher}
     schedule = make(tmp_path / "tokens", calibrate.STAGE, CALIBRATION, **inputs)
-    problem, total = solving.Problem(network, model.load(), CALIBRATION), 0
-    order = torch.randperm(96, generator=solving.stream(0, "choice", 0))[:20].sort().values
+    problem, total = sampling_problem.Problem(network, model.load(), CALIBRATION), 0
+    order = torch.randperm(96, generator=sampling_problem.stream(0, "choice", 0))[:20].sort().values
     for first in (0, 8, 16):
         which = order[first : first + 8]
         tokens = torch.from_numpy(np.array(teacher.load().class_tokens[which], np.float32))
@@ -348,7 +354,7 @@ def test_a_calibration_packs_images_with_their_clean_class_tokens(
             torch.cat([few.load().train[which].flatten(1), tokens], 1).double(),
             grids.uniform_t(3),
             "dpmpp2m",
-            solving.stream(0, "calibration", first),
+            sampling_problem.stream(0, "calibration", first),
             64,
         )
     expected = stein.gammas_from_products(total, grids.uniform_t(3), "dpmpp2m")
@@ -438,7 +444,7 @@ def test_lipschitz_joins_blocks_of_states(tmp_path, model):
     )
     found = make(tmp_path, lipschitz.STAGE, settings, model=model).load()
     loaded = model.load()
-    problem = solving.Problem(loaded.network(), loaded, settings)
+    problem = sampling_problem.Problem(loaded.network(), loaded, settings)
     means, maxima = [], []
     for first, last in ((0, 2), (2, 4), (4, 5)):
         indices = torch.arange(first, last)
@@ -448,7 +454,7 @@ def test_lipschitz_joins_blocks_of_states(tmp_path, model):
             grids.uniform_t(3),
             "dpmpp2m",
             2,
-            solving.stream(0, "lipschitz", first),
+            sampling_problem.stream(0, "lipschitz", first),
         )
         means.append(part.mean * (last - first) / 5)
         maxima.append(part.maximum)
@@ -586,7 +592,7 @@ def test_keys_hold_the_modules_in_use_only():
     nodes = graph("stein")
     plain = nodes.identities["sample/sit-dpmpp2m-nfe3"].sources
     assert "stages.methods.stein" not in plain
-    assert "stages.calibrate" not in plain
+    assert "stages.papers.stein.calibrate" not in plain
     assert "stages.methods.stein" in nodes.identities["sample/sit-dpmpp2m-online-nfe3"].sources
     calibrated = nodes.identities["sample/sit-dpmpp2m-calibrated-nfe3"]
     assert "stages.methods.stein" in calibrated.sources

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.lipschitz import StepRow
+from stages.artifacts.lipschitz import StepRow
+from stages.artifacts.scores import Row
 from stages.methods.protocol import Protocol, Score
-from stages.scores import Row
-from stages.sections import stein as section
+from stages.papers.stein import section
 
 
 def protocol(count: int) -> Protocol:

@@ -12,9 +12,9 @@ from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.stage import resolve
 from stages.bench import Bench, StageResources
-from stages.evaluate import features_node
+from stages.catalog import CATALOG, RECIPES, STAGES
 from stages.methods import table as names
-from stages.table import CATALOG, RECIPES, STAGES
+from stages.scoring.evaluate import features_node
 
 PLACES = {
     "cifar10": ["data.path=cifar-10-batches-py"],
@@ -351,7 +351,7 @@ def test_every_setting_is_described():
 
 def test_declarations_import_nothing_heavy():
     code = (
-        "import sys, stages.table as t; from pipeline import config; from pipeline.graph import "
+        "import sys, stages.catalog as t; from pipeline import config; from pipeline.graph import "
         "Graph; r = config.resolve(t.CATALOG, None); g = Graph(t.RECIPES['full'](r.settings), "
         "t.CATALOG.exclude_sources); g.keys; "
         "print([m for m in ('torch', 'numpy', 'ray', 'mlflow', 'pyarrow') if m in sys.modules])"

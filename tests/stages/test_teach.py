@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.errors import StageError, UsageError
-from stages import contrastive, prepare, resume, teach
+from stages.artifacts.teacher import TeacherNetwork
+from stages.data import prepare
 from stages.methods import table
 from stages.methods.representation import probe_accuracy
-from stages.teacher import TeacherNetwork
+from stages.training import contrastive, resume, teach
 from tests.stages.conftest import TEACH
 from tests.stages.context import digests, make
 

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from pipeline.errors import StageError
 from pipeline.stage import resolve
-from stages import loop, resume, train, training
-from stages.architectures import NetworkSettings
+from stages.artifacts import network as network_artifact
 from stages.methods import table
+from stages.settings.networks import NetworkSettings
+from stages.training import loop, resume, run, train, worker
 from tests.stages import losses
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, make
@@ -43,16 +44,16 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 
 def test_curves_of_a_resumed_run_are_whole(tmp_path, few, failing):
     whole = context(tmp_path / "whole", TINY, data=few)
-    training.train_worker(whole)
-    expected = training.finish(whole).curves
+    worker.train_worker(whole)
+    expected = run.finish(whole).curves
     assert [step for name, step, _ in expected if name == "loss/velocity"] == [4, 8, 12, 16]
     failing["interrupt"] = 11
     with pytest.raises(losses.InterruptedTrainingError):
-        training.train_worker(context(tmp_path / "cut", TINY, data=few))
+        worker.train_worker(context(tmp_path / "cut", TINY, data=few))
     failing["interrupt"] = None
     cut = context(tmp_path / "cut", TINY, data=few)
-    training.train_worker(cut)
-    result = training.finish(cut)
+    worker.train_worker(cut)
+    result = run.finish(cut)
     assert result.curves == expected
     assert [step for step, _ in result.timings["step_seconds"]] == [4, 8, 12, 16]
     assert whole.sent == expected
@@ -112,16 +113,16 @@ def test_checkpoints_hold_the_moving_average(few, model):
     network = loaded.network(14)
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
-    trained = training.build_network("sit", loaded.config, 0).parameters()
+    trained = network_artifact.build_network("sit", loaded.config, 0).parameters()
     numbers = sum(p.numel() for p in trained if p.requires_grad)
     assert model.description["parameters"] == numbers
     stored = load_file(model.path / "checkpoints/step-000014.safetensors")
     assert all(torch.equal(v, stored[k]) for k, v in network.state_dict().items())
     # The average after 7 steps by its definition, from the raw weights of every step.
     data = few.load()
-    config = training.network_config(TINY, data)
+    config = worker.network_config(TINY, data)
     how = loop.Optimization(TINY.lr, TINY.betas, 0.0, TINY.warmup_steps, TINY.clip, TINY.ema)
-    state = loop.TrainState(training.build_network("sit", config, TINY.seed), how)
+    state = loop.TrainState(network_artifact.build_network("sit", config, TINY.seed), how)
     average = {k: v.double() for k, v in state.network.state_dict().items()}
     batches = loop.Batches(data.train, data.train.labels, TINY.batch_size, TINY.seed)
     loss = resolve(table.LOSSES["sit"])(label_dropout=TINY.label_dropout)

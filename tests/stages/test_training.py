@@ -8,11 +8,17 @@ import torch
 
 from pipeline.errors import StageError
 from pipeline.graph import Node
-from stages import diagnose, loop, objectives, prepare, reported, sample, train, training
-from stages.architectures import NetworkSettings, config_of, num_parameters
+from stages import metrics
+from stages.artifacts import data as artifacts_data
+from stages.artifacts import network as network_artifact
+from stages.artifacts.teacher import Teacher
 from stages.methods import diagnostics, drawn_at, table
 from stages.methods.draws import Draws
-from stages.teacher import Teacher
+from stages.papers.maskalign import diagnose
+from stages.sampling import sample
+from stages.settings.losses import loss_of
+from stages.settings.networks import NetworkSettings, config_of, num_parameters
+from stages.training import loop, train
 from tests.stages import losses
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, make
@@ -41,13 +47,13 @@ def parts_of(few, teacher, method="maskalign", size=20):
     settings, data = settings_of(method), few.load()
     own = settings.own(method).of_network(teacher.description["width"])
     config = config_of(settings.network, data.shape, data.num_classes, **own)
-    network = training.build_network("sit", config, 0)
+    network = network_artifact.build_network("sit", config, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.2, generator=generator)
-    loss = objectives.loss_of(method, settings.own(method), 0.1, None)
+    loss = loss_of(method, settings.own(method), 0.1, None)
     batches = loop.Batches(data.train, data.train.labels, size, 0, teacher=teacher.load())
     return network, loss, batches
 
@@ -151,7 +157,7 @@ def test_what_a_training_says_of_itself(models):
     assert facts["config"]["mix_layers"] == 2
     assert facts["parameters"] == num_parameters("sit", facts["config"])
     for method, made in models.items():
-        declared = reported.METRICS["train"](Node("train/x", train.STAGE, settings_of(method)))
+        declared = metrics.METRICS["train"](Node("train/x", train.STAGE, settings_of(method)))
         assert set(made.metrics) == set(declared)
     # Four patches and the class token; of MaskAlign's, one patch is masked.
     rates = {name: model.manifest.timings for name, model in models.items()}
@@ -218,7 +224,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, few, data, teacher):
 def test_labels_out_of_range_are_refused(tmp_path, few, teacher, monkeypatch):
     broken = few.load()
     broken.train.labels[5] = 10
-    monkeypatch.setattr(prepare.Data, "load", lambda self: broken)
+    monkeypatch.setattr(artifacts_data.Data, "load", lambda self: broken)
     refused(
         tmp_path, settings_of("reg"), r"labels run from 0 to 10, but", data=few, teacher=teacher
     )
@@ -309,7 +315,7 @@ def test_an_unconditional_training_on_labelled_images_is_diagnosed(tmp_path, few
 def test_one_patch_has_nothing_to_diagnose(tmp_path, few, teacher, models, monkeypatch):
     network = models["maskalign"].load().network(18)
     monkeypatch.setattr(network, "num_patches", 1)
-    monkeypatch.setattr("stages.model.TrainedModel.network", lambda *_: network)
+    monkeypatch.setattr("stages.artifacts.network.TrainedModel.network", lambda *_: network)
     inputs = {"model": models["maskalign"], "data": few, "teacher": teacher}
     with pytest.raises(StageError, match=r"sees an image as one patch.*lower train.network.patch"):
         make(tmp_path, diagnose.STAGE, diagnose.DiagnoseSettings(), **inputs)

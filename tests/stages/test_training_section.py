@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from stages.diagnosis import Measured
+from stages.artifacts.diagnosis import Measured
+from stages.artifacts.scores import Row
 from stages.methods.protocol import Protocol, Score
-from stages.scores import Row
-from stages.sections import timed
-from stages.sections import training as section
+from stages.papers.maskalign import section as maskalign_section
+from stages.report import timed
+from stages.report import training as section
 
 
 @dataclass
@@ -101,14 +102,14 @@ def test_speeds_of_seeds_stand_together_beside_those_of_reg():
 
 def test_verdicts_at_equal_steps_are_of_paired_seeds():
     (found,) = section.sections({"training": TRAINING, "scores": SCORES}, {})
-    heading, *lines = section._against_ancestors(SCORES)
+    heading, *lines = maskalign_section.against_ancestors(SCORES)
     assert heading[:2] == ("compared with", "training step")
     by_step = {line[1]: line for line in lines}
     assert {line[0] for line in lines} == {"reg"}
     assert by_step[2][-2:] == (3, "holds")  # -1, -1.1, -.9
     assert by_step[4][-2:] == (3, "inconclusive")  # 0, -.5, .5
     # Without mixing it is better here: what takes a part away is compared at its own last step.
-    _, *ablated = section._ablation(SCORES)
+    _, *ablated = maskalign_section.ablation(SCORES)
     assert [(line[0], line[1], line[-1]) for line in ablated] == [
         ("maskalign-mix0", 2, "does not hold"),
         ("reg", 2, "holds"),
@@ -137,7 +138,7 @@ def test_alignment_is_shown_with_heatmaps_of_the_last_checkpoint():
     }
     (found,) = section.sections({"diagnoses": diagnoses}, {})
     gap, ratio, variation = found.figures
-    assert [figure.name for figure in found.figures] == [s[0] for s in section.SUMMARIES]
+    assert [figure.name for figure in found.figures] == [s[0] for s in maskalign_section.SUMMARIES]
     values = {row[:2]: row[2:] for row in gap.rows[1:]}
     assert values["maskalign", 4] == (0.2, 0.01)
     assert values["reg", 2] == (pytest.approx(0.4), pytest.approx(0.1))

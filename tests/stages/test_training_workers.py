@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
-from stages import loop, objectives, train, training
-from stages.architectures import NetworkSettings, config_of
+from stages.artifacts import network as network_artifact
+from stages.settings import losses
+from stages.settings.networks import NetworkSettings, config_of
+from stages.training import loop, run, train
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, make
 
@@ -35,14 +37,14 @@ def reduced_gradient(data, teacher) -> torch.Tensor:
     dataset = data.load()
     own = MASKED.maskalign.of_network(teacher.description["width"])
     config = config_of(MASKED.network, dataset.shape, dataset.num_classes, **own)
-    network = training.build_network("sit", config, 0)
+    network = network_artifact.build_network("sit", config, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.2, generator=generator)
     batches = loop.Batches(dataset.train, dataset.train.labels, 20, 0, teacher=teacher.load())
-    loss = objectives.loss_of("maskalign", MASKED.maskalign, 0.1, None)
+    loss = losses.loss_of("maskalign", MASKED.maskalign, 0.1, None)
     model = loop._replicated(network)
     loop.backward(model, loss, batches(3), loop.Optimization(1e-3, accumulate=2), batches.share)
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
@@ -132,7 +134,7 @@ def test_workers_that_never_find_room_are_not_waited_for_without_end(
 ):
     """Where the cluster became smaller than when the plan was checked."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    monkeypatch.setattr(training, "MAX_FAILED_STARTS", 1)
+    monkeypatch.setattr(run, "MAX_FAILED_STARTS", 1)
     crowded = LONG.revised(num_workers=4)
     words = r"workers found no room in 1 attempts: num_workers=4; lower train.num_workers"
     with pytest.raises(StageError, match=words):

@@ -6,15 +6,20 @@ import torch
 from PIL import Image
 
 from pipeline.errors import StageError
-from stages import extract, prepare, sample, solving
-from stages.methods import path, sde
+from stages.artifacts import data as artifacts_data
+from stages.data import prepare
+from stages.methods import path
 from stages.methods.draws import Draws
+from stages.methods.solvers import sde
+from stages.sampling import problem as sampling_problem
+from stages.sampling import sample
+from stages.scoring import extractor
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, make
 
 
 @pytest.fixture(scope="module")
-def unlabelled(tmp_path_factory) -> prepare.Data:
+def unlabelled(tmp_path_factory) -> artifacts_data.Data:
     """48 images in an archive without y."""
     folder = tmp_path_factory.mktemp("unlabelled")
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
@@ -40,9 +45,9 @@ def test_loose_images_are_data_without_labels(tmp_path):
 
 
 def test_the_embedded_extractor_needs_labels_and_says_so_first(tmp_path, unlabelled, monkeypatch):
-    monkeypatch.setattr(extract, "_trained_state", None)
+    monkeypatch.setattr(extractor, "_trained_state", None)
     with pytest.raises(StageError) as refused:
-        make(tmp_path, extract.STAGE, extract.ExtractorSettings(), data=unlabelled)
+        make(tmp_path, extractor.STAGE, extractor.ExtractorSettings(), data=unlabelled)
     words = str(refused.value)
     for part in ("extractor.kind=embedded", "extractor.kind=inception", "dinov2-", "y_train"):
         assert part in words
@@ -57,7 +62,7 @@ def test_training_and_sampling_are_unconditional(tmp_path, unlabelled):
     assert made.images.isfinite().all()
     # Every sample is the network's own with the null class, which is its only one.
     network = model.load().network()
-    problem = solving.Problem(network, model.load(), settings)
+    problem = sampling_problem.Problem(network, model.load(), settings)
     y = 2 * torch.randn(4, 1, 8, 8, dtype=torch.float64)
     x, t = path.from_edm(y, 2.0)
     v = network(x.float(), torch.full((4,), t)).double()
@@ -71,7 +76,7 @@ def test_training_and_sampling_are_unconditional(tmp_path, unlabelled):
 def test_the_sde_s_samples_are_the_mathematics(tmp_path, model):
     settings = sample.SampleSettings(solver="sde", nfe=6, num_samples=8, block_size=8, seed=2)
     made = make(tmp_path, sample.STAGE, settings, model=model)
-    problem = solving.Problem(model.load().network(), model.load(), settings)
+    problem = sampling_problem.Problem(model.load().network(), model.load(), settings)
     indices = torch.arange(8)
     expected = sde.sample(
         problem.denoiser(problem.labels(indices)),

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.risks import Response, Risk
-from stages.sections import denoising, wavelet
+from stages.artifacts.risks import Response, Risk
+from stages.papers.wavelet import denoisers
+from stages.papers.wavelet import section as wavelet_section
 
 SIGMAS = (0.5, 1.0, 2.0)
 BANDS = {"A1": (0.5, 0.6, 0.7), "H1": (0.1, 0.2, 0.3), "V1": (0.3, 0.4, 0.5), "D1": (0.2, 0.3, 0.4)}
@@ -54,7 +55,7 @@ RISKS = [
 
 def section(risks, **drawn):
     inputs = {"risks": {r.name: SimpleNamespace(load=lambda r=r: r) for r in risks}}
-    (found,) = wavelet.sections(inputs | {"drawn": drawn})
+    (found,) = wavelet_section.sections(inputs | {"drawn": drawn})
     return found
 
 
@@ -64,10 +65,10 @@ def made():
 
 
 def test_nothing_for_runs_without_risks():
-    assert wavelet.sections({}) == []
+    assert wavelet_section.sections({}) == []
     two = [risk("mean", (1, 1, 1), "mean", dataset) for dataset in ("digits", "photographs")]
     inputs = {"risks": {str(i): SimpleNamespace(load=lambda r=r: r) for i, r in enumerate(two)}}
-    found = wavelet.sections(inputs)
+    found = wavelet_section.sections(inputs)
     assert [s.title for s in found] == ["Wavelet score: digits", "Wavelet score: photographs"]
     names = [figure.name for s in found for figure in s.figures]
     assert len(set(names)) == len(names)
@@ -99,12 +100,12 @@ def test_tables(made):
 def test_differences_are_taken_image_by_image():
     ours = risk("local-d2", (0.05, 0.13, 0.29))
     theirs = risk("sit", (0.03, 0.13001, 0.3), "network")
-    value, error = denoising.difference(ours, theirs, 0)
+    value, error = denoisers.difference(ours, theirs, 0)
     gaps = ours.per_image[0] - theirs.per_image[0]
     assert value == pytest.approx(0.02)
     assert error == pytest.approx(gaps.std().item() / 10)
     assert error < 0.1 * ours.per_image[0].std().item() / 10  # the images' own spread cancels
-    rows = denoising.differences([ours], [theirs], SIGMAS)
+    rows = denoisers.differences([ours], [theirs], SIGMAS)
     assert rows[1][0] == "local-d2 against sit"
     high, same, low = rows[1][1:]
     assert high.startswith("+66.7\u00a0±\u00a0")  # 0.05 / 0.03
@@ -112,7 +113,7 @@ def test_differences_are_taken_image_by_image():
     assert [cell.endswith("within noise") for cell in (high, same, low)] == [False, True, False]
     one = risk("sit", (0.1, 0.1, 0.1), "network")
     one.__dict__["per_image"] = one.per_image[:, :1]
-    assert denoising.difference(one, one, 0) == (0, None)
+    assert denoisers.difference(one, one, 0) == (0, None)
 
 
 def test_ratios_have_the_error_of_repeated_samples():
@@ -123,7 +124,7 @@ def test_ratios_have_the_error_of_repeated_samples():
         ours, theirs = (
             SimpleNamespace(mse=(v.mean().item(),), per_image=v[None]) for v in (2 * a + b, b)
         )
-        value, error = denoising.ratio(ours, theirs, 0)
+        value, error = denoisers.ratio(ours, theirs, 0)
         found.append(value)
         errors.append(error)
     spread = torch.tensor(found).std().item()
@@ -134,7 +135,7 @@ def test_the_highest_degree_stands_for_a_family():
     names = ("local-d1", "local-d3", "local-d2-folds", "independent-d2", "full-d1", "parent-d3")
     scores = [risk(name, (1.0, 1.0, 1.0)) for name in names]
     others = [risk("wiener", (1, 1, 1), "wiener"), risk("mean", (1, 1, 1), "mean")]
-    assert [(a.name, b.name) for a, b in denoising.pairs(scores, others)] == [
+    assert [(a.name, b.name) for a, b in denoisers.pairs(scores, others)] == [
         ("local-d3", "independent-d2"),
         ("local-d3", "wiener"),
         ("parent-d3", "wiener"),
@@ -164,7 +165,7 @@ def test_curves_hold_the_numbers(made):
 
 def test_many_scores_are_split_by_degree():
     many = [risk(f"local-d{n % 3 + 1}-{n}", (1.0, 1.0, 1.0)) for n in range(9)]
-    found = wavelet._relative(wavelet.Compared("digits", [*RISKS[4:], *many]))
+    found = wavelet_section._relative(wavelet_section.Compared("digits", [*RISKS[4:], *many]))
     assert [f.name for f in found] == [f"wavelet-digits-relative-d{n}" for n in (1, 2, 3)]
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-import stages.table
+import stages.catalog
 from pipeline import plan as planning
 from pipeline.commands import garbage
 from pipeline.plan import Request
@@ -157,7 +157,7 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
     assert states[2:] == ["stopped"] * 2
     for trial, rate in zip(found.values(), rates, strict=True):
         request = Request("full", "smoke", (f"train.lr={rate}", "train.save_every=10"))
-        plan = planning.make(stages.table.CATALOG, store, replace(request, only=("train/sit",)))
+        plan = planning.make(stages.catalog.CATALOG, store, replace(request, only=("train/sit",)))
         node = plan.nodes["train/sit"]
         if trial.state == "finished":
             assert node.manifest.metrics["loss/velocity"] == trial.measured["loss/velocity"][0]

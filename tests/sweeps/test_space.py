@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.errors import UsageError
-from stages.table import CATALOG
+from stages.catalog import CATALOG
 from sweeps import space
 from sweeps.check import checked
 from sweeps.space import Parameter, decoded, encoded

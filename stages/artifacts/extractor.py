@@ -1,0 +1,88 @@
+"""The network whose features score samples, with the facts of what it was checked on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+from pipeline.errors import StageError
+from pipeline.stage import resolve
+from stages.methods import table
+
+if TYPE_CHECKING:
+    from stages.encoders.embedded import Extractor as Network
+
+
+WEIGHTS = "extractor.safetensors"
+
+
+FACTS = "extractor.json"
+
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a protocol says of an extractor."""
+
+    name: str
+    weights_hash: str
+    resize: str
+    dimension: int
+
+
+class Extractor(Artifact):
+    """An extractor: its weights if it was trained here, what it is, and its validation."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: name, weights_hash, resize, dimension, and validation, `{kind: [[strength,
+        distance], ...]}` of degraded real images (stages.methods.degradation)."""
+        return json.loads((self.path / FACTS).read_text())
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(**{name: self.description[name] for name in Identity.__annotations__})
+
+    @property
+    def caution(self) -> str:
+        """Empty, or a sentence on which degradations its distance does not rise with."""
+        return caution_of(self.description)
+
+    def load(self, weights: str | None = None, device: str = "cpu") -> Network:
+        """The network: images (B, C, H, W) in [-1, 1] -> Features.
+
+        weights: where the weight file of one that was not trained here lies now.
+
+        Raises StageError when that file holds other weights than those it was made with.
+        """
+        from safetensors.torch import load_file
+
+        kind = self.settings["kind"]
+        build = resolve(table.EXTRACTORS[kind])
+        if kind == EMBEDDED:
+            return build(load_file(self.path / WEIGHTS), device)
+        network = build(kind, weights, device)
+        if network.weights_hash != self.identity.weights_hash:
+            raise StageError(
+                f"the weights of {kind} are not those that this extractor was made with (SHA-256 "
+                f"{self.identity.weights_hash[:12]}); set extractor.weights to these"
+            )
+        return network
+
+
+def caution_of(facts: Mapping[str, Any]) -> str:
+    from stages.methods.degradation import is_monotone
+
+    failed = [kind for kind, curve in facts["validation"].items() if not is_monotone(curve)]
+    if not failed:
+        return ""
+    return (
+        f"the distance of the extractor {facts['name']} does not rise with every step of "
+        f"{' and '.join(failed)}: trust small differences less"
+    )

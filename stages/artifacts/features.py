@@ -1,0 +1,53 @@
+"""Features of a set of images, and of each the nearest training images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+ARRAYS = ("features", "spatial", "logits", "neighbours", "neighbour_distances")
+
+
+@dataclass(frozen=True)
+class FeatureArrays:
+    """Of n images: features (n, d), spatial (n, channels, h, w) and logits (n, num_classes) where
+    the extractor has them; neighbours (n, 3), indices of the nearest training images, nearest
+    first, and their Euclidean distances over all pixels, images in [-1, 1]; None for the training
+    images themselves."""
+
+    features: Tensor
+    spatial: Tensor | None
+    logits: Tensor | None
+    neighbours: Tensor | None
+    neighbour_distances: Tensor | None
+
+
+class FeatureSet(Artifact):
+    """Features of a set of images, and its nearest training images."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: part, num_images, the data's name, data_digest (of the training images),
+        `extractor` (its identity), `samples` (the sample set's own description)."""
+        return json.loads((self.path / "features.json").read_text())
+
+    def load(self, count: int | None = None) -> FeatureArrays:
+        """The arrays of the first `count` images."""
+        import numpy as np
+        import torch
+
+        found = {}
+        for name in ARRAYS:
+            file = self.path / f"{name}.npy"
+            if file.exists():
+                array = np.load(file, mmap_mode="r")[:count]
+                found[name] = torch.from_numpy(np.array(array))
+        return FeatureArrays(**dict.fromkeys(ARRAYS) | found)

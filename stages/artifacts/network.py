@@ -1,0 +1,124 @@
+"""A trained network on disk: EMA weights at its checkpoints, and how to build it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+from pipeline.stage import resolve
+from stages.methods import table
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from stages.methods.path import Denoiser, Packing
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained network and its checkpoints.
+
+    steps: the checkpoints, ascending. method: the training loss. shape: (C, H, W) of images.
+    """
+
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+    method: str
+    steps: tuple[int, ...]
+    shape: tuple[int, int, int]
+    num_classes: int
+
+    @classmethod
+    def of(cls, folder: Path, facts: Mapping[str, Any]) -> TrainedModel:
+        """The network in a folder, by the facts of its description."""
+        return cls(
+            folder=folder,
+            kind=facts["network"],
+            config=facts["config"],
+            method=facts["method"],
+            steps=tuple(facts["steps"]),
+            shape=tuple(facts["shape"]),
+            num_classes=facts["num_classes"],
+        )
+
+    def network(self, step: int | None = None, device: str = "cpu") -> nn.Module:
+        """The network with the EMA weights of a checkpoint (default: the last), frozen.
+
+        Raises ValueError when that step was not kept.
+        """
+        from safetensors.torch import load_file
+
+        step = self.steps[-1] if step is None else step
+        if step not in self.steps:
+            kept = ", ".join(map(str, self.steps))
+            raise ValueError(f"no checkpoint of step {step} was kept (there are {kept})")
+        network = build_network(self.kind, self.config, seed=0)
+        network.load_state_dict(load_file(self.folder / checkpoint_name(step)))
+        return network.to(device).eval().requires_grad_(False)
+
+
+class TrainedNetwork(Artifact):
+    """EMA weights at the kept steps, and how to build the network."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: network, its configuration, method, steps, shape, number of classes."""
+        return json.loads((self.path / "model.json").read_text())
+
+    def load(self) -> TrainedModel:
+        return TrainedModel.of(self.path, self.description)
+
+
+def checkpoint_name(step: int) -> str:
+    """Where the EMA weights after `step` steps stand in the artifact."""
+    return f"checkpoints/step-{step:06d}.safetensors"
+
+
+def as_denoiser(
+    model: TrainedModel,
+    network: nn.Module,
+    labels: Tensor | None = None,
+    packing: Packing | None = None,
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda call: call,
+) -> Denoiser:
+    """A network of `model` as denoiser(y, s) in EDM coordinates; its own numbers are float32.
+
+    labels: (B,) of the samples, None for the null class; networks without classes take none.
+    packing: of image and class token. around: wraps what is called for every evaluation.
+    """
+    import torch
+
+    from stages.methods.path import EDMDenoiser, VelocityDenoiser
+
+    known = labels is not None and model.config.get("num_classes", model.num_classes)
+    condition = {"labels": labels} if known else {}
+    if model.kind in table.EDM_NETWORKS:
+        # The preconditioning keeps the precision of the state.
+        inner, sigma_data = around(network.inner), network.sigma_data
+        return EDMDenoiser(inner, sigma_data, condition, dtype=torch.float32)
+    return VelocityDenoiser(around(network), condition, packing, dtype=torch.float32)
+
+
+def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
+    """A freshly initialised network; the process's own random state is left as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return resolve(table.NETWORKS[kind])(**config)
+
+
+def model_identity(model: TrainedNetwork, step: int) -> str:
+    """SHA-256 of a checkpoint's weights: what a stored schedule belongs to."""
+
+    found = model.manifest.files.get(checkpoint_name(step))
+    if found is None:
+        kept = ", ".join(map(str, model.description["steps"]))
+        raise ValueError(f"no checkpoint of step {step} was kept (there are {kept})")
+    return found["sha256"]

@@ -1,0 +1,99 @@
+"""Images that a model or somebody else made, with the labels they were asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+GRID_SIDE = 10
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """images: (n, C, H, W) float32, not clipped to [-1, 1]. labels: (n,) long."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Samples(Artifact):
+    """Generated images and the labels they were asked for; stored as float32, or as uint8 whose 0
+    to 255 is -1 to 1."""
+
+    tracked = ("grid.png",)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: training_step, solver, nfe, grid, method, time_density, seed, ..."""
+        return json.loads((self.path / "samples.json").read_text())
+
+    @cached_property
+    def steps(self) -> dict[str, list[float]]:
+        """`level` and `gamma` of every solver step, noise first; gamma is 1 without correction,
+        and the mean over blocks where each block of samples had its own."""
+        return json.loads((self.path / "steps.json").read_text())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        import numpy as np
+
+        return tuple(np.load(self.path / "samples.npy", mmap_mode="r").shape[1:])
+
+    def images(self, which: slice = slice(None)) -> Tensor:
+        """(n, C, H, W) float32 images; reads no more of the file than `which` asks for."""
+        import numpy as np
+        import torch
+
+        stored = np.load(self.path / "samples.npy", mmap_mode="r")[which]
+        images = torch.from_numpy(np.array(stored, np.float32))
+        return images / 127.5 - 1 if stored.dtype == np.uint8 else images
+
+    def load(self) -> SampleSet:
+        import numpy as np
+        import torch
+
+        return SampleSet(self.images(), torch.from_numpy(np.load(self.path / "labels.npy")))
+
+    def name_of(self, index: int) -> str:
+        """What messages call a sample."""
+        return f"image {index}"
+
+
+def write_grid(path: Path, images: np.ndarray, columns: int = GRID_SIDE) -> None:
+    """A PNG of images (n, C, H, W), clipped to [-1, 1], each enlarged to about 48 pixels."""
+    import numpy as np
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    rows = math.ceil(n / columns)
+    scale, gap = max(1, 48 // max(height, width)), 1
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        pixels = np.rint((np.clip(image, -1, 1) + 1) * 127.5)
+        sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
+    sheet = sheet.repeat(scale, 0).repeat(scale, 1).astype(np.uint8)
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
+
+
+class ExternalSamples(Samples):
+    """Samples made elsewhere, with the names of their files, or their places in an archive."""
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return json.loads((self.path / "names.json").read_text())
+
+    def name_of(self, index: int) -> str:
+        return self._names[index]

@@ -1,0 +1,93 @@
+"""What a calibration or a fit found, on disk: it belongs to one model, one solver and one grid."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+from pipeline.stage import resolve
+from stages.methods import table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.methods.solvers.trajectories import Correction, Solver
+    from stages.settings.solvers import SolverOptions
+
+FILE = "schedule.json"
+
+
+class Schedule(Artifact):
+    """gamma of every step for a solver, or the weights of a fitted solver; with the levels, the
+    solver, the guidance and the checkpoint they were made for."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain facts: kind, solver, nfe, grid, levels, values, model, target, source, ..."""
+        return json.loads((self.path / FILE).read_text())
+
+    def load(self) -> Tensor:
+        """float64: gammas (num_steps,), or weights (num_steps, outputs), newest output first."""
+        import torch
+
+        return torch.tensor(self.description["values"], dtype=torch.float64)
+
+    @property
+    def levels(self) -> Tensor:
+        """The grid (num_steps + 1,) float64."""
+        import torch
+
+        return torch.tensor(self.description["levels"], dtype=torch.float64)
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call a correction by it."""
+        facts = self.description
+        if facts["target"] == "trajectory":
+            return "calibrated on trajectories"
+        return "calibrated" if facts["source"] == "data" else "calibrated on own samples"
+
+    def check(self, settings: SolverOptions, levels: Tensor, model: str) -> None:
+        """Raise ValueError unless it was made for these settings, levels and checkpoint.
+
+        model: SHA-256 of the checkpoint's weights.
+        """
+        import torch
+
+        facts = self.description
+        again = "calibrate again for this one"
+        if facts["solver"] != settings.solver:
+            raise ValueError(
+                f"the schedule was made for solver '{facts['solver']}', not for "
+                f"'{settings.solver}'; {again}"
+            )
+        same_grid = len(levels) == len(self.levels) and torch.equal(levels.cpu(), self.levels)
+        if not same_grid:
+            raise ValueError(
+                f"the schedule was made for another grid ({facts['grid']}, {facts['nfe']} "
+                f"evaluations), not for this one ({settings.grid_name}, {settings.nfe} "
+                f"evaluations); {again}"
+            )
+        if facts["model"] != model:
+            raise ValueError(
+                f"the schedule was made for another model (weights {facts['model'][:12]}, not "
+                f"{model[:12]}); {again}"
+            )
+        for name in ("guidance", "guidance_interval"):
+            ours = json.loads(settings.model_dump_json(include={name}))[name]
+            if facts[name] != ours:
+                raise ValueError(
+                    f"the schedule was made with {name} {facts[name]}, not {ours}; {again}"
+                )
+
+    def correction(self) -> Correction:
+        """The correction that steps with the stored gammas."""
+        facts = self.description
+        return resolve(table.CORRECTIONS["calibrated"])(self.load(), self.levels, facts["solver"])
+
+    def solver(self) -> Solver:
+        """The fitted solver."""
+        kind = table.FITTED_SOLVERS[self.description["solver"]]
+        return resolve(kind)(self.levels, self.load())

@@ -1,0 +1,185 @@
+"""The report's HTML: one self-contained file, light and dark, readable on a phone and in print."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.pages.figures import Figure
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d232b; --paper: #ffffff; --soft: #5c6773;
+  --line: #d9dee4; --tint: #f4f6f8; --good: #1c7c4a; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --paper: #14181d; --soft: #9aa5b1;
+  --line: #323a43; --tint: #1c2229; --good: #5cc98f; --bad: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0; color: var(--ink); background: var(--paper);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem;
+  border-top: 1px solid var(--line); }
+p, li { max-width: 46rem; }
+nav { font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
+a { color: inherit; }
+.lead, figcaption, .note { color: var(--soft); }
+figure { margin: 1.2rem 0; } figcaption { font-size: .9rem; max-width: 46rem; }
+figure svg { width: 100%; max-width: 40rem; height: auto; display: block; }
+figure img { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
+.pictures { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+.pictures figure, .panels figure { margin: 0; } .pictures img { width: 100%; }
+.panels { display: grid; gap: 1.2rem 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
+.wide { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+.facts td { overflow-wrap: anywhere; }
+details { margin: .4rem 0; font-size: .9rem; } summary { cursor: pointer; color: var(--soft); }
+.claims [data-label="claim"] { min-width: 24rem; } .claims .note { font-size: .8rem; }
+@media (max-width: 40rem) { .claims thead { display: none; }
+  .claims tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .claims td { display: block; min-width: 0 !important; border: 0; padding: .1rem 0; }
+  .claims td:not([data-label="claim"])::before { content: attr(data-label) ": ";
+    color: var(--soft); } .claims td:empty { display: none; } }
+.good { color: var(--good); } .failed { color: var(--bad); } svg .failed { color: var(--bad); }
+svg.graph { color: var(--ink); } svg.graph text { fill: currentColor; }
+code, pre { font: .88em ui-monospace, SFMono-Regular, Menlo, monospace; }
+pre { background: var(--tint); padding: .8rem; overflow-x: auto; }
+@media print { main { max-width: none; } details, nav { display: none; }
+  figure, table { break-inside: avoid; } }
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its caption."""
+
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report, in this order: text (HTML), tables, figures, panels, pictures.
+
+    panels: small figures that stand side by side. more: pictures that stay folded until somebody
+    asks for them.
+    """
+
+    title: str
+    text: str = ""
+    tables: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    pictures: Sequence[Picture] = ()
+    more: Sequence[Picture] = ()
+    panels: Sequence[Figure] = ()
+
+
+def page(title: str, lead: str, sections: Sequence[Section], marker: str = "") -> str:
+    """The whole file. `marker` stands where the engine fills in what belongs to one run."""
+    run = f"<h2 id='run'>Run and graph</h2>{marker}" if marker else ""
+    link = "<a href='#run'>Run and graph</a>" if marker else ""
+    parts = [_section(index, section) for index, section in enumerate(sections)]
+    links = "".join(f"<a href='#s{i}'>{html.escape(s.title)}</a>" for i, s in enumerate(sections))
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<link rel='icon' href='data:,'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<h1>{html.escape(title)}</h1><p class='lead'>{lead}</p>"
+        f"<nav>{links}{link}</nav>"
+        f"{''.join(parts)}{run}</main></body></html>"
+    )
+
+
+def _section(index: int, section: Section) -> str:
+    parts = [f"<h2 id='s{index}'>{html.escape(section.title)}</h2>", section.text]
+    parts += section.tables
+    parts += map(figure, section.figures)
+    if section.panels:
+        parts.append(f"<div class='panels'>{''.join(map(figure, section.panels))}</div>")
+    if section.pictures:
+        parts.append(pictures(section.pictures))
+    if section.more:
+        more = pictures(section.more)
+        parts.append(f"<details><summary>{len(section.more)} more</summary>{more}</details>")
+    return "".join(parts)
+
+
+def pictures(shown: Sequence[Picture]) -> str:
+    """Pictures side by side, as many as the width holds."""
+    return f"<div class='pictures'>{''.join(map(_picture, shown))}</div>"
+
+
+def figure(shown: Figure) -> str:
+    """A figure with its caption and its numbers, folded."""
+    numbers = ""
+    if shown.rows:
+        numbers = f"<details><summary>numbers</summary>{table(shown.rows)}</details>"
+    caption = f"<figcaption>{html.escape(shown.caption)}</figcaption>"
+    return f"<figure>{shown.svg}{caption}{numbers}</figure>"
+
+
+def _picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode()
+    caption = html.escape(picture.caption)
+    return (
+        f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'>"
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """An HTML table; the first row is its heading, numbers stand right."""
+    heading, *body = rows
+    numeric = [any(_is_number(row[i]) for row in body) for i in range(len(heading))]
+
+    def cells(tag: str, row: Sequence[Any]) -> str:
+        return "".join(
+            f"<{tag}{' class=number' if numeric[i] else ''}>{_cell(value)}</{tag}>"
+            for i, value in enumerate(row)
+        )
+
+    lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in body)
+    return (
+        f"<div class='wide'><table><thead><tr>{cells('th', heading)}</tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return html.escape(str(value))
+
+
+def with_error(value: float, error: float | None) -> str:
+    """`8.41 ± 0.35`, both to the digits that the error supports."""
+    if error is None or math.isnan(error) or error <= 0:
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    # No line breaks inside.
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:.{digits}f}\u00a0±\u00a0{error:.{digits}f}"
+
+
+def facts(pairs: Mapping[str, Any]) -> str:
+    """Name-value pairs as a table without heading."""
+    rows = "".join(
+        f"<tr><th scope='row'>{html.escape(name)}</th><td>{_cell(value)}</td></tr>"
+        for name, value in pairs.items()
+    )
+    return f"<table class='facts'>{rows}</table>"

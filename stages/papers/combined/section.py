@@ -1,0 +1,73 @@
+"""The methods together in the report: the combined arm beside none and each alone, over NFE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stages.papers.combined.claims import ALL, PLAIN, PREFIX, words
+
+if TYPE_CHECKING:
+    from stages.artifacts.scores import Row
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section
+
+
+def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
+    """One section of the arms' scores over NFE; none for other runs.
+
+    scores: of the arms, by node.
+    """
+    from stages.pages.page import Section, table, with_error
+
+    names = {**words(scores), ALL: "all three"}
+    arms = {
+        names.get(arm, arm): rows
+        for node, rows in scores.items()
+        if (arm := node.removeprefix(PREFIX))
+    }
+    if not arms:
+        return []
+    lines = [("arm", "method", "grid", "correction", "training step", "NFE", "FID")]
+    for name, rows in arms.items():
+        lines += [
+            (
+                *(name, row.method, row.grid, row.correction, row.training_step, row.nfe),
+                with_error(row.score.value, row.score.error),
+            )
+            for row in rows
+            if row.score.metric == "fid"
+        ]
+    text = (
+        "<p>MaskAlign's training, CSFlow's grid and the calibrated correction at once, beside each "
+        f"of them alone and {names[PLAIN]} without any, at equal training steps, evaluations and "
+        "noise. The correction is calibrated on each model's own trajectories. "
+        "One training each: the errors hold neither its spread nor that of calibrations.</p>"
+    )
+    return [Section("The methods together", text, [table(lines)], [_figure(arms)])]
+
+
+def _figure(arms: Mapping[str, Sequence[Row]]) -> Figure:
+    """FID of every arm with its error, one row an arm and NFE."""
+    from stages.pages.figures import COLORS, Figure, svg
+
+    rows = [
+        (f"{name}, NFE {row.nfe}", row.score)
+        for name, of in arms.items()
+        for row in of
+        if row.score.metric == "fid"
+    ]
+
+    def draw(ax: Any) -> None:
+        for place, (_, score) in enumerate(rows):
+            look = {"color": COLORS[place % len(COLORS)], "marker": "o", "capsize": 3}
+            ax.errorbar([score.value], [place], xerr=[score.error or 0.0], **look)
+        ax.set_yticks(range(len(rows)), [label for label, _ in rows])
+        ax.invert_yaxis()
+        ax.set_xlabel("fid")
+
+    protocols = ", ".join(dict.fromkeys(score.protocol.name for _, score in rows))
+    caption = f"fid of every arm, lower is better; protocol {protocols}; bars: one standard error."
+    table = [("arm", "fid", "standard error"), *((n, s.value, s.error) for n, s in rows)]
+    size = (5.8, 0.9 + 0.36 * len(rows))
+    return Figure("combined-fid", caption, svg(draw, "combined-fid", size), table)

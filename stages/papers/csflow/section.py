@@ -1,0 +1,374 @@
+"""CSFlow in the report: what the eye sees of the data, the weights and grids, and their scores."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from stages.pages import pairs
+from stages.settings.densities import DensityOptions, Display, time_density
+
+if TYPE_CHECKING:
+    from stages.artifacts.spectrum import PowerSpectrum
+    from stages.methods.csflow import FigureData
+    from stages.methods.protocol import Score
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section
+    from stages.scoring.evaluate import Row
+
+UNIFORM = "uniform_t"
+DENSITY = " a="  # grids of densities are named like "csflow a=0.4"
+TICKS = 10  # steps of the grids drawn as ticks
+METRICS = ("fid", "trajectory_rms")
+
+
+def without_densities(scores: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
+    """The curves that compare solvers: those on grids of densities are shown here."""
+    kept = {name: rows for name, rows in scores.items() if DENSITY not in rows[0].grid}
+    return kept or dict(scores)
+
+
+def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Section]:
+    """The sections of a run that made a spectrum; none for others.
+
+    inputs: the report's. scores: its curves over NFE, by node.
+    """
+    if inputs.get("spectrum") is None:
+        return []
+    spectrum, display = inputs["spectrum"].load(), _display(inputs)
+    found = [_curves(spectrum, display)]
+    compared = collect(scores)
+    if any(which.grid.startswith("csflow") for which in compared):
+        found.append(_scores(compared))
+    return found
+
+
+def _display(inputs: Mapping[str, Any]) -> Display:
+    """The screen of the run's CSFlow grids, or of its trainings."""
+    for artifact in inputs.get("samples", {}).values():
+        if artifact.settings.get("grid") == "csflow":
+            return Display(**artifact.settings["density"]["display"])
+    for artifact in inputs.get("training", {}).values():
+        if artifact.settings.get("density", {}).get("kind") == "csflow":
+            return Display(**artifact.settings["density"]["display"])
+    return Display()
+
+
+# --- what is seen when ------------------------------------------------------------------------
+
+
+def _curves(spectrum: PowerSpectrum, display: Display) -> Section:
+    from stages.methods.csflow import figure_data
+    from stages.pages.page import Section
+
+    geometry = {"image_pixels": spectrum.image_pixels, **display.model_dump()}
+    data = figure_data(spectrum.frequency, spectrum.power, TICKS, **geometry)
+    figures = [
+        _spectrum(data, spectrum),
+        _sensitivity(data),
+        _map(data),
+        _weights(data),
+        _displays(spectrum, display),
+        _ticks(spectrum, display),
+    ]
+    return Section("CSFlow: what is generated when", _words(data, spectrum, display), (), figures)
+
+
+def _words(data: FigureData, spectrum: PowerSpectrum, display: Display) -> str:
+    degrees = math.degrees(2 * math.atan(display.pixel_size / (2 * display.distance)))
+    early, late = (data.weights[half].mean().item() for half in (data.t > 0.5, data.t < 0.5))
+    peak = data.t[data.weights.argmax()].item()
+    where = "towards data" if late > early else "towards noise"
+    latent = (
+        " <b>These are latents</b>: a frequency in a latent is no frequency in the picture, so "
+        "that the weights have no ground in human vision."
+        if spectrum.latent
+        else ""
+    )
+    return (
+        f"<p>{spectrum.num_images} training images of {spectrum.height} x {spectrum.width} pixels, "
+        f"looked at with the longer side filling {display.display_pixels} display pixels of "
+        f"{1000 * display.pixel_size:g} mm from {display.distance:g} m: "
+        f"{display.display_pixels * degrees:.3g} degrees. The images' frequencies are then "
+        f"{data.frequency_cpd[0]:.3g} to {data.frequency_cpd[-1]:.3g} cycles per degree; the eye "
+        f"is most sensitive near 2.4. The weights lean <b>{where}</b>: their mean over the half "
+        f"near noise is {early:.3g}, near data {late:.3g}, and they peak at t = {peak:.2f} (the "
+        "paper's weights for ImageNet at 256 pixels peak at t = 0.83, towards noise). The display "
+        f"is a choice, and the weights follow it, as the figure over displays shows.{latent}</p>"
+    )
+
+
+def _spectrum(data: FigureData, spectrum: PowerSpectrum) -> Figure:
+    from stages.pages.figures import Axes, Curve, plot
+
+    x, y = data.frequency_cpd.tolist(), data.power.tolist()
+    curves = [Curve("images", x, y), Curve("white noise", x, [1.0] * len(x))]
+    caption = (
+        f"Power spectrum of the training images in grey, averaged over {len(x)} rings of the "
+        "frequency plane; white noise of unit variance has 1."
+    )
+    axes = Axes("frequency (cycles per degree)", "power", log_x=True, log_y=True)
+    return plot("csflow-spectrum", caption, curves, axes)
+
+
+def _sensitivity(data: FigureData) -> Figure:
+    from stages.methods.csflow import contrast_sensitivity
+    from stages.pages.figures import Axes, Curve, plot
+
+    step = 4
+    curves = [
+        Curve(
+            "the eye",
+            data.sensitivity_frequency_cpd[::step].tolist(),
+            data.sensitivity[::step].tolist(),
+        )
+    ]
+    inside = data.frequency_cpd[data.frequency_cpd <= 60]
+    if len(inside) <= 40:
+        found = contrast_sensitivity(inside).tolist()
+        found = Curve("at the images' frequencies", inside.tolist(), found, joined=False)
+        curves.append(found)
+    caption = "Contrast sensitivity of the human eye (Barten 1999): one over the least contrast."
+    label = "frequency (cycles per degree)"
+    return plot("csflow-sensitivity", caption, curves, Axes(label, "contrast sensitivity", True))
+
+
+def _map(data: FigureData) -> Figure:
+    from stages.pages.figures import Figure, svg
+
+    half = (data.frequency_cpd[1] - data.frequency_cpd[0]).item() / 2
+    extent = (data.frequency_cpd[0].item() - half, data.frequency_cpd[-1].item() + half, 0.0, 1.0)
+
+    def draw(ax: Any) -> None:
+        values = data.generated.numpy()
+        image = ax.imshow(values, "viridis", extent=extent, aspect="auto", interpolation="nearest")
+        ax.set_xlabel("frequency (cycles per degree)")
+        ax.set_ylabel("t, 1 noise to 0 data")
+        ax.grid(False)
+        ax.figure.colorbar(image, label="gain of signal per unit of t")
+
+    caption = (
+        "What is generated when: the growth of the share of signal at each frequency, whose "
+        "integral over t is 1. Frequencies of high power appear near noise, those of low power "
+        "near data."
+    )
+    return Figure("csflow-map", caption, svg(draw, "csflow-map"))
+
+
+def _thin(name: str, t: Any, values: Any) -> Any:
+    """A curve of about a hundred points."""
+    from stages.pages.figures import Curve
+
+    step = max(1, len(t) // 100)
+    return Curve(name, t[::step].tolist(), values[::step].tolist())
+
+
+def _weights(data: FigureData) -> Figure:
+    from stages.pages.figures import Axes, plot
+
+    curves = [_thin("csflow", data.t, data.weights)]
+    for kind in ("minsnr", "p2"):
+        curves.append(_thin(kind, data.t, time_density(DensityOptions(mix=1), kind).pdf(data.t)))
+    caption = (
+        "Densities over time before they are mixed with a base; 1 is uniform. MinSNR and P2 are "
+        "those of their loss weights on the velocity."
+    )
+    return plot("csflow-weights", caption, curves, Axes("t, 0 data to 1 noise", "density"))
+
+
+def _displays(spectrum: PowerSpectrum, display: Display) -> Figure:
+    """The weights on other screens: how much the result owes to that choice."""
+    import torch
+
+    from stages.pages.figures import Axes, plot
+
+    t = (torch.arange(500, dtype=torch.float64) + 0.5) / 500
+    sizes = sorted({spectrum.image_pixels, 64, display.display_pixels, 1024})
+    curves = []
+    for size in sizes:
+        screen = display.revised(display_pixels=size)
+        try:
+            density = time_density(
+                DensityOptions(mix=1, display=screen), "csflow", spectrum=spectrum
+            )
+        except ValueError:
+            continue  # on so small a display the eye sees none of the frequencies
+        name = f"{size} display pixels"
+        curves.append(_thin(name, t, density.pdf(t)))
+    caption = (
+        "CSFlow's density if the images filled other numbers of display pixels; "
+        f"{display.display_pixels} is this run's, {spectrum.image_pixels} is pixel by pixel."
+    )
+    return plot("csflow-displays", caption, curves, Axes("t, 0 data to 1 noise", "density"))
+
+
+def _ticks(spectrum: PowerSpectrum, display: Display) -> Figure:
+    from stages.pages.figures import COLORS, Figure, svg
+
+    def grid(kind: str, mix: float) -> list[float]:
+        screen = {"display": display} if kind == "csflow" else {}
+        density = time_density(DensityOptions(mix=mix, **screen), kind, spectrum=spectrum)
+        return density.grid(TICKS).tolist()
+
+    members = [("csflow", 1.0), ("csflow", 0.4), ("minsnr", 0.4), ("p2", 0.4)]
+    grids = {f"{kind} a={mix:g}": grid(kind, mix) for kind, mix in members}
+    grids = {"uniform": [1 - i / TICKS for i in range(TICKS + 1)], **grids}
+
+    def draw(ax: Any) -> None:
+        rows = range(len(grids))
+        colors = [COLORS[i % len(COLORS)] for i in rows]
+        ax.eventplot(list(grids.values()), lineoffsets=list(rows), linelengths=0.7, colors=colors)
+        ax.set_yticks(list(rows), list(grids))
+        ax.invert_yaxis()
+        ax.set_xlabel("t, 0 data to 1 noise")
+        ax.set_ylabel("grid")
+
+    rows = [("grid", *(f"point {i}" for i in range(TICKS + 1)))]
+    rows += [(name, *points) for name, points in grids.items()]
+    caption = f"Grids of {TICKS} steps: points at equal quantiles of each density."
+    return Figure("csflow-grids", caption, svg(draw, "csflow-grids"), rows)
+
+
+# --- how it scores ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True)
+class Which:
+    """What was sampled: a model, by the density and steps of its training, on a grid."""
+
+    method: str
+    time_density: str
+    training_step: int
+    solver: str
+    grid: str
+
+    @property
+    def model(self) -> str:
+        return f"trained with t {self.time_density}, step {self.training_step}"
+
+
+Found = dict[Which, dict[str, dict[int, dict[int, "Score"]]]]
+
+
+def collect(scores: Mapping[str, Sequence[Row]]) -> Found:
+    """Scores by what was sampled, metric, NFE and seed: all grids of the solver CSFlow's ran on,
+    without corrections."""
+    rows = [
+        row
+        for found in scores.values()
+        for row in found
+        if row.score.metric in METRICS and row.correction == "none"
+    ]
+    solvers = {row.solver for row in rows if DENSITY in row.grid}
+    found: Found = {}
+    for row in rows:
+        # Means over seeds and corrected solvers have sections of their own.
+        plain = row.correction == "none" and row.seed is not None
+        if plain and row.solver in solvers and (DENSITY in row.grid or row.grid == UNIFORM):
+            which = Which(row.method, row.time_density, row.training_step, row.solver, row.grid)
+            by_nfe = found.setdefault(which, {}).setdefault(row.score.metric, {})
+            by_nfe.setdefault(row.nfe, {})[row.seed] = row.score
+    return {which: found[which] for which in sorted(found, key=lambda w: (w.training_step, w))}
+
+
+def _scores(found: Found) -> Section:
+    from stages.pages.page import Section, table
+
+    tables, items = [], []
+    for claim, ours, theirs in _claims(found):
+        lines = []
+        for metric in METRICS:
+            lines += pairs.lines(metric, found[ours].get(metric), found[theirs].get(metric))
+        if lines:
+            heading = f"<p>Claim: {html.escape(claim)}</p>"
+            tables.append(f"{heading}{table([pairs.HEADING, *lines])}")
+            said = "; ".join(pairs.in_words(lines))
+            items.append(f"<li>{html.escape(f'{claim}: {said}')}</li>")
+    if tables:
+        summary = "<summary>Every claim in numbers</summary>"
+        tables = [f"<details>{summary}{''.join(tables)}</details>"]
+    figures = [
+        figure for metric in METRICS for figure in _plots(found, metric) if figure is not None
+    ]
+    seeds = max(len(s) for m in found.values() for n in m.values() for s in n.values())
+    error = (
+        f"Errors are one standard error over {seeds} seeds of training and sampling; differences "
+        "are taken seed by seed, where both sides share the first training and the noise."
+        if seeds > 1
+        else "One seed: the errors of FID are the jackknife's over samples, which does not hold "
+        "the spread over training seeds; trajectory_rms has none."
+    )
+    text = (
+        f"<p>Grids at equal evaluations; lower is better. {error} A claim holds, or does not, "
+        "where the logarithm of the ratio is beyond 2 standard errors, and is inconclusive within; "
+        "the numbers are evaluations.</p>"
+    )
+    listed = f"<ul>{''.join(items)}</ul>" if items else ""
+    return Section("CSFlow: scores", text + listed, tables, figures)
+
+
+def _plots(found: Found, metric: str) -> list[Figure | None]:
+    """One figure a model: the grids over NFE."""
+    from stages.pages.figures import Axes, Curve, plot
+
+    models: dict[str, list[Curve]] = {}
+    counts: set[int] = set()
+    for which, metrics in found.items():
+        by_nfe = metrics.get(metric, {})
+        scores = {nfe: pairs.summary(by_seed) for nfe, by_seed in sorted(by_nfe.items())}
+        if scores:
+            counts |= {len(by_seed) for by_seed in by_nfe.values()}
+            values = [score.value for score in scores.values()]
+            errors = [score.error for score in scores.values()]
+            models.setdefault(which.model, []).append(
+                Curve(which.grid, list(scores), values, errors)
+            )
+    bars = f"over {max(counts)} seeds" if max(counts, default=0) > 1 else "jackknife, one seed"
+    figures: list[Figure | None] = []
+    for index, (model, curves) in enumerate(models.items()):
+        has_error = any(error is not None for curve in curves for error in curve.error)
+        figures.append(
+            plot(
+                f"csflow-{metric.replace('_', '-')}-{index}",
+                f"{metric} over evaluations by grid, {model}"
+                + (f"; bars: one standard error ({bars})." if has_error else "."),
+                curves,
+                Axes(
+                    "network evaluations (NFE)",
+                    metric,
+                    log_x=True,
+                    log_y=True,
+                    ticks=sorted({x for curve in curves for x in curve.x}),
+                ),
+            )
+        )
+    return figures
+
+
+def _claims(found: Found) -> list[tuple[str, Which, Which]]:
+    """(claim, ours, theirs) for every pair that stands in the run: lower is claimed for ours."""
+    claims = []
+    for ours in found:
+        if not ours.grid.startswith("csflow"):
+            continue
+        share = ours.grid.partition(DENSITY)[2]
+        for theirs in (UNIFORM, *(f"{kind}{DENSITY}{share}" for kind in ("minsnr", "p2"))):
+            other = replace(ours, grid=theirs)
+            if other in found:
+                claims.append((f"Grid {ours.grid} beats {theirs}; {ours.model}", ours, other))
+    for ours in found:
+        if not ours.time_density.startswith("csflow"):
+            continue
+        for other in found:
+            same = (other.method, other.training_step, other.solver, other.grid)
+            is_base = not other.time_density.startswith("csflow")
+            if is_base and same == (ours.method, ours.training_step, ours.solver, ours.grid):
+                claim = (
+                    f"Training with t {ours.time_density} beats {other.time_density} at step "
+                    f"{ours.training_step}, on grid {ours.grid}"
+                )
+                claims.append((claim, ours, other))
+    return claims

@@ -1,0 +1,104 @@
+"""The stage `spectrum`: the radial power spectrum of the training images, sharded, exact."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages.artifacts.data import Data
+from stages.artifacts.spectrum import FILE, Spectrum
+
+BATCH = 512  # images read at once; the sums do not depend on it
+
+
+class SpectrumSettings(Settings):
+    """Which images the spectrum is averaged over, and whether latents are allowed."""
+
+    num_images: int | None = Field(
+        None, ge=1, description="training images to average over, evenly spaced; unset takes all"
+    )
+    allow_latent: bool = Field(
+        False,
+        description="go on though the images are latents, for whose frequencies the eye's contrast "
+        "sensitivity was not measured",
+    )
+    shard_size: int = Field(
+        20_000,
+        ge=32,
+        description="images of one task; results do not depend on it",
+        json_schema_extra={"keyed": False},
+    )
+
+
+def chosen(total: int, num_images: int | None) -> list[int]:
+    """Which of `total` images are taken: all, or `num_images` evenly spaced ones."""
+    count = total if num_images is None else min(num_images, total)
+    return [i * total // count for i in range(count)]
+
+
+def collect_shard(shard: tuple[int, int], data: Data, settings: SpectrumSettings) -> dict:
+    """The exact sums over the chosen images first..last-1 of a data set."""
+    import numpy as np
+
+    from stages.methods.spectrum import RadialPower
+
+    images = data.load().train
+    first, last = shard
+    which = np.asarray(chosen(len(images), settings.num_images)[first:last])
+    total = None
+    for start in range(0, len(which), BATCH):
+        part = RadialPower.collect(
+            images[which[start : start + BATCH]],
+            latent=is_latent(data),
+            allow_latent=settings.allow_latent,
+        )
+        total = part if total is None else total + part
+    return total.state()
+
+
+def is_latent(data: Data) -> bool:
+    """Whether a data set says that its images are latents."""
+    return bool(data.settings.get("latent"))
+
+
+def run(context: Context) -> Result:
+    """Refuse latents, sum all shards, write the spectrum and its sums."""
+    from stages.methods.spectrum import RadialPower, check_pixels
+
+    settings: SpectrumSettings = context.settings
+    data = context.inputs["data"]
+    facts: dict[str, Any] = data.description
+    try:
+        check_pixels(facts["shape"][0], is_latent(data), settings.allow_latent)
+        count = len(chosen(facts["num_train"], settings.num_images))
+        size = settings.shard_size
+        shards = [(i, min(i + size, count)) for i in range(0, count, size)]
+        context.progress(0, count, "images")
+        states = context.map(collect_shard, shards, data, settings)
+        total, *others = (RadialPower.from_state(state) for state in states)
+        for other in others:
+            total += other
+        frequency, power = total.spectrum()
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    found = {"frequency": frequency.tolist(), "power": power.tolist(), "sums": total.state()}
+    (context.path / FILE).write_text(json.dumps(found, sort_keys=True))
+    context.progress(count, count, "images")
+    context.log(
+        f"{count} images of {total.height} x {total.width}: power {power[0]:.4g} at "
+        f"{frequency[0]:.4g} cycles per pixel, {power[-1]:.4g} at {frequency[-1]:.4g}"
+    )
+    return Result(metrics={"num_images": count})
+
+
+STAGE = Stage(
+    name="spectrum",
+    settings=SpectrumSettings,
+    output=Spectrum,
+    run="stages.papers.csflow.spectrum:run",
+    inputs={"data": Input(Data)},
+)

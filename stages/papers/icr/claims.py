@@ -1,0 +1,203 @@
+"""ICR's claims, from scans over checkpoints and noise levels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stages.pages.findings import (
+    FAILS,
+    HIGHER,
+    HOLDS,
+    LOWER,
+    OPEN,
+    TRAININGS,
+    Claim,
+    Effect,
+    Finding,
+    over_seeds,
+    verdict,
+)
+from stages.settings.sigmas import ABSCISSA
+
+if TYPE_CHECKING:
+    from stages.artifacts.scan import Scan, ScanRow
+
+METHOD, NO_NUMBER = "ICR", "no number stated here"
+RECIPES = ("full", "icr")
+SIGMA = re.compile(r"-sigma(?=(-seed\d+)?$)")
+WARNS = Claim(METHOD, "Few data: its minimum comes before memorisation", NO_NUMBER, RECIPES)
+FALLS = Claim(METHOD, "Rich data: it falls together with FD", NO_NUMBER, RECIPES)
+TOLERANCE = 2.0  # points of probe accuracy that count as none: ours
+WINDOW = Claim(
+    METHOD,
+    f"Over sigma its minimum is where the probe peaks, within {TOLERANCE:g} points of accuracy",
+    NO_NUMBER,
+    RECIPES,
+)
+
+
+def findings(
+    scans: Mapping[str, Scan], num_held_out: int, trainings: Container[str]
+) -> Iterator[Finding]:
+    """What scans of a run's own trainings say; every claim once. Networks given by path differ in
+    more than their seed, and nobody knows how many images they saw: they are no repetition.
+
+    scans: by node. num_held_out: held-out images; the probe's accuracy is a share of the first
+    `probe_images` of them.
+    trainings: the run's nodes `train/...`.
+    """
+    own = [scan for node, scan in scans.items() if _model(node) in trainings]
+    over_steps = [scan for scan in own if scan.description["abscissa"] != ABSCISSA]
+    over_sigma = [scan for scan in own if scan.description["abscissa"] == ABSCISSA]
+    sizes = {_size(scan) for scan in over_steps}
+    several = len(sizes) > 1
+    few = [scan for scan in over_steps if several and _size(scan) == min(sizes)]
+    rich = [scan for scan in over_steps if several and _size(scan) == max(sizes)]
+    yield _warns(few)
+    yield _falls(rich)
+    # Seeds repeat one training: of trainings on more and on fewer images the former stand.
+    most = max((_size(scan) for scan in over_sigma), default=0)
+    yield _window([scan for scan in over_sigma if _size(scan) == most], num_held_out)
+
+
+def _model(node: str) -> str:
+    """The training that `scan/NAME`, `scan/NAME-sigma` or `scan/NAME-sigma-seed1` is of."""
+    return "train/" + SIGMA.sub("", node.partition("/")[2])
+
+
+def _size(scan: Scan) -> int:
+    """Images trained on."""
+    return scan.description["model"]["num_images"]
+
+
+def _warns(scans: Sequence[Scan]) -> Finding:
+    """The rise of ICR after its minimum, which must be beyond 2 errors, confirmed by every alarm,
+    and come before copies do."""
+    effects, verdicts, parts = [], [], []
+    rows: list[tuple[Any, ...]] = [
+        ("seed", "lowest at step", "ICR there", "rise to the last step", "memorisation from step")
+    ]
+    for scan in scans:
+        facts, alarm = scan.description, scan.description["alarm"]
+        copies = facts["memorization_step"]
+        error = alarm["standard_error"]
+        effects.append(Effect(alarm["rise"], error, "none" if error is None else "view seeds"))
+        verdicts.append(_before(alarm, copies))
+        rows.append(
+            (facts["model"]["seed"], alarm["step"], alarm["minimum"], alarm["rise"], copies)
+        )
+        parts.append(f"lowest at step {alarm['step']}, copies {_from(copies)}")
+    effect = over_seeds(effects, TRAININGS)
+    if effect is None:
+        return Finding(WARNS)
+    said = verdicts[0] if len(set(verdicts)) == 1 else OPEN
+    if said == HOLDS:
+        said = verdict(effect, HIGHER)
+    share = scans[0].description["memorized"]
+    errors = "/".join(dict.fromkeys(f"{scan.settings['alarm_errors']:g}" for scan in scans))
+    note = (
+        f"{'; '.join(parts)}; copies: memorisation ratio above {share:g}; of one training the rise "
+        f"must be beyond {errors} errors, since the minimum is chosen, and what is shown beyond 2"
+    )
+    return Finding(WARNS, "rise of ICR after its minimum", effect, said, note, tuple(rows))
+
+
+def _before(alarm: Mapping[str, Any], copies: int | None) -> str:
+    if copies is not None and alarm["step"] >= copies:
+        return FAILS
+    return HOLDS if copies is not None and alarm["confirmed_step"] is not None else OPEN
+
+
+def _from(step: int | None) -> str:
+    return "not seen" if step is None else f"from step {step}"
+
+
+def _falls(scans: Sequence[Scan]) -> Finding:
+    """ICR at the last checkpoint minus at the first; FD must have fallen too."""
+    effects, parts = [], []
+    rows: list[tuple[Any, ...]] = [("seed", "step", "ICR", "FD")]
+    for scan in scans:
+        found = scan.load()
+        if len(found) < 2 or found[0].fid is None or found[-1].fid is None:
+            continue
+        error = scan.description["icr_error"]
+        kind = "none" if error is None else "view seeds"
+        both = None if error is None else math.sqrt(2) * error
+        effects.append(Effect(found[-1].icr - found[0].icr, both, kind))
+        parts.append((found[0], found[-1]))
+        rows += [(scan.description["model"]["seed"], r.step, r.icr, r.fid) for r in found]
+    effect = over_seeds(effects, TRAININGS)
+    if effect is None:
+        return Finding(FALLS)
+    listed = "; ".join(f"FD {a.fid:.3g} to {b.fid:.3g}" for a, b in parts)
+    note = f"{listed}; rank correlation of ICR and FD {_rank_correlation(rows[1:]):.2f}"
+    said = verdict(effect, LOWER)
+    if said == HOLDS and not all(_fell(a, b) for a, b in parts):
+        said, note = OPEN, f"{note}; FD did not fall beyond 2 errors"
+    what = f"ICR at step {parts[0][1].step} minus that at step {parts[0][0].step}"
+    return Finding(FALLS, what, effect, said, note, tuple(rows))
+
+
+def _fell(first: ScanRow, last: ScanRow) -> bool:
+    error = math.hypot(first.fid_error or 0.0, last.fid_error or 0.0)
+    return last.fid - first.fid < -2 * error
+
+
+def _rank_correlation(rows: Sequence[tuple[Any, ...]]) -> float:
+    """Spearman's, over all checkpoints."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([row[2] for row in rows], [row[3] for row in rows]).statistic)
+
+
+def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
+    """Probe accuracy at the sigma of the lowest ICR minus the best one's, against a loss of
+    `TOLERANCE`; the minimum must be inside the range for the claim to hold."""
+    effects, inside, parts = [], [], []
+    rows: list[tuple[Any, ...]] = [("sigma", "ICR", "probe accuracy")]
+    for scan in scans:
+        found = [row for row in scan.load() if row.probe_accuracy is not None]
+        if len(found) < 3:
+            continue
+        lowest = min(found, key=lambda row: row.icr)
+        best = max(found, key=lambda row: row.probe_accuracy)
+        probed = min(num_held_out, scan.settings["probe_images"])
+        error = math.hypot(*(_binomial(r.probe_accuracy, probed) for r in (lowest, best)))
+        loss = 100 * (lowest.probe_accuracy - best.probe_accuracy)
+        effects.append(Effect(loss, 100 * error, "held-out images", unit="points"))
+        inside.append(_inside(found, lowest, scan.description["icr_error"]))
+        parts.append(f"ICR lowest at sigma {lowest.sigma:g}, probe best at {best.sigma:g}")
+        rows += [(row.sigma, row.icr, row.probe_accuracy) for row in found]
+    effect = over_seeds(effects, TRAININGS)
+    if effect is None:
+        return Finding(WINDOW)
+    said = verdict(effect, HIGHER, -TOLERANCE)
+    note = (
+        f"{'; '.join(parts)}; tested against a loss of {TOLERANCE:g} points, beyond 2 errors on "
+        "either side; holds only with every minimum inside the range"
+    )
+    if said == HOLDS and not all(inside):
+        said, note = OPEN, f"{note}, and {inside.count(False)} of {len(inside)} is not"
+    if effect.num_seeds == 1:
+        note += (
+            "; both accuracies are of the same images and their errors are added as of independent "
+            "ones, which widens the error"
+        )
+    what = "probe accuracy where ICR is lowest minus the best one"
+    return Finding(WINDOW, what, effect, said, note, tuple(rows))
+
+
+def _binomial(share: float, count: int) -> float:
+    return math.sqrt(share * (1 - share) / count)
+
+
+def _inside(rows: Sequence[ScanRow], lowest: ScanRow, error: float | None) -> bool:
+    """Whether a minimum is below both ends of the range beyond 2 errors. At an end nobody knows
+    where it is."""
+    if error is None:
+        return False
+    beyond = 2 * math.sqrt(2) * error
+    return all(end.icr - lowest.icr > beyond for end in (rows[0], rows[-1]))

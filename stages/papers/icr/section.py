@@ -1,0 +1,309 @@
+"""The ICR in the report: over training steps beside memorisation, and over noise levels."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.artifacts.scan import Scan, ScanRow
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section
+
+SEED = re.compile(r"-seed\d+$")
+STEP = "training step"
+SIGMA = "sigma (standard deviations of the training pixels)"
+BESIDE = {
+    "memorization_ratio": "memorised share\nof samples",
+    "denoising_mse": "held-out error\n(pixel variances)",
+    "fid": "FID",
+}
+FURTHER = ("alignment", "uniformity", "rankme", "trace_signal", "trace_noise", "naive")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scans of one kind of model, one for each training seed, over the same abscissa."""
+
+    name: str
+    scans: Sequence[Scan]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.scans[0].description
+
+    @property
+    def rows(self) -> list[list[ScanRow]]:
+        return [scan.load() for scan in self.scans]
+
+    @property
+    def label(self) -> str:
+        """The model's name and how many images it was trained on."""
+        count = self.facts["model"]["num_images"]
+        return self.name if count is None else f"{self.name}, {count} images"
+
+    def curve(self, value: Callable[[ScanRow], float | None]) -> tuple[list, list, list]:
+        """Abscissae, means over training seeds, and their standard errors (None for one seed)."""
+        at = {}
+        over_steps = self.facts["abscissa"] == "training_step"
+        for rows in self.rows:
+            for row in rows:
+                if (found := value(row)) is not None:
+                    at.setdefault(row.step if over_steps else row.sigma, []).append(found)
+        xs = sorted(at)
+        spreads = [summary(at[x]) for x in xs]
+        return xs, [s.mean for s in spreads], [s.error for s in spreads]
+
+    def icr(self) -> tuple[list, list, list]:
+        """As `curve`; for one training seed the error is the pooled one over view seeds."""
+        xs, means, errors = self.curve(lambda row: row.icr)
+        if len(self.scans) == 1:
+            errors = [self.facts["icr_error"]] * len(xs)
+        return xs, means, errors
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of values over training seeds: mean, standard deviation, standard error of the mean."""
+
+    values: Sequence[float]
+    mean: float
+    deviation: float | None
+    error: float | None
+
+
+def summary(values: Sequence[float]) -> Spread:
+    """Mean and spread; deviation and error are None for a single value."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return Spread(values, mean, None, None)
+    deviation = sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return Spread(values, mean, deviation, deviation / sqrt(len(values)))
+
+
+def sections(inputs: Mapping[str, Any]) -> list[Section]:
+    """One section, or none where nothing was scanned."""
+    from stages.pages.page import Section
+
+    groups = grouped(inputs.get("scans", {}))
+    if not groups:
+        return []
+    over_steps = [g for g in groups if g.facts["abscissa"] == "training_step"]
+    over_sigma = [g for g in groups if g not in over_steps]
+    tables, figures = [], []
+    if over_steps:
+        tables.append(_claims(over_steps))
+        figures.append(_steps(over_steps))
+        figures.append(_further(over_steps))
+    if over_sigma:
+        tables.append(_windows(over_sigma))
+        figures.append(_sigmas(over_sigma))
+    return [Section("ICR: a warning of memorisation", _words(groups), tables, figures)]
+
+
+def grouped(scans: Mapping[str, Scan]) -> list[Group]:
+    """Scans by model, those of several training seeds together."""
+    found: dict[str, list[Scan]] = {}
+    for name, scan in scans.items():
+        found.setdefault(SEED.sub("", name.partition("/")[2]), []).append(scan)
+    return [Group(name, members) for name, members in found.items()]
+
+
+def _words(groups: Sequence[Group]) -> str:
+    facts = groups[0].facts
+    guards = {guard for g in groups for rows in g.rows for row in rows for guard in row.guards}
+    said = ""
+    if guards:
+        listed = "; ".join(html.escape(guard) for guard in sorted(guards))
+        said = f" Safeguards that acted: {listed}."
+    return (
+        "<p>The invariant contamination ratio (ICR) says what share of a layer's features changes "
+        "with the view of an image instead of telling which image it is: 1 tells nothing. It is "
+        f"measured on {facts['num_images']} held-out images of {html.escape(facts['dataset'])}, "
+        f"{facts['num_views']} views each ({facts['strength']} augmentation and diffusion noise), "
+        f"with {len(facts['view_seeds'])} seeds of views that all checkpoints share, and without "
+        "sampling. The paper: trained on few images, it falls and then rises again before samples "
+        "become copies. The alarm is the step of its minimum, confirmed when it has risen by three "
+        "standard errors since. A standard "
+        f"deviation of the training pixels is {facts['std']:.3f} of images in [-1, 1].{said}</p>"
+    )
+
+
+def _claims(groups: Sequence[Group]) -> str:
+    """Mean and spread over training seeds of what the paper says of ICR along a training."""
+    from stages.pages.page import table
+
+    heading = ("model", "of ICR", "mean", "spread", "least", "training seeds", "each")
+    lines: list[tuple[Any, ...]] = [heading]
+    for group in groups:
+        facts = [scan.description for scan in group.scans]
+        ends = [(rows[0].icr, rows[-1].icr) for rows in group.rows]
+        for name, values in (
+            ("final minus minimum", [f["alarm"]["rise"] for f in facts]),
+            ("start minus final", [first - last for first, last in ends]),
+        ):
+            found = summary(values)
+            each = ", ".join(f"{value:.4f}" for value in values)
+            numbers = (f"{found.mean:.4f}", _or_dash(found.deviation), f"{min(values):.4f}")
+            lines.append((group.label, name, *numbers, len(values), each))
+        for name, steps in (
+            ("step of the minimum", [f["alarm"]["step"] for f in facts]),
+            ("alarm confirmed at step", [f["alarm"]["confirmed_step"] for f in facts]),
+            (
+                f"memorised share above {facts[0]['memorized']:g} at step",
+                [f["memorization_step"] for f in facts],
+            ),
+        ):
+            each = ", ".join("never" if step is None else str(step) for step in steps)
+            lines.append((group.label, name, "", "", "", len(steps), each))
+        before = [warned_before(f) for f in facts]
+        told = ", ".join({True: "yes", False: "no", None: "nothing memorised"}[b] for b in before)
+        lines.append((group.label, "minimum before memorisation", "", "", "", len(before), told))
+    return table(lines)
+
+
+def warned_before(facts: Mapping[str, Any]) -> bool | None:
+    """Whether ICR was lowest before memorisation began; None where nothing was memorised."""
+    step = facts["memorization_step"]
+    return None if step is None else facts["alarm"]["step"] < step
+
+
+def _windows(groups: Sequence[Group]) -> str:
+    """Where over the noise levels ICR is lowest and the probe best."""
+    from stages.pages.page import table
+
+    lines: list[tuple[Any, ...]] = [
+        ("model", "lowest ICR", "at sigma", "best probe accuracy", "at sigma", "components")
+    ]
+    for group in groups:
+        xs, means, _ = group.icr()
+        lowest = min(range(len(xs)), key=means.__getitem__)
+        probed, accuracy, _ = group.curve(lambda row: row.probe_accuracy)
+        best = max(range(len(probed)), key=accuracy.__getitem__) if probed else None
+        probe = (None, None) if best is None else (f"{accuracy[best]:.3f}", probed[best])
+        which = group.facts["components"] or "all features"
+        lines.append((group.label, f"{means[lowest]:.4f}", xs[lowest], *probe, which))
+    return table(lines)
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several plots over a common abscissa. curves: name, (x, y, error), colour index."""
+
+    label: str
+    curves: Sequence[tuple[str, tuple[list, list, list], int]]
+    marks: Sequence[tuple[float, int]] = ()
+
+
+def _steps(groups: Sequence[Group]) -> Figure:
+    marks = [
+        (scan.description["alarm"]["step"], index)
+        for index, group in enumerate(groups)
+        for scan in group.scans
+        if scan.description["alarm"]["confirmed_step"] is not None
+    ]
+    panels = [Panel("ICR", [(g.label, g.icr(), i) for i, g in enumerate(groups)], marks)]
+    for name, label in BESIDE.items():
+        curves = [
+            (g.label, g.curve(lambda row, n=name: getattr(row, n)), i) for i, g in _each(groups)
+        ]
+        curves = [curve for curve in curves if curve[1][0]]
+        if curves:
+            panels.append(Panel(label, curves))
+    caption = (
+        "ICR over training steps; below it, at the same checkpoints, the share of samples that "
+        "are copies of training images, the held-out denoising error at the same noise level, and "
+        f"FID. {_errors(groups)} A vertical line marks each confirmed alarm, at the minimum of ICR."
+    )
+    return _panels("icr-steps", caption, panels, STEP)
+
+
+def _further(groups: Sequence[Group]) -> Figure:
+    panels = [
+        Panel(
+            {"naive": "naive ICR", "rankme": "RankMe"}.get(
+                name, name.replace("trace_", "trace of ")
+            ),
+            [(g.label, g.curve(lambda row, n=name: getattr(row, n)), i) for i, g in _each(groups)],
+        )
+        for name in FURTHER
+    ]
+    caption = (
+        "What else is measured of the same features: alignment and uniformity (Wang and Isola), "
+        "RankMe, the traces of signal and view noise (squared feature units), and ICR without "
+        "the correction of its bias."
+    )
+    return _panels("icr-further", caption, panels, STEP)
+
+
+def _sigmas(groups: Sequence[Group]) -> Figure:
+    panels = [Panel("ICR", [(g.label, g.icr(), i) for i, g in enumerate(groups)])]
+    probed = [(g.label, g.curve(lambda row: row.probe_accuracy), i) for i, g in _each(groups)]
+    probed = [curve for curve in probed if curve[1][0]]
+    if probed:
+        panels.append(Panel("probe accuracy,\nheld-out", probed))
+    which = groups[0].facts["components"]
+    on = f"the first {which} principal components" if which else "all features"
+    caption = (
+        f"ICR of {on} over noise levels at the last checkpoint, and the held-out accuracy of a "
+        f"linear probe of the same layer at that level. {_errors(groups)}"
+    )
+    return _panels("icr-sigma", caption, panels, SIGMA)
+
+
+def _each(groups: Sequence[Group]) -> Sequence[tuple[int, Group]]:
+    return list(enumerate(groups))
+
+
+def _errors(groups: Sequence[Group]) -> str:
+    if all(len(group.scans) > 1 for group in groups):
+        return "Error bars: one standard error over training seeds."
+    return "Error bars of ICR: one standard error over view seeds, pooled over the curve."
+
+
+def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
+    """Plots below each other over one logarithmic abscissa."""
+    from stages.pages.figures import COLORS, MARKERS, Figure, logarithmic, svg
+
+    def draw(ax: Any) -> None:
+        canvas = ax.figure
+        ax.remove()
+        axes = canvas.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, each in zip(panels, axes, strict=True):
+            for label, (xs, ys, errors), index in panel.curves:
+                style = {"color": COLORS[index % len(COLORS)], "label": label}
+                style["marker"] = MARKERS[index % len(MARKERS)]
+                bars = [error or 0.0 for error in errors]
+                if any(bars):
+                    each.errorbar(xs, ys, yerr=bars, capsize=3, elinewidth=1, **style)
+                else:
+                    each.plot(xs, ys, **style)
+            for at, index in panel.marks:
+                each.axvline(at, color=COLORS[index % len(COLORS)], linestyle=":", linewidth=1)
+            each.set_ylabel(panel.label, fontsize="small")
+        logarithmic(axes[-1].xaxis)
+        axes[-1].set_xlabel(x)
+        canvas.align_ylabels(list(axes))
+        if len(panels[0].curves) > 1:
+            axes[0].legend(fontsize="small")
+
+    rows: list[tuple[Any, ...]] = [("quantity", "curve", x, "value", "standard error")]
+    for panel in panels:
+        for label, points, _ in panel.curves:
+            rows += [
+                (panel.label.replace("\n", " "), label, *point)
+                for point in zip(*points, strict=True)
+            ]
+    height = 0.9 + 1.5 * len(panels)
+    return Figure(name, caption, svg(draw, name, (6.4, height)), rows)

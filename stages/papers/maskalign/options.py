@@ -1,0 +1,72 @@
+"""What MaskAlign is compared with, and the teacher that all of these align with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pipeline.stage import Settings
+from stages.data.prepare import PrepareSettings
+from stages.methods import table
+from stages.settings.losses import MaskRatio, MixLayers
+from stages.training.teach import TeachOptions
+
+if TYPE_CHECKING:
+    pass
+
+
+METHODS = ("sit", "repa", "reg", "maskalign")
+
+
+class TeacherOptions(TeachOptions):
+    """The teacher, and what it sees."""
+
+    pixels: PrepareSettings | None = Field(
+        None,
+        description="where data are latents: the same images as pixels, in the same order and "
+        "with the same split, for the teacher",
+    )
+
+
+class ComparisonOptions(Settings):
+    """Which trainings are compared, at equal steps and settings."""
+
+    in_full: bool = Field(True, description="recipe full: train the other methods too")
+    methods: tuple[table.choice("method", dict.fromkeys(METHODS, "")), ...] = Field(
+        METHODS, description="methods compared"
+    )
+    steps: int = Field(
+        1200,
+        ge=1,
+        le=10**8,
+        description="optimizer steps of every method; where the recipe full does not score its own "
+        "training at their steps, the others end at the last step up to here that it does score, "
+        "at its first at the earliest",
+    )
+    num_checkpoints: int = Field(
+        4,
+        ge=1,
+        le=1000,
+        description="steps that are scored of every method, at equal distances; in the recipe full "
+        "at steps that its own training is scored at too",
+    )
+    num_seeds: int = Field(
+        3, ge=1, le=100, description="recipe train: seeds of training, counted from the run's own"
+    )
+    mask_ratios: tuple[MaskRatio, ...] = Field(
+        (0.0, 0.25, 0.5, 0.75), description="recipe train: MaskAlign's mask ratios compared"
+    )
+    mix_layers: tuple[MixLayers, ...] = Field(
+        (0, 1, 2, 3), description="recipe train: MaskAlign's mixing layers compared"
+    )
+    ablation_seeds: int = Field(
+        3, ge=0, le=100, description="recipe train: seeds of these comparisons; 0 leaves them out"
+    )
+    ablation_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**8,
+        description="recipe train: optimizer steps of these comparisons, one of those that are "
+        "scored of every method; unset is all",
+    )

@@ -1,0 +1,322 @@
+"""The stage `calibrate`: gamma of every step of a solver, or the weights of a fitted solver.
+
+What it finds belongs to one checkpoint, solver and grid, and is refused for others. Every sampling
+seed and every run reads the same one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages import shards
+from stages.artifacts import network
+from stages.artifacts.data import Data
+from stages.artifacts.network import TrainedNetwork
+from stages.artifacts.samples import Samples
+from stages.artifacts.schedule import FILE, Schedule
+from stages.artifacts.spectrum import Spectrum
+from stages.artifacts.teacher import Teacher
+from stages.methods import drawn_at, table
+from stages.sampling import problem as sampling_problem
+from stages.settings import solvers
+from stages.settings.solvers import SolverOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+ABSCISSA = "solver_step"
+
+
+class CalibrationOptions(Settings):
+    """What calibrations and fits are made from."""
+
+    target: Literal["matched", "trajectory"] = Field(
+        "matched",
+        description="what a step aims at: matched, the same path's next point (exact, from clean "
+        "images); trajectory, the model's own fine solution (from noise alone)",
+    )
+    source: Literal["data", "samples"] = Field(
+        "data",
+        description="target=matched: clean images from the training data, or the model's own "
+        "samples with many evaluations",
+    )
+    num_images: int = Field(
+        500, ge=2, le=10**7, description="target=matched: clean images averaged over"
+    )
+    num_states: int = Field(
+        256, ge=2, le=10**6, description="fitted solvers, target=trajectory: noise states"
+    )
+    substeps: int = Field(
+        16, ge=1, le=1000, description="fitted solvers, target=trajectory: Heun's fine substeps"
+    )
+    memory: int = Field(
+        4, ge=1, le=20, description="solver=fitted: outputs that a step reads, the current one too"
+    )
+    clip: tuple[float, float] | None = Field(
+        None,
+        description="target=matched: bounds of gamma, around 1; unset is the solver's own, "
+        "(0.2, 3) for Heun and (0.5, 1.5) else",
+    )
+
+    shard_size: int = Field(
+        5000,
+        ge=1,
+        description="target=matched: images of one task; rounded up to whole blocks",
+        json_schema_extra={"keyed": False},
+    )
+
+    def on_trajectories(self) -> dict[str, object]:
+        """The options with target=trajectory, those that it does not read left out."""
+        read = {name: getattr(self, name) for name in ("num_states", "substeps", "memory")}
+        return read | {"target": "trajectory"}
+
+    @model_validator(mode="after")
+    def _clip_is_around_one(self) -> CalibrationOptions:
+        if self.clip is not None and not 0 < self.clip[0] <= 1 <= self.clip[1]:
+            raise ValueError(f"clip={self.clip} leaves out 1, no correction; give (low, high)")
+        return self
+
+    @model_validator(mode="after")
+    def _target_reads(self) -> CalibrationOptions:
+        if self.target == "matched":
+            return self
+        if self.source == "samples":
+            raise ValueError(
+                "target=trajectory and source=samples contradict each other: it needs noise only; "
+                "leave source unset"
+            )
+        if self.clip is not None:
+            raise ValueError(
+                f"target=trajectory and clip={self.clip} contradict each other: what is fitted to "
+                "trajectories is not clipped; leave clip unset"
+            )
+        return self
+
+
+class CalibrationSettings(CalibrationOptions, SolverOptions):
+    """The stage's settings."""
+
+    step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
+    seed: int = Field(0, ge=0, description="of the noise, and of which images are taken")
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> CalibrationSettings:
+        if self.solver in table.FITTED_SOLVERS and self.target == "matched":
+            raise ValueError(
+                f"target=matched and solver={self.solver} contradict each other: its weights are "
+                "fitted to trajectories; set target=trajectory"
+            )
+        return self
+
+
+def run(context: Context) -> Result:
+    """Calibrate or fit, and write what it belongs to beside what was found."""
+    settings: CalibrationSettings = context.settings
+    model, spectrum = context.inputs["model"], context.inputs.get("spectrum")
+    step = settings.step or model.description["steps"][-1]
+    try:
+        identity = network.model_identity(model, step)
+        levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+        find = _matched if settings.target == "matched" else _on_trajectories
+        values, network_seconds = find(context, levels)
+    except (ValueError, FloatingPointError) as error:
+        raise StageError(str(error)) from error
+    facts = {
+        name: getattr(settings, name)
+        for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")
+    } | {
+        "grid": settings.grid_name,
+        "levels": levels.tolist(),
+        "values": values.tolist(),
+        "model": identity,
+        "training_step": step,
+        "method": model.description["method"],
+        "clip": _clip(settings),
+    }
+    (context.path / FILE).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    context.log(f"{settings.solver}, {settings.nfe} evaluations: {_words(values)}")
+    timings = {"network_seconds": network_seconds}
+    if values.ndim > 1:
+        return Result(metrics={"num_steps": len(values)}, timings=timings)
+    return Result(
+        timings=timings,
+        metrics={"gamma_min": values.min().item(), "gamma_max": values.max().item()},
+        curves=[("gamma", k, gamma) for k, gamma in enumerate(values.tolist(), start=1)],
+        abscissa=ABSCISSA,
+    )
+
+
+def _clip(settings: CalibrationSettings) -> tuple[float, float] | None:
+    """The bounds that gammas were kept within; None for what is fitted to trajectories."""
+    from stages.methods.stein import bounds
+
+    if settings.target == "trajectory":
+        return None
+    return bounds(settings.solver, settings.target, settings.clip)
+
+
+def _words(values: Tensor) -> str:
+    if values.ndim > 1:
+        return f"weights of {len(values)} steps"
+    return "gamma " + " ".join(f"{gamma:.3f}" for gamma in values.tolist())
+
+
+def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+    """gammas (num_steps,) from clean images, the work parted into shards of whole blocks of them,
+    and what the network took."""
+    from stages.methods.stein import gammas_from_products
+
+    settings: CalibrationSettings = context.settings
+    model, clean = context.inputs["model"], context.inputs[settings.source]
+    teacher = _teacher(context, model.description["config"].get("class_token_dim", 0))
+    available = _size(clean)
+    if settings.num_images > available:
+        raise ValueError(
+            f"num_images={settings.num_images} is above the {available} images of the "
+            f"{settings.source}; lower num_images"
+        )
+    items = shards.shards(settings.num_images, settings.block_size, settings.shard_size)
+    parts = context.map(products, items, model, settings, levels, clean, teacher)
+    total = sum(block for blocks, _ in parts for block in blocks)
+    gammas = gammas_from_products(total, levels, settings.solver, clip=settings.clip)
+    return gammas, sum(seconds for _, seconds in parts)
+
+
+def _teacher(context: Context, token_width: int) -> Teacher | None:
+    """Where the clean class tokens of the images stand; None for a network that carries none.
+
+    Raises ValueError where there are none, or those of other images or of another width.
+    """
+    if not token_width:
+        return None
+    if context.settings.source == "samples":
+        raise ValueError(
+            "source=samples has no clean class tokens, which this model carries beside the image; "
+            "set source=data, or target=trajectory, which needs noise only"
+        )
+    teacher = context.inputs.get("teacher")
+    if teacher is None:
+        raise ValueError(
+            "target=matched needs the clean class tokens of the images, since this model carries "
+            "one beside the image; connect the input 'teacher' to the teacher it was trained with, "
+            "or set target=trajectory, which needs noise only"
+        )
+    facts, ours = teacher.description, context.inputs["data"].description
+    if (facts["data"], facts["num_images"]) != (ours["name"], ours["num_train"]):
+        raise ValueError(
+            f"the teacher's features are of {facts['num_images']} images of {facts['data']}, the "
+            f"data are {ours['num_train']} of {ours['name']}; connect a teacher of these data"
+        )
+    if facts["width"] != token_width:
+        raise ValueError(
+            f"the teacher's class tokens have width {facts['width']}, the model's {token_width}; "
+            "connect the teacher that the model was trained with"
+        )
+    return teacher
+
+
+def _size(clean: Data | Samples) -> int:
+    facts = clean.description
+    return facts["num_samples"] if isinstance(clean, Samples) else facts["num_train"]
+
+
+def products(
+    shard: tuple[int, int],
+    model: TrainedNetwork,
+    settings: CalibrationSettings,
+    levels: Tensor,
+    clean: Data | Samples,
+    teacher: Teacher | None = None,
+) -> tuple[list[Tensor], float]:
+    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 2) float64,
+    and what the network took. Shards of any size so give the same sum, to the last bit.
+
+    teacher: has the clean class tokens, where the model carries one beside the image.
+    """
+    from stages.methods.stein import residual_products
+
+    problem, _ = sampling_problem.problem(model, settings, settings.step)
+    first, last = shard
+    found = []
+    for begin, end in shards.blocks(last - first, settings.block_size):
+        block = (first + begin, first + end)
+        which = _chosen(clean, block, settings)
+        images, labels = _images(clean, which)
+        if teacher is not None:
+            images = problem.packing.pack(images, teacher.load().batch(which)[1])
+        denoiser = problem.denoiser(labels.to(settings.device))
+        # A stream of its own: where the images are the model's own samples, noise that repeats
+        # what they were made from would make the model look perfect.
+        generator = sampling_problem.stream(settings.seed, "calibration", block[0])
+        state = images.double().to(settings.device)
+        coordinates = problem.coordinates
+        found.append(
+            residual_products(denoiser, state, levels, settings.solver, generator, coordinates)
+        )
+    return found, problem.network_seconds
+
+
+def _chosen(clean: Data | Samples, block: tuple[int, int], settings: CalibrationSettings) -> Tensor:
+    """Indices (B,) of a block of the images taken."""
+    import torch
+
+    generator = sampling_problem.stream(settings.seed, "choice", 0)
+    order = torch.randperm(_size(clean), generator=generator)
+    return order[: settings.num_images].sort().values[slice(*block)]
+
+
+def _images(clean: Data | Samples, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and labels (B,) of these indices."""
+    loaded = clean.load()
+    source = loaded if isinstance(clean, Samples) else loaded.train
+    return (source.images if isinstance(clean, Samples) else source)[which], source.labels[which]
+
+
+def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+    """gammas, or weights (num_steps, outputs), nearest to the model's own fine solution, and what
+    the network took."""
+    import torch
+
+    from stages.methods.solvers.fitted import fit, fit_heun
+    from stages.methods.stein import fit_gammas
+
+    settings: CalibrationSettings = context.settings
+    problem, _ = sampling_problem.problem(context.inputs["model"], settings, settings.step)
+    indices = torch.arange(settings.num_states)
+    noise = problem.noise(settings.seed, indices, drawn_at.FITTING_NOISE)
+    denoiser, state = problem.denoiser(problem.labels(indices)), levels[0].item() * noise
+    if settings.solver == "fitted":
+        found = fit(denoiser, state, levels, settings.memory, settings.substeps).coefficients
+    elif settings.solver == "fitted-heun":
+        found = fit_heun(denoiser, state, levels, settings.substeps).coefficients
+    else:
+        more = {"substeps": settings.substeps, "coordinates": problem.coordinates}
+        found = fit_gammas(denoiser, state, levels, settings.solver, **more)
+    return found, problem.network_seconds
+
+
+def _needs(settings: CalibrationSettings) -> list[str]:
+    return [*solvers.needs(settings), *([settings.source] if settings.target == "matched" else [])]
+
+
+STAGE = Stage(
+    name="calibrate",
+    settings=CalibrationSettings,
+    output=Schedule,
+    run="stages.papers.stein.calibrate:run",
+    inputs={
+        "model": Input(TrainedNetwork),
+        "data": Input(Data, optional=True),
+        "samples": Input(Samples, optional=True),
+        "teacher": Input(Teacher, optional=True),
+        "spectrum": Input(Spectrum, optional=True),
+    },
+    sources=solvers.sources,
+    needs=_needs,
+)

@@ -1,0 +1,124 @@
+"""The stage `draw`: images from a fitted score through a solver, sharded.
+
+Sample i starts from the noise that sample i of a trained network starts from, so that grids of
+pictures compare place by place. A fitted score knows no classes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Stage
+from stages import shards
+from stages.artifacts.fitted_score import FittedScore
+from stages.artifacts.samples import GRID_SIDE, Samples, write_grid
+from stages.artifacts.spectrum import Spectrum
+from stages.methods import drawn_at, table
+from stages.settings import solvers
+from stages.settings.solvers import SolverOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class DrawSettings(SolverOptions):
+    """The solver, and how many samples."""
+
+    num_samples: int = Field(100, ge=1, le=10**7, description="samples")
+    shard_size: int = Field(
+        5000,
+        ge=1,
+        description="samples of one task; rounded up to whole blocks",
+        json_schema_extra={"keyed": False},
+    )
+    seed: int = Field(0, ge=0, description="of the noise")
+
+    @model_validator(mode="after")
+    def _score_fits(self) -> DrawSettings:
+        if self.guidance != 1:
+            raise ValueError(
+                f"guidance={self.guidance:g}: a fitted score knows no classes to be guided by; "
+                "set guidance=1"
+            )
+        if self.solver in table.FITTED_SOLVERS:
+            raise ValueError(
+                f"solver={self.solver} is fitted to a trained network; choose one of "
+                f"{', '.join(table.SOLVERS)}"
+            )
+        if self.device != "cpu":
+            raise ValueError(f"device={self.device}: fitted scores are drawn from on the CPU")
+        return self
+
+
+def draw_shard(
+    shard: tuple[int, int], score: FittedScore, settings: DrawSettings, levels: Tensor
+) -> np.ndarray:
+    """Samples first..last-1, (n, C, H, W) float32, in whole blocks of block_size."""
+    import numpy as np
+    import torch
+
+    from stages.methods.draws import Draws
+    from stages.methods.solvers import solve
+
+    denoiser, shape = score.denoiser(), tuple(score.description["shape"])
+    first, last = shard
+    parts = []
+    for start in range(first, last, settings.block_size):
+        indices = torch.arange(start, start + settings.block_size)
+        z = Draws(settings.seed, indices, drawn_at.INITIAL_NOISE).noise(shape).double()
+        images = solve(denoiser, levels[0].item() * z, levels, settings.solver)
+        parts.append(images[: last - start].float().numpy())
+    return np.concatenate(parts)
+
+
+def run(context: Context) -> Result:
+    """Draw all shards; write images, a picture and how they were made."""
+    import numpy as np
+
+    settings: DrawSettings = context.settings
+    score: FittedScore = context.inputs["score"]
+    spectrum = context.inputs.get("spectrum")
+    items = shards.shards(settings.num_samples, settings.block_size, settings.shard_size)
+    context.progress(0, settings.num_samples, "samples")
+    try:
+        levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+        images = np.concatenate(context.map(draw_shard, items, score, settings, levels))
+    except (ValueError, FloatingPointError) as error:
+        raise StageError(str(error)) from error
+    context.progress(len(images), settings.num_samples, "samples")
+    np.save(context.path / "samples.npy", images)
+    np.save(context.path / "labels.npy", np.zeros(len(images), np.int64))
+    write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
+    facts = {
+        "training_step": 0,
+        "method": score.description["method"],
+        "dataset": score.description["dataset"],
+        "solver": settings.solver,
+        "correction": "none",
+        "nfe": settings.nfe,
+        "grid": settings.grid_name,
+        "time_density": "",
+        "guidance": 1.0,
+        "seed": settings.seed,
+        "num_samples": len(images),
+    }
+    (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    steps = {"level": levels[:-1].tolist(), "gamma": [1.0] * (len(levels) - 1)}
+    (context.path / "steps.json").write_text(json.dumps(steps, indent=1))
+    return Result()
+
+
+STAGE = Stage(
+    name="draw",
+    settings=DrawSettings,
+    output=Samples,
+    run="stages.papers.wavelet.draw:run",
+    inputs={"score": Input(FittedScore), "spectrum": Input(Spectrum, optional=True)},
+    sources=solvers.sources,
+    needs=solvers.needs,
+)

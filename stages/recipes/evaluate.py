@@ -1,0 +1,53 @@
+"""The nodes that scores need: the extractor, the features of every set, samples made elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from pipeline.graph import Node
+from stages.bench import Bench
+from stages.recipes.complete import report_node
+from stages.recipes.nodes import (
+    extractor_nodes,
+    prepare_nodes,
+    settings_of,
+)
+from stages.scoring import evaluate, external
+from stages.scoring.evaluate import EvaluateSettings
+from stages.scoring.external import ExternalSettings
+
+if TYPE_CHECKING:
+    from stages.bench import Bench
+
+
+def external_nodes(bench: Bench) -> list[Node]:
+    """The samples at `evaluate.path` and their scores.
+
+    Raises UsageError where it is not set.
+    """
+    if bench.evaluate.path is None:
+        raise UsageError(
+            "the recipe evaluate scores samples made elsewhere: set evaluate.path to a folder of "
+            "images or to an .npz file"
+        )
+    settings = ExternalSettings(path=bench.evaluate.path)
+    samples = Node(
+        "external", external.STAGE, settings, {"data": "prepare"}, bench.resources.external
+    )
+    scores = Node(
+        "evaluate/external",
+        evaluate.STAGE,
+        settings_of(EvaluateSettings, bench.evaluate, seed=bench.seed),
+        {"samples": [samples.name]},
+        bench.resources.evaluate,
+        tags={"method": Path(bench.evaluate.path).stem},
+    )
+    return [samples, scores]
+
+
+def recipe(bench: Bench) -> list[Node]:
+    """Samples made elsewhere: their scores under the preset's protocol, and a report."""
+    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
+    return [*nodes, report_node(bench, nodes)]

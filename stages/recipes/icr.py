@@ -1,0 +1,230 @@
+"""The nodes of the ICR: two U-Nets, on all and on few images, their samples, scores and scans."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UsageError
+from pipeline.graph import Node
+from stages.bench import Bench
+from stages.data.prepare import HELD_OUT
+from stages.methods import table
+from stages.papers.icr import scan
+from stages.recipes.complete import report_node
+from stages.recipes.nodes import (
+    extractor_nodes,
+    prepare_nodes,
+    seed_suffix,
+    settings_of,
+)
+from stages.sampling import sample
+from stages.sampling.sample import SampleSettings
+from stages.scoring import evaluate
+from stages.scoring.evaluate import EvaluateSettings
+from stages.settings.scans import ScannedOptions, ScanOptions, ScanSettings, ViewOptions
+from stages.training import checkpoint, train
+from stages.training.checkpoint import CheckpointSettings
+from stages.training.train import TrainSettings
+
+if TYPE_CHECKING:
+    from stages.bench import Bench
+
+
+RICH, LIMITED = "unet-rich", "unet-limited"
+
+
+def full_nodes(bench: Bench) -> list[Node]:
+    """Both trainings with samples and scores of their checkpoints, and the three scans."""
+    _check_held_out(bench)
+    return _of_seed(bench.model_copy(update={"icr": bench.icr.shortened()}), bench.seed)
+
+
+def recipe_nodes(bench: Bench) -> list[Node]:
+    """The recipe icr: both trainings from several seeds, and networks trained elsewhere.
+
+    Raises UsageError where there is nothing to scan.
+    """
+    seeds, paths = range(bench.seed, bench.seed + bench.icr.num_seeds), bench.icr.paths
+    if not seeds and not paths:
+        raise UsageError(
+            "icr.num_seeds=0 and no icr.paths leave nothing to scan; set icr.paths to folders laid "
+            "out like a training's artifact, or icr.num_seeds to 1 or more"
+        )
+    _check_held_out(bench)
+    nodes = [node for seed in seeds for node in _of_seed(bench, seed)]
+    own = {node.name.partition("/")[2] for node in nodes}
+    for path, name in zip(paths, _names(paths, own), strict=True):
+        nodes += _given(bench, path, name)
+    return nodes
+
+
+def _check_held_out(bench: Bench) -> None:
+    """Raise UsageError for more held-out images than there can be, where that is known early."""
+    data, asked = bench.data, bench.scan.num_images
+    own = [data.held_out or HELD_OUT] if data.dataset == "digits" else []
+    most = min([*own, *([data.limit_held_out] if data.limit_held_out else [])], default=asked)
+    if asked > most:
+        raise UsageError(
+            f"scan.num_images={asked} is above the {most} held-out images that data.dataset="
+            f"{data.dataset} and data.limit_held_out leave; lower it"
+        )
+
+
+def _of_seed(bench: Bench, seed: int) -> list[Node]:
+    end = seed_suffix(bench, seed)
+    # Where an alarm may end a training, only its last checkpoint is known to be there.
+    steps = (None,) if bench.scan.stop else bench.icr.checkpoints
+    nodes = []
+    for name, limit in ((RICH, bench.icr.train.limit), (LIMITED, bench.icr.limited)):
+        trained = _train_node(bench, f"{name}{end}", limit, seed)
+        nodes += [trained, *_scanned(bench, trained, steps, "edm", seed)]
+        if name == RICH:
+            nodes.append(_sigma_node(bench, trained, end))
+    return nodes
+
+
+def _names(paths: Sequence[str], own: Container[str]) -> list[str]:
+    """A name for each folder that no other network has: its own, with its parent's before it where
+    that is not enough, and a number behind where that is not either."""
+    folders = [Path(path).expanduser().absolute() for path in paths]
+    plain = Counter(folder.name for folder in folders)
+    names: list[str] = []
+
+    def free(name: str) -> bool:
+        nodes = {f"{name}{end}" for end in ("", "-sigma")}
+        others = {*names, *(f"{other}-sigma" for other in names)}
+        return not nodes & others and not any(node in own for node in nodes)
+
+    for folder in folders:
+        longer = f"{folder.parent.name}-{folder.name}"
+        tried = [folder.name] if plain[folder.name] == 1 else []
+        numbered = (f"{longer}-{n}" for n in count(2))
+        names.append(next(name for name in chain(tried, [longer], numbered) if free(name)))
+    return names
+
+
+def _given(bench: Bench, path: str, name: str) -> list[Node]:
+    """A network trained elsewhere: samples, scores and scans of all its checkpoints."""
+    scanned = _scans_to_come(bench, bench.icr.components)
+    settings = CheckpointSettings(path=path, setting="icr.paths", scanned=scanned)
+    facts = _facts_of(settings)
+    tags = {"method": str(facts.get("method", "given")), "path": path}
+    inputs = {"data": "prepare"}
+    where = bench.resources.checkpoint
+    given = Node(f"checkpoint/{name}", checkpoint.STAGE, settings, inputs, where, tags)
+    grid = "edm" if facts.get("network") in table.EDM_NETWORKS else "uniform_t"
+    scanned = _scanned(bench, given, tuple(facts.get("steps", ())), grid, bench.seed)
+    return [given, *scanned, _sigma_node(bench, given)]
+
+
+def _facts_of(settings: CheckpointSettings) -> Mapping[str, Any]:
+    """model.json of a network given by path. Raises UsageError for one that cannot be scanned."""
+    file, *_ = checkpoint.sources_of(settings)
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError as error:
+        raise UsageError(f"icr.paths: {file} is not JSON ({error})") from error
+    if not isinstance(facts, dict):
+        raise UsageError(f"icr.paths: {file} holds no facts by name, but a {type(facts).__name__}")
+    network = facts.get("config")
+    if isinstance(network, dict) and network.get("class_token_dim"):
+        raise UsageError(
+            f"icr.paths={settings.path}: a network of method {facts.get('method', 'given')} sees "
+            "image and class token together, and held-out images come without one; leave it out"
+        )
+    return facts
+
+
+def _scans_to_come(bench: Bench, *components: int | None) -> tuple[ScannedOptions, ...]:
+    """The scan over checkpoints, and those over noise levels with so many components."""
+    views = {name: getattr(bench.scan, name) for name in ViewOptions.model_fields}
+    return tuple(ScannedOptions(**views, components=n) for n in (None, *components))
+
+
+def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
+    """`train/MODEL` on the first `limit` images; where it runs is train's."""
+    options, size = bench.icr.train, bench.data.image_size
+    if size is not None and size % options.network.divisor:
+        raise UsageError(
+            f"icr.train.network.multipliers={options.network.multipliers} halves the images' side "
+            f"of {size} pixels too often; give fewer, set data.size to a multiple of "
+            f"{options.network.divisor}, or leave this out with icr.in_full=false"
+        )
+    rich = model.startswith(RICH)
+    setting, most = "icr.train.limit" if rich else "icr.limited", bench.data.most_train
+    if limit is not None and most is not None and limit > most:
+        raise UsageError(
+            f"{setting}={limit} is above the {most} training images that data.dataset="
+            f"{bench.data.dataset} and data.limit leave; lower it, or leave this out with "
+            "icr.in_full=false"
+        )
+    where = {name: getattr(bench.train, name) for name in ("device", "num_workers")}
+    changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": seed}
+    changed |= {"live": bench.scan.watch(may_stop=True), "limit_setting": setting}
+    changed |= {"scanned": _scans_to_come(bench, *([bench.icr.components] if rich else []))}
+    settings = TrainSettings.model_validate(options.model_dump() | where | changed)
+    tags = {"method": settings.method, "data": "all" if limit is None else f"{limit} images"}
+    tags |= {"seed": str(seed)}
+    inputs = {"data": "prepare"}
+    return Node(f"train/{model}", train.STAGE, settings, inputs, bench.resources.train, tags)
+
+
+def _scanned(
+    bench: Bench, model: Node, steps: Sequence[int | None], grid: str, seed: int
+) -> list[Node]:
+    """Samples of a model's checkpoints, their scores over training steps, and the scan."""
+    name = model.name.partition("/")[2]
+    tags = {**model.tags, "solver": "dpmpp2m", "grid": grid}
+    samples = [_sample_node(bench, model, step, grid, seed, tags) for step in steps]
+    options = bench.evaluate.revised(num_samples=bench.icr.num_samples)
+    settings = settings_of(EvaluateSettings, options, seed=seed, abscissa="training_step")
+    inputs = {"samples": [node.name for node in samples]}
+    where = bench.resources.evaluate
+    scores = Node(f"evaluate/{name}", evaluate.STAGE, settings, inputs, where, tags)
+    return [*samples, scores, _scan_node(bench, f"scan/{name}", model, scores=scores.name)]
+
+
+def _sample_node(
+    bench: Bench, model: Node, step: int | None, grid: str, seed: int, tags: dict[str, str]
+) -> Node:
+    options = bench.icr
+    settings = SampleSettings(
+        solver="dpmpp2m",
+        grid=grid,
+        nfe=options.nfe,
+        num_samples=options.num_samples,
+        block_size=min(256, options.num_samples),
+        device=bench.sample.device,
+        step=step,
+        seed=seed,
+    )
+    name = f"sample/{model.name.partition('/')[2]}-" + ("last" if step is None else f"step{step}")
+    inputs = {"model": model.name}
+    return Node(name, sample.STAGE, settings, inputs, bench.resources.sample, tags)
+
+
+def _sigma_node(bench: Bench, model: Node, end: str = "") -> Node:
+    """`scan/MODEL-sigma`: over noise levels at the last checkpoint."""
+    name = model.name.partition("/")[2].removesuffix(end)
+    more = {"sigmas": bench.icr.sigmas, "components": bench.icr.components}
+    return _scan_node(bench, f"scan/{name}-sigma{end}", model, more)
+
+
+def _scan_node(
+    bench: Bench, name: str, model: Node, more: Mapping[str, Any] | None = None, **inputs: str
+) -> Node:
+    common = {field: getattr(bench.scan, field) for field in ScanOptions.model_fields}
+    settings = ScanSettings(**common | dict(more or {}))
+    inputs = {"model": model.name, "data": "prepare", **inputs}
+    return Node(name, scan.STAGE, settings, inputs, bench.resources.scan, model.tags)
+
+
+def recipe(bench: Bench) -> list[Node]:
+    """The memorisation warning in depth: several seeds, all checkpoints, networks given by path."""
+    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *recipe_nodes(bench)]
+    return [*nodes, report_node(bench, nodes)]

@@ -1,0 +1,164 @@
+"""The nodes of the wavelet score: fits, risks beside baselines and networks, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from pipeline.graph import Node
+from stages.bench import Bench
+from stages.data import prepare
+from stages.data.prepare import PrepareSettings
+from stages.methods import table
+from stages.papers.wavelet import draw, fit, risk
+from stages.papers.wavelet.draw import DrawSettings
+from stages.papers.wavelet.fit import FitSettings, check_levels
+from stages.papers.wavelet.options import PHOTOGRAPHS
+from stages.papers.wavelet.risk import BASELINES, RiskSettings
+from stages.recipes.complete import report_node, with_needed
+from stages.recipes.nodes import (
+    prepare_nodes,
+    settings_of,
+    train_nodes,
+)
+from stages.settings import densities
+from stages.settings.solvers import SolverOptions
+from stages.training import train
+
+if TYPE_CHECKING:
+    from stages.bench import Bench
+
+
+def recipe(bench: Bench) -> list[Node]:
+    """Wavelet scores in depth: all families and degrees, on photographs too, and their samples."""
+    nodes = [*prepare_nodes(bench), *train_nodes(bench)]
+    nodes = with_needed(bench, [*nodes, *recipe_nodes(bench, nodes)])
+    return [*nodes, report_node(bench, nodes)]
+
+
+def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """Fits of `models`, their risks and those of baselines and of the networks in `nodes`."""
+    bench.wavelet.check("models")
+    return [
+        *_fits_and_risks(bench, bench.wavelet.models, bench.data, remedy="wavelet.in_full=false"),
+        *_baseline_risks(bench),
+        *_network_risks(bench, nodes),
+    ]
+
+
+def recipe_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """The recipe wavelet: all scores on both data sets, and samples of some."""
+    options = bench.wavelet
+    options.check("all_models", "drawn")
+    models = tuple(dict.fromkeys((*options.all_models, *options.drawn)))
+    found = [
+        *_fits_and_risks(bench, models, bench.data),
+        *_baseline_risks(bench),
+        *_network_risks(bench, nodes),
+        *_drawn(bench, bench.data),
+    ]
+    if not options.with_photographs:
+        return found
+    photographs, end = options.photographs, PHOTOGRAPHS
+    where = f"prepare/{end}"
+    return [
+        *found,
+        Node(where, prepare.STAGE, photographs, resources=bench.resources.prepare),
+        *_fits_and_risks(bench, models, photographs, where, end, "wavelet.with_photographs=false"),
+        *_baseline_risks(bench, where, end),
+        *_drawn(bench, photographs, end),
+    ]
+
+
+def _named(*parts: str) -> str:
+    return "-".join(part for part in parts if part)
+
+
+def _fits_and_risks(
+    bench: Bench,
+    models: Sequence[str],
+    images: PrepareSettings,
+    data: str = "prepare",
+    end: str = "",
+    remedy: str = "",
+) -> Iterator[Node]:
+    for model in models:
+        settings = bench.wavelet.fit_settings(model)
+        _check(bench, settings, images, remedy)
+        name = _named("fit/wavelet", model, end)
+        tags = {"method": f"wavelet-{model}", "dataset": images.dataset}
+        inputs = {"data": data}
+        yield Node(name, fit.STAGE, settings, inputs, bench.resources.fit, tags)
+        inputs = {"data": data, "score": name}
+        yield _risk_node(bench, _named("wavelet", model, end), inputs, tags, denoiser="score")
+
+
+def _check(bench: Bench, settings: FitSettings, images: PrepareSettings, remedy: str) -> None:
+    """Refuse, before any work, what size, levels and memory cannot do where they are known."""
+    size, channels = images.image_size, images.image_channels
+    if size is None:
+        return
+    try:
+        check_levels(bench.wavelet.risk.map_levels, size, "map_levels")
+        check_levels(settings.levels, size)
+        if channels is not None:
+            settings.check_early(channels, size)
+    except ValueError as error:
+        other = f"; or leave this out with {remedy}" if remedy else ""
+        raise UsageError(f"wavelet, {settings.name} on {images.dataset}: {error}{other}") from error
+
+
+def _risk_node(
+    bench: Bench, name: str, inputs: dict[str, str], tags: dict[str, str], **changes: object
+) -> Node:
+    settings = settings_of(RiskSettings, bench.wavelet.risk, seed=bench.seed, **changes)
+    return Node(f"risk/{name}", risk.STAGE, settings, inputs, bench.resources.risk, tags)
+
+
+def _baseline_risks(bench: Bench, data: str = "prepare", end: str = "") -> Iterator[Node]:
+    dataset = PHOTOGRAPHS if end else bench.data.dataset
+    for kind in BASELINES:
+        tags = {"method": kind, "dataset": dataset}
+        yield _risk_node(bench, _named(kind, end), {"data": data}, tags, denoiser=kind)
+
+
+def _network_risks(bench: Bench, nodes: Sequence[Node]) -> Iterator[Node]:
+    """Of every network trained on the recipe's own data from scratch that denoises images alone,
+    without labels and with them."""
+    for node in nodes:
+        if node.stage is not train.STAGE or node.inputs["data"] != "prepare":
+            continue
+        if node.settings.method in table.TOKEN_LOSSES or "start" in node.inputs:
+            continue
+        model = node.name.partition("/")[2]
+        inputs = {"data": "prepare", "model": node.name}
+        for labelled in (False, True):
+            tags = {**node.tags, "dataset": bench.data.dataset, "labelled": str(labelled)}
+            name = _named(model, "labelled" if labelled else "")
+            yield _risk_node(bench, name, inputs, tags, denoiser="network", labelled=labelled)
+
+
+def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Node]:
+    sweep = bench.sample
+    for model in bench.wavelet.drawn:
+        for solver in sweep.solvers:
+            options = sweep.options(
+                solver=solver, nfe=_nfe(solver, sweep.nfe), grid=sweep.grid_of(solver)
+            )
+            common = {name: getattr(options, name) for name in SolverOptions.model_fields}
+            settings = DrawSettings(
+                **common
+                | {"guidance": 1.0, "device": "cpu", "seed": bench.seed}
+                | {"num_samples": bench.wavelet.num_samples}
+            )
+            inputs = {"score": _named("fit/wavelet", model, end)}
+            if densities.needs_spectrum(settings.grid):
+                inputs["spectrum"] = f"spectrum/{end}" if end else "spectrum"
+            tags = {"method": f"wavelet-{model}", "solver": solver, "dataset": images.dataset}
+            name = _named("draw/wavelet", model, solver, end)
+            yield Node(name, draw.STAGE, settings, inputs, bench.resources.draw, tags)
+
+
+def _nfe(solver: str, nfe: int) -> int:
+    return nfe - (solver in table.ODD_SOLVERS and nfe % 2 == 0)

@@ -1,0 +1,194 @@
+"""The claims table: what the papers say, what this run measured, and the verdict that follows."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.pages.curves import group
+from stages.pages.findings import (
+    ABSENT,
+    BOUND,
+    EXACT,
+    FAILS,
+    HOLDS,
+    NOISES,
+    SEEDS,
+    TIMED,
+    TRAININGS,
+    counted,
+    repeating,
+)
+from stages.papers.combined import claims
+from stages.papers.csflow import claims as csflow_claims
+from stages.papers.icr import claims as icr_claims
+from stages.papers.maskalign import claims as maskalign_claims
+from stages.papers.stein import claims as stein_claims
+from stages.papers.wavelet import claims as wavelet_claims
+
+if TYPE_CHECKING:
+    from stages.artifacts.scores import Row
+    from stages.pages.findings import Effect, Finding
+    from stages.pages.page import Section
+
+COLUMNS = ("method", "claim", "paper", "ours", "error", "verdict")
+KINDS = {EXACT: "none: closed form", BOUND: "none: a bound", "none": "not known"}
+OUT_OF_SCOPE = (
+    "Text-to-image (GenEval) is out of scope. The papers' numbers are of their own data and "
+    "scale; here the question is whether the effect goes the same way."
+)
+
+
+def findings(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Finding]:
+    """Every claim of every paper, with what the run has to say of it.
+
+    inputs: the report's. scores: all its curves, by node.
+    """
+    artifacts = inputs.get("scores", {})
+    over_nfe, over_steps, arms = {}, {}, {}
+    for name, rows in scores.items():
+        if claims.is_arm(name):
+            arms[name] = rows
+        elif artifacts[name].settings["abscissa"] == "nfe":
+            over_nfe[name] = rows
+        else:
+            over_steps[name] = artifacts[name].load(every_seed=True)
+    data, trainings = inputs.get("data"), inputs.get("training", {})
+    num_held_out = data.description["num_test"] if data else 1
+    by_step, by_nfe = repeated(over_steps, trainings), repeated(over_nfe, trainings)
+    return [
+        *repeating(maskalign_claims.findings(over_steps, inputs.get("diagnoses", {})), by_step),
+        maskalign_claims.cost_elsewhere(trainings),
+        *repeating(csflow_claims.findings(over_nfe), by_nfe),
+        *repeating(
+            stein_claims.findings(over_nfe, list(inputs.get("lipschitz", {}).values())), by_nfe
+        ),
+        *icr_claims.findings(inputs.get("scans", {}), num_held_out, trainings),
+        *wavelet_claims.findings(
+            [artifact.load() for artifact in inputs.get("risks", {}).values()]
+        ),
+        *repeating(claims.findings(arms), NOISES),
+    ]
+
+
+def repeated(scores: Mapping[str, Sequence[Row]], trainings: Iterable[str]) -> str:
+    """What the seeds of scores repeat, the training or only the noise, by the trainings that there
+    are: samples of `train/NAME` and `train/NAME-seed1` are `sample/NAME-...`."""
+    trained = Counter(group(name) for name in trainings)
+    seeds: dict[str, set[int]] = {}
+    for rows in scores.values():
+        for row in rows:
+            sampled = row.node.partition("/")[2]
+            of = [name for name in trained if sampled.startswith(f"{name}-")]
+            if row.seed is not None:
+                seeds.setdefault(max(of, key=len, default=""), set()).add(row.seed)
+    several = {name: len(some) for name, some in seeds.items() if len(some) > 1}
+    if not several or "" in several:
+        return SEEDS
+    return TRAININGS if all(trained[name] >= n for name, n in several.items()) else NOISES
+
+
+def section(found: Sequence[Finding]) -> Section:
+    """The table, and every claim's numbers folded below it."""
+    from stages.pages.page import Section
+
+    counts = ", ".join(f"{number} {word}" for word, number in counted(found).items() if number)
+    text = (
+        f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where its effect "
+        f"is beyond 2 standard errors, and is <b>inconclusive</b> within. A change in % is tested "
+        f"as the logarithm of its ratio against that one's error, so that it does not matter which "
+        f"side is divided by which. {counts}. An error over "
+        "seeds of training holds the spread of repeated trainings, one over seeds of noise only "
+        "that of sampling one training anew; a jackknife's only that of one set of images, so that "
+        f"another seed may say otherwise. {OUT_OF_SCOPE} Claims "
+        "about time stand with <a href='#run'>the run</a>.</p>"
+    )
+    measured = [finding for finding in found if finding.verdict != ABSENT]
+    absent = [finding for finding in found if finding.verdict == ABSENT]
+    tables = [table_of(measured)] if measured else []
+    if absent:
+        summary = f"<summary>{len(absent)} claims are not measured in this run</summary>"
+        tables.append(f"<details>{summary}{table_of(absent)}</details>")
+    if numbers := "".join(_details(finding) for finding in found if finding.details):
+        tables.append(f"<details><summary>condition by condition</summary>{numbers}</details>")
+    return Section("Claims", text, tables)
+
+
+def table_of(found: Sequence[Finding]) -> str:
+    """Findings as an HTML table, which becomes a list on a phone."""
+    heading = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    body = "".join(f"<tr>{''.join(_cells(finding))}</tr>" for finding in found)
+    return f"<table class='claims'><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(finding: Finding) -> Iterator[str]:
+    looks = {HOLDS: "good", FAILS: "failed"}.get(finding.verdict, "note")
+    more = [text for text in (finding.what, finding.note) if text]
+    explained = f"<div class='note'>{html.escape('; '.join(more))}</div>" if more else ""
+    for name, text in zip(COLUMNS, row(finding), strict=True):
+        body = html.escape(text)
+        if name == "claim":
+            body += explained
+        if name == "verdict" and finding.verdict == TIMED:
+            body = f"<a href='#run'>{body}</a>"
+        if name == "verdict":
+            body = f"<b class='{looks}'>{body}</b>"
+        yield f"<td data-label='{name}'>{body}</td>"
+
+
+def row(finding: Finding) -> tuple[str, ...]:
+    """A finding as plain texts, one for each of COLUMNS."""
+    claim, effect = finding.claim, finding.effect
+    said = finding.verdict
+    if said == ABSENT:
+        recipes = " or ".join(claim.recipes)
+        said = f"{ABSENT} (recipe {recipes})"
+    return (claim.method, claim.text, claim.paper, value(effect), kind(effect), said)
+
+
+def value(effect: Effect | None) -> str:
+    """An effect with its error and unit; its sign always said where it is a change."""
+    from stages.pages.page import with_error
+
+    if effect is None:
+        return ""
+    sign = "+" if effect.unit and effect.value > 0 else ""
+    if effect.error_kind == BOUND:
+        sign = "at most " if effect.value < 0 else f"at least {sign}"
+    return f"{sign}{with_error(effect.value, effect.error)}\u00a0{effect.unit}".strip()
+
+
+def kind(effect: Effect | None) -> str:
+    """What kind of error an effect has, in words."""
+    if effect is None:
+        return ""
+    if effect.error_kind in (SEEDS, TRAININGS, NOISES):
+        return f"{effect.num_seeds} {effect.error_kind}"
+    return KINDS.get(effect.error_kind, f"{effect.error_kind}, one seed")
+
+
+def _details(finding: Finding) -> str:
+    from stages.pages.page import table
+
+    title = html.escape(f"{finding.claim.method}: {finding.claim.text}")
+    return f"<h3>{title}</h3><p>{html.escape(finding.what)}</p>{table(finding.details)}"
+
+
+def write(folder: Path, found: Sequence[Finding]) -> None:
+    """`claims.json`: every finding with its details."""
+    text = json.dumps([finding.plain() for finding in found], indent=1)
+    (folder / "claims.json").write_text(text)
+
+
+def table(found: Sequence[Finding]) -> dict[str, Any]:
+    """The claims as columns and data, the form in which MLflow shows tables."""
+    heading = (*COLUMNS, "value", "standard_error", "what", "note")
+    data = []
+    for one in found:
+        number = (one.effect.value, one.effect.error) if one.effect else (None, None)
+        data.append([*row(one), *number, one.what, one.note])
+    return {"columns": list(heading), "data": data}

@@ -1,0 +1,302 @@
+"""Runs side by side as one self-contained page: settings, scores, curves, samples of one noise."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.compare import Comparison, Line, node_words
+from pipeline.progress import duration
+from pipeline.results import Run
+from stages.pages.figures import PANEL, Axes, Curve, Figure, plot
+from stages.pages.page import Picture, Section, page, pictures, table
+from stages.report.compare_scores import Place, aligned, collect, opened
+from stages.sampling import sample
+from stages.scoring import evaluate, external
+
+if TYPE_CHECKING:
+    from stages.artifacts.scores import Row
+
+# Curves that are drawn; all others are in MLflow.
+SCORES = {
+    "training_step": ("fid", "memorization_ratio"),
+    "nfe": ("fid", "trajectory_rms"),
+}
+METRICS = re.compile(r"loss/.+|icr|probe_accuracy|denoising_mse|lipschitz_(mean|max)|alignment_gap")
+LOGARITHMIC = re.compile(r"loss/(?!alignment|total).+|fid|trajectory_rms|denoising_mse")
+ABSCISSAS = {
+    "training_step": ("training step", 1.0),
+    "nfe": ("network evaluations (NFE)", 1.0),
+    "sigma_1000": ("sigma", 1e-3),
+    "step": ("solver's step", 1.0),
+}
+PICTURE_BYTES = 6 * 2**20  # all pictures of a page together
+
+
+def compared(of: Comparison) -> str:
+    """The page of a comparison."""
+    names = ", ".join(
+        f"{letter} = {html.escape(run.id)}" for letter, run in zip(of.letters, of.runs, strict=True)
+    )
+    sections = [
+        _runs(of),
+        _settings(of),
+        *_scores(of),
+        *_score_curves(of),
+        *_curves(of),
+        *_samples(of),
+        _nodes(of),
+    ]
+    return page(f"{len(of.runs)} runs side by side", names, sections)
+
+
+def _runs(of: Comparison) -> Section:
+    rows: list[tuple[Any, ...]] = [("", *of.letters)]
+    for word, key in (("run", "id"), ("recipe", "recipe"), ("preset", "preset")):
+        rows.append((word, *(run.data[key] for run in of.runs)))
+    rows.append(("state", *(run.state for run in of.runs)))
+    rows.append(("begun (UTC)", *(run.data["created"][:19] for run in of.runs)))
+    rows.append(("code", *(_code(run) for run in of.runs)))
+    rows.append(("command", *(run.data["command"] for run in of.runs)))
+    return Section("Runs", "", [table(rows)])
+
+
+def _code(run: Run) -> str:
+    git = run.data["git"]
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    return git.get("revision", "unknown")[:12] + dirty
+
+
+def _settings(of: Comparison) -> Section:
+    if not of.settings:
+        return Section("Settings that differ", "<p>No setting differs.</p>")
+    rows = [("setting", *of.letters), *((one.key, *one.values) for one in of.settings)]
+    return Section("Settings that differ", "", [table(rows)])
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _scores(of: Comparison) -> Iterator[Section]:
+    if of.scores:
+        shown = [line for line in of.scores if line.headline]
+        rest = _groups(of, of.scores)
+        text = (
+            "<p>The last set of samples that the runs share. Errors are one standard error of one "
+            "set of images unless seeds are named: they do not hold the spread that other seeds "
+            "of training would show. Differences are subtracted only under one protocol, their "
+            "errors added as of independent sets; <b>lower</b> and <b>higher</b> are beyond 2 of "
+            "them.</p>"
+        )
+        folded = f"<details><summary>all {len(of.scores)} scores</summary>{''.join(rest)}</details>"
+        yield Section("Scores", text, [*_groups(of, shown), folded])
+    scored = {line.node for line in of.scores}
+    others = [line for line in of.measures if line.node not in scored]
+    if others:
+        rows = [("node", "metric", *of.letters)]
+        rows += [(line.name, line.metric, *line.values) for line in others]
+        folded = f"<details><summary>{len(others)} lines</summary>{table(rows)}</details>"
+        yield Section("Other measurements that differ", "", [folded])
+
+
+def _groups(of: Comparison, lines: Sequence[Line]) -> list[str]:
+    """A table for each protocol, under its words."""
+    parts = []
+    heading = ("scores", "metric", *of.letters, *(f"{letter} - A" for letter in of.letters[1:]))
+    for group in dict.fromkeys(line.group for line in lines):
+        rows = [heading]
+        rows += [
+            (line.name, line.metric, *line.values, *line.differences)
+            for line in lines
+            if line.group == group
+        ]
+        parts.append(f"<p>{html.escape(group)}</p>{table(rows)}")
+    return parts
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def _score_curves(of: Comparison) -> Iterator[Section]:
+    """One section for each abscissa: a panel for each curve and metric, never two protocols in one
+    panel."""
+    found = collect(of.runs)
+    for over, label in (("training_step", "training steps"), ("nfe", "NFE")):
+        groups: dict[tuple[str, str], list[dict[Any, list[Row]]]] = {}
+        for index, one in enumerate(found):
+            for place, row in one.items():
+                if place.over == over and place.metric in SCORES[over] and place.at is not None:
+                    lines = groups.setdefault((place.metric, place.curve), [{} for _ in found])
+                    lines[index].setdefault(row.score.protocol, []).append(row)
+        panels = [
+            panel
+            for metric in SCORES[over]
+            for (name, curve), lines in groups.items()
+            if name == metric
+            for panel in _score_panels(of, Place(curve, metric, over, None), lines)
+        ]
+        if panels:
+            text = "<p>Bars: one standard error.</p>"
+            yield Section(f"Scores over {label}", text, panels=panels)
+
+
+def _score_panels(
+    of: Comparison, place: Place, lines: Sequence[Mapping[Any, list[Row]]]
+) -> Iterator[Figure]:
+    protocols = dict.fromkeys(protocol for one in lines for protocol in one)
+    for protocol in protocols:
+        rows = {
+            letter: one[protocol]
+            for letter, one in zip(of.letters, lines, strict=True)
+            if protocol in one
+        }
+        if len(rows) < 2 and (len(protocols) == 1 or len(of.runs) < 2):
+            continue
+        note = "" if len(protocols) == 1 else f"; protocol {protocol.name}, {_against(protocol)}"
+        curves = [
+            Curve(
+                letter,
+                [getattr(row, place.over) for row in found],
+                [row.score.value for row in found],
+                [row.score.error for row in found],
+            )
+            for letter, found in rows.items()
+        ]
+        yield _panel(f"{place.metric} {place.curve}{note}", place.metric, place.over, curves)
+
+
+def _against(protocol: Any) -> str:
+    details = f", {protocol.details}" if protocol.details else ""
+    return f"extractor {protocol.extractor_hash[:12]}, {protocol.reference}{details}"
+
+
+def _curves(of: Comparison) -> Iterator[Section]:
+    """Losses, contractivity, risks and all that other nodes draw; a panel for each node and
+    metric, of nodes with different results."""
+    panels: dict[str, list[Figure]] = {}
+    equal = 0
+    names = aligned(of.runs)
+    for common in dict.fromkeys(name for one in names for name in one):
+        nodes = {
+            letter: run[one[common]]
+            for letter, run, one in zip(of.letters, of.runs, names, strict=True)
+            if common in one
+        }
+        manifests = {letter: node.manifest for letter, node in nodes.items()}
+        manifests = {k: m for k, m in manifests.items() if m is not None and m.curves}
+        if len(manifests) < 2 or common.startswith(f"{evaluate.STAGE.name}/"):
+            continue
+        if len({manifest.key for manifest in manifests.values()}) == 1:
+            equal += 1
+            continue
+        abscissa = next(iter(manifests.values())).abscissa or "step"
+        found = {
+            letter: _points(opened(run, one[common]))
+            for letter, run, one in zip(of.letters, of.runs, names, strict=True)
+            if letter in manifests
+        }
+        for metric in dict.fromkeys(metric for one in found.values() for metric in one):
+            curves = [Curve(k, *one[metric]) for k, one in found.items() if metric in one]
+            if METRICS.fullmatch(metric) and len(curves) > 1:
+                panel = _panel(f"{metric} {common}", metric, abscissa, curves)
+                panels.setdefault(common.partition("/")[0], []).append(panel)
+    if panels:
+        text = (
+            f"<p>{equal} nodes with curves have the same result in all runs.</p>" if equal else ""
+        )
+        yield Section("Other curves", text, panels=[p for some in panels.values() for p in some])
+
+
+def _points(artifact: Any) -> dict[str, tuple[list[float], list[float]]]:
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for metric, step, value in artifact.curves() if artifact is not None else ():
+        x, y = found.setdefault(metric, ([], []))
+        x.append(step)
+        y.append(value)
+    return found
+
+
+def _panel(title: str, metric: str, abscissa: str, curves: Sequence[Curve]) -> Figure:
+    label, scale = ABSCISSAS.get(abscissa, (abscissa.replace("_", " "), 1.0))
+    drawn = [Curve(c.name, [scale * x for x in c.x], c.y, c.error) for c in curves]
+    positive = all(y > 0 for curve in drawn for y in curve.y)
+    spaced = abscissa in ("nfe", "sigma_1000") and all(x > 0 for c in drawn for x in c.x)
+    ticks = sorted({x for curve in drawn for x in curve.x}) if spaced else None
+    axes = Axes(
+        label,
+        metric,
+        log_x=spaced,
+        log_y=positive and LOGARITHMIC.fullmatch(metric) is not None,
+        ticks=ticks if ticks and len(ticks) <= 8 else None,
+    )
+    stem = re.sub(r"[^a-z0-9]+", "-", title.lower())
+    return plot(stem, title, drawn, axes, PANEL)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def _samples(of: Comparison) -> Iterator[Section]:
+    """Grids of the same place of noise and class beside each other."""
+    names, used, left_out = aligned(of.runs), 0, 0
+    blocks: dict[bool, list[str]] = {True: [], False: []}
+    for common in dict.fromkeys(name for one in names for name in one):
+        found = {
+            letter: opened(run, one[common])
+            for letter, run, one in zip(of.letters, of.runs, names, strict=True)
+            if common in one and run[one[common]].data["stage"] in _WITH_GRIDS
+        }
+        found = {letter: artifact for letter, artifact in found.items() if artifact is not None}
+        if len({artifact.manifest.key for artifact in found.values()}) < 2:
+            continue
+        shown = list(_grids(found))
+        used += sum(len(picture.png) for picture in shown)
+        if used > PICTURE_BYTES:
+            left_out += 1
+            continue
+        block = f"<h3>{html.escape(common)}</h3>{pictures(shown)}"
+        blocks["-step" in common or "/" not in common].append(block)
+    if not any(blocks.values()) and not left_out:
+        return
+    text = (
+        "<p>The same place in two grids is the same class, and the same noise where the seeds "
+        "agree; nothing is selected. Nodes with the same result in all runs are left out.</p>"
+    )
+    tables = []
+    if folded := blocks[False]:
+        summary = f"<summary>{len(folded)} more</summary>"
+        tables.append(f"<details>{summary}{''.join(folded)}</details>")
+    if left_out:
+        tables.append(f"<p>{left_out} sets more are left out to keep this file small.</p>")
+    yield Section("Samples", text + "".join(blocks[True]), tables)
+
+
+_WITH_GRIDS = (sample.STAGE.name, external.STAGE.name)
+
+
+def _grids(found: Mapping[str, Any]) -> Iterator[Picture]:
+    seeds = {artifact.description["seed"] for artifact in found.values()}
+    for letter, artifact in found.items():
+        facts = artifact.description
+        parts = [letter]
+        if facts["training_step"] is not None:
+            parts.append(f"training step {facts['training_step']}")
+        if facts["nfe"]:
+            parts.append(f"{facts['solver']}, {facts['nfe']} evaluations")
+        if facts["seed"] is not None:
+            parts.append(f"seed {facts['seed']}" + (": other noise" if len(seeds) > 1 else ""))
+        yield Picture(", ".join(parts), (artifact.path / "grid.png").read_bytes())
+
+
+def _nodes(of: Comparison) -> Section:
+    rows: list[tuple[Any, ...]] = [("node", *of.letters, "result")]
+    for node in of.nodes:
+        cells = [
+            "" if state is None else f"{state} {'' if took is None else duration(took)}"
+            for state, took in zip(node.states, node.seconds, strict=True)
+        ]
+        rows.append((node.name, *cells, "the same" if node.same else ""))
+    folded = f"<details><summary>all {len(of.nodes)} nodes</summary>{table(rows)}</details>"
+    return Section("Nodes", f"<p>{html.escape(node_words(of))}.</p>", [folded])

@@ -1,0 +1,183 @@
+"""Scores of several runs beside each other: aligned by what was sampled, subtracted only where
+they were measured under one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.compare import Line
+from pipeline.errors import DamagedArtifactError
+from pipeline.results import Run
+from stages.artifacts.scores import Row
+from stages.pages.page import with_error
+from stages.scoring import evaluate
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
+    from stages.methods.protocol import Protocol, Score
+
+# Shown in the terminal, of the last set that the runs share.
+HEADLINES = {
+    "training_step": ("fid", "memorization_ratio"),
+    "nfe": ("fid", "trajectory_rms"),
+}
+OVER = {"training_step": "training step", "nfe": "NFE"}
+METHOD = "METHOD"
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a score stands: its evaluation, its metric, and over what it is drawn."""
+
+    curve: str
+    metric: str
+    over: str
+    at: int | None
+
+    @property
+    def words(self) -> str:
+        return self.curve if self.at is None else f"{self.curve}, {OVER[self.over]} {self.at}"
+
+
+def lines(runs: Sequence[Run]) -> list[Line]:
+    """A line for every score that two runs or more have."""
+    found = collect(runs)
+    last: dict[tuple[str, str], Place] = {}
+    shared = []
+    for place in dict.fromkeys(place for one in found for place in one):
+        if sum(place in one for one in found) > 1:
+            shared.append(place)
+            last[place.curve, place.metric] = place
+    return [
+        _line(
+            place,
+            [one.get(place) for one in found],
+            headline=place.metric in HEADLINES[place.over]
+            and last[place.curve, place.metric] == place,
+        )
+        for place in shared
+    ]
+
+
+def collect(runs: Sequence[Run]) -> list[dict[Place, Row]]:
+    """The scores of every run, by place, over its abscissa."""
+    return [dict(_rows(run, name)) for run, name in zip(runs, aligned(runs), strict=True)]
+
+
+def aligned(runs: Sequence[Run]) -> list[Mapping[str, str]]:
+    """For every run, its nodes' names by the name under which runs are compared.
+
+    Runs that differ in train.method have the same nodes under other names: there the method's own
+    name gives way to a common word.
+    """
+    methods = [str(run.settings.get("train", {}).get("method", "")) for run in runs]
+    if len(set(methods)) == 1:
+        return [{name: name for name in run} for run in runs]
+    return [
+        {_common(name, method): name for name in run}
+        for run, method in zip(runs, methods, strict=True)
+    ]
+
+
+def _common(name: str, method: str) -> str:
+    stage, slash, rest = name.partition("/")
+    own = method and (rest == method or rest.startswith(f"{method}-"))
+    return f"{stage}{slash}{METHOD}{rest.removeprefix(method)}" if own else name
+
+
+def opened(run: Run, name: str) -> Artifact | None:
+    """The artifact of a node; None while there is none that can be read."""
+    try:
+        return run[name].artifact if run[name].manifest is not None else None
+    except DamagedArtifactError:
+        return None
+
+
+def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
+    for common, name in names.items():
+        if run[name].data["stage"] != evaluate.STAGE.name:
+            continue
+        artifact = opened(run, name)
+        if artifact is None:
+            continue
+        over = artifact.settings["abscissa"]
+        for row in _load(artifact):
+            curve = common.removeprefix("evaluate/")
+            yield Place(curve, row.score.metric, over, getattr(row, over)), row
+
+
+def _load(artifact: Any) -> list[Row]:
+    try:
+        return artifact.load()
+    except (KeyError, ValueError, TypeError):
+        return []  # stored by a version with other columns
+
+
+def _line(place: Place, rows: Sequence[Row | None], headline: bool) -> Line:
+    scores = [row.score if row else None for row in rows]
+    known = [score for score in scores if score is not None]
+    protocols = {score.protocol for score in known}
+    group = _words(known[0].protocol) if len(protocols) == 1 else _refusal(known)
+    details = known[0].protocol.details
+    return Line(
+        group,
+        place.words,
+        f"{place.metric} ({details})" if details and len(protocols) == 1 else place.metric,
+        tuple(value(score) for score in scores),
+        tuple(difference(scores[0], score) for score in scores[1:]),
+        headline,
+        node=f"{evaluate.STAGE.name}/{place.curve}",
+    )
+
+
+def _words(protocol: Protocol) -> str:
+    return (
+        f"scores under protocol {protocol.name}: {protocol.num_samples} samples against "
+        f"{protocol.num_reference} {protocol.reference}, extractor {protocol.extractor} "
+        f"({protocol.extractor_hash[:12]})"
+    )
+
+
+def value(score: Score | None) -> str:
+    """A score with its error; the number of seeds where it is over seeds."""
+    if score is None:
+        return ""
+    seeds = f" ({score.num_seeds} seeds)" if score.num_seeds > 1 else ""
+    return with_error(score.value, score.error) + seeds
+
+
+def difference(base: Score | None, other: Score | None) -> str:
+    """other - base with its error and a verdict, or why they are not subtracted."""
+    from stages.methods import protocol
+
+    if base is None or other is None:
+        return ""
+    if base == other:
+        return "equal"
+    try:
+        found = protocol.difference(other, base)
+    except protocol.ProtocolError:
+        return REFUSED
+    sign = "+" if found.value > 0 else ""
+    return f"{sign}{with_error(found.value, found.error)}, {_verdict(found.value, found.error)}"
+
+
+def _verdict(value: float, error: float | None) -> str:
+    if error is None:
+        return "no error known"
+    if abs(value) <= 2 * error:
+        return "within 2 errors"
+    return "lower" if value < 0 else "higher"
+
+
+def _refusal(scores: Sequence[Score]) -> str:
+    """That scores were measured differently, and in what, hashes shortened."""
+    first, *others = (
+        replace(score.protocol, extractor_hash=score.protocol.extractor_hash[:12])
+        for score in scores
+    )
+    found = dict.fromkeys(differs for other in others if (differs := first.differs(other)))
+    return f"measured under different protocols, so not subtracted: {'; '.join(found)}"

@@ -1,0 +1,213 @@
+"""Scores in the report: tables by protocol, every score with its error, plots of one protocol."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.artifacts.scores import Row
+    from stages.methods.protocol import Protocol, Score
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section
+
+# Scores of the overview, in this order, where a set has them.
+OVERVIEW = (
+    *("fid", "fid_infinity", "sfid", "kid", "precision", "recall", "density", "coverage"),
+    *("inception_score", "memorization_ratio"),
+)
+UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
+
+
+def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
+    """The last set of every curve, one table for each protocol, and all scores folded away."""
+    from stages.pages.page import Section
+
+    tables = []
+    for protocol, curves in _by_protocol(scores).items():
+        tables += [_words(protocol, curves), _last_sets(curves), _cautions(curves)]
+    tables.append(_every_score(scores))
+    text = (
+        "<p>Scores stand in one table only where they were measured under one protocol: same "
+        "extractor, reference and number of samples. An error is one standard error; its kind "
+        "says what it holds: <b>seeds</b> the spread over repeated trainings or samplings, "
+        "<b>jackknife</b> and <b>subsets</b> only that of one set of images.</p>"
+    )
+    return Section("Scores", text, tables)
+
+
+def plots(
+    name: str, scores: Mapping[str, Sequence[Row]], metric: str, over: str, label: str, **axes: Any
+) -> list[Figure]:
+    """A metric of every curve over `over`: one figure for each protocol, never two on one axis.
+
+    name: stem of the figures' files. label: the abscissa in words. axes: of `figures.Axes`.
+    """
+    found: dict[Protocol, dict[str, list[Row]]] = {}
+    for curve, rows in scores.items():
+        for row in rows:
+            if row.score.metric == metric:
+                found.setdefault(row.score.protocol, {}).setdefault(curve, []).append(row)
+    figures = []
+    for index, (protocol, curves) in enumerate(found.items()):
+        stem = name if index == 0 else f"{name}-{index + 1}"
+        figures.append(_plot(stem, curves, protocol, metric, over, label, **axes))
+    return figures
+
+
+def _plot(
+    name: str,
+    curves: Mapping[str, Sequence[Row]],
+    protocol: Protocol,
+    metric: str,
+    over: str,
+    label: str,
+    **axes: Any,
+) -> Figure:
+    from stages.pages.figures import Axes, Curve, plot
+
+    kinds = {curve: _kinds(row.score for row in rows) for curve, rows in curves.items()}
+    mixed = len(set(kinds.values())) > 1
+    lines = [
+        Curve(
+            curve.removeprefix("evaluate/") + (f" ({kinds[curve]})" if mixed else ""),
+            [getattr(row, over) for row in rows],
+            [row.score.value for row in rows],
+            [row.score.error for row in rows],
+        )
+        for curve, rows in curves.items()
+    ]
+    which = "of the kind that the legend names" if mixed else f"({next(iter(kinds.values()))})"
+    details = f", {protocol.details}" if protocol.details else ""
+    caption = (
+        f"{metric} over {label}; protocol {protocol.name}{details}, {protocol.num_samples} samples "
+        f"a point; bars: one standard error {which}."
+    )
+    places = sorted({x for line in lines for x in line.x})
+    ticks = apart(places, logarithmic=axes.get("log_x", False))
+    return plot(name, caption, lines, Axes(label, metric, ticks=ticks, **axes))
+
+
+def _kinds(scores: Iterable[Score]) -> str:
+    """What the errors of some scores are, in words."""
+    found = {
+        f"{score.num_seeds} seeds" if score.error_kind == "seeds" else score.error_kind: None
+        for score in scores
+    }
+    return ", ".join(found)
+
+
+def apart(values: Sequence[float], logarithmic: bool = False) -> list[float]:
+    """Ascending values without those whose labels would lie over the one before."""
+    scale = math.log if logarithmic else float
+    least = 0.07 * (scale(values[-1]) - scale(values[0]))
+    kept: list[float] = []
+    for value in values:
+        if not kept or scale(value) - scale(kept[-1]) >= least:
+            kept.append(value)
+    return kept
+
+
+def _by_protocol(
+    scores: Mapping[str, Sequence[Row]],
+) -> dict[Protocol, dict[str, list[Row]]]:
+    """Curves by the protocol they share, what single metrics add to it left out."""
+    found: dict[Protocol, dict[str, list[Row]]] = {}
+    for curve, rows in scores.items():
+        for row in rows:
+            protocol = replace(row.score.protocol, details="")
+            found.setdefault(protocol, {}).setdefault(curve, []).append(row)
+    return found
+
+
+def _words(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
+    details: dict[str, dict[str, None]] = {}
+    for rows in curves.values():
+        for row in rows:
+            if row.score.protocol.details:
+                details.setdefault(row.score.protocol.details, {})[row.score.metric] = None
+    more = "".join(f"; {', '.join(metrics)}: {words}" for words, metrics in details.items())
+    return (
+        f"<p>Protocol <b>{html.escape(protocol.name)}</b>: {protocol.num_samples} samples against "
+        f"{protocol.num_reference} of the {html.escape(protocol.reference)}, features of "
+        f"{html.escape(protocol.extractor)} (weights "
+        f"{html.escape(protocol.extractor_hash[:12])}), resize {html.escape(protocol.resize)}"
+        f"{html.escape(more)}. The last line is what real images score: the floor, or for "
+        "precision, recall, density, coverage and Inception score the value to reach.</p>"
+    )
+
+
+def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
+    from stages.pages.page import table, with_error
+
+    present = {row.score.metric for rows in curves.values() for row in rows}
+    metrics = [metric for metric in OVERVIEW if metric in present]
+    lines: list[tuple[Any, ...]] = [
+        ("curve", "training step", "solver", "NFE", "kind of error", *metrics)
+    ]
+    floors: dict[str, float] = {}
+    for name, rows in curves.items():
+        last = rows[-1]
+        found = {row.score.metric: row.score for row in rows if row.node == last.node}
+        cells = [
+            with_error(found[metric].value, found[metric].error) if metric in found else ""
+            for metric in metrics
+        ]
+        kinds = _kinds(found[metric] for metric in metrics if metric in found)
+        curve = name.removeprefix("evaluate/")
+        made = (last.training_step, last.solver, last.nfe) if last.nfe else (None, ELSEWHERE, None)
+        lines.append((curve, *made, kinds, *cells))
+        floors |= {m: s.floor for m, s in found.items() if s.floor is not None}
+    real = [f"{floors[metric]:.4g}" if metric in floors else "" for metric in metrics]
+    lines.append(("real images", "", "", "", "", *real))
+    if len(curves) <= UNFOLDED:
+        return table(lines)
+    summary = f"<summary>the last sets of {len(curves)} curves</summary>"
+    return f"<details>{summary}{table(lines)}</details>"
+
+
+def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:
+    found: dict[str, list[str]] = {}
+    for rows in curves.values():
+        for row in rows:
+            if row.score.caution:
+                found.setdefault(row.score.caution, []).append(row.score.metric)
+    return "".join(
+        f"<p class='failed'>{html.escape(', '.join(dict.fromkeys(metrics)))}: "
+        f"{html.escape(caution)}.</p>"
+        for caution, metrics in found.items()
+    )
+
+
+ELSEWHERE = "made elsewhere"
+HEADING = (
+    *("set", "metric", "value", "error", "error_kind", "seeds", "floor", "N", "protocol"),
+    *("details", "caution"),
+)
+
+
+def table_of(scores: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Every score as columns and data, the form in which MLflow shows tables."""
+    return {"columns": list(HEADING), "data": [list(line) for line in _lines(scores)]}
+
+
+def _lines(scores: Mapping[str, Sequence[Row]]) -> Iterator[tuple[Any, ...]]:
+    for rows in scores.values():
+        for row in rows:
+            s, p = row.score, row.score.protocol
+            yield (
+                *(row.node, s.metric, s.value, s.error, s.error_kind, s.num_seeds, s.floor),
+                *(p.num_samples, p.name, p.details, s.caution),
+            )
+
+
+def _every_score(scores: Mapping[str, Sequence[Row]]) -> str:
+    from stages.pages.page import table
+
+    lines = list(_lines(scores))
+    return (
+        f"<details><summary>all {len(lines)} scores</summary>{table([HEADING, *lines])}</details>"
+    )

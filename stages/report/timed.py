@@ -1,0 +1,106 @@
+"""What measured times say: they differ from run to run, so they are no part of an artifact and
+stand with the run itself."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import DamagedArtifactError
+from pipeline.publish import Timed
+from stages.pages.curves import STEP, grouped, mean_curve
+from stages.pages.figures import as_file
+from stages.pages.page import figure, table
+from stages.papers.maskalign import claims as maskalign_claims
+from stages.papers.maskalign.section import ANCESTORS, OURS
+from stages.report import claims
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Manifest
+    from pipeline.results import Run
+    from stages.pages.page import Figure
+
+TIMING = "step_seconds"
+
+
+def section(run: Run) -> Timed:
+    """The claims about time and the trainings' speed, from what nodes measured."""
+    seconds, training, spans = {}, {}, {}
+    for name in run:
+        manifest = run[name].manifest
+        if manifest is not None:
+            spans[name] = manifest
+        rows = manifest.timings.get(TIMING) if manifest is not None else None
+        if isinstance(rows, list) and rows:
+            try:
+                training[name] = run[name].artifact
+            except DamagedArtifactError:
+                continue
+            seconds[name] = [float(value) for _, value in rows]
+    parts = [
+        "<h3>Claims about time</h3>",
+        claims.table_of([maskalign_claims.cost(seconds, beside(spans))]),
+    ]
+    figures = [speeds(training)] if training else []
+    if training:
+        parts += ["<h3>Speed of the trainings</h3>", table(costs(training))]
+        parts += map(figure, figures)
+    return Timed("".join(parts), {one.name: as_file(one) for one in figures})
+
+
+def beside(made: Mapping[str, Manifest]) -> list[str]:
+    """The nodes that ran on the same machine while one of the compared trainings did, each other
+    included; made: the manifests of a run's nodes, which know when and where each was made."""
+    found = set()
+    for ours in (made[name] for name in maskalign_claims.COMPARED if name in made):
+        found |= {
+            name
+            for name, other in made.items()
+            if other is not ours
+            and other.host.get("name") == ours.host.get("name")
+            and other.started < ours.finished
+            and ours.started < other.finished
+        }
+    return sorted(found)
+
+
+def speeds(training: Mapping[str, Any]) -> Figure:
+    """What a step took, over training steps."""
+    from stages.pages.figures import Axes, plot
+
+    curves = []
+    for name, artifacts in grouped(training).items():
+        many = [
+            [(step, 1000 * seconds) for step, seconds in artifact.manifest.timings[TIMING]]
+            for artifact in artifacts
+        ]
+        curves.append(mean_curve(name, many))
+    caption = (
+        "What a training step took, mean over the logging window and over seeds, teacher's "
+        "features stored beforehand. Other work on the machine is in it."
+    )
+    return plot("step-time", caption, curves, Axes(STEP, "milliseconds a step", log_y=True))
+
+
+def costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows of a table: median milliseconds a step, tokens a second, and steps in REG's."""
+    lines: list[tuple[Any, ...]] = [
+        ("training", "method", "ms a step (median)", "tokens a second", "step / REG's")
+    ]
+    medians = {name: _medians(many) for name, many in grouped(training).items()}
+    reg = medians.get("reg", {}).get(TIMING)
+    for name, artifacts in grouped(training).items():
+        method, seconds = artifacts[0].description["method"], medians[name][TIMING]
+        ratio = seconds / reg if reg and method in (OURS, *ANCESTORS) else None
+        lines.append((name, method, 1000 * seconds, medians[name].get("tokens_per_second"), ratio))
+    return lines
+
+
+def _medians(artifacts: Sequence[Any]) -> dict[str, float]:
+    found = {}
+    for name in (TIMING, "tokens_per_second"):
+        values = [v for a in artifacts for _, v in a.manifest.timings.get(name, ())]
+        if values:
+            found[name] = statistics.median(values)
+    return found

@@ -1,0 +1,88 @@
+"""Training in the report: losses, FID over steps, methods at equal steps, alignment, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stages.pages.curves import STEP, grouped, mean_curve
+from stages.papers.maskalign.section import ablation, against_ancestors, alignment, probes
+from stages.report import scores as score_section
+
+if TYPE_CHECKING:
+    from stages.artifacts.scores import Row
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section
+
+
+def sections(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) -> Iterator[Section]:
+    """inputs: the report's. by_step: curves of scores over training steps, by node."""
+    if inputs.get("training"):
+        yield _training(inputs, by_step)
+    if inputs.get("diagnoses"):
+        yield alignment(inputs["diagnoses"])
+
+
+def _training(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) -> Section:
+    from stages.pages.page import Section, table
+
+    training, scores = inputs["training"], inputs.get("scores", {})
+    figures = []
+    if by_step:
+        figures += score_section.plots("fid-over-steps", by_step, "fid", "training_step", STEP)
+    figures += _losses(training)
+    tables = [table(_sizes(training))]
+    for title, lines in (
+        ("MaskAlign at equal steps: fid, lower is better", against_ancestors(scores)),
+        ("Parts of MaskAlign taken away: fid, lower is better", ablation(scores)),
+        ("The teacher: held-out accuracy of linear probes", probes(inputs.get("teacher", {}))),
+    ):
+        if lines:
+            tables += [f"<h3>{title}</h3>", table(lines)]
+    text = (
+        "<p>Differences are MaskAlign's score minus the other's, seed by seed where there are "
+        "several; a verdict holds beyond two standard errors of the logarithm of the ratio. "
+        "Without mask and mixing MaskAlign is REG.</p>"
+    )
+    return Section("Training", text if len(tables) > 1 else "", tables, figures)
+
+
+def _losses(training: Mapping[str, Any]) -> list[Figure]:
+    from stages.pages.figures import Axes, plot
+
+    found: dict[str, dict[str, list[Any]]] = {}
+    for name, artifacts in grouped(training).items():
+        for artifact in artifacts:
+            rows: dict[str, list[tuple[int, float]]] = {}
+            before = artifact.description.get("steps_before", 0)  # of what it goes on from
+            for metric, step, value in artifact.curves():
+                rows.setdefault(metric, []).append((before + step, value))
+            for metric, of_metric in rows.items():
+                if metric.startswith("loss/"):
+                    found.setdefault(metric, {}).setdefault(name, []).append(of_metric)
+    figures = []
+    for metric, of in found.items():
+        curves = [mean_curve(name, many) for name, many in of.items()]
+        log = all(min(curve.y) > 0 for curve in curves)
+        unit = "-mean cosine" if metric == "loss/alignment" else "mean squared error"
+        figures.append(
+            plot(
+                metric.replace("/", "-"),
+                f"Training: {metric}, mean over the logging window and over seeds; of a method "
+                "that masks, over the tokens it keeps.",
+                curves,
+                Axes(STEP, f"{metric} ({unit})", log_y=log),
+            )
+        )
+    return figures
+
+
+def _sizes(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    lines: list[tuple[Any, ...]] = [
+        ("training", "method", "seeds", "steps", "parameters", "batch size")
+    ]
+    for name, artifacts in grouped(training).items():
+        facts, settings = artifacts[0].description, artifacts[0].settings
+        numbers = (len(artifacts), facts["steps"][-1], facts["parameters"], settings["batch_size"])
+        lines.append((name, facts["method"], *numbers))
+    return lines

@@ -1,0 +1,164 @@
+"""A trained network at one checkpoint as the problem that a solver is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import open_artifact
+from stages.artifacts.network import as_denoiser
+from stages.methods import drawn_at
+from stages.settings.solvers import SolverOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from stages.artifacts.network import TrainedModel, TrainedNetwork
+    from stages.methods.path import Denoiser
+
+
+@dataclass
+class Problem:
+    """A model as solvers see it: states, and denoisers of blocks of samples.
+
+    A state is an image, or an image with the class token that the network carries beside it, packed
+    into one vector. `network_seconds` adds up what calls of the network took.
+    """
+
+    network: Callable[..., Any]
+    model: TrainedModel
+    settings: SolverOptions
+    network_seconds: float = field(default=0.0, init=False)
+
+    @cached_property
+    def packing(self) -> Any:
+        """How image and class token make one state; None without a token."""
+        from stages.methods.path import Packing
+
+        return Packing(tuple(self.model.shape)) if self.token_width else None
+
+    @property
+    def token_width(self) -> int:
+        """Length of the class token beside the image, 0 for none."""
+        return self.model.config.get("class_token_dim", 0)
+
+    @property
+    def coordinates(self) -> int | None:
+        """The leading coordinates that are the image's; None for all."""
+        return self.packing.image_coordinates if self.packing else None
+
+    def noise(self, seed: int, indices: Tensor, step: int = drawn_at.INITIAL_NOISE) -> Tensor:
+        """z ~ N(0, I) (B, ...) float64 of the samples `indices` (B,), for sampling by default."""
+        from stages.methods.draws import Draws
+
+        draws = Draws(seed, indices.to(self.settings.device), step)
+        z = draws.noise(tuple(self.model.shape)).double()
+        if self.packing is None:
+            return z
+        return self.packing.pack(z, draws.class_noise(self.token_width).double())
+
+    @property
+    def num_classes(self) -> int:
+        """The classes that the network knows, 0 for none."""
+        return self.model.config.get("num_classes", self.model.num_classes)
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """Classes in turn, (B,) long; networks that know none do without."""
+        return (indices % max(1, self.model.num_classes)).to(self.settings.device)
+
+    def state_of(self, image: Tensor) -> Tensor:
+        """An image (C, H, W) as a state, the class token being zero."""
+        if self.packing is None:
+            return image
+        return self.packing.pack(image[None], image.new_zeros(1, self.token_width))[0]
+
+    def images(self, state: Tensor) -> Tensor:
+        """(B, C, H, W) of states."""
+        return state if self.packing is None else self.packing.unpack(state)[0]
+
+    def denoiser(self, labels: Tensor) -> Denoiser:
+        """denoiser(y, s) of the samples with these labels (B,); one network call a block of them.
+
+        The state is float64, the network float32. Guidance calls the network twice. Raises
+        ValueError for guidance of a network without classes.
+        """
+        from stages.methods.path import Guidance
+
+        if self.settings.guidance != 1 and not self.num_classes:
+            raise ValueError(
+                f"guidance={self.settings.guidance:g}: the network was trained without classes, "
+                "which guidance needs; set guidance=1"
+            )
+
+        def of(part: Tensor) -> Denoiser:
+            conditional = as_denoiser(self.model, self.network, part, self.packing, self._timed)
+            if self.settings.guidance == 1:
+                return conditional
+            unconditional = as_denoiser(self.model, self.network, None, self.packing, self._timed)
+            scale, interval = self.settings.guidance, self.settings.guidance_interval
+            return Guidance(conditional, unconditional, scale, interval)
+
+        parts = [of(part) for part in labels.split(self.settings.block_size)]
+        return parts[0] if len(parts) == 1 else InBlocks(parts, self.settings.block_size)
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._wait()
+            begun = time.perf_counter()
+            output = call(*args, **kwargs)
+            self._wait()
+            self.network_seconds += time.perf_counter() - begun
+            return output
+
+        return timed
+
+    def _wait(self) -> None:
+        if self.settings.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class InBlocks:
+    """A denoiser of many samples that calls one denoiser for each block of them."""
+
+    parts: list[Denoiser]
+    block_size: int
+
+    def __call__(self, y: Tensor, s: float) -> Tensor:
+        import torch
+
+        blocks = zip(self.parts, y.split(self.block_size), strict=True)
+        return torch.cat([part(block, s) for part, block in blocks])
+
+
+def problem(
+    trained: TrainedNetwork, settings: SolverOptions, step: int | None
+) -> tuple[Problem, int]:
+    """The model at a checkpoint (None: the last), and that step.
+
+    A network stays loaded in a worker process for the next shard or node that asks for it.
+    """
+    model = trained.load()
+    step = model.steps[-1] if step is None else step
+    return Problem(warm_network(trained.path, step, settings.device), model, settings), step
+
+
+@lru_cache(maxsize=2)
+def warm_network(folder: Path, step: int, device: str) -> nn.Module:
+    """A frozen network, kept in this process."""
+    return open_artifact(folder).load().network(step, device)
+
+
+def stream(seed: int, purpose: str, index: int, device: str = "cpu") -> Any:
+    """A generator of its own for each purpose and block, apart from the sampling noise."""
+    import numpy as np
+    import torch
+
+    words = np.random.SeedSequence([seed, index, *purpose.encode()]).generate_state(2)
+    return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]))

@@ -1,0 +1,333 @@
+"""The stage `sample`: images from a trained network, in EDM coordinates, sharded.
+
+Sample i's noise and label depend on the seed and on i alone, and the network is called on fixed
+blocks of samples, so that the bytes depend neither on how many shards there are nor on how many
+samples are held at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Stage, resolve
+from stages.artifacts import network
+from stages.artifacts.data import Data
+from stages.artifacts.network import TrainedNetwork
+from stages.artifacts.samples import GRID_SIDE, Samples, write_grid
+from stages.artifacts.schedule import Schedule
+from stages.artifacts.spectrum import Spectrum
+from stages.methods import table
+from stages.sampling import problem as sampling_problem
+from stages.settings import solvers
+from stages.settings.solvers import SolverOptions
+from stages.shards import blocks, shards
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from stages.methods.solvers.trajectories import Correction, Solver
+    from stages.sampling.problem import Problem
+
+
+# Corrections that average over the batch they run on: one block at a time.
+OVER_BATCH = frozenset({"online", "literal"})
+
+
+# Added to the seed of the SDE's noise, whose steps would else be those of training.
+SDE_SEED = 1 << 40
+
+
+class SampleOptions(SolverOptions):
+    """How samples are made."""
+
+    solver: table.choice("solver", solvers.ANY_SOLVER | table.SDE) = Field(
+        "dpmpp2m", description="the ODE solver, or sde, the papers' stochastic sampler"
+    )
+    correction: table.choice("correction", table.CORRECTIONS) = Field(
+        "none",
+        description="of large steps: calibrated reads a stored schedule and costs nothing; online "
+        "and literal take a divergence an evaluation, on the running batch; lookahead redoes each "
+        "step with the next evaluation",
+    )
+    gamma_min: float = Field(0.0, ge=0, le=1, description="correction=literal: least gamma")
+    num_probes: int = Field(
+        1, ge=1, le=1000, description="online and literal: random probes a divergence"
+    )
+    num_samples: int = Field(1500, ge=1, le=10**7, description="samples, classes balanced")
+    batch_size: int = Field(
+        1000,
+        ge=1,
+        le=10**6,
+        description="samples held at once; rounded up to whole blocks",
+        json_schema_extra={"keyed": False},
+    )
+    shard_size: int = Field(
+        5000,
+        ge=1,
+        description="samples of one task; rounded up to whole blocks",
+        json_schema_extra={"keyed": False},
+    )
+
+    @model_validator(mode="after")
+    def _sde_fits(self) -> SampleOptions:
+        if self.solver not in table.SDE:
+            return self
+        if self.nfe < 2:
+            raise ValueError(f"nfe={self.nfe} is below 2, the least that solver=sde takes")
+        for name, only in (("correction", "none"), ("grid", solvers.UNIFORM)):
+            if (value := getattr(self, name)) != only:
+                raise ValueError(
+                    f"{name}={value} and solver=sde contradict each other: it takes no correction "
+                    f"and brings its own grid; leave {name} unset"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _correction_fits(self) -> SampleOptions:
+        if self.correction == "lookahead" and self.solver not in table.MULTISTEP_SOLVERS:
+            known = ", ".join(sorted(table.MULTISTEP_SOLVERS))
+            raise ValueError(
+                f"correction=lookahead and solver={self.solver} contradict each other: it goes "
+                f"around a plain multistep solver; choose one of {known}"
+            )
+        if self.correction in OVER_BATCH and self.solver == "unipc":
+            raise ValueError(
+                f"correction={self.correction} and solver=unipc contradict each other: an estimate "
+                "on the running batch does not combine with the look-ahead corrector; choose "
+                "solver=dpmpp2m, or correction=calibrated"
+            )
+        if self.correction != "none" and self.solver in table.FITTED_SOLVERS:
+            raise ValueError(
+                f"correction={self.correction} and solver={self.solver} contradict each other: its "
+                "weights are fitted without one; set correction=none"
+            )
+        if self.gamma_min and self.correction != "literal":
+            raise ValueError(
+                f"gamma_min={self.gamma_min} and correction={self.correction} contradict each "
+                "other: only literal reads it; leave gamma_min unset, or choose literal"
+            )
+        return self
+
+
+class SampleSettings(SampleOptions):
+    """The stage's settings."""
+
+    step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
+    seed: int = Field(0, ge=0, description="of the noise")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one task made. images: (n, C, H, W) float32. gammas: (blocks, steps) float64."""
+
+    images: np.ndarray
+    gammas: np.ndarray
+    step: int
+    seconds: float
+    network_seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a task needs beside the samples it makes; the same for every task of a node.
+
+    solver: the object that `trajectory` takes; None for the SDE. correction: None for the plain
+    solver.
+    """
+
+    levels: Tensor
+    solver: Solver | None
+    correction: Correction | None
+
+
+def sample_shard(
+    shard: tuple[int, int], model: TrainedNetwork, settings: SampleSettings, plan: Plan
+) -> Shard:
+    """Samples first..last-1 of the model.
+
+    Every block is computed at its full size, so that a sample does not depend on how many follow.
+    """
+    import numpy as np
+    import torch
+
+    begun = time.perf_counter()
+    problem, step = sampling_problem.problem(model, settings, settings.step)
+    first, last = shard
+    size = settings.block_size
+    held = 1 if settings.correction in OVER_BATCH else math.ceil(settings.batch_size / size)
+    parts = []
+    for start, stop in blocks(last - first, held * size):
+        whole = math.ceil((stop - start) / size) * size
+        indices = torch.arange(first + start, first + start + whole)
+        images, gammas = sample_block(problem, indices, settings, plan)
+        parts.append((images[: stop - start].cpu().numpy(), gammas))
+    return Shard(
+        np.concatenate([images for images, _ in parts]),
+        np.array([gammas for _, gammas in parts], np.float64),
+        step,
+        time.perf_counter() - begun,
+        problem.network_seconds,
+    )
+
+
+def sample_block(
+    problem: Problem, indices: Tensor, settings: SampleSettings, plan: Plan
+) -> tuple[Tensor, list[float]]:
+    """Samples `indices` (B,) -> (B, C, H, W) float32, and gamma of every step."""
+    from stages.methods.draws import Draws
+    from stages.methods.solvers.trajectories import trajectory
+
+    z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(problem.labels(indices))
+    if settings.solver in table.SDE:
+        draws = Draws(settings.seed + SDE_SEED, indices.to(settings.device))
+        x = resolve(table.SDE[settings.solver])(denoiser, z, draws, settings.nfe)
+        return problem.images(x).float(), [1.0] * settings.nfe
+    y = plan.levels[0].item() * z
+    generator = None
+    if settings.correction in OVER_BATCH:
+        generator = sampling_problem.stream(
+            settings.seed, "probes", int(indices[0]), settings.device
+        )
+    gammas = []
+    for advance in trajectory(denoiser, y, plan.levels, plan.solver, plan.correction, generator):
+        y = advance.state
+        gammas.append(advance.gamma)
+    return problem.images(y).float(), gammas
+
+
+def plan_of(
+    settings: SampleSettings,
+    model: TrainedNetwork,
+    spectrum: Spectrum | None = None,
+    data: Data | None = None,
+    schedule: Schedule | None = None,
+) -> Plan:
+    """Levels, solver and correction, stored ones checked against what they are used for.
+
+    Raises ValueError for a schedule of another grid, solver, model or guidance.
+    """
+    if settings.solver in table.SDE:
+        return Plan(_sde_levels(settings.nfe), None, None)
+    levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+    if settings.solver in table.FITTED_SOLVERS or settings.correction == "calibrated":
+        step = settings.step or model.description["steps"][-1]
+        schedule.check(settings, levels, network.model_identity(model, step))
+    if settings.solver in table.FITTED_SOLVERS:
+        return Plan(levels, schedule.solver(), None)
+    solver = resolve(table.SOLVERS[settings.solver])(settings.solver)
+    make = resolve(table.CORRECTIONS[settings.correction])
+    if settings.correction == "none":
+        return Plan(levels, solver, None)
+    if settings.correction == "lookahead":
+        return Plan(levels, make(solver, f"{settings.solver}-lookahead"), None)
+    if settings.correction == "calibrated":
+        return Plan(levels, solver, schedule.correction())
+    problem = sampling_problem.Problem(None, model.load(), settings)
+    more = {"num_probes": settings.num_probes, "coordinates": problem.coordinates}
+    if settings.correction == "literal":
+        return Plan(levels, solver, make(settings.gamma_min, **more))
+    found = data.load()
+    return Plan(levels, solver, make(problem.state_of(found.mu), found.V, **more))
+
+
+def _sde_levels(nfe: int) -> Tensor:
+    """Where the SDE's steps begin, and 0."""
+    from stages.methods.path import T_START
+    from stages.methods.solvers.sde import time_grid
+
+    t = time_grid(nfe).clamp(max=T_START)
+    return t / (1 - t)
+
+
+def run(context: Context) -> Result:
+    """Sample all shards; write images, labels, gammas, a picture and how they were made."""
+    import numpy as np
+
+    settings: SampleSettings = context.settings
+    model = context.inputs["model"]
+    others = {name: context.inputs.get(name) for name in ("spectrum", "data", "schedule")}
+    items = shards(settings.num_samples, settings.block_size, settings.shard_size)
+    context.progress(0, settings.num_samples, "samples")
+    try:
+        plan = plan_of(settings, model, **others)
+        parts = context.map(sample_shard, items, model, settings, plan)
+    except (ValueError, FloatingPointError) as error:
+        raise StageError(str(error)) from error
+    images = np.concatenate([part.images for part in parts])
+    context.progress(len(images), settings.num_samples, "samples")
+    labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)
+    np.save(context.path / "samples.npy", images)
+    np.save(context.path / "labels.npy", labels)
+    write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
+    facts = {
+        "training_step": model.description.get("steps_before", 0) + parts[0].step,
+        "method": model.description["method"],
+        "solver": settings.solver,
+        "correction": correction_name(settings, others["schedule"]),
+        "nfe": settings.nfe,
+        "grid": "sde" if settings.solver in table.SDE else settings.grid_name,
+        "time_density": model.description.get("time_density", ""),
+        "guidance": settings.guidance,
+        "seed": settings.seed,
+        "num_samples": len(images),
+        # Copies are sought among the images that the model has seen.
+        "num_training_images": model.description.get("num_images"),
+    }
+    (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    gammas = np.concatenate([part.gammas for part in parts])
+    mean = gammas.mean(0) if settings.correction in OVER_BATCH else gammas[0]
+    steps = {"level": plan.levels[:-1].tolist(), "gamma": mean.tolist()}
+    (context.path / "steps.json").write_text(json.dumps(steps, indent=1))
+    return Result(
+        timings={
+            "sampling_seconds": sum(part.seconds for part in parts),
+            "network_seconds": sum(part.network_seconds for part in parts),
+        }
+    )
+
+
+def _num_classes(model: TrainedNetwork) -> int:
+    """The classes that samples take turns in; one where the network knows none."""
+    facts = model.description
+    return facts["config"].get("num_classes", facts["num_classes"]) or 1
+
+
+def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:
+    """What tables and figures call the correction."""
+    return schedule.name if settings.correction == "calibrated" else settings.correction
+
+
+def _needs(settings: SampleSettings) -> list[str]:
+    stored = settings.correction == "calibrated" or settings.solver in table.FITTED_SOLVERS
+    return [
+        *solvers.needs(settings),
+        *(["schedule"] if stored else []),
+        *(["data"] if settings.correction == "online" else []),
+    ]
+
+
+STAGE = Stage(
+    name="sample",
+    settings=SampleSettings,
+    output=Samples,
+    run="stages.sampling.sample:run",
+    inputs={
+        "model": Input(TrainedNetwork),
+        "spectrum": Input(Spectrum, optional=True),
+        "schedule": Input(Schedule, optional=True),
+        "data": Input(Data, optional=True),
+    },
+    sources=lambda settings: [
+        *(table.SDE.values() if settings.solver in table.SDE else solvers.sources(settings)),
+        table.CORRECTIONS[settings.correction],
+    ],
+    needs=_needs,
+)

@@ -1,0 +1,147 @@
+"""The stage `extractor`: the network whose features score samples, and its validation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Input, Result, Stage, resolve
+from stages.artifacts.data import Data
+from stages.artifacts.extractor import EMBEDDED, FACTS, WEIGHTS, Extractor, Identity, caution_of
+from stages.methods import table
+from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.artifacts.data import DataSet
+    from stages.encoders.embedded import Extractor as Network
+
+
+# Real images that are degraded, and those they are compared with, at most.
+VALIDATION_IMAGES, VALIDATION_REFERENCE = 500, 1500
+
+
+class ExtractorSettings(NetworkOptions, TrainingOptions):
+    """The stage's settings."""
+
+    seed: int = Field(0, ge=0, description="of the embedded one's weights and order of images")
+
+
+def run(context: Context) -> Result:
+    """Make the extractor, check it on held-out and on degraded images, store it."""
+    settings: ExtractorSettings = context.settings
+    data = context.inputs["data"].load()
+    _check_labels(settings, data)
+    metrics: dict[str, float] = {}
+    try:
+        build = resolve(table.EXTRACTORS[settings.kind])
+        if settings.kind == EMBEDDED:
+            network = build(_trained_state(context, data), settings.device)
+            metrics = _accuracies(network, data, settings)
+        else:
+            network = build(settings.kind, settings.weights, settings.device)
+        validation = _validation(network, data, settings.seed)
+    except (ValueError, OSError) as error:
+        raise StageError(str(error)) from error
+    facts = asdict(_identity(network)) | {"validation": validation}
+    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    caution = caution_of(facts)
+    context.log(caution or f"its distance rises with every step of {', '.join(validation)}")
+    return Result(metrics=metrics | {"distance_monotone": float(not caution)})
+
+
+def _check_labels(settings: ExtractorSettings, data: DataSet) -> None:
+    """Raise StageError where the embedded extractor has no classes to be trained on."""
+    if settings.kind == EMBEDDED and not data.num_classes:
+        raise StageError(
+            "extractor.kind=embedded is trained to tell the data's classes apart, and the data "
+            "have none; set extractor.kind=inception or dinov2-base, or give labels (y_train in an "
+            ".npz file, class folders in a folder)"
+        )
+
+
+def _identity(network: Network) -> Identity:
+    return Identity(**{name: getattr(network, name) for name in Identity.__annotations__})
+
+
+def _accuracies(network: Network, data: DataSet, settings: ExtractorSettings) -> dict[str, float]:
+    """Shares of training and held-out images it classifies; StageError below min_accuracy."""
+    from stages.encoders import embedded
+
+    found = {}
+    for name, images in (("train_accuracy", data.train), ("accuracy", data.test)):
+        batches = (images[start : start + 512] for start in range(0, len(images), 512))
+        right = embedded.extract(network, batches).logits.argmax(1) == images.labels
+        found[name] = right.double().mean().item()
+    if found["accuracy"] < settings.min_accuracy:
+        raise StageError(
+            f"the extractor classifies {found['accuracy']:.3f} of the held-out images, below "
+            f"extractor.min_accuracy={settings.min_accuracy}; its distances would mean little: "
+            "raise extractor.epochs, or lower extractor.min_accuracy if you accept that"
+        )
+    return found
+
+
+def _validation(network: Network, data: DataSet, seed: int) -> dict[str, Any]:
+    """Distances of degraded held-out images to training images, by kind and strength."""
+    import torch
+
+    from stages.encoders import embedded
+    from stages.methods.degradation import validate
+
+    def compute(images: Tensor) -> Tensor:
+        return embedded.extract(network, images).features
+
+    held_out = slice(VALIDATION_IMAGES)
+    return validate(
+        compute,
+        compute(data.train[slice(VALIDATION_REFERENCE)]),
+        data.test[held_out],
+        data.test.labels[held_out],
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def _trained_state(context: Context, data: DataSet) -> dict[str, Tensor]:
+    """Train the embedded classifier, write its weights, return them."""
+    from safetensors.torch import save_file
+
+    from stages.encoders.classifier import ClassifierProgress, train_classifier
+
+    def progress(at: ClassifierProgress) -> None:
+        note = f"loss {at.loss:.3f}, accuracy {at.accuracy:.3f}"
+        context.progress(at.epoch, at.epochs, "epochs", note)
+        context.log(f"epoch {at.epoch} of {at.epochs}: {note}")
+
+    settings: ExtractorSettings = context.settings
+    network = train_classifier(
+        data.train[:].to(settings.device),
+        data.train.labels.to(settings.device),
+        data.num_classes,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        batch_size=settings.train_batch_size,
+        learning_rate=settings.lr,
+        shift_pixels=settings.shift_pixels,
+        progress=progress,
+    )
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    save_file(state, context.path / WEIGHTS)
+    return state
+
+
+STAGE = Stage(
+    name="extractor",
+    settings=ExtractorSettings,
+    output=Extractor,
+    run="stages.scoring.extractor:run",
+    inputs={"data": Input(Data)},
+    sources=lambda settings: [table.EXTRACTORS[settings.kind]],
+    files=weight_files,
+    version=2,
+)

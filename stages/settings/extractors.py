@@ -1,0 +1,90 @@
+"""Settings of the networks whose features score samples, and the files that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import UsageError
+from pipeline.stage import Settings
+from stages.artifacts.extractor import EMBEDDED
+from stages.encoders.weights import MissingWeightsError, weight_file
+from stages.methods import table
+
+if TYPE_CHECKING:
+    pass
+
+
+class NetworkOptions(Settings):
+    """Which network gives the features, and where it runs."""
+
+    kind: table.choice("extractor", table.EXTRACTORS) = Field(
+        EMBEDDED,
+        description="embedded (a small classifier trained on the training labels, no download), "
+        "inception or dinov2-small, -base, -large (weights placed by hand)",
+    )
+    weights: str | None = Field(
+        None,
+        description="weight file of an extractor that is not embedded, or the folder that holds "
+        "it; unset is the folder weights; its contents, not its place, enter keys",
+        json_schema_extra={"keyed": False},
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where features are computed")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> NetworkOptions:
+        if self.kind == EMBEDDED and self.weights is not None:
+            raise ValueError(
+                f"weights={self.weights} and kind=embedded contradict each other: the embedded "
+                "extractor is trained, not loaded; leave weights unset, or choose the kind that "
+                "the file is of"
+            )
+        return self
+
+
+class TrainingOptions(Settings):
+    """How the embedded extractor is trained."""
+
+    epochs: int = Field(8, ge=1, le=1000, description="embedded: passes over the training images")
+    train_batch_size: int = Field(64, ge=2, le=65536, description="embedded: images a step")
+    lr: float = Field(4e-3, gt=0, le=1, description="embedded: peak learning rate of AdamW")
+    shift_pixels: int = Field(
+        0, ge=0, le=32, description="embedded: random shift while training, in pixels"
+    )
+    min_accuracy: float = Field(
+        0.98,
+        ge=0,
+        le=1,
+        description="embedded: share of held-out images it must classify, or it is refused",
+    )
+
+
+class PassOptions(Settings):
+    """How images go through the extractor."""
+
+    batch_size: int = Field(128, ge=1, le=65536, description="images in one pass")
+    shard_size: int = Field(
+        5000,
+        ge=1,
+        description="images of one task; rounded up to whole batches",
+        json_schema_extra={"keyed": False},
+    )
+
+
+class ExtractorOptions(NetworkOptions, PassOptions, TrainingOptions):
+    """The extractor and its features."""
+
+
+def weight_files(settings: NetworkOptions) -> list[Path]:
+    """The files outside the store that settings name.
+
+    Raises UsageError where they are missing, which is before any work.
+    """
+    if settings.kind == EMBEDDED:
+        return []
+    try:
+        return [weight_file(settings.kind, settings.weights)]
+    except MissingWeightsError as error:
+        raise UsageError(str(error)) from error

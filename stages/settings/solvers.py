@@ -1,0 +1,153 @@
+"""How a trained network is solved: solver, NFE, grid and guidance as settings, and the model in EDM
+coordinates, for every stage that runs a solver.
+
+The network is called on blocks of `block_size` samples, aligned at its multiples and always whole,
+so that bytes depend neither on workers and shards nor on how many samples are held at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.stage import Settings, resolve
+from stages.methods import table
+from stages.settings import densities
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.artifacts.spectrum import PowerSpectrum
+
+
+ANY_SOLVER = table.SOLVERS | table.FITTED_SOLVERS
+
+
+UNIFORM = "uniform_t"
+
+
+# Where a flow model starts; path.T_START, whose module imports torch.
+T_START = 0.999
+
+
+class SolverOptions(Settings):
+    """The solver, where its levels lie, and guidance."""
+
+    solver: table.choice("solver", ANY_SOLVER) = Field("dpmpp2m", description="the ODE solver")
+    nfe: int = Field(20, ge=1, le=10_000, description="network evaluations a sample")
+    grid: table.choice("grid", table.GRIDS | table.DENSITY_GRIDS) = Field(
+        UNIFORM,
+        description="where the solver's levels lie; a time density's lie at its equal quantiles",
+    )
+    density: densities.DensityOptions = Field(
+        densities.DensityOptions(), description="grids of a time density, over a uniform base"
+    )
+    s_max: float = Field(
+        80.0, gt=0, le=1e4, description="grids edm, log_snr: the first level, s = t / (1 - t)"
+    )
+    s_min: float = Field(0.02, gt=0, description="grids edm, log_snr: the last level above 0")
+    guidance: float = Field(
+        1.0, ge=0, le=100, description="classifier-free guidance scale; 1 is none"
+    )
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="times t, 0 (data) to 1 (noise), between which guidance acts"
+    )
+    block_size: int = Field(
+        250,
+        ge=1,
+        le=65536,
+        description="samples of one network call, and of the batch that online and literal "
+        "corrections average over; with other blocks samples differ by rounding",
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the network runs")
+
+    @model_validator(mode="after")
+    def _solver_fits(self) -> SolverOptions:
+        if self.solver in table.ODD_SOLVERS and self.nfe % 2 == 0:
+            raise ValueError(
+                f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
+                f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
+            )
+        self.density.refuse_unread(densities.of_grids(self.grids_in_use), f"grid={self.grid}")
+        if self.grid in table.DENSITY_GRIDS:
+            self._check_start()
+        if self.s_min >= self.s_max:
+            raise ValueError(
+                f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
+            )
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"guidance_interval={self.guidance_interval} must be (low, high) with "
+                "0 <= low <= high <= 1"
+            )
+        return self
+
+    def _check_start(self) -> None:
+        """Raise ValueError where the settings alone put several times of a density's grid before
+        the start of a flow model."""
+        num_levels = (self.nfe + 1) // 2 if self.solver in table.ODD_SOLVERS else self.nfe
+        above = densities.least_share_above(self.density, self.grid, T_START)
+        if above * num_levels > 1 + 1e-9:
+            raise ValueError(
+                f"grid={self.grid} with density.shift={self.density.shift:g} and nfe={self.nfe} "
+                f"puts {1 + int(above * num_levels)} of its times at or above t={T_START}, where a "
+                "flow model starts; lower nfe, or density.shift"
+            )
+
+    @property
+    def grids_in_use(self) -> tuple[str, ...]:
+        """Every grid that these settings name."""
+        return (self.grid,)
+
+    @property
+    def grid_name(self) -> str:
+        """What tables and figures call the grid."""
+        is_density = self.grid in table.DENSITY_GRIDS
+        return self.density.label(self.grid) if is_density else self.grid
+
+
+def sources(settings: SolverOptions) -> list[str]:
+    """The places of the solver and the grid, for a stage's `sources`."""
+    if settings.grid in table.DENSITY_GRIDS:
+        grid = densities.sources(settings.density, settings.grid)
+    else:
+        grid = [table.GRIDS[settings.grid]]
+    return [*grid, ANY_SOLVER[settings.solver]]
+
+
+def needs(settings: SolverOptions) -> list[str]:
+    """The optional inputs that the grid cannot do without."""
+    return ["spectrum"] if densities.needs_spectrum(settings.grid) else []
+
+
+def levels_of(settings: SolverOptions, spectrum: PowerSpectrum | None = None) -> Tensor:
+    """The noise levels (n + 1,) float64, descending to 0, that take `nfe` evaluations.
+
+    Raises ValueError for a grid that needs the data's spectrum and has none.
+    """
+    from stages.methods.grids import from_times
+    from stages.methods.solvers import levels_for_evaluations
+
+    counted_as = table.COUNTED_AS.get(settings.solver, settings.solver)
+    num_levels = levels_for_evaluations(counted_as, settings.nfe)
+    if settings.grid in table.DENSITY_GRIDS:
+        density = densities.time_density(settings.density, settings.grid, spectrum=spectrum)
+        return from_times(density.grid(num_levels))
+    bounds = {"s_max": settings.s_max, "s_min": settings.s_min}
+    bounded = settings.grid in table.BOUNDED_GRIDS
+    return resolve(table.GRIDS[settings.grid])(num_levels, **(bounds if bounded else {}))
+
+
+def runnable(solver: str, nfes: Sequence[int]) -> tuple[int, ...]:
+    """The NFE that a solver is run at, ascending: the odd number just below an even one where it
+    takes an odd number only."""
+    if solver in table.ODD_SOLVERS:
+        return tuple(sorted({max(1, nfe - (nfe % 2 == 0)) for nfe in nfes}))
+    return tuple(sorted(set(nfes)))
+
+
+# Network evaluations, as in lists of settings; the bounds are those of a sample node's nfe.
+NFE = Annotated[int, Field(ge=1, le=10_000)]

@@ -1,0 +1,109 @@
+"""The embedded teacher's training: a small ViT by SimCLR, resumable, in the node's own process."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import StageError
+from pipeline.stage import Context
+from stages.artifacts.teacher import TeacherNetwork
+from stages.methods.simclr import Loss
+from stages.nets.vit import ContrastiveViT
+from stages.training import loop, resume
+from stages.training.log import LossLog
+
+if TYPE_CHECKING:
+    from stages.artifacts.data import DataSet
+
+WEIGHTS = "encoder.safetensors"
+LOG_EVERY, SAVE_EVERY = 25, 100
+
+
+def teacher(context: Context, data: DataSet) -> TeacherNetwork:
+    """Train on the training images, write the weights, return the frozen network.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+    from safetensors.torch import save_file
+
+    settings = context.settings
+    network, before = (_network(settings, data).to(settings.device) for _ in range(2))
+    _train(context, network, data)
+    save_file({k: v.cpu() for k, v in network.state_dict().items()}, context.path / WEIGHTS)
+    grid = tuple(side // settings.own_patch for side in data.shape[1:])
+    return TeacherNetwork(
+        name="embedded",
+        weights_hash=_hash(network),
+        resize="none",
+        grid=grid,
+        width=settings.width,
+        tokens=_frozen(network),
+        untrained=_frozen(before),
+    )
+
+
+def _network(settings: Any, data: DataSet) -> ContrastiveViT:
+    """The fresh network; the process's own random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ContrastiveViT(
+            tuple(data.shape[1:]),
+            data.shape[0],
+            settings.own_patch,
+            settings.width,
+            settings.depth,
+            settings.heads,
+        )
+
+
+def _train(context: Context, network: nn.Module, data: DataSet) -> None:
+    settings = context.settings
+    how = loop.Optimization(
+        lr=settings.lr,
+        warmup_steps=min(20, settings.steps),
+        decay_steps=settings.steps,
+        ema_decay=0.0,
+    )
+    state, log = loop.TrainState(network, how), LossLog(LOG_EVERY)
+    if (found := resume.latest(context.work.path)) is not None:
+        step, tensors, record = found
+        state.restore(step, tensors)
+        log.restore(tensors, record, settings.device)
+        context.log(f"continuing after step {step} of {settings.steps}")
+    size = min(settings.train_batch_size, len(data.train))
+    batches = loop.Batches(data.train, None, size, settings.seed, settings.device)
+    loss = Loss(settings.temperature)
+    for step in loop.train(state, loss, batches, settings.steps):
+        if rows := log.add(step):
+            note = f"loss {rows[0][2]:.3f}"
+            context.progress(step.step, settings.steps, "steps", note)
+        if step.step % SAVE_EVERY == 0 or step.step == settings.steps:
+            try:
+                log.check(step.step)
+            except StageError as error:
+                raise StageError(str(error).replace("train.", "teach.")) from error
+            resume.save(
+                context.work.path, state.step, state.tensors() | log.tensors(), log.record()
+            )
+            context.work.push()
+
+
+def _frozen(network: ContrastiveViT) -> Any:
+    network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def tokens(images: Tensor) -> Tensor:
+        return network.tokens(images)
+
+    return tokens
+
+
+def _hash(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

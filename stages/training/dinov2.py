@@ -1,0 +1,46 @@
+"""DINOv2 as the network that a training aligns with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from stages.encoders.pretrained import DINO_SIDE, RESIZED, dinov2_network, file_hash
+from stages.encoders.weights import weight_file
+
+if TYPE_CHECKING:
+    from pipeline.stage import Context
+    from stages.artifacts.data import DataSet
+    from stages.artifacts.teacher import TeacherNetwork
+
+
+def teacher(context: Context, data: DataSet) -> TeacherNetwork:
+    """DINOv2 as a teacher: class and patch tokens after the final norm (Yu et al. 2025).
+
+    Raises ValueError for a file that holds other weights, MissingWeightsError where it is absent.
+    """
+    from stages.artifacts.teacher import TeacherNetwork
+
+    settings = context.settings
+    path = weight_file(settings.kind, settings.weights, "teach.weights")
+    try:
+        trained = dinov2_network(settings.kind, path).to(settings.device)
+    except Exception as error:  # every loader has errors of its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path} cannot be read as the weights of {settings.kind!r} ({reason[0]}); set "
+            "teach.weights to the right file"
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = dinov2_network(settings.kind, None).to(settings.device)
+    return TeacherNetwork(
+        name=settings.kind,
+        weights_hash=file_hash(path),
+        resize=RESIZED,
+        grid=(DINO_SIDE // 14, DINO_SIDE // 14),
+        width=trained.width,
+        tokens=trained,
+        untrained=untrained,
+    )

@@ -1,0 +1,157 @@
+"""What the stage `train` does: train under Ray Train, keep checkpoints and resumable states."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StageError
+from pipeline.stage import Context, Result
+from stages.artifacts.network import checkpoint_name
+from stages.methods import table
+from stages.settings import networks
+from stages.training.worker import (
+    ABSCISSA,
+    _is_first,
+    _steps_before,
+    network_config,
+    train_worker,
+    training_images,
+)
+
+if TYPE_CHECKING:
+    from stages.artifacts.data import DataSet
+    from stages.training.train import TrainOptions, TrainSettings
+
+
+REFUSAL = "refused.txt"
+
+
+# Each start of the workers that finds no room for them has waited a minute.
+MAX_FAILED_STARTS = 60
+
+
+def run(context: Context) -> Result:
+    """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk.
+
+    When a worker is lost, Ray Train starts the group anew and it goes on from the last state.
+    """
+    import os
+
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings: TrainSettings = context.settings
+    trainer = TorchTrainer(
+        lambda config: _guarded(config["context"]),
+        train_loop_config={"context": context},
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers, use_gpu=settings.device == "cuda"
+        ),
+        run_config=RunConfig(
+            name=context.path.name,
+            storage_path=str(context.work.path / "ray-train"),
+            failure_config=FailureConfig(
+                max_failures=settings.max_failures, controller_failure_limit=MAX_FAILED_STARTS
+            ),
+        ),
+    )
+    refusal = context.work.path / REFUSAL
+    refusal.unlink(missing_ok=True)
+    _fit(trainer, settings)
+    if refusal.exists():
+        raise StageError(refusal.read_text())
+    return finish(context)
+
+
+def _fit(trainer: Any, settings: TrainSettings) -> None:
+    """Train. Raises StageError where the workers never found room, as when a cluster has become
+    smaller since the plan was checked against it."""
+    from ray.train.v2.api.exceptions import ControllerError
+
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        if "startup timed out" not in str(error):
+            raise
+        raise StageError(
+            f"Ray Train's workers found no room in {MAX_FAILED_STARTS} attempts: num_workers="
+            f"{settings.num_workers}; lower train.num_workers, or try again when the cluster has "
+            "room; what was trained is kept"
+        ) from error
+
+
+def _guarded(context: Context) -> None:
+    """`train_worker`, a mistake of the settings or a broken loss told through the work area: they
+    are errors of every worker, and no reason to start the group anew."""
+    from stages.training.resume import write_atomically
+
+    try:
+        train_worker(context)
+    except StageError as error:
+        text = str(error)
+        if not context.settings.num_workers:
+            raise
+        if _is_first():
+            write_atomically(context.work.path / REFUSAL, lambda path: path.write_text(text))
+
+
+def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:
+    """Tokens of a sample in the blocks: patches that are kept, and the class token."""
+    num_patches = data.shape[1] * data.shape[2] // settings.network.patch**2
+    own = settings.own(settings.method)
+    kept = max(1, round(num_patches * (1 - getattr(own, "mask_ratio", 0.0))))
+    return kept + (settings.method in table.TOKEN_LOSSES)
+
+
+def finish(context: Context) -> Result:
+    """Make the artifact of what `train_worker` left in the work area."""
+    from stages.training import resume
+
+    settings: TrainSettings = context.settings
+    data = context.inputs["data"].load()
+    step, _, record = resume.latest(context.work.path)
+    if step != settings.steps and not record.get("stopped"):
+        raise StageError(f"training ended after step {step} of {settings.steps}")
+    (context.path / "checkpoints").mkdir()
+    kept_steps = [kept for kept in settings.kept_steps if kept < step] + [step]
+    for kept in kept_steps:
+        name = checkpoint_name(kept)
+        shutil.copyfile(context.work.path / name, context.path / name)
+    config = network_config(settings, data, context.inputs.get("teacher"))
+    facts = {
+        "network": settings.network.kind,
+        "config": config,
+        "method": settings.method,
+        "steps": kept_steps,
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+        "time_density": settings.density.name,
+        "steps_before": _steps_before(context),
+        "seed": settings.seed,
+        "num_images": len(training_images(settings, data)),
+        "parameters": networks.num_parameters(settings.network.kind, config),
+    }
+    (context.path / "model.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    curves = [tuple(row) for row in record["curves"]]
+    seconds = [tuple(row) for row in record["step_seconds"]]
+    return Result(
+        metrics={name: value for name, _, value in curves},
+        curves=curves,
+        abscissa=ABSCISSA,
+        timings={"step_seconds": seconds} | _speeds(settings, data, seconds),
+        tags=record.get("tags", {}),
+    )
+
+
+def _speeds(
+    settings: TrainSettings, data: DataSet, seconds: list[tuple[int, float]]
+) -> dict[str, list[tuple[int, float]]]:
+    """Tokens a second, for networks that have tokens; else images a second."""
+    name, number = "images_per_second", settings.batch_size
+    if settings.network.kind == "sit":
+        name = "tokens_per_second"
+        number *= tokens_a_sample(settings, data)
+    return {name: [(step, number / value) for step, value in seconds]}

@@ -1,0 +1,313 @@
+"""The stage `teach`: a teacher's features of the training images, computed once and validated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import StageError, UsageError
+from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
+from stages.artifacts.data import Data
+from stages.artifacts.teacher import FACTS, PATCHES, TOKENS, Teacher
+from stages.encoders.weights import MissingWeightsError, weight_file
+from stages.methods import table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.artifacts.data import DataSet, Images
+    from stages.artifacts.teacher import TeacherNetwork
+
+EMBEDDED = "embedded"
+DINO_GRID = (16, 16)  # patches of 14 pixels on images resized to 224
+
+
+class TeachOptions(Settings):
+    """Which teacher, and how its features are computed."""
+
+    kind: table.choice("teacher", table.TEACHERS) = Field(
+        EMBEDDED,
+        description="embedded (a small ViT trained on the training images without labels, no "
+        "download) or dinov2-small, -base, -large (weights placed by hand)",
+    )
+    weights: str | None = Field(
+        None,
+        description="weight file of a teacher that is not embedded, or the folder that holds it; "
+        "unset is the folder weights; its contents, not its place, enter keys",
+        json_schema_extra={"keyed": False},
+    )
+    interpolate: bool = Field(
+        False,
+        description="resample the teacher's features to the trained network's patch grid where "
+        "the two differ; unset refuses such a teacher",
+    )
+    patch: int | None = Field(
+        None, ge=1, le=64, description="embedded: side of a patch in pixels; unset is train's"
+    )
+    width: int = Field(64, ge=8, le=8192, description="embedded: features of a token")
+    depth: int = Field(3, ge=1, le=200, description="embedded: blocks")
+    heads: int = Field(4, ge=1, le=128, description="embedded: attention heads")
+    steps: int = Field(400, ge=1, le=10**7, description="embedded: optimizer steps")
+    train_batch_size: int = Field(128, ge=2, le=65536, description="embedded: images a step")
+    lr: float = Field(1.5e-3, gt=0, le=1, description="embedded: peak learning rate, then a cosine")
+    temperature: float = Field(0.2, gt=0, le=100, description="embedded: of SimCLR's loss")
+    batch_size: int = Field(128, ge=1, le=65536, description="images in one pass")
+    precision: Literal["float32", "float16"] = Field(
+        "float32", description="of stored features; float16 halves their size"
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the teacher runs")
+    probe_images: int = Field(
+        5000, ge=10, description="training and held-out images of the linear probe, at most"
+    )
+    min_probe: float = Field(
+        0.9, ge=0, le=1, description="held-out accuracy that a linear probe must reach"
+    )
+    min_gain: float = Field(
+        0.1,
+        ge=-1,
+        le=1,
+        description="by how much the probe must be above that of the same network untrained",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TeachOptions:
+        if self.kind == EMBEDDED and self.weights is not None:
+            raise ValueError(
+                f"weights={self.weights} and kind=embedded contradict each other: the embedded "
+                "teacher is trained, not loaded; leave weights unset, or choose the kind that the "
+                "file is of"
+            )
+        if self.kind != EMBEDDED and self.patch is not None:
+            raise ValueError(
+                f"patch={self.patch} and kind={self.kind} contradict each other: only the "
+                "embedded teacher's patches can be chosen; leave patch unset"
+            )
+        if self.width % self.heads:
+            raise ValueError(
+                f"width={self.width} is not divisible by heads={self.heads}; set width to "
+                f"{self.width // self.heads * self.heads or self.heads}, say"
+            )
+        return self
+
+
+class TeachSettings(TeachOptions):
+    """The stage's settings."""
+
+    student_patch: int = Field(ge=1, le=64, description="side of the trained network's patches")
+    seed: int = Field(0, ge=0, description="of the embedded one's weights, order and views")
+
+    @property
+    def own_patch(self) -> int:
+        """Side of the embedded teacher's patches, in pixels."""
+        return self.patch or self.student_patch
+
+    def keyed(self) -> dict[str, Any]:
+        """As the base's; of a teacher that is not embedded, what trains the embedded one left
+        out."""
+        found = super().keyed()
+        if self.kind == EMBEDDED:
+            return found
+        trained = {"patch", "width", "depth", "heads", "steps", "train_batch_size", "lr", "seed"}
+        return {k: v for k, v in found.items() if k not in trained | {"temperature"}}
+
+
+def check_grids(options: TeachOptions, image_size: int | None, patch: int) -> None:
+    """Raise ValueError where the teacher's grid is known not to be the network's, and is not to be
+    resampled. image_size: side of the images, None while unknown. patch: the network's."""
+    if options.interpolate or image_size is None:
+        return
+    own = image_size // (options.patch or patch)
+    teachers = (own, own) if options.kind == EMBEDDED else DINO_GRID
+    ours = (image_size // patch, image_size // patch)
+    if teachers != ours:
+        raise ValueError(_mismatch(teachers, ours))
+
+
+def _mismatch(teachers: tuple[int, int], ours: tuple[int, int]) -> str:
+    return (
+        f"the teacher's grid of {teachers[0]}x{teachers[1]} patches is not the network's of "
+        f"{ours[0]}x{ours[1]}; set teach.interpolate=true to resample it, or change teach.patch or "
+        "train.network.patch"
+    )
+
+
+def weight_files(settings: TeachOptions) -> list[Path]:
+    """The files outside the store that settings name.
+
+    Raises UsageError where they are missing, which is before any work.
+    """
+    if settings.kind == EMBEDDED:
+        return []
+    try:
+        return [weight_file(settings.kind, settings.weights, "teach.weights")]
+    except MissingWeightsError as error:
+        raise UsageError(str(error)) from error
+
+
+def run(context: Context) -> Result:
+    """Make the teacher, probe it, store its features."""
+    settings: TeachSettings = context.settings
+    data = context.inputs["data"].load()
+    pixels = context.inputs.get("pixels")
+    shown = data if pixels is None else pixels.load()
+    grid = tuple(side // settings.student_patch for side in data.shape[1:])
+    try:
+        _check(data, shown)
+        teachers = DINO_GRID
+        if settings.kind == EMBEDDED:
+            teachers = tuple(side // settings.own_patch for side in shown.shape[1:])
+        if teachers != grid and not settings.interpolate:
+            raise ValueError(_mismatch(teachers, grid))
+        teacher = resolve(table.TEACHERS[settings.kind])(context, shown)
+        probes = _probes(teacher, shown, settings)
+        _store(context, teacher, shown.train, grid)
+    except (ValueError, OSError) as error:
+        raise StageError(str(error)) from error
+    facts = {
+        "name": teacher.name,
+        "weights_hash": teacher.weights_hash,
+        "resize": teacher.resize,
+        "grid": list(grid),
+        "teacher_grid": list(teacher.grid),
+        "width": teacher.width,
+        "data": data.name,
+        "num_images": len(data.train),
+        "probes": probes,
+    }
+    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    return Result(metrics={name.replace("/", "_"): value for name, value in probes.items()})
+
+
+def _check(data: DataSet, shown: DataSet) -> None:
+    """Raise ValueError unless the pixels show the images of the data, in their order."""
+    import torch
+
+    if data is shown:
+        return
+    for name in ("train", "test"):
+        ours, theirs = getattr(data, name).labels, getattr(shown, name).labels
+        if len(ours) != len(theirs) or not torch.equal(ours, theirs):
+            raise ValueError(
+                f"the {name} labels of teach.pixels are not those of data; teach.pixels must hold "
+                "the same images in the same order, with the same split"
+            )
+
+
+def _passes(tokens: Any, images: Images, indices: Any, settings: TeachSettings) -> Any:
+    """Yield `(first, tokens (B, 1 + M, Z) on the CPU)` over batches of the images `indices`."""
+    for first in range(0, len(indices), settings.batch_size):
+        batch = images[indices[first : first + settings.batch_size]].to(settings.device)
+        yield first, tokens(batch).float().cpu()
+
+
+def _probes(teacher: TeacherNetwork, data: DataSet, settings: TeachSettings) -> dict[str, float]:
+    """Held-out accuracy of linear probes on the class token and on the mean patch, of the teacher
+    and of the network untrained. StageError where the better of the two is too low; empty where
+    there are no classes."""
+    import torch
+
+    from stages.methods.representation import probe_accuracy
+
+    if data.num_classes < 2:
+        return {}
+    labels, found = {}, {}
+    for part in ("train", "test"):
+        images = getattr(data, part)
+        labels[part] = images.labels[: settings.probe_images]
+    for state, tokens in (("trained", teacher.tokens), ("untrained", teacher.untrained)):
+        features: dict[str, dict[str, Tensor]] = {"class": {}, "patches": {}}
+        for part in ("train", "test"):
+            indices = torch.arange(len(labels[part]))
+            passes = [t for _, t in _passes(tokens, getattr(data, part), indices, settings)]
+            features["class"][part] = torch.cat([t[:, 0] for t in passes])
+            features["patches"][part] = torch.cat([t[:, 1:].mean(1) for t in passes])
+        for which, of in features.items():
+            found[f"probe_accuracy/{which}_{state}"] = probe_accuracy(
+                of["train"], labels["train"], of["test"], labels["test"]
+            )
+    _judge(found, settings)
+    return found
+
+
+def _judge(probes: dict[str, float], settings: TeachSettings) -> None:
+    best = {
+        state: max(value for name, value in probes.items() if name.endswith(f"_{state}"))
+        for state in ("trained", "untrained")
+    }
+    if best["trained"] < settings.min_probe:
+        raise StageError(
+            f"a linear probe on the teacher's features classifies {best['trained']:.3f} of the "
+            f"held-out images, below teach.min_probe={settings.min_probe}; raise teach.steps, or "
+            "lower teach.min_probe if you accept that"
+        )
+    gain = best["trained"] - best["untrained"]
+    if gain < settings.min_gain:
+        raise StageError(
+            f"the linear probe is {gain:.3f} above that of the untrained network "
+            f"({best['trained']:.3f} against {best['untrained']:.3f}), less than "
+            f"teach.min_gain={settings.min_gain}; raise teach.steps, or lower teach.min_gain if "
+            "you accept that"
+        )
+
+
+def _store(
+    context: Context, teacher: TeacherNetwork, images: Images, grid: tuple[int, int]
+) -> None:
+    """Write features of all images, in the work area until they are whole; goes on where an
+    interrupted pass ended, if all that it left is there."""
+    import numpy as np
+    import torch
+    from numpy.lib.format import open_memmap
+
+    from stages.methods.losses import patch_targets
+    from stages.training.resume import write_atomically
+
+    settings: TeachSettings = context.settings
+    count, done = len(images), context.work.path / "features-done"
+    shapes = {PATCHES: (count, grid[0] * grid[1], teacher.width), TOKENS: (count, teacher.width)}
+    left = all(path.exists() for path in (done, *(context.work.path / name for name in shapes)))
+    if not left:
+        done.unlink(missing_ok=True)
+    first = int(done.read_text()) if left else 0
+    arrays = {
+        name: open_memmap(
+            context.work.path / name, "r+" if first else "w+", np.dtype(settings.precision), shape
+        )
+        for name, shape in shapes.items()
+    }
+    for start, tokens in _passes(teacher.tokens, images, torch.arange(first, count), settings):
+        at = slice(first + start, first + start + len(tokens))
+        targets = patch_targets(tokens[:, 1:], grid, teacher.grid, settings.interpolate)
+        arrays[PATCHES][at], arrays[TOKENS][at] = targets.numpy(), tokens[:, 0].numpy()
+        if (start // settings.batch_size) % 20 == 19 or at.stop == count:
+            for array in arrays.values():
+                array.flush()
+            write_atomically(done, lambda path, stop=at.stop: path.write_text(str(stop)))
+        context.progress(at.stop, count, "images")
+    for name in shapes:
+        _place(context.work.path / name, context.path / name)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Put a finished array into the payload. It stays in the work area too, where the file system
+    has links: the payload may be lost before it is committed, and the pass was long."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.move(source, target)
+
+
+STAGE = Stage(
+    name="teach",
+    settings=TeachSettings,
+    output=Teacher,
+    run="stages.training.teach:run",
+    inputs={"data": Input(Data), "pixels": Input(Data, optional=True)},
+    sources=lambda settings: [table.TEACHERS[settings.kind]],
+    files=weight_files,
+)

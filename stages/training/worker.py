@@ -1,0 +1,275 @@
+"""One training as its worker runs it: in this process, or one of several that Ray Train starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StageError
+from pipeline.stage import Context
+from stages.artifacts.network import build_network, checkpoint_name
+from stages.settings import densities, losses, networks
+from stages.training import watch as training_watch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stages.artifacts.data import DataSet, Images
+    from stages.artifacts.teacher import Teacher
+    from stages.methods.losses import Loss
+    from stages.training.log import LossLog
+    from stages.training.loop import Batches, TrainState
+    from stages.training.train import TrainOptions, TrainSettings
+
+
+ABSCISSA = "training_step"
+
+
+MAIN_LOSSES = ("loss/velocity", "loss/denoising")
+
+
+def _is_first() -> bool:
+    from torch import distributed
+
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def _device(settings: TrainOptions) -> Any:
+    """Where this process trains; a worker of several on a machine has its own GPU."""
+    if settings.device == "cuda" and settings.num_workers:
+        from ray.train.torch import get_device
+
+        return get_device()
+    return settings.device
+
+
+def train_worker(context: Context) -> None:
+    """What every worker does: continue from the last state, train, keep checkpoints and states.
+
+    Only the first worker writes. All that `finish` needs is in the work area.
+    """
+    from stages.training import loop
+
+    settings: TrainSettings = context.settings
+    data, teacher = context.inputs["data"].load(), _teacher(context)
+    first = _is_first()
+    config = network_config(settings, data, teacher)
+    state, log, watch = _start(context, data, config)
+    images = training_images(settings, data)
+    batches = loop.Batches(
+        images,
+        images.labels if settings.conditional and data.num_classes else None,
+        settings.batch_size,
+        settings.seed,
+        _device(settings),
+        teacher and teacher.load(),
+        # A continued training goes on in the stream of images and noise where its start ended.
+        first_step=_steps_before(context),
+    )
+    loss = _loss(context)
+    check(loss, state.network, data, batches)
+    kept = set(settings.kept_steps)
+    # A training that the alarm has ended stays ended when it is resumed.
+    steps = state.step if watch is not None and watch.stops else settings.steps
+    for step in loop.train(state, loss, batches, steps, batches.share):
+        rows = list(log.add(step))
+        keep, save = step.step in kept, step.step % settings.save_every == 0
+        look, stop = watch is not None and watch.due(step.step), False
+        if keep or save or look:
+            log.check(step.step)  # never keep what a broken loss has made
+        if look:
+            if first:
+                rows += _look(context, watch, log, step.step, state)
+            stop = loop.said_by_first(watch.stops, _device(settings))
+        if first:
+            if rows:
+                context.points(ABSCISSA, rows)
+            if keep or stop:
+                _keep(context.work.path, step.step, state)
+            if save or stop or step.step == settings.steps:
+                _save(context, state, log, watch)
+            _tell(context, step.step, log)
+        if stop:
+            break
+
+
+def _look(context: Context, watch: Any, log: LossLog, step: int, state: TrainState) -> list[Any]:
+    """Measure the ICR of the averaged weights; its points go to the curves, news to the person."""
+    try:
+        rows, said = watch.look(step)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    log.curves += rows
+    if said:
+        context.notice(said, **watch.tags())
+    if watch.stops:
+        context.notice(f"training ends at step {step} of {context.settings.steps} (scan.stop)")
+    return list(rows)
+
+
+def _loss(context: Context) -> Loss:
+    """The method's loss, t from the density that settings name."""
+    settings, spectrum = context.settings, context.inputs.get("spectrum")
+    density = settings.density
+    try:
+        found = None if spectrum is None else spectrum.load()
+        of_time = densities.time_density(density, density.kind, density.base, found)
+        options = settings.own(settings.method)
+        return losses.loss_of(settings.method, options, settings.label_dropout, of_time)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
+
+def network_config(
+    settings: TrainOptions, data: DataSet, teacher: Teacher | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of the network for these data and this teacher."""
+    width = 0 if teacher is None else teacher.description["width"]
+    own = settings.own(settings.method).of_network(width)
+    num_classes = data.num_classes if settings.conditional else 0
+    return networks.config_of(settings.network, data.shape, num_classes, **own)
+
+
+def training_images(settings: TrainSettings, data: DataSet) -> Images:
+    """The images to train on. Raises StageError where there are fewer than asked for."""
+    if settings.limit is None:
+        return data.train
+    if settings.limit > len(data.train):
+        raise StageError(
+            f"{settings.limit_setting}={settings.limit} is above the {len(data.train)} training "
+            "images; lower it"
+        )
+    return data.train.first(settings.limit)
+
+
+def _teacher(context: Context) -> Teacher | None:
+    """The teacher, if the method aligns with one; StageError where it saw other images."""
+    teacher = context.inputs.get("teacher")
+    if teacher is None:
+        return None
+    facts, ours = teacher.description, context.inputs["data"].description
+    if (facts["data"], facts["num_images"]) != (ours["name"], ours["num_train"]):
+        raise StageError(
+            f"the teacher's features are of {facts['num_images']} images of {facts['data']}, the "
+            f"data are {ours['num_train']} of {ours['name']}; connect a teacher of these data"
+        )
+    return teacher
+
+
+def check(loss: Loss, network: nn.Module, data: DataSet, batches: Batches) -> None:
+    """Raise StageError unless loss, network, data and teacher fit together: before any step."""
+    import torch
+
+    from stages.methods.draws import Draws
+    from stages.methods.losses import Batch, check_fit
+
+    one = torch.arange(1)
+    targets, tokens = (None, None) if batches.teacher is None else batches.teacher.batch(one)
+    everything = Batch(data.train[:1], batches.labels, Draws(0, one), targets, tokens)
+    try:
+        check_fit(loss, network, everything)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
+
+def _steps_before(context: Context) -> int:
+    """Steps made before this training began, by its start and what that continued."""
+    start = context.inputs.get("start")
+    if start is None:
+        return 0
+    return start.description["steps_before"] + _start_step(context)
+
+
+def _start_step(context: Context) -> int:
+    """The checkpoint of the start to continue."""
+    return context.settings.start_step or context.inputs["start"].description["steps"][-1]
+
+
+def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> None:
+    """Give the network the EMA weights of the start's checkpoint."""
+    facts, settings = context.inputs["start"].description, context.settings
+    theirs = {"method": facts["method"], "network": facts["network"], **facts["config"]}
+    ours = {"method": settings.method, "network": settings.network.kind, **config}
+    if found := networks.differences(ours, theirs):
+        raise ValueError(
+            f"the training to continue has {', '.join(found)}; a training goes on with the network "
+            "and the loss it began with"
+        )
+    found = context.inputs["start"].load().network(_start_step(context))
+    network.load_state_dict(found.state_dict())
+
+
+def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:
+    """The state to train from: fresh, continued, or the last that an interrupted run saved; and
+    what watches the training, or None."""
+    from stages.training import resume
+    from stages.training.log import LossLog
+    from stages.training.loop import Optimization, TrainState
+
+    settings: TrainSettings = context.settings
+    device = _device(settings)
+    try:
+        network = build_network(settings.network.kind, config, settings.seed)
+        if context.inputs.get("start") is not None:
+            _continue(network, context, config)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    optimization = Optimization(
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
+        clip=settings.clip,
+        ema_decay=settings.ema,
+        precision=settings.precision,
+        accumulate=settings.accumulate,
+    )
+    state = TrainState(network.to(device), optimization)
+    if settings.compile:
+        network.compile()
+    training_watch.check_scans(settings, state.ema.network, config, data)
+    log = LossLog(settings.log_every)
+    watch = training_watch.watch_of(settings, state.ema.network, config, data)
+    found = resume.latest(context.work.path)
+    if found is not None:
+        step, tensors, record = found
+        state.restore(step, tensors)
+        log.restore(tensors, record, device)
+        if watch is not None:
+            watch.restore(record["watched"])
+        context.log(f"continuing after step {step} of {settings.steps}")
+    # The decay's warm-up is for fresh weights; those of a start have an average behind them.
+    state.ema.num_updates += _steps_before(context)
+    return state, log, watch
+
+
+def _keep(folder: Path, step: int, state: TrainState) -> None:
+    """Write the EMA weights of a checkpoint to the work area."""
+    from safetensors.torch import save_file
+
+    from stages.training.resume import write_atomically
+
+    path = folder / checkpoint_name(step)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda p: save_file(state.ema.network.state_dict(), p))
+
+
+def _save(context: Context, state: TrainState, log: LossLog, watch: Any) -> None:
+    """Write the resumable state; the one before stays until this one is whole."""
+    from stages.training import resume
+
+    record = log.record()
+    if watch is not None:
+        record |= {"watched": watch.record(), "stopped": watch.stops, "tags": dict(watch.tags())}
+    resume.save(context.work.path, state.step, state.tensors() | log.tensors(), record)
+    context.work.push()
+
+
+def _tell(context: Context, step: int, log: LossLog) -> None:
+    recent = [value for name, _, value in log.curves[-8:] if name in MAIN_LOSSES]
+    note = f"loss {recent[-1]:.4f}" if recent else ""
+    measured = [value for name, _, value in log.curves[-40:] if name == "icr"]
+    note += f", ICR {measured[-1]:.4f}" if measured else ""
+    context.progress(step, context.settings.steps, "steps", note)
+    if step % (10 * log.every) == 0 and note:
+        context.log(f"step {step} of {context.settings.steps}: {note}")
