@@ -236,7 +236,7 @@ def compare(root: Root, options: Namespace) -> int:
 def ui(root: Root, options: Namespace) -> int:
     """Serve MLflow's UI."""
     from pipeline import track
-    from pipeline import ui as server
+    from pipeline.track import ui as server
 
     uri = options.tracking_uri
     if uri is None:

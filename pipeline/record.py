@@ -19,7 +19,7 @@ from pipeline.graph import Node
 from pipeline.holding import hold
 from pipeline.plan import Plan
 from pipeline.store import Store
-from pipeline.tracking_uri import PUT_BACK, redact
+from pipeline.track.redaction import PUT_BACK, redact
 
 FINISHED, FAILED, STOPPED, RUNNING = "finished", "failed", "interrupted", "running"
 

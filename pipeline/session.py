@@ -19,7 +19,7 @@ from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST
-from pipeline.tracking_uri import redact
+from pipeline.track.redaction import redact
 
 CODE = Path(__file__).resolve().parent.parent
 _ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
@@ -114,7 +114,7 @@ class _Session:
     def __init__(
         self, catalog: Catalog, store: Store, plan: Plan, options: Options, entry: record.Record
     ) -> None:
-        from pipeline.relay import Relay
+        from pipeline.track.relay import Relay
 
         self.catalog, self.store, self.plan, self.options = catalog, store, plan, options
         self.entry = entry

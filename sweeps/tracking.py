@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline import track
 from pipeline.errors import DamagedArtifactError
-from pipeline.relay import timing_curves
 from pipeline.store import Store
+from pipeline.track.relay import timing_curves
 from sweeps.outcome import Value
 from sweeps.record import LAGGED, TrialRecord
 from sweeps.space import Space

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.track.redaction import redact
 from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending, lock_file
-from pipeline.tracking_uri import check_uri, default_uri, redact
+from pipeline.track.uri import check_uri, default_uri
 
 __all__ = ["Tracker", "check_uri", "default_uri", "flush_pending"]
 

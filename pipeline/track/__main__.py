@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipeline.track.redaction import redact
 from pipeline.track.sender import Sender
 from pipeline.track.server import Away
 from pipeline.track.spool import LOCK, last_begin, lock_file
-from pipeline.tracking_uri import redact
 
 POLL_SECONDS = 0.3
 MAX_BACKOFF_SECONDS = 10.0

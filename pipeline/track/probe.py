@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pipeline.errors import UsageError
-from pipeline.tracking_uri import redact
+from pipeline.track.redaction import redact
 
 
 def check_server(uri: str, timeout: float) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.track import views
 from pipeline.track.database import create_database
-from pipeline.tracking_uri import redact, sqlite_path
+from pipeline.track.redaction import redact
+from pipeline.track.uri import sqlite_path
 
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # MLflow's limits of one log_batch
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_KEY_CHARS = 6000, 5000, 250

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import relay
+from pipeline.track import relay
 
 NODES = ["a", "b", "c"]
 

@@ -22,6 +22,7 @@ import pytest
 from pipeline import track
 from pipeline.errors import UsageError
 from pipeline.track import views
+from pipeline.track.redaction import redact
 from pipeline.track.spool import (
     LOCK,
     SPOOL,
@@ -33,7 +34,7 @@ from pipeline.track.spool import (
     lock_file,
     read_events,
 )
-from pipeline.tracking_uri import check_uri, default_uri, redact
+from pipeline.track.uri import check_uri, default_uri
 
 
 @pytest.fixture(scope="session")
@@ -421,7 +422,7 @@ def test_state_of_another_server_is_not_used(tmp_path):
 
 
 def test_the_engine_imports_no_mlflow():
-    code = "import sys, pipeline.track, pipeline.ui; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, pipeline.track, pipeline.track.ui; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -10,9 +10,8 @@ import urllib.request
 
 import pytest
 
-from pipeline import ui
 from pipeline.errors import UsageError
-from pipeline.track import views
+from pipeline.track import ui, views
 
 
 def make_store(path, with_runs=True):
@@ -96,7 +95,7 @@ def test_it_serves_and_stops_without_leaving_a_process(tmp_path, how):
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")
     client.create_run(client.create_experiment("full/digits"))
     port = free_port()
-    code = f"from pipeline import ui; raise SystemExit(ui.serve('sqlite:///{path}', {port}))"
+    code = f"from pipeline.track import ui; raise SystemExit(ui.serve('sqlite:///{path}', {port}))"
     command = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     )

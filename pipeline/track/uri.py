@@ -6,12 +6,12 @@ Every command that runs something imports this module; what speaks HTTP is in `t
 from __future__ import annotations
 
 import importlib.util
-import re
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import UsageError, nearest
+from pipeline.track.redaction import redact
 
 # Python packages that speak to a database, by the driver that the URI names.
 DRIVERS = {
@@ -21,10 +21,6 @@ DRIVERS = {
     "mysqldb": "MySQLdb",
 }
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
-PUT_BACK = (
-    "with the password in the place of ***, or without it, in MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD for a server"
-)
 EXAMPLES = "sqlite:////path/to/mlflow.db or http://host:5000"
 
 
@@ -38,12 +34,6 @@ def sqlite_path(uri: str) -> Path | None:
     if not uri.startswith("sqlite:"):
         return None
     return Path(uri.split("?", 1)[0].removeprefix("sqlite:///")).absolute()
-
-
-def redact(uri: str) -> str:
-    """The URI without its password, for messages and records."""
-    uri = re.sub(r"(://[^:/@]*:)[^/]*@", r"\1***@", uri)
-    return re.sub(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&\s]*", r"\1***", uri, flags=re.I)
 
 
 def check_uri(uri: str, timeout: float = 2.0) -> str | None:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import DONE, UsageError
 from pipeline.track import views
-from pipeline.tracking_uri import redact, sqlite_path
+from pipeline.track.redaction import redact
+from pipeline.track.uri import sqlite_path
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
