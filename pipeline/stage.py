@@ -116,6 +116,9 @@ class Stage:
         files: the files and folders outside the store that given settings name; their contents
             (of folders: names, sizes and times of change) enter the key.
         workers: the processes that given settings make its run function start, or None.
+        metrics: the headline numbers that a given node may report: what sweeps can name; `*`
+            stands for any part of a name.
+        curve_steps: where its nodes tell a curve while they run, how many steps a given one has.
     """
 
     name: str
@@ -128,6 +131,8 @@ class Stage:
     needs: Callable[[Any], Iterable[str]] = lambda settings: ()
     files: Callable[[Any], Iterable[Path]] = lambda settings: ()
     workers: Callable[[Any], Workers | None] = lambda settings: None
+    metrics: Callable[[Any], Sequence[str]] = lambda node: ("*",)
+    curve_steps: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -227,10 +232,6 @@ class Catalog:
             `pipeline.publish.Timed` of what depends on measured times, which the report shows with
             the run.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
-        metrics: for each stage a function that tells of a node which headline numbers it may
-            report; `*` stands for any part of a name. A stage without one may report any.
-        curve_steps: for stages whose nodes tell a curve while they run a function that tells of a
-            node how many steps that has.
     """
 
     settings: type[Settings]
@@ -243,8 +244,6 @@ class Catalog:
     weights: Sequence[Weights] = ()
     compare_scores: str = ""
     compare_page: str = ""
-    metrics: Mapping[str, Callable[[Any], Sequence[str]]] = field(default_factory=dict)
-    curve_steps: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
     report_timed: str = ""
 
 

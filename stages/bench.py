@@ -1,54 +1,35 @@
-"""The settings of a preset: what every stage and recipe of the bench can be told."""
+"""The settings of a preset: what the common bench can be told, and what each paper adds to it."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from pipeline.errors import nearest
-from pipeline.stage import Resources, Settings
+from pipeline.stage import Resources, Settings, Stage
 from stages.data.prepare import PrepareSettings
-from stages.papers.combined.options import CombinedOptions
-from stages.papers.csflow.options import CSFlowOptions
-from stages.papers.csflow.spectrum import SpectrumSettings
-from stages.papers.icr.options import ICROptions, ScanPreset
-from stages.papers.maskalign.diagnose import DiagnoseOptions
-from stages.papers.maskalign.options import ComparisonOptions, TeacherOptions
-from stages.papers.stein.options import SteinOptions
-from stages.papers.wavelet.options import WaveletOptions
-from stages.report.report import ReportSettings
+from stages.data.spectrum import SpectrumSettings
+from stages.paper import Paper
+from stages.report.report import ReportOptions
 from stages.sampling.sweep import SampleSweep
 from stages.scoring.evaluate import Evaluation
 from stages.settings.extractors import ExtractorOptions
+from stages.settings.scans import ScanPreset
+from stages.training.teach import TeacherOptions
 from stages.training.train import TrainOptions
 
 
-class StageResources(Settings):
-    """Resources by stage."""
-
-    prepare: Resources = Field(Resources(), description="of prepare")
-    extractor: Resources = Field(Resources(), description="of extractor")
-    features: Resources = Field(Resources(), description="of features nodes")
-    external: Resources = Field(Resources(), description="of external")
-    teach: Resources = Field(Resources(), description="of teach")
-    train: Resources = Field(Resources(), description="of train nodes")
-    diagnose: Resources = Field(Resources(), description="of diagnose nodes")
-    spectrum: Resources = Field(Resources(), description="of spectrum")
-    checkpoint: Resources = Field(Resources(), description="of checkpoint nodes")
-    sample: Resources = Field(Resources(), description="of sample nodes")
-    calibrate: Resources = Field(Resources(), description="of calibrate nodes")
-    lipschitz: Resources = Field(Resources(), description="of lipschitz nodes")
-    evaluate: Resources = Field(Resources(), description="of evaluate nodes")
-    fit: Resources = Field(Resources(), description="of fit nodes")
-    risk: Resources = Field(Resources(), description="of risk nodes")
-    draw: Resources = Field(Resources(), description="of draw nodes")
-    scan: Resources = Field(Resources(), description="of scan nodes")
-    report: Resources = Field(Resources(), description="of report")
-
-
 class Bench(Settings):
-    """Everything a preset holds."""
+    """What every preset holds; `bench_of` adds the sections of papers, and resources by stage."""
+
+    papers: ClassVar[tuple[Paper, ...]] = ()
+    # The section that says on which device the nodes of a stage run, by stage.
+    devices: ClassVar[Mapping[str, str]] = {
+        **{name: name for name in ("extractor", "teach", "train", "sample")},
+        "features": "extractor",
+    }
 
     # torch takes seeds below 2^64, and those of nodes count on from this one.
     seed: int = Field(0, ge=0, lt=2**62, description="of all randomness but the data's split")
@@ -60,29 +41,13 @@ class Bench(Settings):
         TeacherOptions(), description="the teacher that REPA, REG and MaskAlign align with"
     )
     train: TrainOptions = Field(TrainOptions(), description="training")
-    maskalign: ComparisonOptions = Field(
-        ComparisonOptions(), description="what MaskAlign is compared with"
-    )
-    diagnose: DiagnoseOptions = Field(
-        DiagnoseOptions(), description="where alignment gradients fall, and what masks do to them"
-    )
     spectrum: SpectrumSettings = Field(
         SpectrumSettings(), description="the data's power spectrum, which CSFlow starts from"
     )
     sample: SampleSweep = Field(SampleSweep(), description="sampling")
-    csflow: CSFlowOptions = Field(CSFlowOptions(), description="what CSFlow is compared with")
-    combined: CombinedOptions = Field(
-        CombinedOptions(), description="the methods put together, beside each alone"
-    )
-    wavelet: WaveletOptions = Field(WaveletOptions(), description="wavelet scores")
-    stein: SteinOptions = Field(
-        SteinOptions(), description="corrected solvers, and how contractive steps are"
-    )
     scan: ScanPreset = Field(ScanPreset(), description="views of which the ICR is taken")
-    icr: ICROptions = Field(ICROptions(), description="the trainings whose ICR is scanned")
     evaluate: Evaluation = Field(Evaluation(), description="scores")
-    report: ReportSettings = Field(ReportSettings(), description="the HTML report")
-    resources: StageResources = Field(StageResources(), description="of nodes, by stage")
+    report: ReportOptions = Field(ReportOptions(), description="the HTML report")
     hints: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         {},
         description="seconds a node may take until one was measured, by how its name begins; the "
@@ -93,7 +58,7 @@ class Bench(Settings):
     @classmethod
     def _hints_meet_nodes(cls, hints: dict[str, float]) -> dict[str, float]:
         """Names of nodes begin with their stage's; recipes differ in what follows."""
-        stages = tuple(StageResources.model_fields)
+        stages = tuple(cls.model_fields["resources"].annotation.model_fields)
         for key in hints:
             stage = key.partition("/")[0]
             if stage not in stages and not any(name.startswith(key) for name in stages):
@@ -117,29 +82,8 @@ class Bench(Settings):
         return self
 
     @model_validator(mode="after")
-    def _guidance_fits(self) -> Bench:
-        """Guidance needs what label dropout trains; networks made elsewhere are known when read."""
-        train, scale = self.train, self.sample.guidance
-        if scale == 1 or self.stein.checkpoint is not None:
-            return self
-        if not train.conditional:
-            raise ValueError(
-                f"sample.guidance={scale:g} and train.conditional=false contradict each other: "
-                "guidance is towards a class; set sample.guidance=1, or train.conditional=true"
-            )
-        if not 0 < train.label_dropout < 1:
-            raise ValueError(
-                f"sample.guidance={scale:g} and train.label_dropout={train.label_dropout:g} "
-                "contradict each other: guidance needs a network trained with and without "
-                "classes; set train.label_dropout=0.1, say, or sample.guidance=1"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _devices_fit(self) -> Bench:
-        owners = {"features": "extractor", "calibrate": "sample", "lipschitz": "sample"}
-        for name in ("extractor", "teach", "train", "diagnose", "sample", "scan", *owners):
-            owner = owners.get(name, name)
+        for name, owner in self.devices.items():
             device, gpus = getattr(self, owner).device, getattr(self.resources, name).gpus
             workers = self.train.num_workers if name == "train" else 0
             if workers and gpus:
@@ -157,3 +101,29 @@ class Bench(Settings):
                     f"set {owner}.device=cuda"
                 )
         return self
+
+
+def bench_of(stages: Iterable[Stage], papers: Sequence[Paper]) -> type[Bench]:
+    """The settings of a preset over these stages and papers."""
+    resources = create_model(
+        "StageResources",
+        __base__=Settings,
+        __doc__="Resources by stage.",
+        **{stage.name: _field(Resources, f"of {stage.name} nodes") for stage in stages},
+    )
+    sections = {
+        name: _field(kind, of) for paper in papers for name, (kind, of) in paper.sections.items()
+    }
+    made = create_model(
+        "Bench",
+        __base__=Bench,
+        **sections,
+        resources=_field(resources, "of nodes, by stage"),
+    )
+    made.papers = tuple(papers)
+    made.devices = {**Bench.devices, **{k: v for paper in papers for k, v in paper.devices.items()}}
+    return made
+
+
+def _field(kind: type[Settings], description: str) -> tuple[type[Settings], Any]:
+    return kind, Field(kind(), description=description)

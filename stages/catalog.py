@@ -1,65 +1,63 @@
-"""All stages and recipes: what the composition root hands over."""
+"""All stages, papers and recipes: what the composition root hands over."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.stage import Catalog
-from stages import metrics
-from stages.bench import Bench
-from stages.data import prepare
+from pipeline.stage import Catalog, resolve
+from stages.bench import bench_of
+from stages.data import prepare, spectrum
 from stages.encoders import weights
-from stages.papers.csflow import spectrum
-from stages.papers.icr import scan
-from stages.papers.maskalign import diagnose
-from stages.papers.stein import calibrate, lipschitz
-from stages.papers.wavelet import draw, fit, risk
-from stages.recipes import csflow, evaluate, full, icr, stein, train, wavelet
-from stages.recipes.complete import hinted, scored
-from stages.report import report
+from stages.recipes.complete import completed
+from stages.report import report, timed
 from stages.sampling import sample
-from stages.scoring import evaluate as scores
-from stages.scoring import external, extractor, features
-from stages.training import checkpoint, teach
-from stages.training import train as training
+from stages.scoring import evaluate, external, extractor, features
+from stages.training import checkpoint, teach, train
+
+if TYPE_CHECKING:
+    from pipeline.publish import Timed
+    from pipeline.results import Run
+
+# A paper is a folder of `stages/papers/` and its name here; the report has them in this order.
+PAPERS = tuple(
+    resolve(f"stages.papers.{name}.paper:PAPER")
+    for name in ("maskalign", "csflow", "stein", "wavelet", "icr", "combined")
+)
 
 STAGES = {
     stage.name: stage
     for stage in (
         prepare.STAGE,
+        spectrum.STAGE,
         extractor.STAGE,
         features.STAGE,
         external.STAGE,
         teach.STAGE,
-        training.STAGE,
-        diagnose.STAGE,
-        spectrum.STAGE,
+        train.STAGE,
         checkpoint.STAGE,
         sample.STAGE,
-        calibrate.STAGE,
-        lipschitz.STAGE,
-        scores.STAGE,
-        fit.STAGE,
-        risk.STAGE,
-        draw.STAGE,
-        scan.STAGE,
+        evaluate.STAGE,
+        *(stage for paper in PAPERS for stage in paper.stages),
         report.STAGE,
     )
 }
 
+Bench = bench_of(STAGES.values(), PAPERS)
 
 RECIPES = {
-    name: hinted(scored(recipe))
-    for name, recipe in (
-        ("full", full.recipe),
-        ("train", train.recipe),
-        ("evaluate", evaluate.recipe),
-        ("csflow", csflow.recipe),
-        ("stein", stein.recipe),
-        ("icr", icr.recipe),
-        ("wavelet", wavelet.recipe),
+    name: completed(place)
+    for name, place in (
+        ("full", "stages.recipes.full:recipe"),
+        ("evaluate", "stages.recipes.evaluate:recipe"),
+        *(recipe for paper in PAPERS for recipe in paper.recipes.items()),
     )
 }
+
+
+def timed_section(run: Run) -> Timed:
+    """What depends on measured times, of all papers."""
+    return timed.section(run, PAPERS)
 
 
 CATALOG = Catalog(
@@ -70,8 +68,6 @@ CATALOG = Catalog(
     default_preset="digits",
     exclude_sources=frozenset({"stages.catalog", "stages.methods.table"}),
     weights=weights.CATALOG,
-    metrics=metrics.METRICS,
-    curve_steps=metrics.CURVE_STEPS,
     packages=(
         "torch",
         "torchvision",
@@ -85,5 +81,5 @@ CATALOG = Catalog(
     ),
     compare_scores="stages.report.compare_scores:lines",
     compare_page="stages.report.compare_page:compared",
-    report_timed="stages.report.timed:section",
+    report_timed="stages.catalog:timed_section",
 )

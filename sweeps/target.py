@@ -117,15 +117,15 @@ def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], number: i
     resolved, whole = _built(catalog, sweep, values, number)
     space, flat = sweep.space, resolved.flat()
     measured = {
-        name: _reporting(catalog, whole, filled(measure.node, flat), measure.metric or name)
+        name: _reporting(whole, filled(measure.node, flat), measure.metric or name)
         for name, measure in space.metrics.items()
     }
     needed = [node.name for node in measured.values()]
     watched = grace = None
     if space.halving is not None:
         pattern = filled(space.halving.node, flat)
-        node = _reporting(catalog, whole, pattern, space.halving.metric)
-        watched, grace = node.name, _grace(catalog, space.halving, node)
+        node = _reporting(whole, pattern, space.halving.metric)
+        watched, grace = node.name, _grace(space.halving, node)
         needed.append(watched)
     names = whole.ancestors(needed)
     if watched is not None and watched not in whole.ancestors(needed[:-1]):
@@ -137,9 +137,9 @@ def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], number: i
     return Target(space.recipe, resolved, graph, measured, watched, grace)
 
 
-def _grace(catalog: Catalog, halving: Halving, node: Node) -> int:
+def _grace(halving: Halving, node: Node) -> int:
     """The first step at which a trial may stop; UsageError where it ends before."""
-    count = catalog.curve_steps.get(node.stage.name)
+    count = node.stage.curve_steps
     steps = None if count is None else count(node)
     if halving.grace < 1:
         if steps is None:
@@ -169,11 +169,11 @@ def filled(pattern: str, flat: Mapping[str, Any]) -> str:
     return re.sub(r"{([\w.]+)}", value, pattern)
 
 
-def _reporting(catalog: Catalog, graph: Graph, pattern: str, metric: str) -> Node:
+def _reporting(graph: Graph, pattern: str, metric: str) -> Node:
     """The one node that a pattern fits; UsageError unless it may report the metric."""
     found = [name for name in graph.nodes if fnmatchcase(name, pattern)]
     if not found:
-        known = [name for name in graph.nodes if _may_report(catalog, graph[name], metric)]
+        known = [name for name in graph.nodes if _may_report(graph[name], metric)]
         these = f" (with {metric}: {_few(known)})" if known else ""
         hint = nearest(pattern, graph.nodes) or these
         raise UsageError(f"no node of the recipe fits '{pattern}', for {metric}{hint}")
@@ -183,8 +183,8 @@ def _reporting(catalog: Catalog, graph: Graph, pattern: str, metric: str) -> Nod
             "name it, or narrow the pattern"
         )
     node = graph[found[0]]
-    if not _may_report(catalog, node, metric):
-        reported = catalog.metrics[node.stage.name](node)
+    if not _may_report(node, metric):
+        reported = node.stage.metrics(node)
         known = f" (it reports: {', '.join(reported) or 'nothing'})"
         raise UsageError(
             f"{node.name} reports no metric '{metric}'{nearest(metric, reported)}{known}"
@@ -192,9 +192,8 @@ def _reporting(catalog: Catalog, graph: Graph, pattern: str, metric: str) -> Nod
     return node
 
 
-def _may_report(catalog: Catalog, node: Node, metric: str) -> bool:
-    patterns = catalog.metrics.get(node.stage.name, lambda node: ("*",))
-    return any(fnmatchcase(metric, pattern) for pattern in patterns(node))
+def _may_report(node: Node, metric: str) -> bool:
+    return any(fnmatchcase(metric, pattern) for pattern in node.stage.metrics(node))
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

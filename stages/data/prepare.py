@@ -228,4 +228,5 @@ STAGE = Stage(
     run="stages.data.prepare:run",
     sources=lambda settings: [table.DATASETS[settings.dataset]],
     files=sources_of,
+    metrics=lambda node: ("num_train", "num_test"),
 )

@@ -99,3 +99,12 @@ def mean_curve(name: str, many: Sequence[Sequence[tuple[float, float]]]) -> Any:
     if len(many) > 1:
         errors = [statistics.stdev(of_x) / len(of_x) ** 0.5 for of_x in values]
     return Curve(name, at, [statistics.fmean(of_x) for of_x in values], errors)
+
+
+DENSITY = " a="  # grids of densities are named like "csflow a=0.4"
+
+
+def without_densities(scores: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
+    """The curves that compare solvers: those on grids of densities are CSFlow's to show."""
+    kept = {name: rows for name, rows in scores.items() if DENSITY not in rows[0].grid}
+    return kept or dict(scores)

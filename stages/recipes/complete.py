@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from pipeline.stage import Stage
-from stages.bench import Bench
-from stages.papers.csflow import spectrum
-from stages.papers.icr import scan
-from stages.papers.maskalign import diagnose
-from stages.papers.stein import calibrate, lipschitz
-from stages.papers.wavelet import draw, risk
-from stages.recipes.nodes import (
-    REFERENCES,
-    own_features_node,
-    spectrum_nodes,
-    teacher_nodes,
-)
+from pipeline.stage import resolve
+from stages.recipes.nodes import REFERENCES, own_features_node, spectrum_nodes, teacher_nodes
 from stages.report import report
+from stages.report.report import ReportSettings
 from stages.sampling import sample
 from stages.scoring import evaluate, external, extractor
 from stages.scoring.evaluate import features_node
@@ -31,25 +21,53 @@ if TYPE_CHECKING:
     from stages.bench import Bench
 
 
-def shown_samples(nodes: Sequence[Node]) -> list[str]:
-    """Names of the sample nodes that the report shows: of scanned models those of the last step."""
-    scanned = {name for node in nodes if node.stage is scan.STAGE for name in node.slot("model")}
+def completed(place: str) -> Callable[[Bench], list[Node]]:
+    """The recipe at `"module:function"`, read when it is asked for, with what all end with."""
+
+    def build(bench: Bench) -> list[Node]:
+        nodes = _with_needed(bench, resolve(place)(bench))
+        _check_guidance(nodes)
+        nodes = with_features(bench, [*nodes, report_node(bench, nodes)])
+        return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in nodes]
+
+    return build
+
+
+def _check_guidance(nodes: Sequence[Node]) -> None:
+    """Raise UsageError where samples are guided that no label dropout of a training allows."""
+    trained = {node.name: node.settings for node in nodes if node.stage is train.STAGE}
+    for node in nodes:
+        if node.stage is not sample.STAGE or node.settings.guidance == 1:
+            continue
+        training, scale = trained.get(node.inputs["model"]), node.settings.guidance
+        if training is not None and not training.conditional:
+            raise UsageError(
+                f"sample.guidance={scale:g} and train.conditional=false contradict each other: "
+                "guidance is towards a class; set sample.guidance=1, or train.conditional=true"
+            )
+        if training is not None and not 0 < training.label_dropout < 1:
+            raise UsageError(
+                f"sample.guidance={scale:g} and train.label_dropout={training.label_dropout:g} "
+                "contradict each other: guidance needs a network trained with and without "
+                "classes; set train.label_dropout=0.1, say, or sample.guidance=1"
+            )
+
+
+def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
+    """Names of the sample nodes that the report shows: those of the run's own seed, and of models
+    that are scanned those of the last step."""
+    scanned = {n for node in nodes if node.name.startswith("scan/") for n in node.slot("model")}
     sampled = [node for node in nodes if node.stage is sample.STAGE]
     last = {node.inputs["model"]: node.name for node in sampled}
     return [
         node.name
         for node in sampled
-        if node.inputs["model"] not in scanned or node.name == last[node.inputs["model"]]
+        if (
+            node.name == last[node.inputs["model"]]
+            if node.inputs["model"] in scanned
+            else node.settings.seed == bench.seed
+        )
     ]
-
-
-def scored(recipe: Callable[[Bench], list[Node]]) -> Callable[[Bench], list[Node]]:
-    """The recipe with the features that its evaluations read."""
-
-    def complete(bench: Bench) -> list[Node]:
-        return with_features(bench, recipe(bench))
-
-    return complete
 
 
 def with_features(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
@@ -87,7 +105,7 @@ def _check_size(scores: Node, samples: Node) -> None:
         )
 
 
-def with_needed(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+def _with_needed(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """The nodes, with the teacher and every spectrum that one of them reads."""
     read = {slot for node in nodes for slot in node.inputs}
     spectra = dict.fromkeys(n.inputs["spectrum"] for n in nodes if "spectrum" in n.inputs)
@@ -100,38 +118,31 @@ def with_needed(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
 
 def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
     """The report of what all other nodes give."""
+    shown = {name for paper in bench.papers for name in paper.shown}
 
-    def of(stage: Stage) -> list[str]:
-        return [node.name for node in nodes if node.stage is stage]
+    def of(*stages: str) -> list[str]:
+        return [node.name for node in nodes if node.stage.name in stages]
 
     inputs = {
         "data": "prepare",
-        "extractor": of(extractor.STAGE),
-        "spectrum": [name for name in of(spectrum.STAGE) if name == "spectrum"],
-        "teacher": of(teach.STAGE),
-        "training": of(train.STAGE),
-        "diagnoses": of(diagnose.STAGE),
-        "scores": of(evaluate.STAGE),
-        "schedules": of(calibrate.STAGE),
-        "lipschitz": of(lipschitz.STAGE),
-        "samples": shown_samples(nodes) + of(external.STAGE),
-        "risks": of(risk.STAGE),
-        "drawn": of(draw.STAGE),
-        "scans": of(scan.STAGE),
+        "extractor": of(extractor.STAGE.name),
+        "spectrum": [name for name in of("spectrum") if name == "spectrum"],
+        "teacher": of(teach.STAGE.name),
+        "training": of(train.STAGE.name),
+        "scores": of(evaluate.STAGE.name),
+        "samples": shown_samples(bench, nodes) + of(external.STAGE.name),
+        "papers": of(*shown),
     }
-    return Node("report", report.STAGE, bench.report, inputs, bench.resources.report)
+    settings = ReportSettings(
+        title=bench.report.title,
+        sections=tuple(paper.section for paper in bench.papers if paper.section),
+        claims=tuple(paper.claims for paper in bench.papers if paper.claims),
+        apart=tuple(paper.apart for paper in bench.papers if paper.apart),
+    )
+    return Node("report", report.STAGE, settings, inputs, bench.resources.report)
 
 
 def _hint(hints: Mapping[str, float], name: str) -> float | None:
     """Seconds under the longest beginning of a node's name."""
     found = [key for key in hints if name.startswith(key)]
     return hints[max(found, key=len)] if found else None
-
-
-def hinted(recipe: Callable[[Bench], list[Node]]) -> Callable[[Bench], list[Node]]:
-    """The recipe, each node with the preset's hint of its time."""
-
-    def build(bench: Bench) -> list[Node]:
-        return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in recipe(bench)]
-
-    return build

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.bench import Bench
-from stages.recipes.complete import report_node
 from stages.recipes.nodes import (
     extractor_nodes,
     prepare_nodes,
@@ -48,6 +46,5 @@ def external_nodes(bench: Bench) -> list[Node]:
 
 
 def recipe(bench: Bench) -> list[Node]:
-    """Samples made elsewhere: their scores under the preset's protocol, and a report."""
-    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
-    return [*nodes, report_node(bench, nodes)]
+    """Samples made elsewhere: their scores under the preset's protocol."""
+    return [*prepare_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]

@@ -1,12 +1,10 @@
-"""The recipe full: every method on one training, and the report of it."""
+"""The recipe full: one training, its samples and scores, and what every paper adds to it."""
 
 from __future__ import annotations
 
-from pipeline.graph import Node
-from stages.bench import Bench
-from stages.recipes import combined, csflow, icr, stein, wavelet
-from stages.recipes import train as recipes_train
-from stages.recipes.complete import report_node, with_needed
+from typing import TYPE_CHECKING
+
+from pipeline.stage import resolve
 from stages.recipes.evaluate import external_nodes
 from stages.recipes.nodes import (
     checkpoint_nodes,
@@ -16,10 +14,13 @@ from stages.recipes.nodes import (
     train_nodes,
 )
 
+if TYPE_CHECKING:
+    from pipeline.graph import Node
+    from stages.bench import Bench
+
 
 def recipe(bench: Bench) -> list[Node]:
-    """Everything: data, extractor, trainings, samples over steps and over solvers, scores,
-    report."""
+    """Everything: data, extractor, trainings, samples over steps and over solvers, scores."""
     method = bench.train.method
     nodes = [
         *prepare_nodes(bench),
@@ -30,17 +31,7 @@ def recipe(bench: Bench) -> list[Node]:
     ]
     if bench.evaluate.path is not None:
         nodes += external_nodes(bench)
-    if bench.maskalign.in_full:
-        nodes += recipes_train.full_nodes(bench, nodes)
-    if bench.stein.in_full:
-        nodes += stein.full_nodes(bench, nodes)
-    if bench.csflow.in_full:
-        nodes += csflow.full_nodes(bench, nodes)
-    if bench.combined.in_full and bench.csflow.in_full:
-        nodes += combined.full_nodes(bench, nodes)
-    if bench.wavelet.in_full:
-        nodes += wavelet.full_nodes(bench, nodes)
-    if bench.icr.in_full:
-        nodes += icr.full_nodes(bench)
-    nodes = with_needed(bench, nodes)
-    return [*nodes, report_node(bench, nodes)]
+    for paper in bench.papers:
+        if paper.full and getattr(bench, paper.name).in_full:
+            nodes += resolve(paper.full)(bench, nodes)
+    return nodes

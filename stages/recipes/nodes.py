@@ -10,11 +10,9 @@ from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import Settings
 from stages.artifacts.extractor import EMBEDDED
-from stages.bench import Bench
-from stages.data import prepare
+from stages.data import prepare, spectrum
 from stages.encoders.weights import FOLDER
 from stages.methods import table
-from stages.papers.csflow import spectrum
 from stages.sampling import sample
 from stages.scoring import evaluate, extractor, features
 from stages.scoring.evaluate import EvaluateSettings

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.pages.curves import group
+from pipeline.stage import resolve
 from stages.pages.findings import (
     ABSENT,
     BOUND,
@@ -21,18 +20,11 @@ from stages.pages.findings import (
     TIMED,
     TRAININGS,
     counted,
-    repeating,
 )
-from stages.papers.combined import claims
-from stages.papers.csflow import claims as csflow_claims
-from stages.papers.icr import claims as icr_claims
-from stages.papers.maskalign import claims as maskalign_claims
-from stages.papers.stein import claims as stein_claims
-from stages.papers.wavelet import claims as wavelet_claims
 
 if TYPE_CHECKING:
-    from stages.artifacts.scores import Row
     from stages.pages.findings import Effect, Finding
+    from stages.pages.made import Made
     from stages.pages.page import Section
 
 COLUMNS = ("method", "claim", "paper", "ours", "error", "verdict")
@@ -43,53 +35,12 @@ OUT_OF_SCOPE = (
 )
 
 
-def findings(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Finding]:
+def findings(made: Made, papers: Sequence[str]) -> list[Finding]:
     """Every claim of every paper, with what the run has to say of it.
 
-    inputs: the report's. scores: all its curves, by node.
+    papers: `"module:function"` of each one's claims.
     """
-    artifacts = inputs.get("scores", {})
-    over_nfe, over_steps, arms = {}, {}, {}
-    for name, rows in scores.items():
-        if claims.is_arm(name):
-            arms[name] = rows
-        elif artifacts[name].settings["abscissa"] == "nfe":
-            over_nfe[name] = rows
-        else:
-            over_steps[name] = artifacts[name].load(every_seed=True)
-    data, trainings = inputs.get("data"), inputs.get("training", {})
-    num_held_out = data.description["num_test"] if data else 1
-    by_step, by_nfe = repeated(over_steps, trainings), repeated(over_nfe, trainings)
-    return [
-        *repeating(maskalign_claims.findings(over_steps, inputs.get("diagnoses", {})), by_step),
-        maskalign_claims.cost_elsewhere(trainings),
-        *repeating(csflow_claims.findings(over_nfe), by_nfe),
-        *repeating(
-            stein_claims.findings(over_nfe, list(inputs.get("lipschitz", {}).values())), by_nfe
-        ),
-        *icr_claims.findings(inputs.get("scans", {}), num_held_out, trainings),
-        *wavelet_claims.findings(
-            [artifact.load() for artifact in inputs.get("risks", {}).values()]
-        ),
-        *repeating(claims.findings(arms), NOISES),
-    ]
-
-
-def repeated(scores: Mapping[str, Sequence[Row]], trainings: Iterable[str]) -> str:
-    """What the seeds of scores repeat, the training or only the noise, by the trainings that there
-    are: samples of `train/NAME` and `train/NAME-seed1` are `sample/NAME-...`."""
-    trained = Counter(group(name) for name in trainings)
-    seeds: dict[str, set[int]] = {}
-    for rows in scores.values():
-        for row in rows:
-            sampled = row.node.partition("/")[2]
-            of = [name for name in trained if sampled.startswith(f"{name}-")]
-            if row.seed is not None:
-                seeds.setdefault(max(of, key=len, default=""), set()).add(row.seed)
-    several = {name: len(some) for name, some in seeds.items() if len(some) > 1}
-    if not several or "" in several:
-        return SEEDS
-    return TRAININGS if all(trained[name] >= n for name, n in several.items()) else NOISES
+    return [finding for place in papers for finding in resolve(place)(made)]
 
 
 def section(found: Sequence[Finding]) -> Section:

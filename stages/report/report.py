@@ -12,35 +12,35 @@ from pydantic import Field
 
 from pipeline.artifact import Artifact
 from pipeline.publish import MARKER, PAGE
-from pipeline.stage import Context, Input, Result, Settings, Stage
+from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
 from stages.artifacts.data import Data
-from stages.artifacts.diagnosis import Diagnosis
 from stages.artifacts.extractor import Extractor
 from stages.artifacts.features import FeatureSet
-from stages.artifacts.lipschitz import Lipschitz
-from stages.artifacts.risks import Risks
+from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.samples import Samples
-from stages.artifacts.scan import Scan
-from stages.artifacts.schedule import Schedule
 from stages.artifacts.scores import Row, Scores
 from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.pages.findings import counted
-from stages.papers.combined import section as combined_section
-from stages.papers.combined.claims import is_arm
-from stages.papers.csflow import section as csflow_section
-from stages.papers.icr import section as icr_section
-from stages.papers.stein import section as stein_section
-from stages.papers.wavelet import section as wavelet_section
+from stages.pages.made import Made
 from stages.report import claims, extractor, neighbours, training
 from stages.report import scores as score_section
-from stages.training.train import TrainedNetwork
 
 
-class ReportSettings(Settings):
+class ReportOptions(Settings):
     """What the report says of itself."""
 
     title: str = Field("Diffusion bench", description="the report's title")
+
+
+class ReportSettings(ReportOptions):
+    """What stands in the report, by the papers that there are."""
+
+    sections: tuple[str, ...] = Field((), description="module:function of each paper's sections")
+    claims: tuple[str, ...] = Field((), description="module:function of each paper's claims")
+    apart: tuple[str, ...] = Field(
+        (), description="beginnings of evaluations that only a paper's own section shows"
+    )
 
 
 class Report(Artifact):
@@ -55,13 +55,13 @@ def run(context: Context) -> Result:
     from stages.pages.figures import as_file
     from stages.pages.page import page
 
-    inputs = context.inputs
-    data = inputs.get("data")
-    scores = {name: artifact.load() for name, artifact in inputs.get("scores", {}).items()}
-    found = claims.findings(inputs, scores)
-    sections = [claims.section(found), *_sections(inputs, scores)]
+    settings, data = context.settings, context.inputs.get("data")
+    made = Made(context.inputs, settings.apart)
+    scores = made.scores
+    found = claims.findings(made, settings.claims)
+    sections = [claims.section(found), *_sections(made, settings.sections)]
     lead = html.escape(_lead(data)) if data is not None else ""
-    text = page(context.settings.title, lead, sections, MARKER)
+    text = page(settings.title, lead, sections, MARKER)
     (context.path / PAGE).write_text(text)
     folder = context.path / "figures"
     folder.mkdir()
@@ -94,22 +94,14 @@ def _lead(data: Data) -> str:
     )
 
 
-def _sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> Iterator[Any]:
-    by_step = {name: rows for name, rows in scores.items() if _varies(rows, "training_step")}
-    arms = {name: rows for name, rows in scores.items() if is_arm(name)}
-    by_nfe = {
-        name: rows
-        for name, rows in scores.items()
-        if inputs["scores"][name].settings["abscissa"] == "nfe" and name not in arms
-    }
+def _sections(made: Made, papers: Sequence[str]) -> Iterator[Any]:
+    inputs, scores = made.inputs, made.scores
     if scores:
         yield score_section.overview(scores)
+    by_step = {name: rows for name, rows in scores.items() if _varies(rows, "training_step")}
     yield from training.sections(inputs, by_step)
-    yield from stein_section.sections(inputs, csflow_section.without_densities(by_nfe))
-    yield from csflow_section.sections(inputs, by_nfe)
-    yield from wavelet_section.sections(inputs)
-    yield from icr_section.sections(inputs)
-    yield from combined_section.sections(arms)
+    for place in papers:
+        yield from resolve(place)(made)
     if inputs.get("samples"):
         yield _pictures(inputs["samples"])
     yield from neighbours.sections(inputs, scores)
@@ -158,14 +150,11 @@ STAGE = Stage(
         "spectrum": Input(Spectrum, optional=True),
         "teacher": Input(Teacher, many=True),
         "training": Input(TrainedNetwork, many=True),
-        "diagnoses": Input(Diagnosis, many=True),
         "scores": Input(Scores, many=True),
         "samples": Input(Samples, many=True),
         "features": Input(FeatureSet, many=True),
-        "schedules": Input(Schedule, many=True),
-        "lipschitz": Input(Lipschitz, many=True),
-        "risks": Input(Risks, many=True),
-        "drawn": Input(Samples, many=True),
-        "scans": Input(Scan, many=True),
+        "papers": Input(Artifact, many=True),
     },
+    sources=lambda settings: (*settings.sections, *settings.claims),
+    metrics=lambda node: ("figures", "claims/*"),
 )

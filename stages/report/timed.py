@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamagedArtifactError
 from pipeline.publish import Timed
+from pipeline.stage import resolve
 from stages.pages.curves import STEP, grouped, mean_curve
 from stages.pages.figures import as_file
 from stages.pages.page import figure, table
-from stages.papers.maskalign import claims as maskalign_claims
-from stages.papers.maskalign.section import ANCESTORS, OURS
 from stages.report import claims
 
 if TYPE_CHECKING:
-    from pipeline.artifact import Manifest
     from pipeline.results import Run
     from stages.pages.page import Figure
+    from stages.paper import Paper
 
 TIMING = "step_seconds"
 
 
-def section(run: Run) -> Timed:
+def section(run: Run, papers: Sequence[Paper]) -> Timed:
     """The claims about time and the trainings' speed, from what nodes measured."""
     seconds, training, spans = {}, {}, {}
     for name in run:
@@ -38,31 +37,14 @@ def section(run: Run) -> Timed:
             except DamagedArtifactError:
                 continue
             seconds[name] = [float(value) for _, value in rows]
-    parts = [
-        "<h3>Claims about time</h3>",
-        claims.table_of([maskalign_claims.cost(seconds, beside(spans))]),
-    ]
+    places = [paper.timed for paper in papers if paper.timed]
+    found = [finding for place in places for finding in resolve(place)(seconds, spans)]
+    parts = ["<h3>Claims about time</h3>", claims.table_of(found)] if found else []
     figures = [speeds(training)] if training else []
     if training:
         parts += ["<h3>Speed of the trainings</h3>", table(costs(training))]
         parts += map(figure, figures)
     return Timed("".join(parts), {one.name: as_file(one) for one in figures})
-
-
-def beside(made: Mapping[str, Manifest]) -> list[str]:
-    """The nodes that ran on the same machine while one of the compared trainings did, each other
-    included; made: the manifests of a run's nodes, which know when and where each was made."""
-    found = set()
-    for ours in (made[name] for name in maskalign_claims.COMPARED if name in made):
-        found |= {
-            name
-            for name, other in made.items()
-            if other is not ours
-            and other.host.get("name") == ours.host.get("name")
-            and other.started < ours.finished
-            and ours.started < other.finished
-        }
-    return sorted(found)
 
 
 def speeds(training: Mapping[str, Any]) -> Figure:
@@ -89,11 +71,15 @@ def costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         ("training", "method", "ms a step (median)", "tokens a second", "step / REG's")
     ]
     medians = {name: _medians(many) for name, many in grouped(training).items()}
-    reg = medians.get("reg", {}).get(TIMING)
-    for name, artifacts in grouped(training).items():
-        method, seconds = artifacts[0].description["method"], medians[name][TIMING]
-        ratio = seconds / reg if reg and method in (OURS, *ANCESTORS) else None
-        lines.append((name, method, 1000 * seconds, medians[name].get("tokens_per_second"), ratio))
+    groups = grouped(training)
+    reg, network = medians.get("reg", {}).get(TIMING), None
+    if reg:
+        network = groups["reg"][0].description["network"]
+    for name, artifacts in groups.items():
+        facts, seconds = artifacts[0].description, medians[name][TIMING]
+        ratio = seconds / reg if reg and facts["network"] == network else None
+        speed = medians[name].get("tokens_per_second")
+        lines.append((name, facts["method"], 1000 * seconds, speed, ratio))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Training in the report: losses, FID over steps, methods at equal steps, alignment, speed."""
+"""Training in the report: losses, FID over steps, sizes, and what the teacher knows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import STEP, grouped, mean_curve
-from stages.papers.maskalign.section import ablation, against_ancestors, alignment, probes
 from stages.report import scores as score_section
 
 if TYPE_CHECKING:
@@ -19,32 +18,34 @@ def sections(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) ->
     """inputs: the report's. by_step: curves of scores over training steps, by node."""
     if inputs.get("training"):
         yield _training(inputs, by_step)
-    if inputs.get("diagnoses"):
-        yield alignment(inputs["diagnoses"])
 
 
 def _training(inputs: Mapping[str, Any], by_step: Mapping[str, Sequence[Row]]) -> Section:
     from stages.pages.page import Section, table
 
-    training, scores = inputs["training"], inputs.get("scores", {})
+    training = inputs["training"]
     figures = []
     if by_step:
         figures += score_section.plots("fid-over-steps", by_step, "fid", "training_step", STEP)
     figures += _losses(training)
     tables = [table(_sizes(training))]
-    for title, lines in (
-        ("MaskAlign at equal steps: fid, lower is better", against_ancestors(scores)),
-        ("Parts of MaskAlign taken away: fid, lower is better", ablation(scores)),
-        ("The teacher: held-out accuracy of linear probes", probes(inputs.get("teacher", {}))),
-    ):
-        if lines:
-            tables += [f"<h3>{title}</h3>", table(lines)]
-    text = (
-        "<p>Differences are MaskAlign's score minus the other's, seed by seed where there are "
-        "several; a verdict holds beyond two standard errors of the logarithm of the ratio. "
-        "Without mask and mixing MaskAlign is REG.</p>"
-    )
-    return Section("Training", text if len(tables) > 1 else "", tables, figures)
+    if lines := probes(inputs.get("teacher", {})):
+        tables += ["<h3>The teacher: held-out accuracy of linear probes</h3>", table(lines)]
+    return Section("Training", "", tables, figures)
+
+
+def probes(teachers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    lines: list[tuple[Any, ...]] = [("teacher", "network", "class token", "mean patch")]
+    for artifact in teachers.values():
+        facts = artifact.description
+        for state in ("trained", "untrained"):
+            values = [
+                facts["probes"].get(f"probe_accuracy/{which}_{state}")
+                for which in ("class", "patches")
+            ]
+            if any(value is not None for value in values):
+                lines.append((facts["name"], state, *values))
+    return lines if len(lines) > 1 else []
 
 
 def _losses(training: Mapping[str, Any]) -> list[Figure]:

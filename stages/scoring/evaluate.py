@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipeline.graph import Node
     from stages.artifacts.features import FeatureArrays
     from stages.bench import Bench
     from stages.methods.protocol import Protocol, Score
@@ -369,6 +370,16 @@ def _summaries(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{node}: caution, {caution}"
 
 
+METRICS = (
+    *("fid", "fid_infinity", "kid", "sfid", "inception_score", "precision", "recall"),
+    *("density", "coverage", "memorization_ratio"),
+)
+
+
+def _metrics(node: Node) -> tuple[str, ...]:
+    return METRICS + (("trajectory_rms",) if node.slot("reference") else ())
+
+
 STAGE = Stage(
     name="evaluate",
     settings=EvaluateSettings,
@@ -382,6 +393,7 @@ STAGE = Stage(
         "reference": Input(Samples, optional=True),
     },
     version=2,
+    metrics=_metrics,
 )
 
 

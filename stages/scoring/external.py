@@ -143,4 +143,5 @@ STAGE = Stage(
     run="stages.scoring.external:run",
     inputs={"data": Input(Data)},
     files=sources_of,
+    metrics=lambda node: ("num_samples",),
 )

@@ -18,6 +18,7 @@ from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_f
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.graph import Node
     from stages.artifacts.data import DataSet
     from stages.encoders.embedded import Extractor as Network
 
@@ -135,6 +136,11 @@ def _trained_state(context: Context, data: DataSet) -> dict[str, Tensor]:
     return state
 
 
+def _metrics(node: Node) -> tuple[str, ...]:
+    accuracies = ("accuracy", "train_accuracy") if node.settings.kind == EMBEDDED else ()
+    return (*accuracies, "distance_monotone")
+
+
 STAGE = Stage(
     name="extractor",
     settings=ExtractorSettings,
@@ -144,4 +150,5 @@ STAGE = Stage(
     sources=lambda settings: [table.EXTRACTORS[settings.kind]],
     files=weight_files,
     version=2,
+    metrics=_metrics,
 )

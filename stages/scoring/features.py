@@ -41,7 +41,7 @@ def run(context: Context) -> Result:
     """Features and neighbours of all shards."""
     import numpy as np
 
-    from stages.sampling.sample import shards
+    from stages.shards import shards
 
     settings: FeatureSettings = context.settings
     data, samples = context.inputs["data"], context.inputs.get("samples")
@@ -143,4 +143,5 @@ STAGE = Stage(
     },
     sources=lambda settings: [table.EXTRACTORS[settings.kind]],
     files=weight_files,
+    metrics=lambda node: (),
 )

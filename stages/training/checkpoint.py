@@ -127,4 +127,5 @@ STAGE = Stage(
     inputs={"data": Input(Data)},
     sources=lambda settings: table.NETWORKS.values(),
     files=sources_of,
+    metrics=lambda node: ("step",),
 )

@@ -14,6 +14,7 @@ from pipeline.errors import StageError, UsageError
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.teacher import FACTS, PATCHES, TOKENS, Teacher
+from stages.data.prepare import PrepareSettings
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
 
@@ -93,6 +94,16 @@ class TeachOptions(Settings):
                 f"{self.width // self.heads * self.heads or self.heads}, say"
             )
         return self
+
+
+class TeacherOptions(TeachOptions):
+    """The teacher, and what it sees."""
+
+    pixels: PrepareSettings | None = Field(
+        None,
+        description="where data are latents: the same images as pixels, in the same order and "
+        "with the same split, for the teacher",
+    )
 
 
 class TeachSettings(TeachOptions):
@@ -310,4 +321,5 @@ STAGE = Stage(
     inputs={"data": Input(Data), "pixels": Input(Data, optional=True)},
     sources=lambda settings: [table.TEACHERS[settings.kind]],
     files=weight_files,
+    metrics=lambda node: ("probe_accuracy_*",),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,9 @@ from stages.settings.densities import DensitySettings
 from stages.settings.losses import MethodOptions, REPAOptions
 from stages.settings.networks import NetworkSettings
 from stages.settings.scans import LiveOptions, ScannedOptions
+
+if TYPE_CHECKING:
+    from pipeline.graph import Node
 
 
 class TrainOptions(MethodOptions):
@@ -202,6 +206,22 @@ def _workers(settings: TrainSettings) -> Workers | None:
     return Workers(count, **reserved, setting="num_workers") if count else None
 
 
+TERMS: Mapping[str, tuple[str, ...]] = {
+    "sit": ("velocity",),
+    "repa": ("velocity", "alignment"),
+    "reg": ("velocity", "alignment", "class"),
+    "maskalign": ("velocity", "alignment", "class"),
+    "edm": ("denoising",),
+}
+
+
+def _metrics(node: Node) -> tuple[str, ...]:
+    settings = node.settings
+    watched = settings.live is not None and settings.method not in table.TOKEN_LOSSES
+    terms = (f"loss/{term}" for term in TERMS[settings.method])
+    return (*terms, "gradient_norm", *(["icr"] if watched else []))
+
+
 STAGE = Stage(
     name="train",
     settings=TrainSettings,
@@ -221,4 +241,6 @@ STAGE = Stage(
     ],
     needs=_needs,
     workers=_workers,
+    metrics=_metrics,
+    curve_steps=lambda node: node.settings.steps,
 )

@@ -10,8 +10,10 @@ import torch
 
 from stages.artifacts.lipschitz import StepRow
 from stages.artifacts.scores import Row
+from stages.catalog import PAPERS
 from stages.methods.protocol import Protocol, Score
 from stages.pages import findings as f
+from stages.pages.made import Made
 from stages.papers.combined import claims
 from stages.papers.combined import section as combined_section
 from stages.papers.csflow import claims as csflow_claims
@@ -643,7 +645,7 @@ def test_errors_over_seeds_say_what_was_repeated(trainings, words, abscissa):
         for seed in range(trainings)
     }
     inputs = {"scores": scores, "training": training}
-    found = section.findings(inputs, {name: one.load() for name, one in scores.items()})
+    found = section.findings(Made(inputs), [paper.claims for paper in PAPERS])
     (measured,) = (one for one in found if one.effect is not None)
     assert section.kind(measured.effect) == words
 

@@ -13,12 +13,12 @@ from stages.artifacts import network as network_artifact
 from stages.artifacts.scores import Row
 from stages.artifacts.spectrum import PowerSpectrum
 from stages.catalog import CATALOG, RECIPES
-from stages.data import prepare
+from stages.data import prepare, spectrum
 from stages.methods import csflow, density, grids, solvers, table
 from stages.methods.protocol import Protocol, Score
 from stages.methods.sit import Loss
 from stages.pages import pairs as pages_pairs
-from stages.papers.csflow import section, spectrum
+from stages.papers.csflow import section
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
 from stages.settings import densities

@@ -7,8 +7,7 @@ from PIL import Image
 
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
-from stages.bench import Bench
-from stages.catalog import CATALOG, RECIPES
+from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
 from stages.data.image_files import read_npz
 from stages.data.readers.order import mixed_order

@@ -11,8 +11,7 @@ from pipeline import graph
 from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
 from stages.artifacts import extractor as artifacts_extractor
-from stages.bench import Bench
-from stages.catalog import CATALOG, RECIPES
+from stages.catalog import CATALOG, RECIPES, Bench
 from stages.encoders import embedded
 from stages.encoders.weights import weight_file
 from stages.methods import table

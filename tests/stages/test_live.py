@@ -8,10 +8,9 @@ import torch
 from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Node
-from stages.catalog import CATALOG, RECIPES
+from stages.catalog import CATALOG, RECIPES, STAGES
 from stages.methods import table
 from stages.methods.alarm import alarm
-from stages.metrics import METRICS
 from stages.papers.icr import live, scan
 from stages.settings import scans
 from stages.settings.scans import LiveOptions
@@ -45,7 +44,7 @@ def test_the_live_icr_is_that_of_a_scan(tmp_path, few):
     worker.train_worker(at)
     result = run.finish(at)
     assert set(result.metrics) == {"loss/velocity", "gradient_norm", "icr"}
-    assert set(result.metrics) == set(METRICS["train"](Node("train/sit", train.STAGE, LIVE)))
+    assert set(result.metrics) == set(STAGES["train"].metrics(Node("train/sit", train.STAGE, LIVE)))
     model = sealed(at, train.STAGE, result)
     scanned = context(tmp_path / "scan", scans.ScanSettings(**VIEWS), model=model, data=few)
     rows = sealed(scanned, scan.STAGE, scan.run(scanned)).load()

@@ -5,14 +5,18 @@ import re
 
 from pipeline import publish
 from pipeline.store import Store
+from stages.catalog import PAPERS
+from stages.pages.made import Made
 from stages.report import claims, report, timed
 from tests.stages.context import make
+
+PLACES = [paper.claims for paper in PAPERS]
 
 EMPTY = {name: {} for name, slot in report.STAGE.inputs.items() if slot.many}
 
 
 def test_a_report_of_the_data_alone(tmp_path, few):
-    artifact = make(tmp_path, report.STAGE, report.ReportSettings(), data=few, **EMPTY)
+    artifact = make(tmp_path, report.STAGE, report.ReportSettings(claims=PLACES), data=few, **EMPTY)
     page = (artifact.path / "report.html").read_text()
     assert publish.MARKER in page
     assert "96 training images and 48 held-out images of 1 x 8 x 8" in page
@@ -37,7 +41,7 @@ def test_every_figure_is_a_file_too_also_those_side_by_side(tmp_path, few, monke
         return Figure(name, "caption", f"<svg id='{name}' fill='currentColor'></svg>")
 
     section = Section("S", figures=[drawn("whole")], panels=[drawn("left"), drawn("right")])
-    monkeypatch.setattr(report, "_sections", lambda inputs, scores: [section])
+    monkeypatch.setattr(report, "_sections", lambda made, papers: [section])
     artifact = make(tmp_path, report.STAGE, report.ReportSettings(), data=few, **EMPTY)
     page = (artifact.path / "report.html").read_text()
     in_page = re.findall(r"<figure><svg id='(.+?)'", page)
@@ -48,7 +52,9 @@ def test_every_figure_is_a_file_too_also_those_side_by_side(tmp_path, few, monke
 
 
 def test_the_claims_table_says_where_the_claim_about_time_stands():
-    found = claims.findings({"training": {"train/maskalign": None, "train/reg": None}}, {})
+    found = claims.findings(
+        Made({"training": {"train/maskalign": None, "train/reg": None}}), PLACES
+    )
     (cost,) = (one for one in found if one.claim.text == "A step is cheaper than REG's")
     assert (cost.verdict, cost.effect) == ("stands with the run", None)
     section = claims.section(found)
@@ -56,7 +62,7 @@ def test_the_claims_table_says_where_the_claim_about_time_stands():
     assert "A step is cheaper than REG&#x27;s" in shown
     assert "<a href='#run'>stands with the run</a>" in shown
     assert "1 stands with the run" in section.text
-    (absent,) = (one for one in claims.findings({}, {}) if one.claim == cost.claim)
+    (absent,) = (one for one in claims.findings(Made({}), PLACES) if one.claim == cost.claim)
     assert absent.verdict == "not measured in this run"
 
 
@@ -68,7 +74,7 @@ class Node:
         facts = {"timings": timings, "started": started, "finished": finished}
         self.manifest = type("Manifest", (), facts | {"host": {"name": host}})
         self.artifact = self
-        self.description = {"method": method}
+        self.description = {"method": method, "network": "sit"}
 
 
 def test_claims_about_time_read_what_nodes_measured():
@@ -81,16 +87,16 @@ def test_claims_about_time_read_what_nodes_measured():
         "evaluate/y": Node(hours=(1, 2), host="b"),
         "teach": Node(hours=(4, 5), step_seconds=0.5),
     }
-    found = timed.section(run)
+    found = timed.section(run, PAPERS)
     page = found.text
     assert "a ratio of 0.900" in page
     assert "<b class='good'>holds</b>" in page
     assert "no other node of the run shared the machine" in page
     run["evaluate/x"] = Node(hours=(2, 4))
-    page = timed.section(run).text
+    page = timed.section(run, PAPERS).text
     assert "shared the machine meanwhile (1)" in page
     assert "<b class='note'>inconclusive</b>" in page
-    assert "not measured in this run" in timed.section({"train/reg": run["train/reg"]}).text
+    assert "not measured in this run" in timed.section({"train/reg": run["train/reg"]}, PAPERS).text
     assert "milliseconds a step" in found.figures["step-time"]
 
 

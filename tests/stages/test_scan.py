@@ -8,13 +8,13 @@ import torch
 
 from pipeline.errors import StageError
 from pipeline.graph import Node
+from stages.catalog import STAGES
 from stages.methods import grids, solvers
 from stages.methods.draws import Draws
 from stages.methods.icr import icr
 from stages.methods.memorization import ratio
 from stages.methods.path import EDMDenoiser
 from stages.methods.views import PADDINGS, STRENGTHS, Views
-from stages.metrics import METRICS
 from stages.nets.taps import POOLINGS, Tap
 from stages.papers.icr import measure, scan
 from stages.papers.wavelet import risk
@@ -64,7 +64,7 @@ def test_a_unet_is_trained_on_a_few_images_without_classes(tmp_path, few, unet):
     facts = unet.description
     assert (facts["network"], facts["method"], facts["num_images"]) == ("unet", "edm", 20)
     assert facts["config"]["num_classes"] == 0
-    assert set(unet.metrics) == set(METRICS["train"](Node("train/x", train.STAGE, UNET)))
+    assert set(unet.metrics) == set(STAGES["train"].metrics(Node("train/x", train.STAGE, UNET)))
     names = {name for name, _, _ in unet.curves()} or set(unet.metrics)
     assert "loss/denoising" in names
     assert "images_per_second" in unet.manifest.timings

@@ -11,9 +11,8 @@ from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages.artifacts import data as artifacts_data
 from stages.catalog import CATALOG, RECIPES
-from stages.data import prepare
+from stages.data import prepare, spectrum
 from stages.methods.spectrum import RadialPower, radial_power
-from stages.papers.csflow import spectrum
 from tests.stages.context import digests, make
 
 SETTINGS = spectrum.SpectrumSettings()
@@ -124,7 +123,7 @@ def test_latents_are_refused_before_any_work(tmp_path, recipe, more):
 
 def test_neither_eye_nor_densities_recompute_it():
     sources = set(graph().identities["spectrum"].sources)
-    assert {"stages.papers.csflow.spectrum", "stages.methods.spectrum"} <= sources
+    assert {"stages.data.spectrum", "stages.methods.spectrum"} <= sources
     assert not {s for s in sources if s.endswith(("csflow", "densities", "density"))}
     before, after = graph(), graph("csflow.display.display_pixels=64")
     assert before.keys["spectrum"] == after.keys["spectrum"]

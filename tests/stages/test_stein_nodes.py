@@ -18,7 +18,7 @@ from stages.catalog import CATALOG, RECIPES
 from stages.methods import drawn_at, grids, solvers, stein, table
 from stages.methods import lipschitz as lipschitz_method
 from stages.papers.stein import calibrate, lipschitz
-from stages.recipes.stein import goes_with
+from stages.papers.stein.recipe import goes_with
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
 from stages.scoring import evaluate

@@ -8,10 +8,10 @@ import torch
 
 from pipeline.errors import StageError
 from pipeline.graph import Node
-from stages import metrics
 from stages.artifacts import data as artifacts_data
 from stages.artifacts import network as network_artifact
 from stages.artifacts.teacher import Teacher
+from stages.catalog import STAGES
 from stages.methods import diagnostics, drawn_at, table
 from stages.methods.draws import Draws
 from stages.papers.maskalign import diagnose
@@ -157,7 +157,7 @@ def test_what_a_training_says_of_itself(models):
     assert facts["config"]["mix_layers"] == 2
     assert facts["parameters"] == num_parameters("sit", facts["config"])
     for method, made in models.items():
-        declared = metrics.METRICS["train"](Node("train/x", train.STAGE, settings_of(method)))
+        declared = STAGES["train"].metrics(Node("train/x", train.STAGE, settings_of(method)))
         assert set(made.metrics) == set(declared)
     # Four patches and the class token; of MaskAlign's, one patch is masked.
     rates = {name: model.manifest.timings for name, model in models.items()}

@@ -1,12 +1,14 @@
 """The report's section on training: numbers of its sources, seeds together, computed verdicts."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
 from stages.artifacts.diagnosis import Measured
 from stages.artifacts.scores import Row
 from stages.methods.protocol import Protocol, Score
+from stages.pages.made import Made
 from stages.papers.maskalign import section as maskalign_section
 from stages.report import timed
 from stages.report import training as section
@@ -101,7 +103,7 @@ def test_speeds_of_seeds_stand_together_beside_those_of_reg():
 
 
 def test_verdicts_at_equal_steps_are_of_paired_seeds():
-    (found,) = section.sections({"training": TRAINING, "scores": SCORES}, {})
+    (found,) = maskalign_section.report(Made({"scores": SCORES}))
     heading, *lines = maskalign_section.against_ancestors(SCORES)
     assert heading[:2] == ("compared with", "training step")
     by_step = {line[1]: line for line in lines}
@@ -120,6 +122,7 @@ def test_verdicts_at_equal_steps_are_of_paired_seeds():
 @dataclass
 class Diagnosed:
     found: list
+    manifest = SimpleNamespace(stage="diagnose")
 
     def load(self):
         return self.found
@@ -136,7 +139,7 @@ def test_alignment_is_shown_with_heatmaps_of_the_last_checkpoint():
         "diagnose/reg": Diagnosed([measured(2, 0.3, 2.0), measured(4, 0.4, 6.0)]),
         "diagnose/reg-seed1": Diagnosed([measured(2, 0.5, 2.0), measured(4, 0.4, 6.0)]),
     }
-    (found,) = section.sections({"diagnoses": diagnoses}, {})
+    (found,) = maskalign_section.report(Made({"papers": diagnoses}))
     gap, ratio, variation = found.figures
     assert [figure.name for figure in found.figures] == [s[0] for s in maskalign_section.SUMMARIES]
     values = {row[:2]: row[2:] for row in gap.rows[1:]}
@@ -155,7 +158,7 @@ def test_alignment_is_shown_with_heatmaps_of_the_last_checkpoint():
 
 def test_a_ratio_that_is_infinite_everywhere_has_no_empty_figure():
     diagnoses = {"diagnose/reg": Diagnosed([measured(2, 0.1, None), measured(4, 0.2, None)])}
-    (found,) = section.sections({"diagnoses": diagnoses}, {})
+    (found,) = maskalign_section.report(Made({"papers": diagnoses}))
     assert [figure.name for figure in found.figures] == ["stability-gap", "alignment-variation"]
 
 

@@ -100,7 +100,14 @@ def run_total(context):
     return Result(metrics={"value": total})
 
 
-NUMBER = Stage("number", NumberSettings, Number, "tests.toy.stages:run_number")
+NUMBER = Stage(
+    "number",
+    NumberSettings,
+    Number,
+    "tests.toy.stages:run_number",
+    metrics=lambda node: ("value", "loss") if node.settings.steps else ("value",),
+    curve_steps=lambda node: node.settings.steps,
+)
 APPLY = Stage(
     "apply",
     ApplySettings,
@@ -108,6 +115,7 @@ APPLY = Stage(
     "tests.toy.stages:run_apply",
     inputs={"number": Input(Number)},
     sources=lambda settings: [FUNCTIONS[settings.function]],
+    metrics=lambda node: ("value",),
 )
 TOTAL = Stage(
     "total",
@@ -115,4 +123,5 @@ TOTAL = Stage(
     Number,
     "tests.toy.stages:run_total",
     inputs={"numbers": Input(Number, many=True)},
+    metrics=lambda node: ("value",),
 )

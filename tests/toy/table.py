@@ -54,10 +54,4 @@ CATALOG = Catalog(
     default_preset="plain",
     exclude_sources=frozenset({"tests.toy.table"}),
     packages=("pydantic", "ray"),
-    metrics={
-        "number": lambda node: ("value", "loss") if node.settings.steps else ("value",),
-        "apply": lambda node: ("value",),
-        "total": lambda node: ("value",),
-    },
-    curve_steps={"number": lambda node: node.settings.steps},
 )

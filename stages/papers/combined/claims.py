@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stages.pages.findings import Claim, Finding, compared
+from stages.pages.findings import NOISES, Claim, Finding, compared, repeating
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
+    from stages.pages.made import Made
 
 PREFIX = "evaluate/combined-"
 ALL, PLAIN = "all", "plain"
@@ -56,3 +57,8 @@ def _by_nfe(rows: Sequence[Row]) -> dict[str, dict[int | None, Any]]:
         if row.score.metric == METRIC:
             found.setdefault(f"NFE {row.nfe}", {})[row.seed] = row.score
     return found
+
+
+def claimed(made: Made) -> Iterator[Finding]:
+    """What a run says of the methods put together."""
+    yield from repeating(findings(made.beginning(PREFIX)), NOISES)

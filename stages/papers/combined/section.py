@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.papers.combined.claims import ALL, PLAIN, PREFIX, words
@@ -10,6 +10,7 @@ from stages.papers.combined.claims import ALL, PLAIN, PREFIX, words
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
     from stages.pages.figures import Figure
+    from stages.pages.made import Made
     from stages.pages.page import Section
 
 
@@ -71,3 +72,8 @@ def _figure(arms: Mapping[str, Sequence[Row]]) -> Figure:
     table = [("arm", "fid", "standard error"), *((n, s.value, s.error) for n, s in rows)]
     size = (5.8, 0.9 + 0.36 * len(rows))
     return Figure("combined-fid", caption, svg(draw, "combined-fid", size), table)
+
+
+def report(made: Made) -> Iterator[Section]:
+    """The section on what a run made."""
+    yield from sections(made.beginning(PREFIX))

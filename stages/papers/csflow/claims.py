@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stages.pages.findings import Claim, Finding, compared
+from stages.pages.findings import Claim, Finding, compared, repeating
 from stages.papers.csflow.section import DENSITY, UNIFORM, collect
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
+    from stages.pages.made import Made
     from stages.papers.csflow.section import Which
 
 PAPER = "FID 4.7 % lower (abstract; from the grid alone or short fine-tuning)"
@@ -78,3 +79,8 @@ def _tuned(curves: Mapping[Which, Mapping], grid: Which) -> Finding:
 
 def _said(by_nfe: Mapping[int, object]) -> dict[str, object]:
     return {f"NFE {nfe}": by_seed for nfe, by_seed in sorted(by_nfe.items())}
+
+
+def claimed(made: Made) -> Iterator[Finding]:
+    """What a run says of CSFlow's claims."""
+    yield from repeating(findings(made.over_nfe), made.repeated(made.over_nfe))

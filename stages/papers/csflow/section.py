@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
+from stages.pages.curves import DENSITY
 from stages.settings.densities import DensityOptions, Display, time_density
 
 if TYPE_CHECKING:
@@ -16,19 +17,13 @@ if TYPE_CHECKING:
     from stages.methods.csflow import FigureData
     from stages.methods.protocol import Score
     from stages.pages.figures import Figure
+    from stages.pages.made import Made
     from stages.pages.page import Section
     from stages.scoring.evaluate import Row
 
 UNIFORM = "uniform_t"
-DENSITY = " a="  # grids of densities are named like "csflow a=0.4"
 TICKS = 10  # steps of the grids drawn as ticks
 METRICS = ("fid", "trajectory_rms")
-
-
-def without_densities(scores: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
-    """The curves that compare solvers: those on grids of densities are shown here."""
-    kept = {name: rows for name, rows in scores.items() if DENSITY not in rows[0].grid}
-    return kept or dict(scores)
 
 
 def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Section]:
@@ -372,3 +367,8 @@ def _claims(found: Found) -> list[tuple[str, Which, Which]]:
                 )
                 claims.append((claim, ours, other))
     return claims
+
+
+def report(made: Made) -> Iterator[Section]:
+    """The sections on what a run made."""
+    yield from sections(made.inputs, made.over_nfe)

@@ -24,6 +24,7 @@ from stages.settings.sigmas import ABSCISSA
 
 if TYPE_CHECKING:
     from stages.artifacts.scan import Scan, ScanRow
+    from stages.pages.made import Made
 
 METHOD, NO_NUMBER = "ICR", "no number stated here"
 RECIPES = ("full", "icr")
@@ -201,3 +202,10 @@ def _inside(rows: Sequence[ScanRow], lowest: ScanRow, error: float | None) -> bo
         return False
     beyond = 2 * math.sqrt(2) * error
     return all(end.icr - lowest.icr > beyond for end in (rows[0], rows[-1]))
+
+
+def claimed(made: Made) -> Iterator[Finding]:
+    """What a run says of ICR's claims."""
+    data = made.inputs.get("data")
+    num_held_out = data.description["num_test"] if data else 1
+    yield from findings(made.of("scan"), num_held_out, made.trainings)

@@ -10,11 +10,6 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.stage import Settings
 from stages.scoring import evaluate
 from stages.settings.networks import NetworkSettings
-from stages.settings.scans import (
-    LiveOptions,
-    ScanOptions,
-    ViewOptions,
-)
 from stages.settings.sigmas import check_sigmas
 from stages.training.train import TrainOptions
 
@@ -126,49 +121,3 @@ class ICROptions(Settings):
             found.add(step)
             k += 1
         return tuple(sorted(found))
-
-
-class ScanPreset(ScanOptions):
-    """How scans are made, and whether trainings are watched by the same measurement."""
-
-    live: bool = Field(
-        False,
-        description="measure the ICR in every training too, with its alarm in the terminal and as "
-        "a tag in MLflow; networks with a class token are not watched",
-    )
-    live_every: int | None = Field(
-        None, ge=1, description="live: steps between measurements; unset is every kept checkpoint"
-    )
-    stop: bool = Field(
-        False,
-        description="live: end a U-Net's training once its alarm stands; trainings that are "
-        "compared at equal steps go on",
-    )
-    stop_confirmations: int = Field(
-        3,
-        ge=1,
-        le=1000,
-        description="stop: measurements in a row that confirm the same minimum",
-    )
-
-    @model_validator(mode="after")
-    def _live_is_on(self) -> ScanPreset:
-        given = [name for name in ("live_every", "stop") if getattr(self, name)]
-        if given and not self.live:
-            raise ValueError(
-                f"{given[0]}={getattr(self, given[0])} and live=false contradict each other: only "
-                "a training that is watched reads it; set live=true"
-            )
-        return self
-
-    def watch(self, may_stop: bool = False) -> LiveOptions | None:
-        """What a training is watched with, and whether that may end it; None unless live."""
-        if not self.live:
-            return None
-        views = {name: getattr(self, name) for name in ViewOptions.model_fields}
-        return LiveOptions(
-            **views,
-            every=self.live_every,
-            stop=self.stop and may_stop,
-            stop_confirmations=self.stop_confirmations,
-        )

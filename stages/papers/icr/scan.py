@@ -30,6 +30,7 @@ from stages.papers.icr.summary import (
 from stages.settings.scans import ScanSettings, ViewOptions
 
 if TYPE_CHECKING:
+    from pipeline.graph import Node
     from stages.papers.icr.measure import Viewer
 
 
@@ -185,6 +186,16 @@ def _viewer(data: Data, options: ViewOptions, device: str) -> Viewer:
     return _LATEST[key]
 
 
+METRICS = ("icr", "icr_minimum", "denoising_mse", "probe_accuracy")
+
+
+def _metrics(node: Node) -> tuple[str, ...]:
+    if node.settings.sigmas:
+        return (*METRICS, "icr_minimum_sigma", "probe_accuracy_sigma")
+    changes = ("icr_minimum_step", "icr_rise", "icr_fall", "alarm_step")
+    return (*METRICS, *changes, "memorization_step", "memorization_ratio", "fid")
+
+
 STAGE = Stage(
     name="scan",
     settings=ScanSettings,
@@ -195,4 +206,5 @@ STAGE = Stage(
         "data": Input(Data),
         "scores": Input(Scores, optional=True),
     },
+    metrics=_metrics,
 )

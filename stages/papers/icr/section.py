@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stages.artifacts.scan import Scan, ScanRow
     from stages.pages.figures import Figure
+    from stages.pages.made import Made
     from stages.pages.page import Section
 
 SEED = re.compile(r"-seed\d+$")
@@ -307,3 +308,8 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
             ]
     height = 0.9 + 1.5 * len(panels)
     return Figure(name, caption, svg(draw, name, (6.4, height)), rows)
+
+
+def report(made: Made) -> Iterator[Section]:
+    """The sections on what a run made."""
+    yield from sections({"scans": made.of("scan")})

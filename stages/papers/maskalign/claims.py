@@ -27,13 +27,16 @@ from stages.pages.findings import (
     over_seeds,
     paired,
     ratio,
+    repeating,
     verdict,
 )
 
 if TYPE_CHECKING:
+    from pipeline.artifact import Manifest
     from stages.artifacts.diagnosis import Diagnosis
     from stages.artifacts.scores import Row
     from stages.methods.protocol import Score
+    from stages.pages.made import Made
 
 METHOD, METRIC = "MaskAlign", "fid"
 OWN, BASELINES = "maskalign", {"sit": "SiT", "repa": "REPA", "reg": "REG"}
@@ -276,3 +279,31 @@ def _relative_error(values: Sequence[float]) -> float:
     """Standard error of a median over itself, from the quartiles, as of a normal distribution."""
     low, middle, high = statistics.quantiles(values, n=4)
     return 1.2533 * (high - low) / 1.349 / math.sqrt(len(values)) / middle
+
+
+def claimed(made: Made) -> Iterator[Finding]:
+    """What a run says of MaskAlign's claims."""
+    found = findings(made.over_steps, made.of("diagnose"))
+    yield from repeating(found, made.repeated(made.over_steps))
+    yield cost_elsewhere(made.trainings)
+
+
+def timed(seconds: Mapping[str, Sequence[float]], made: Mapping[str, Manifest]) -> list[Finding]:
+    """What measured times say. seconds: of the steps of every training. made: all manifests."""
+    return [cost(seconds, beside(made))]
+
+
+def beside(made: Mapping[str, Manifest]) -> list[str]:
+    """The nodes that ran on the same machine while one of the compared trainings did, each other
+    included; made: the manifests of a run's nodes, which know when and where each was made."""
+    found = set()
+    for ours in (made[name] for name in COMPARED if name in made):
+        found |= {
+            name
+            for name, other in made.items()
+            if other is not ours
+            and other.host.get("name") == ours.host.get("name")
+            and other.started < ours.finished
+            and ours.started < other.finished
+        }
+    return sorted(found)

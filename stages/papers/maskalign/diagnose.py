@@ -189,6 +189,13 @@ def _line(measured: Measured) -> str:
     )
 
 
+GRADIENT = ("gradient_max_min_ratio", "gradient_variation")
+METRICS = (
+    *("alignment_gap", "alignment_full", "alignment_masked", *GRADIENT),
+    *(f"masked_{name}" for name in GRADIENT),
+)
+
+
 STAGE = Stage(
     name="diagnose",
     settings=DiagnoseSettings,
@@ -200,4 +207,5 @@ STAGE = Stage(
         "teacher": Input(Teacher),
     },
     sources=lambda settings: ["stages.nets.sit:SiT"],
+    metrics=lambda node: METRICS,
 )

@@ -7,26 +7,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from pipeline.stage import Settings
-from stages.data.prepare import PrepareSettings
 from stages.methods import table
 from stages.settings.losses import MaskRatio, MixLayers
-from stages.training.teach import TeachOptions
 
 if TYPE_CHECKING:
     pass
 
 
 METHODS = ("sit", "repa", "reg", "maskalign")
-
-
-class TeacherOptions(TeachOptions):
-    """The teacher, and what it sees."""
-
-    pixels: PrepareSettings | None = Field(
-        None,
-        description="where data are latents: the same images as pixels, in the same order and "
-        "with the same split, for the teacher",
-    )
 
 
 class ComparisonOptions(Settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
@@ -11,6 +11,7 @@ from stages.pages.curves import STEP, grouped, mean_curve
 if TYPE_CHECKING:
     from stages.artifacts.diagnosis import Measured
     from stages.pages.figures import Figure
+    from stages.pages.made import Made
     from stages.pages.page import Section
 
 
@@ -63,20 +64,6 @@ def ablation(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         others["reg"] = found["reg"]
     variants = [max(curve) for name, curve in others.items() if name != "reg"]
     return _compared(found[OURS], others, [max(variants, default=max(found[OURS]))])
-
-
-def probes(teachers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    lines: list[tuple[Any, ...]] = [("teacher", "network", "class token", "mean patch")]
-    for artifact in teachers.values():
-        facts = artifact.description
-        for state in ("trained", "untrained"):
-            values = [
-                facts["probes"].get(f"probe_accuracy/{which}_{state}")
-                for which in ("class", "patches")
-            ]
-            if any(value is not None for value in values):
-                lines.append((facts["name"], state, *values))
-    return lines if len(lines) > 1 else []
 
 
 def alignment(diagnoses: Mapping[str, Any]) -> Section:
@@ -184,3 +171,23 @@ def _heatmap(name: str, measured: Measured, which: str) -> Figure:
     columns = ("row", *(f"column {i}" for i in range(len(rows[0]))))
     lines = [columns, *((i, *row) for i, row in enumerate(rows))]
     return Figure(stem, caption, svg(draw, stem, (4.9, 3.4)), lines)
+
+
+def report(made: Made) -> Iterator[Section]:
+    """MaskAlign at equal steps beside its ancestors and without its parts, and its alignment."""
+    from stages.pages.page import Section, table
+
+    scores = made.inputs.get("scores", {})
+    parts = (
+        ("At equal steps: fid, lower is better", against_ancestors(scores)),
+        ("Parts taken away: fid, lower is better", ablation(scores)),
+    )
+    text = (
+        "<p>Differences are MaskAlign's score minus the other's, seed by seed where there are "
+        "several; a verdict holds beyond two standard errors of the logarithm of the ratio. "
+        "Without mask and mixing MaskAlign is REG.</p>"
+    )
+    if tables := [f"<h3>{title}</h3>{table(lines)}" for title, lines in parts if lines]:
+        yield Section("MaskAlign", text, tables)
+    if diagnoses := made.of("diagnose"):
+        yield alignment(diagnoses)

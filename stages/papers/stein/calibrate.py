@@ -29,6 +29,8 @@ from stages.settings.solvers import SolverOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.graph import Node
+
 
 ABSCISSA = "solver_step"
 
@@ -305,6 +307,11 @@ def _needs(settings: CalibrationSettings) -> list[str]:
     return [*solvers.needs(settings), *([settings.source] if settings.target == "matched" else [])]
 
 
+def _metrics(node: Node) -> tuple[str, ...]:
+    fitted = node.settings.solver in table.FITTED_SOLVERS
+    return ("num_steps",) if fitted else ("gamma_min", "gamma_max")
+
+
 STAGE = Stage(
     name="calibrate",
     settings=CalibrationSettings,
@@ -319,4 +326,5 @@ STAGE = Stage(
     },
     sources=solvers.sources,
     needs=_needs,
+    metrics=_metrics,
 )

@@ -19,6 +19,7 @@ from stages.pages.findings import (
     compared,
     difference,
     paired,
+    repeating,
     verdict,
 )
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from stages.artifacts.lipschitz import Lipschitz
     from stages.artifacts.scores import Row
     from stages.pages.curves import Which
+    from stages.pages.made import Made
 
 NO_NUMBER = "no number stated here"
 FEW = range(5, 11)
@@ -146,3 +148,9 @@ def _peaks(lipschitz: Sequence[Lipschitz]) -> Finding:
 
 def _said(by_nfe: Mapping[int, Any]) -> dict[str, Any]:
     return {f"NFE {nfe}": by_seed for nfe, by_seed in sorted(by_nfe.items())}
+
+
+def claimed(made: Made) -> Iterator[Finding]:
+    """What a run says of SteinDiff's claims."""
+    found = findings(made.over_nfe, list(made.of("lipschitz").values()))
+    yield from repeating(found, made.repeated(made.over_nfe))

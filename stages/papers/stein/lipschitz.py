@@ -139,4 +139,5 @@ STAGE = Stage(
     inputs={"model": Input(TrainedNetwork), "spectrum": Input(Spectrum, optional=True)},
     sources=solvers.sources,
     needs=solvers.needs,
+    metrics=lambda node: ("lipschitz_mean", "lipschitz_max"),
 )

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from stages.methods import table as names
 from stages.pages import pairs as pages_pairs
-from stages.pages.curves import LITERAL, METRICS, NFE, PLAIN, Curves, Which, collect
+from stages.pages.curves import (
+    LITERAL,
+    METRICS,
+    NFE,
+    PLAIN,
+    Curves,
+    Which,
+    collect,
+    without_densities,
+)
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
     from stages.pages.figures import Figure
+    from stages.pages.made import Made
     from stages.pages.page import Section
 
 
@@ -328,3 +338,13 @@ def _contractivity(measured: Sequence[Any]) -> Section:
         for (solver, grid), found in curves.items()
     ]
     return Section("Contractivity of steps", text, [table(lines)], figures)
+
+
+def report(made: Made) -> Iterator[Section]:
+    """The sections on what a run made."""
+    inputs = {
+        "schedules": made.of("calibrate"),
+        "lipschitz": made.of("lipschitz"),
+        "samples": made.inputs.get("samples", {}),
+    }
+    yield from sections(inputs, without_densities(made.over_nfe))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.artifacts.risks import Risk
+    from stages.pages.made import Made
 
 MODERATE = 1.0  # sigma, in standard deviations of the pixels
 UNIT = "% (log)"
@@ -113,3 +114,8 @@ def _share(risk: Risk, i: int) -> Tensor:
 
 def _mean_log(risk: Risk, every: Sequence[int]) -> float:
     return math.fsum(math.log(risk.mse[i]) for i in every) / len(every)
+
+
+def claimed(made: Made) -> Iterator[Finding]:
+    """What a run says of the wavelet score's claims."""
+    yield from findings([artifact.load() for artifact in made.of("risk").values()])

@@ -311,4 +311,5 @@ STAGE = Stage(
     run="stages.papers.wavelet.fit:run",
     inputs={"data": Input(Data)},
     sources=lambda settings: [table.FAMILIES[settings.family]],
+    metrics=lambda node: ("num_images", "features"),
 )

@@ -352,4 +352,5 @@ STAGE = Stage(
         "model": Input(TrainedNetwork, optional=True),
     },
     needs=_needs,
+    metrics=lambda node: tuple(f"denoising_mse_sigma_{s:g}" for s in node.settings.sigmas),
 )

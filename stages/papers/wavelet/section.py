@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from stages.artifacts.risks import Risk
     from stages.pages.figures import Figure
+    from stages.pages.made import Made
     from stages.pages.page import Picture, Section
 
 SIGMA = "sigma (standard deviations of the training pixels)"
@@ -385,3 +386,8 @@ def _pictures(of: Compared, drawn: Mapping[str, Any]) -> Iterator[Picture]:
                 "nothing selected"
             )
             yield Picture(caption, (artifact.path / "grid.png").read_bytes())
+
+
+def report(made: Made) -> Iterator[Section]:
+    """The sections on what a run made."""
+    yield from sections({"risks": made.of("risk"), "drawn": made.of("draw")})

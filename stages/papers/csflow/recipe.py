@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.bench import Bench
-from stages.recipes.complete import report_node, with_needed
 from stages.recipes.nodes import (
     extractor_nodes,
     over_nfe,
@@ -23,7 +21,6 @@ from stages.recipes.nodes import (
     solver_nodes,
     train_nodes,
 )
-from stages.sampling import sample
 from stages.settings.densities import DensityOptions, DensitySettings, needs_spectrum
 
 if TYPE_CHECKING:
@@ -206,20 +203,8 @@ def _check_fine_tuning(bench: Bench) -> None:
         )
 
 
-def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
-    """Names of the samples that the report shows: those of the run's own seed."""
-    return [
-        node.name
-        for node in nodes
-        if node.stage is sample.STAGE and node.settings.seed == bench.seed
-    ]
-
-
 def recipe(bench: Bench) -> list[Node]:
     """CSFlow in depth: its grid beside others', several mixes, fine-tuning, several seeds."""
     base = [*prepare_nodes(bench), *extractor_nodes(bench), *train_nodes(bench)]
     compared = compared_nodes(bench, [*base, *solver_nodes(bench, bench.train.method)])
-    nodes = with_needed(bench, [*base, *compared])
-    report = report_node(bench, nodes)
-    shown = shown_samples(bench, nodes)
-    return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
+    return [*base, *compared]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.bench import Bench
 from stages.data import prepare
 from stages.data.prepare import PrepareSettings
 from stages.methods import table
@@ -16,7 +15,6 @@ from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
 from stages.papers.wavelet.options import PHOTOGRAPHS
 from stages.papers.wavelet.risk import BASELINES, RiskSettings
-from stages.recipes.complete import report_node, with_needed
 from stages.recipes.nodes import (
     prepare_nodes,
     settings_of,
@@ -33,8 +31,7 @@ if TYPE_CHECKING:
 def recipe(bench: Bench) -> list[Node]:
     """Wavelet scores in depth: all families and degrees, on photographs too, and their samples."""
     nodes = [*prepare_nodes(bench), *train_nodes(bench)]
-    nodes = with_needed(bench, [*nodes, *recipe_nodes(bench, nodes)])
-    return [*nodes, report_node(bench, nodes)]
+    return [*nodes, *recipe_nodes(bench, nodes)]
 
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:

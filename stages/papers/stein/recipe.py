@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import Settings
-from stages.bench import Bench
 from stages.methods import table
 from stages.papers.stein import calibrate, lipschitz
 from stages.papers.stein.calibrate import CalibrationOptions, CalibrationSettings
 from stages.papers.stein.lipschitz import LipschitzSettings, PowerIteration
-from stages.recipes.complete import report_node, with_needed
 from stages.recipes.nodes import (
     extractor_nodes,
     needs_teacher,
@@ -31,7 +29,6 @@ from stages.recipes.nodes import (
     solver_nodes,
     train_nodes,
 )
-from stages.sampling import sample
 from stages.sampling.sample import OVER_BATCH
 from stages.settings import densities
 from stages.settings.solvers import SolverOptions, runnable
@@ -286,22 +283,9 @@ def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     return [*found, *made.contractivity([options.lipschitz_nfe, *options.more_lipschitz_nfes])]
 
 
-def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
-    """Names of the samples that the report shows: those of the run's own seed."""
-    return [
-        node.name
-        for node in nodes
-        if node.stage is sample.STAGE and node.settings.seed == bench.seed
-    ]
-
-
 def recipe(bench: Bench) -> list[Node]:
     """Few-step solvers in depth: all solvers, all corrections, several seeds, contractivity."""
     base = [*prepare_nodes(bench), *extractor_nodes(bench)]
     trained = train_nodes(bench) if bench.stein.checkpoint is None else []
     templates = solver_nodes(bench, bench.train.method)
-    nodes = [*base, *trained, *compared_nodes(bench, templates)]
-    nodes = with_needed(bench, nodes)
-    report = report_node(bench, nodes)
-    shown = shown_samples(bench, nodes)
-    return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
+    return [*base, *trained, *compared_nodes(bench, templates)]

@@ -14,12 +14,10 @@ from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.bench import Bench
 from stages.methods import table
 from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
-from stages.recipes.complete import report_node, with_needed
 from stages.recipes.nodes import (
     TEACH,
     checkpoint_nodes,
@@ -43,11 +41,7 @@ def recipe(bench: Bench) -> list[Node]:
     scorers = [] if bench.data.latent else extractor_nodes(bench)
     templates = [*train_nodes(bench), *checkpoint_nodes(bench, bench.train.method)]
     compared = compared_nodes(bench, templates, with_scores=bool(scorers))
-    nodes = [*prepare_nodes(bench), *scorers, *compared]
-    nodes = with_needed(bench, nodes)
-    report = report_node(bench, nodes)
-    shown = shown_samples(bench, nodes)
-    return [*nodes, replace(report, inputs={**report.inputs, "samples": shown})]
+    return [*prepare_nodes(bench), *scorers, *compared]
 
 
 @dataclass(frozen=True)
@@ -245,12 +239,3 @@ def ablations(bench: Bench) -> Iterator[tuple[str, dict[str, float]]]:
     for layers in options.mix_layers:
         if layers != own.mix_layers:
             yield f"maskalign-mix{layers}", {"mix_layers": layers}
-
-
-def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
-    """Names of the samples that the report shows: those of the run's own seed."""
-    return [
-        node.name
-        for node in nodes
-        if node.stage is sample.STAGE and node.settings.seed == bench.seed
-    ]

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.bench import Bench
 from stages.data.prepare import HELD_OUT
 from stages.methods import table
 from stages.papers.icr import scan
-from stages.recipes.complete import report_node
 from stages.recipes.nodes import (
     extractor_nodes,
     prepare_nodes,
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 RICH, LIMITED = "unet-rich", "unet-limited"
 
 
-def full_nodes(bench: Bench) -> list[Node]:
+def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Both trainings with samples and scores of their checkpoints, and the three scans."""
     _check_held_out(bench)
     return _of_seed(bench.model_copy(update={"icr": bench.icr.shortened()}), bench.seed)
@@ -226,5 +224,4 @@ def _scan_node(
 
 def recipe(bench: Bench) -> list[Node]:
     """The memorisation warning in depth: several seeds, all checkpoints, networks given by path."""
-    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *recipe_nodes(bench)]
-    return [*nodes, report_node(bench, nodes)]
+    return [*prepare_nodes(bench), *extractor_nodes(bench), *recipe_nodes(bench)]

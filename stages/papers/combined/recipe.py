@@ -48,8 +48,10 @@ def arms(own: str) -> tuple[Arm, ...]:
 
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
-    """Samples and scores of every arm; none where there is no second training, or none at equal
-    steps."""
+    """Samples and scores of every arm; none without CSFlow, where there is no second training, or
+    none at equal steps."""
+    if not bench.csflow.in_full:
+        return []
     trained = {node.name: node.settings.kept_steps for node in nodes if node.stage is train.STAGE}
     own, other = f"train/{bench.train.method}", f"train/{OTHER}"
     if own == other or other not in trained or trained[other][-1] not in trained.get(own, ()):

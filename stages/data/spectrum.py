@@ -99,6 +99,7 @@ STAGE = Stage(
     name="spectrum",
     settings=SpectrumSettings,
     output=Spectrum,
-    run="stages.papers.csflow.spectrum:run",
+    run="stages.data.spectrum:run",
     inputs={"data": Input(Data)},
+    metrics=lambda node: ("num_images",),
 )
