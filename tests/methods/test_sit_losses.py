@@ -287,7 +287,6 @@ def test_a_loss_without_what_it_needs_says_so():
         (reg.Loss, {"class_weight": float("nan")}),
         (maskalign.Loss, {"mask_ratio": 1.0}),
         (maskalign.Loss, {"mask_ratio": -0.1}),
-        (maskalign.Loss, {"class_weight": 0.03, "class_token": False}),
     ],
 )
 def test_impossible_settings_are_refused(loss_type, options):
