@@ -13,14 +13,6 @@ if TYPE_CHECKING:
 
 Names = tuple[str, ...]
 
-# The terms of every training loss.
-TERMS: Mapping[str, Names] = {
-    "sit": ("velocity",),
-    "repa": ("velocity", "alignment"),
-    "reg": ("velocity", "alignment", "class"),
-    "maskalign": ("velocity", "alignment", "class"),
-    "edm": ("denoising",),
-}
 SCORES = (
     *("fid", "fid_infinity", "kid", "sfid", "inception_score", "precision", "recall"),
     *("density", "coverage", "memorization_ratio"),
@@ -45,8 +37,8 @@ def _extractor(node: Node) -> Names:
 
 def _train(node: Node) -> Names:
     settings = node.settings
-    watched = settings.live is not None and settings.method not in table.TOKEN_LOSSES
-    terms = (f"loss/{term}" for term in TERMS[settings.method])
+    watched = settings.live is not None and not settings.loss_options.uses_class_token
+    terms = (f"loss/{term}" for term in settings.loss_options.terms)
     return (*terms, "gradient_norm", *(["icr"] if watched else []))
 
 

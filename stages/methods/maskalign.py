@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -49,9 +49,6 @@ class Loss:
     alignment_weight: float = 0.5
     label_dropout: float = 0.1
     time_density: TimeDensity | None = None
-
-    uses_teacher: ClassVar[bool] = True
-    uses_class_token: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0 <= self.mask_ratio < 1:

@@ -7,9 +7,7 @@ import pytest
 from pipeline import config
 from pipeline.errors import UsageError
 from pipeline.graph import Graph, Node
-from stages import metrics
 from stages.catalog import CATALOG, RECIPES
-from stages.methods import table
 from sweeps.space import Space
 from sweeps.target import Sweep, targets
 
@@ -22,10 +20,6 @@ def full() -> Graph:
 
 def names(node: Node) -> tuple[str, ...]:
     return tuple(CATALOG.metrics[node.stage.name](node))
-
-
-def test_every_loss_has_its_terms():
-    assert set(metrics.TERMS) == set(table.LOSSES)
 
 
 def test_names_follow_settings_and_inputs(full):

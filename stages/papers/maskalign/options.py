@@ -9,7 +9,7 @@ from pydantic import Field
 from pipeline.stage import Settings
 from stages.data.prepare import PrepareSettings
 from stages.methods import table
-from stages.settings.losses import MaskRatio, MixLayers
+from stages.settings.losses.maskalign import MaskRatio, MixLayers
 from stages.training.teach import TeachOptions
 
 if TYPE_CHECKING:
