@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.artifact import Artifact
-
-if TYPE_CHECKING:
-    pass
-
 
 FILE = "steps.parquet"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +29,6 @@ class Loss:
     p_mean: float = -1.2
     p_std: float = 1.2
     label_dropout: float = 0.1
-
-    uses_teacher: ClassVar[bool] = False
-    uses_class_token: ClassVar[bool] = False
 
     def __post_init__(self):
         for name in ("sigma_data", "p_std"):

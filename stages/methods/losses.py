@@ -6,7 +6,7 @@ Each loss is a frozen dataclass in its paper's file, called as loss(network, bat
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,7 @@ class LossTerms:
 
 
 class Loss(Protocol):
-    """A training loss (`table.LOSSES`): its mean over a batch, and its terms."""
-
-    uses_teacher: ClassVar[bool]
-    uses_class_token: ClassVar[bool]
+    """A training loss: its mean over a batch, and its terms."""
 
     def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
         """Raises ValueError when the batch does not fit the network."""
@@ -160,7 +157,8 @@ def check_fit(loss, network: nn.Module, batch: Batch) -> None:
     """Raise ValueError, in one sentence, unless loss, network and data fit together.
 
     Call it once before training, with all of the data as the batch if they are at hand: it reads
-    the labels, which a step on a GPU does not. network: a bare SiT.
+    the labels, which a step on a GPU does not. loss: what says `uses_teacher` and
+    `uses_class_token` of it, its settings. network: a bare SiT.
     """
     if batch.images.shape[1:] != (network.channels, *network.image_size):
         raise ValueError(

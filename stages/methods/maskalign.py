@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -41,8 +41,7 @@ class Loss:
 
     mask_ratio: share of the patches left out, in [0, 1); 0 is REG. class_weight: beta.
     alignment_weight: lambda. label_dropout: probability of the null class, in [0, 1].
-    time_density: of t; uniform if None. class_token: False leaves it out, as for REPA (ours);
-    then class_weight must be 0. The network needs a projector, and a class token to match.
+    time_density: of t; uniform if None. The network needs a class token and a projector.
     """
 
     mask_ratio: float = 0.25
@@ -50,13 +49,6 @@ class Loss:
     alignment_weight: float = 0.5
     label_dropout: float = 0.1
     time_density: TimeDensity | None = None
-    class_token: bool = True
-
-    uses_teacher: ClassVar[bool] = True
-
-    @property
-    def uses_class_token(self) -> bool:
-        return self.class_token
 
     def __post_init__(self):
         if not 0 <= self.mask_ratio < 1:
@@ -64,14 +56,12 @@ class Loss:
         check_weight("class_weight", self.class_weight)
         check_weight("alignment_weight", self.alignment_weight)
         check_fraction("label_dropout", self.label_dropout)
-        if self.class_weight and not self.class_token:
-            raise ValueError("class_weight must be 0 without a class token; set class_weight=0")
 
     def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
         """Raises ValueError when the batch or the network lacks what the loss needs; whether the
         teacher's grid is the network's is for `losses.check_fit` to say, before training."""
         keep = self.keep(batch)
-        targets = alignment_targets(batch, keep, self.class_token)
+        targets = alignment_targets(batch, keep)
         t = batch.draws.time(self.time_density)
         eps = batch.draws.noise(batch.images.shape[1:])
         x = path.interpolate(batch.images, eps, t)
@@ -79,29 +69,21 @@ class Loss:
         if keep is not None:
             patch_size = math.isqrt(batch.images[0, 0].numel() // batch.patch_targets.shape[1])
             velocity_target = take_tokens(patchify(velocity_target, patch_size), keep)
-        c, class_target = self._class_token(batch, t)
+        r = class_features(batch)
+        eps_cls = batch.draws.class_noise(r.shape[1])
+        c = path.interpolate(r, eps_cls, t)
         drop = dropped_labels(batch, self.label_dropout)
         output = network(x, t, batch.labels, c, drop=drop, keep=keep, align=True)
 
         velocity = mean_squared_error(output.velocity, velocity_target)
+        class_loss = mean_squared_error(output.class_velocity, path.velocity(r, eps_cls))
         alignment = alignment_loss(output.projection, targets)
-        total = velocity + self.alignment_weight * alignment
-        if c is None:
-            return LossTerms(total, {"velocity": velocity, "alignment": alignment})
-        class_loss = mean_squared_error(output.class_velocity, class_target)
+        total = velocity + self.alignment_weight * alignment + self.class_weight * class_loss
         terms = {"velocity": velocity, "alignment": alignment, "class": class_loss}
-        return LossTerms(total + self.class_weight * class_loss, terms)
+        return LossTerms(total, terms)
 
     def keep(self, batch: Batch) -> Tensor | None:
         """The patches of each sample that stay, (B, K) long; None at mask ratio 0."""
         num_patches = aligned_patches(batch).shape[1]
         num_keep = max(1, round(num_patches * (1 - self.mask_ratio)))
         return batch.draws.keep(num_patches, num_keep) if num_keep < num_patches else None
-
-    def _class_token(self, batch: Batch, t: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The noisy class token and its velocity."""
-        if not self.class_token:
-            return None, None
-        r = class_features(batch)
-        eps = batch.draws.class_noise(r.shape[1])
-        return path.interpolate(r, eps, t), path.velocity(r, eps)

@@ -4,7 +4,7 @@ the image."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -40,9 +40,6 @@ class Loss:
     alignment_weight: float = 0.5
     label_dropout: float = 0.1
     time_density: TimeDensity | None = None
-
-    uses_teacher: ClassVar[bool] = True
-    uses_class_token: ClassVar[bool] = True
 
     def __post_init__(self):
         check_weight("class_weight", self.class_weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -34,9 +34,6 @@ class Loss:
     alignment_weight: float = 0.5
     label_dropout: float = 0.1
     time_density: TimeDensity | None = None
-
-    uses_teacher: ClassVar[bool] = True
-    uses_class_token: ClassVar[bool] = False
 
     def __post_init__(self):
         check_weight("alignment_weight", self.alignment_weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -30,9 +30,6 @@ class Loss:
 
     label_dropout: float = 0.1
     time_density: TimeDensity | None = None
-
-    uses_teacher: ClassVar[bool] = False
-    uses_class_token: ClassVar[bool] = False
 
     def __post_init__(self):
         check_fraction("label_dropout", self.label_dropout)

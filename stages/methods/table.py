@@ -39,24 +39,17 @@ TEACHERS = {
 
 NETWORKS = {"sit": "stages.nets.sit:SiT", "unet": "stages.nets.unet:UNet"}
 
-LOSSES = {
-    "sit": "stages.methods.sit:Loss",
-    "repa": "stages.methods.repa:Loss",
-    "reg": "stages.methods.reg:Loss",
-    "maskalign": "stages.methods.maskalign:Loss",
-    "edm": "stages.methods.edm:Loss",
-}
-
-# Networks that are denoisers in EDM coordinates, and the losses that train these; all others give
-# and regress velocities.
+# Networks that are denoisers in EDM coordinates; all others give velocities.
 EDM_NETWORKS = frozenset({"unet"})
-EDM_LOSSES = frozenset({"edm"})
 
-# Losses that align with a teacher.
-TEACHER_LOSSES = frozenset({"repa", "reg", "maskalign"})
-
-# Losses whose networks carry a class token beside the image.
-TOKEN_LOSSES = frozenset({"reg", "maskalign"})
+# All that is known of a loss stands in its file; a new one is that file and a line here.
+LOSSES = {
+    "sit": "stages.settings.losses.sit:SiTOptions",
+    "repa": "stages.settings.losses.repa:REPAOptions",
+    "reg": "stages.settings.losses.reg:REGOptions",
+    "maskalign": "stages.settings.losses.maskalign:MaskAlignOptions",
+    "edm": "stages.settings.losses.edm:EDMOptions",
+}
 
 GRIDS = {
     "uniform_t": "stages.methods.grids:uniform_t",

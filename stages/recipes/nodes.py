@@ -20,6 +20,7 @@ from stages.scoring.extractor import ExtractorSettings
 from stages.scoring.features import FeatureSettings
 from stages.settings import densities
 from stages.settings.extractors import ExtractorOptions
+from stages.settings.methods import options_of
 from stages.training import teach, train
 from stages.training.teach import TeachOptions, TeachSettings, check_grids
 from stages.training.train import TrainSettings
@@ -233,7 +234,7 @@ TEACH, PIXELS = "teach", "prepare/pixels"
 
 def needs_teacher(method: str) -> dict[str, str]:
     """The input of a training by this method."""
-    return {"teacher": TEACH} if method in table.TEACHER_LOSSES else {}
+    return {"teacher": TEACH} if options_of(method).uses_teacher else {}
 
 
 def teacher_nodes(bench: Bench) -> list[Node]:

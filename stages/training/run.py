@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import StageError
 from pipeline.stage import Context, Result
 from stages.artifacts.network import checkpoint_name
-from stages.methods import table
 from stages.settings import networks
 from stages.training.worker import (
     ABSCISSA,
@@ -101,9 +100,9 @@ def _guarded(context: Context) -> None:
 def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:
     """Tokens of a sample in the blocks: patches that are kept, and the class token."""
     num_patches = data.shape[1] * data.shape[2] // settings.network.patch**2
-    own = settings.own(settings.method)
+    own = settings.loss_options
     kept = max(1, round(num_patches * (1 - getattr(own, "mask_ratio", 0.0))))
-    return kept + (settings.method in table.TOKEN_LOSSES)
+    return kept + own.uses_class_token
 
 
 def finish(context: Context) -> Result:

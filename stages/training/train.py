@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,9 +12,8 @@ from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.methods import table
-from stages.settings import densities
+from stages.settings import densities, methods
 from stages.settings.densities import DensitySettings
-from stages.settings.losses import MethodOptions, REPAOptions
 from stages.settings.networks import NetworkSettings
 from stages.settings.scans import LiveOptions, ScannedOptions
 
@@ -23,10 +21,9 @@ if TYPE_CHECKING:
     from pipeline.graph import Node
 
 
-class TrainOptions(MethodOptions):
+class TrainOptions(methods.MethodOptions):
     """Network, optimizer, length and checkpoints of a training."""
 
-    method: table.choice("method", table.LOSSES) = Field("sit", description="the training loss")
     network: NetworkSettings = Field(NetworkSettings(), description="the network's size")
     density: DensitySettings = Field(DensitySettings(), description="where t is drawn")
     conditional: bool = Field(
@@ -105,12 +102,6 @@ class TrainOptions(MethodOptions):
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} is above steps={self.steps}; lower warmup_steps"
             )
-        own = self.own(self.method)
-        if isinstance(own, REPAOptions) and own.alignment_depth > self.network.depth:
-            raise ValueError(
-                f"{self.method}.alignment_depth={own.alignment_depth} is beyond network.depth="
-                f"{self.network.depth}; lower it to {self.network.depth} or less"
-            )
         if self.log_every > self.steps:
             raise ValueError(
                 f"log_every={self.log_every} is above steps={self.steps}, so the curves would be "
@@ -123,20 +114,15 @@ class TrainOptions(MethodOptions):
         return self
 
     def _check_network(self) -> None:
-        if (self.method in table.EDM_LOSSES) != (self.network.kind in table.EDM_NETWORKS):
-            ours = self.method in table.EDM_LOSSES
+        ours = self.loss_options.trains_denoiser
+        if ours != (self.network.kind in table.EDM_NETWORKS):
             names = table.EDM_NETWORKS if ours else table.NETWORKS.keys() - table.EDM_NETWORKS
             gives = "velocities" if ours else "denoised images"
             raise ValueError(
                 f"method={self.method} and network.kind={self.network.kind} contradict each other: "
                 f"that network gives {gives}; set network.kind={sorted(names)[0]}"
             )
-        if self.method in table.EDM_LOSSES and self.density != DensitySettings():
-            raise ValueError(
-                f"density.kind={self.density.kind} and method={self.method} contradict each other: "
-                f"its noise levels are drawn by {self.method}.p_mean and {self.method}.p_std; "
-                "leave density unset"
-            )
+        self.loss_options.check(self)
 
     def _check_workers(self) -> None:
         low, high = self.worker_range
@@ -187,14 +173,14 @@ class TrainSettings(TrainOptions):
 
     def keyed(self) -> dict[str, Any]:
         """As the base's, the settings of other methods left out."""
-        others = MethodOptions.model_fields.keys() - {self.method}
+        others = methods.OWN.keys() - {self.method}
         others |= {"live"} if self.live is None else set()
         return {name: value for name, value in super().keyed().items() if name not in others}
 
 
 def _needs(settings: TrainSettings) -> list[str]:
     spectrum = ["spectrum"] if densities.needs_spectrum(settings.density.kind) else []
-    teacher = ["teacher"] if settings.method in table.TEACHER_LOSSES else []
+    teacher = ["teacher"] if settings.loss_options.uses_teacher else []
     return spectrum + teacher + (["start"] if settings.start_step is not None else [])
 
 
@@ -206,19 +192,10 @@ def _workers(settings: TrainSettings) -> Workers | None:
     return Workers(count, **reserved, setting="num_workers") if count else None
 
 
-TERMS: Mapping[str, tuple[str, ...]] = {
-    "sit": ("velocity",),
-    "repa": ("velocity", "alignment"),
-    "reg": ("velocity", "alignment", "class"),
-    "maskalign": ("velocity", "alignment", "class"),
-    "edm": ("denoising",),
-}
-
-
 def _metrics(node: Node) -> tuple[str, ...]:
     settings = node.settings
-    watched = settings.live is not None and settings.method not in table.TOKEN_LOSSES
-    terms = (f"loss/{term}" for term in TERMS[settings.method])
+    watched = settings.live is not None and not settings.loss_options.uses_class_token
+    terms = (f"loss/{term}" for term in settings.loss_options.terms)
     return (*terms, "gradient_norm", *(["icr"] if watched else []))
 
 
@@ -235,6 +212,7 @@ STAGE = Stage(
     },
     sources=lambda settings: [
         table.LOSSES[settings.method],
+        settings.loss_options.mathematics,
         table.NETWORKS[settings.network.kind],
         *densities.sources(settings.density, settings.density.kind, settings.density.base),
         *([] if settings.live is None else [table.WATCH]),

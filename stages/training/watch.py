@@ -40,7 +40,7 @@ def watch_of(
     settings: TrainSettings, network: nn.Module, config: dict[str, Any], data: DataSet
 ) -> Any:
     """What watches the training (`papers.icr.live.Watch`); None where settings do not ask."""
-    if settings.live is None or settings.method in table.TOKEN_LOSSES:
+    if settings.live is None or settings.loss_options.uses_class_token:
         return None  # held-out images come without a class token
     model = _described(settings, config, data)
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import StageError
 from pipeline.stage import Context
 from stages.artifacts.network import build_network, checkpoint_name
-from stages.settings import densities, losses, networks
+from stages.settings import densities, networks
 from stages.training import watch as training_watch
 
 if TYPE_CHECKING:
@@ -17,15 +17,13 @@ if TYPE_CHECKING:
     from stages.artifacts.data import DataSet, Images
     from stages.artifacts.teacher import Teacher
     from stages.methods.losses import Loss
+    from stages.settings.losses import LossOptions
     from stages.training.log import LossLog
     from stages.training.loop import Batches, TrainState
     from stages.training.train import TrainOptions, TrainSettings
 
 
 ABSCISSA = "training_step"
-
-
-MAIN_LOSSES = ("loss/velocity", "loss/denoising")
 
 
 def _is_first() -> bool:
@@ -67,7 +65,7 @@ def train_worker(context: Context) -> None:
         first_step=_steps_before(context),
     )
     loss = _loss(context)
-    check(loss, state.network, data, batches)
+    check(settings.loss_options, state.network, data, batches)
     kept = set(settings.kept_steps)
     # A training that the alarm has ended stays ended when it is resumed.
     steps = state.step if watch is not None and watch.stops else settings.steps
@@ -114,8 +112,7 @@ def _loss(context: Context) -> Loss:
     try:
         found = None if spectrum is None else spectrum.load()
         of_time = densities.time_density(density, density.kind, density.base, found)
-        options = settings.own(settings.method)
-        return losses.loss_of(settings.method, options, settings.label_dropout, of_time)
+        return settings.loss_options.loss(settings.label_dropout, of_time)
     except ValueError as error:
         raise StageError(str(error)) from error
 
@@ -125,7 +122,7 @@ def network_config(
 ) -> dict[str, Any]:
     """Keyword arguments of the network for these data and this teacher."""
     width = 0 if teacher is None else teacher.description["width"]
-    own = settings.own(settings.method).of_network(width)
+    own = settings.loss_options.of_network(width)
     num_classes = data.num_classes if settings.conditional else 0
     return networks.config_of(settings.network, data.shape, num_classes, **own)
 
@@ -156,7 +153,7 @@ def _teacher(context: Context) -> Teacher | None:
     return teacher
 
 
-def check(loss: Loss, network: nn.Module, data: DataSet, batches: Batches) -> None:
+def check(loss: LossOptions, network: nn.Module, data: DataSet, batches: Batches) -> None:
     """Raise StageError unless loss, network, data and teacher fit together: before any step."""
     import torch
 
@@ -266,7 +263,8 @@ def _save(context: Context, state: TrainState, log: LossLog, watch: Any) -> None
 
 
 def _tell(context: Context, step: int, log: LossLog) -> None:
-    recent = [value for name, _, value in log.curves[-8:] if name in MAIN_LOSSES]
+    main = f"loss/{context.settings.loss_options.terms[0]}"
+    recent = [value for name, _, value in log.curves[-8:] if name == main]
     note = f"loss {recent[-1]:.4f}" if recent else ""
     measured = [value for name, _, value in log.curves[-40:] if name == "icr"]
     note += f", ICR {measured[-1]:.4f}" if measured else ""

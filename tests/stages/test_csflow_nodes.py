@@ -24,6 +24,7 @@ from stages.sampling import sample
 from stages.settings import densities
 from stages.settings import solvers as solver_settings
 from stages.settings.densities import DensityOptions, DensitySettings, Display
+from stages.settings.losses.sit import SiTOptions
 from stages.training import loop, train, worker
 from tests.stages import losses
 from tests.stages.conftest import TINY, trained_in
@@ -225,7 +226,7 @@ def test_a_training_goes_on_where_its_start_ended(tmp_path, few, model, spectrum
 
 @pytest.mark.parametrize("interruption", [20, 24])
 def test_a_continued_training_resumes_exactly(tmp_path, few, model, monkeypatch, interruption):
-    monkeypatch.setitem(table.LOSSES, "sit", "tests.stages.losses:FailingLoss")
+    monkeypatch.setattr(SiTOptions, "mathematics", "tests.stages.losses:FailingLoss")
     monkeypatch.setattr(losses, "FAILS_AT", {"interrupt": interruption, "nan": None})
     inputs = {"data": few, "start": model}
     with pytest.raises(losses.InterruptedTrainingError):

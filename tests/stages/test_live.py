@@ -13,6 +13,7 @@ from stages.methods import table
 from stages.methods.alarm import alarm
 from stages.papers.icr import live, scan
 from stages.settings import scans
+from stages.settings.losses.sit import SiTOptions
 from stages.settings.scans import LiveOptions
 from stages.training import run, train, worker
 from tests.stages import losses
@@ -67,7 +68,7 @@ def test_watching_changes_no_weights(tmp_path, few, model):
 def test_a_watched_training_that_is_interrupted_ends_the_same(
     tmp_path, few, monkeypatch, interruptions
 ):
-    monkeypatch.setitem(table.LOSSES, "sit", "tests.stages.losses:FailingLoss")
+    monkeypatch.setattr(SiTOptions, "mathematics", "tests.stages.losses:FailingLoss")
     monkeypatch.setattr(losses, "FAILS_AT", {"interrupt": None, "nan": None})
     settings = LIVE.revised(live=VIEWS | {"every": 2})
     whole = context(tmp_path / "whole", settings, data=few)

@@ -8,8 +8,6 @@ from pipeline import config
 from pipeline.errors import UsageError
 from pipeline.graph import Graph, Node
 from stages.catalog import CATALOG, RECIPES
-from stages.methods import table
-from stages.training import train
 from sweeps.space import Space
 from sweeps.target import Sweep, targets
 
@@ -22,10 +20,6 @@ def full() -> Graph:
 
 def names(node: Node) -> tuple[str, ...]:
     return tuple(node.stage.metrics(node))
-
-
-def test_every_loss_has_its_terms():
-    assert set(train.TERMS) == set(table.LOSSES)
 
 
 def test_names_follow_settings_and_inputs(full):

@@ -14,6 +14,7 @@ from pipeline.stage import Stage, resolve
 from stages.catalog import CATALOG, RECIPES, STAGES, Bench
 from stages.methods import table as names
 from stages.scoring.evaluate import features_node
+from stages.settings.methods import options_of
 
 PLACES = {
     "cifar10": ["data.path=cifar-10-batches-py"],
@@ -332,6 +333,7 @@ def test_every_name_leads_somewhere():
     tables = (names.DATASETS, names.EXTRACTORS, names.NETWORKS, names.LOSSES, names.GRIDS)
     for dotted in {d for table in (*tables, names.SOLVERS) for d in table.values()}:
         assert callable(resolve(dotted))
+    assert all(callable(resolve(options_of(method).mathematics)) for method in names.LOSSES)
     for stage in CATALOG.stages.values():
         assert callable(resolve(stage.run))
 

@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import StageError
-from pipeline.stage import resolve
 from stages.artifacts import network as network_artifact
-from stages.methods import table
+from stages.settings.losses.sit import SiTOptions
 from stages.settings.networks import NetworkSettings
 from stages.training import loop, resume, run, train, worker
 from tests.stages import losses
@@ -20,7 +19,7 @@ from tests.stages.context import context, digests, make
 @pytest.fixture
 def failing(monkeypatch):
     """Put the failing loss in SiT's place; returns its switches."""
-    monkeypatch.setitem(table.LOSSES, "sit", "tests.stages.losses:FailingLoss")
+    monkeypatch.setattr(SiTOptions, "mathematics", "tests.stages.losses:FailingLoss")
     monkeypatch.setattr(losses, "FAILS_AT", {"interrupt": None, "nan": None})
     return losses.FAILS_AT
 
@@ -125,7 +124,7 @@ def test_checkpoints_hold_the_moving_average(few, model):
     state = loop.TrainState(network_artifact.build_network("sit", config, TINY.seed), how)
     average = {k: v.double() for k, v in state.network.state_dict().items()}
     batches = loop.Batches(data.train, data.train.labels, TINY.batch_size, TINY.seed)
-    loss = resolve(table.LOSSES["sit"])(label_dropout=TINY.label_dropout)
+    loss = TINY.loss_options.loss(TINY.label_dropout, None)
     for k, _ in enumerate(loop.train(state, loss, batches, 7)):
         decay = min(TINY.ema, (1 + k) / (10 + k))
         average = {

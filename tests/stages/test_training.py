@@ -16,7 +16,7 @@ from stages.methods import diagnostics, drawn_at, table
 from stages.methods.draws import Draws
 from stages.papers.maskalign import diagnose
 from stages.sampling import sample
-from stages.settings.losses import loss_of
+from stages.settings.methods import options_of
 from stages.settings.networks import NetworkSettings, config_of, num_parameters
 from stages.training import loop, train
 from tests.stages import losses
@@ -45,7 +45,7 @@ def models(tmp_path_factory, few, teacher):
 def parts_of(few, teacher, method="maskalign", size=20):
     """Network without zeros, loss and batches of a method."""
     settings, data = settings_of(method), few.load()
-    own = settings.own(method).of_network(teacher.description["width"])
+    own = settings.loss_options.of_network(teacher.description["width"])
     config = config_of(settings.network, data.shape, data.num_classes, **own)
     network = network_artifact.build_network("sit", config, 0)
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def parts_of(few, teacher, method="maskalign", size=20):
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.2, generator=generator)
-    loss = loss_of(method, settings.own(method), 0.1, None)
+    loss = settings.loss_options.loss(0.1, None)
     batches = loop.Batches(data.train, data.train.labels, size, 0, teacher=teacher.load())
     return network, loss, batches
 
@@ -121,15 +121,15 @@ def test_a_longer_training_passes_through_the_shorter_one(tmp_path, few, teacher
 def test_an_interrupted_training_ends_with_the_same_bytes(
     tmp_path, few, teacher, models, monkeypatch, method
 ):
-    failing = losses.failing(table.LOSSES[method])
+    true = options_of(method).mathematics
+    failing = losses.failing(true)
     monkeypatch.setattr(losses, "Failing", failing, raising=False)
     monkeypatch.setattr(losses, "FAILS_AT", {"interrupt": 12, "nan": None})
     at = context(tmp_path, settings_of(method), data=few, teacher=teacher)
-    true = table.LOSSES[method]
-    monkeypatch.setitem(table.LOSSES, method, "tests.stages.losses:Failing")
+    monkeypatch.setattr(options_of(method), "mathematics", "tests.stages.losses:Failing")
     with pytest.raises(losses.InterruptedTrainingError):
         trained_in(at)
-    monkeypatch.setitem(table.LOSSES, method, true)
+    monkeypatch.setattr(options_of(method), "mathematics", true)
     assert digests(trained_in(at).path) == digests(models[method].path)
     assert any("continuing after step 10" in line for line in at.logged)
 

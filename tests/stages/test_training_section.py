@@ -33,7 +33,7 @@ class Trained:
 
     @property
     def description(self):
-        return {"method": self.method, "steps": [4], "parameters": 7}
+        return {"method": self.method, "network": "sit", "steps": [4], "parameters": 7}
 
     def curves(self):
         return self.rows

@@ -12,7 +12,6 @@ import torch
 
 from pipeline.errors import StageError
 from stages.artifacts import network as network_artifact
-from stages.settings import losses
 from stages.settings.networks import NetworkSettings, config_of
 from stages.training import loop, run, train
 from tests.stages.conftest import TINY, trained_in
@@ -44,7 +43,7 @@ def reduced_gradient(data, teacher) -> torch.Tensor:
             if parameter.requires_grad:
                 parameter.normal_(std=0.2, generator=generator)
     batches = loop.Batches(dataset.train, dataset.train.labels, 20, 0, teacher=teacher.load())
-    loss = losses.loss_of("maskalign", MASKED.maskalign, 0.1, None)
+    loss = MASKED.maskalign.loss(0.1, None)
     model = loop._replicated(network)
     loop.backward(model, loss, batches(3), loop.Optimization(1e-3, accumulate=2), batches.share)
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])

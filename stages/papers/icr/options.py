@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,10 +12,6 @@ from stages.scoring import evaluate
 from stages.settings.networks import NetworkSettings
 from stages.settings.sigmas import check_sigmas
 from stages.training.train import TrainOptions
-
-if TYPE_CHECKING:
-    pass
-
 
 FIRST_CHECKPOINT = 25
 

@@ -18,6 +18,7 @@ from stages.artifacts.diagnosis import FILE, Diagnosis, Measured
 from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.teacher import Teacher
 from stages.methods import drawn_at, table
+from stages.settings.methods import options_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,10 +59,11 @@ def run(context: Context) -> Result:
     settings: DiagnoseSettings = context.settings
     model, data = context.inputs["model"].load(), context.inputs["data"].load()
     features = context.inputs["teacher"].load()
-    if model.method not in table.TEACHER_LOSSES:
+    aligned = [method for method in table.LOSSES if options_of(method).uses_teacher]
+    if model.method not in aligned:
         raise StageError(
             f"method {model.method} aligns with no teacher, so there is nothing to diagnose; "
-            f"connect a training of {', '.join(sorted(table.TEACHER_LOSSES))}"
+            f"connect a training of {', '.join(sorted(aligned))}"
         )
     found = []
     for step in model.steps:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from pipeline.stage import Settings
 from stages.methods import table
-from stages.settings.losses import MaskRatio, MixLayers
-
-if TYPE_CHECKING:
-    pass
-
+from stages.settings.losses.maskalign import MaskRatio, MixLayers
 
 METHODS = ("sit", "repa", "reg", "maskalign")
 

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.methods import table
 from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
@@ -185,7 +184,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
                 node = made.training(method, method, seed, scored)
             steps, seeds = node.settings.kept_steps, range(seed, seed + bench.sample.num_seeds)
             found += [node, *made.curve(method, method, steps, seeds, trained=seed)]
-        if method in table.TEACHER_LOSSES:
+        if needs_teacher(method):
             found.append(made.diagnosis(method, method, seed))
     return found
 
@@ -201,7 +200,7 @@ def compared_nodes(bench: Bench, nodes: Sequence[Node], with_scores: bool) -> li
     for seed in seeds:
         for method in options.methods:
             found.append(made.training(method, method, seed))
-            if method in table.TEACHER_LOSSES:
+            if needs_teacher(method):
                 found.append(made.diagnosis(method, method, seed))
     for method in options.methods:
         steps = made.training(method, method, bench.seed).settings.kept_steps

@@ -153,7 +153,8 @@ class Made:
         """
         checkpoint, method = self.bench.stein.checkpoint, self.bench.train.method
         given = self.model == GIVEN
-        tokens = carries_token(checkpoint) if given else method in table.TOKEN_LOSSES
+        carries = self.bench.train.loss_options.uses_class_token
+        tokens = carries_token(checkpoint) if given else carries
         if tokens and given:
             raise UsageError(
                 f"stein.checkpoint={checkpoint} carries a class token beside the image, whose "

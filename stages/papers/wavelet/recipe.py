@@ -126,7 +126,7 @@ def _network_risks(bench: Bench, nodes: Sequence[Node]) -> Iterator[Node]:
     for node in nodes:
         if node.stage is not train.STAGE or node.inputs["data"] != "prepare":
             continue
-        if node.settings.method in table.TOKEN_LOSSES or "start" in node.inputs:
+        if node.settings.loss_options.uses_class_token or "start" in node.inputs:
             continue
         model = node.name.partition("/")[2]
         inputs = {"data": "prepare", "model": node.name}
