@@ -22,6 +22,7 @@ from stages.scoring.extractor import ExtractorSettings
 from stages.scoring.features import FeatureSettings
 from stages.settings import densities
 from stages.settings.extractors import ExtractorOptions
+from stages.settings.solvers import runnable_nfe
 from stages.training import teach, train
 from stages.training.teach import TeachOptions, TeachSettings, check_grids
 from stages.training.train import TrainSettings
@@ -165,8 +166,7 @@ def solver_nodes(bench: Bench, method: str) -> list[Node]:
 
 
 def _reference_nfe(bench: Bench) -> int:
-    nfe = bench.sample.reference_nfe
-    return nfe - (bench.sample.solver in table.ODD_SOLVERS and nfe % 2 == 0)
+    return runnable_nfe(bench.sample.solver, bench.sample.reference_nfe)
 
 
 def _sample_node(bench: Bench, method: str, variant: str, **changes: object) -> Node:
