@@ -7,13 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact
-from pipeline.stage import resolve
-from stages.methods import table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stages.methods.solvers.trajectories import Correction, Solver
     from stages.settings.solvers import SolverOptions
 
 FILE = "schedule.json"
@@ -81,13 +78,3 @@ class Schedule(Artifact):
                 raise ValueError(
                     f"the schedule was made with {name} {facts[name]}, not {ours}; {again}"
                 )
-
-    def correction(self) -> Correction:
-        """The correction that steps with the stored gammas."""
-        facts = self.description
-        return resolve(table.CORRECTIONS["calibrated"])(self.load(), self.levels, facts["solver"])
-
-    def solver(self) -> Solver:
-        """The fitted solver."""
-        kind = table.FITTED_SOLVERS[self.description["solver"]]
-        return resolve(kind)(self.levels, self.load())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -72,34 +73,65 @@ TIME_DENSITIES = {
 # Densities that are grids too, their points at equal quantiles; uniform_t is uniform's.
 DENSITY_GRIDS = {name: place for name, place in TIME_DENSITIES.items() if name != "uniform"}
 
-SOLVERS = dict.fromkeys(
-    ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc"), "stages.methods.solvers:named"
-)
 
-# Solvers whose weights were fitted to one model on one grid: they come as an artifact.
-FITTED_SOLVERS = {
-    "fitted": "stages.methods.solvers.fitted:FittedMultistep",
-    "fitted-heun": "stages.methods.solvers.fitted:FittedHeun",
+@dataclass(frozen=True)
+class Solver:
+    """What settings know of a solver. The object that `trajectory` takes stands at its place; of a
+    fitted one, what makes it from levels and weights; of a stochastic one, the function that
+    samples."""
+
+    place: str
+    per_step: int = 1  # evaluations, 1 or 2; the last step takes one, so that with 2 NFE is odd
+    multistep: bool = False  # linear, so that the look-ahead corrector can go around it
+    around: str | None = None  # the multistep solver that is this one with that corrector
+    counted_as: str | None = None  # fitted: the plain solver whose evaluations and grid it takes
+    stochastic: bool = False  # draws noise at every step, on a grid of its own
+
+
+SOLVERS = {
+    "euler": Solver("stages.methods.solvers.multistep:EULER", multistep=True),
+    "heun": Solver("stages.methods.solvers.multistep:HEUN", per_step=2),
+    "dpmpp2m": Solver("stages.methods.solvers.multistep:DPMPP2M", multistep=True),
+    "dpmpp3m": Solver("stages.methods.solvers.multistep:DPMPP3M", multistep=True),
+    "unipc": Solver("stages.methods.solvers.multistep:UNIPC", around="dpmpp2m"),
+    "fitted": Solver("stages.methods.solvers.fitted:FittedMultistep", counted_as="euler"),
+    "fitted-heun": Solver("stages.methods.solvers.fitted:FittedHeun", counted_as="heun"),
+    "sde": Solver("stages.methods.solvers.sde:sample", stochastic=True),
 }
 
-# The solvers whose evaluations a grid's fitted solver takes.
-COUNTED_AS = {"fitted": "euler", "fitted-heun": "heun"}
+# Solvers whose weights were fitted to one model on one grid: they come as an artifact.
+FITTED_SOLVERS = {n: s for n, s in SOLVERS.items() if s.counted_as}
+STOCHASTIC_SOLVERS = {n: s for n, s in SOLVERS.items() if s.stochastic}
+PLAIN_SOLVERS = {n: s for n, s in SOLVERS.items() if not s.counted_as and not s.stochastic}
 
-# The papers' stochastic sampler: one evaluation a step, on a grid of its own.
-SDE = {"sde": "stages.methods.solvers.sde:sample"}
 
-# Solvers that take two evaluations a step and one on the last: their NFE is odd.
-ODD_SOLVERS = frozenset({"heun", "fitted-heun"})
+def counted_as(solver: str) -> str:
+    """The solver whose evaluations and grid a solver takes; its own unless it is fitted."""
+    return SOLVERS[solver].counted_as or solver
 
-# Linear multistep solvers, which the look-ahead corrector can go around; unipc is 2M with it.
-MULTISTEP_SOLVERS = frozenset({"euler", "dpmpp2m", "dpmpp3m"})
+
+@dataclass(frozen=True)
+class Correction:
+    """What settings know of a correction. Its place makes solver and correction from what a stage
+    gives, see sampling/corrections.py."""
+
+    place: str
+    inputs: tuple[str, ...] = ()  # optional inputs of the stage that it cannot do without
+    reads: tuple[str, ...] = ()  # settings that are its own
+    over_batch: bool = False  # draws probes and averages over the batch, which is then one block
+    looks_ahead: bool = False  # makes another solver, around a multistep one
+
 
 CORRECTIONS = {
-    "none": "stages.methods.solvers.trajectories:Vanilla",
-    "calibrated": "stages.methods.stein:calibrated",
-    "online": "stages.methods.stein:online",
-    "literal": "stages.methods.stein:literal",
-    "lookahead": "stages.methods.solvers.multistep:LookAhead",
+    "none": Correction("stages.sampling.corrections:none"),
+    "calibrated": Correction("stages.papers.stein.corrections:calibrated", inputs=("schedule",)),
+    "online": Correction(
+        "stages.papers.stein.corrections:online", inputs=("data",), over_batch=True
+    ),
+    "literal": Correction(
+        "stages.papers.stein.corrections:literal", reads=("gamma_min",), over_batch=True
+    ),
+    "lookahead": Correction("stages.sampling.corrections:lookahead", looks_ahead=True),
 }
 
 # The discrete wavelets of PyWavelets; bior1.1 and rbio1.1 are haar.
@@ -134,7 +166,7 @@ FAMILIES = dict.fromkeys(
 )
 
 
-def choice(kind: str, table: Mapping[str, str]) -> type[str]:
+def choice(kind: str, table: Mapping[str, object]) -> type[str]:
     """A settings type: one of a table's names, the nearest suggested for any other."""
 
     def check(name: str) -> str:

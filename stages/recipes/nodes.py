@@ -12,7 +12,6 @@ from pipeline.stage import Settings
 from stages.artifacts.extractor import EMBEDDED
 from stages.data import prepare, spectrum
 from stages.encoders.weights import FOLDER
-from stages.methods import table
 from stages.sampling import sample
 from stages.scoring import evaluate, extractor, features
 from stages.scoring.evaluate import EvaluateSettings
@@ -21,6 +20,7 @@ from stages.scoring.features import FeatureSettings
 from stages.settings import densities
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.methods import options_of
+from stages.settings.solvers import runnable_nfe
 from stages.training import teach, train
 from stages.training.teach import TeachOptions, TeachSettings, check_grids
 from stages.training.train import TrainSettings
@@ -164,8 +164,7 @@ def solver_nodes(bench: Bench, method: str) -> list[Node]:
 
 
 def _reference_nfe(bench: Bench) -> int:
-    nfe = bench.sample.reference_nfe
-    return nfe - (bench.sample.solver in table.ODD_SOLVERS and nfe % 2 == 0)
+    return runnable_nfe(bench.sample.solver, bench.sample.reference_nfe)
 
 
 def _sample_node(bench: Bench, method: str, variant: str, **changes: object) -> Node:

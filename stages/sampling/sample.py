@@ -24,6 +24,7 @@ from stages.artifacts.samples import GRID_SIDE, Samples, write_grid
 from stages.artifacts.schedule import Schedule
 from stages.artifacts.spectrum import Spectrum
 from stages.methods import table
+from stages.sampling import corrections
 from stages.sampling import problem as sampling_problem
 from stages.settings import solvers
 from stages.settings.solvers import SolverOptions
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
     from stages.sampling.problem import Problem
 
 
-# Corrections that average over the batch they run on: one block at a time.
-OVER_BATCH = frozenset({"online", "literal"})
-
-
 # Added to the seed of the SDE's noise, whose steps would else be those of training.
 SDE_SEED = 1 << 40
 
@@ -48,7 +45,7 @@ SDE_SEED = 1 << 40
 class SampleOptions(SolverOptions):
     """How samples are made."""
 
-    solver: table.choice("solver", solvers.ANY_SOLVER | table.SDE) = Field(
+    solver: table.choice("solver", table.SOLVERS) = Field(
         "dpmpp2m", description="the ODE solver, or sde, the papers' stochastic sampler"
     )
     correction: table.choice("correction", table.CORRECTIONS) = Field(
@@ -78,7 +75,7 @@ class SampleOptions(SolverOptions):
 
     @model_validator(mode="after")
     def _sde_fits(self) -> SampleOptions:
-        if self.solver not in table.SDE:
+        if not table.SOLVERS[self.solver].stochastic:
             return self
         if self.nfe < 2:
             raise ValueError(f"nfe={self.nfe} is below 2, the least that solver=sde takes")
@@ -92,24 +89,12 @@ class SampleOptions(SolverOptions):
 
     @model_validator(mode="after")
     def _correction_fits(self) -> SampleOptions:
-        if self.correction == "lookahead" and self.solver not in table.MULTISTEP_SOLVERS:
-            known = ", ".join(sorted(table.MULTISTEP_SOLVERS))
+        if why := corrections.refusal(self.correction, self.solver):
             raise ValueError(
-                f"correction=lookahead and solver={self.solver} contradict each other: it goes "
-                f"around a plain multistep solver; choose one of {known}"
+                f"correction={self.correction} and solver={self.solver} contradict each other: "
+                f"{why}"
             )
-        if self.correction in OVER_BATCH and self.solver == "unipc":
-            raise ValueError(
-                f"correction={self.correction} and solver=unipc contradict each other: an estimate "
-                "on the running batch does not combine with the look-ahead corrector; choose "
-                "solver=dpmpp2m, or correction=calibrated"
-            )
-        if self.correction != "none" and self.solver in table.FITTED_SOLVERS:
-            raise ValueError(
-                f"correction={self.correction} and solver={self.solver} contradict each other: its "
-                "weights are fitted without one; set correction=none"
-            )
-        if self.gamma_min and self.correction != "literal":
+        if self.gamma_min and "gamma_min" not in table.CORRECTIONS[self.correction].reads:
             raise ValueError(
                 f"gamma_min={self.gamma_min} and correction={self.correction} contradict each "
                 "other: only literal reads it; leave gamma_min unset, or choose literal"
@@ -148,6 +133,10 @@ class Plan:
     correction: Correction | None
 
 
+def _over_batch(settings: SampleSettings) -> bool:
+    return table.CORRECTIONS[settings.correction].over_batch
+
+
 def sample_shard(
     shard: tuple[int, int], model: TrainedNetwork, settings: SampleSettings, plan: Plan
 ) -> Shard:
@@ -162,7 +151,7 @@ def sample_shard(
     problem, step = sampling_problem.problem(model, settings, settings.step)
     first, last = shard
     size = settings.block_size
-    held = 1 if settings.correction in OVER_BATCH else math.ceil(settings.batch_size / size)
+    held = 1 if _over_batch(settings) else math.ceil(settings.batch_size / size)
     parts = []
     for start, stop in blocks(last - first, held * size):
         whole = math.ceil((stop - start) / size) * size
@@ -186,13 +175,14 @@ def sample_block(
     from stages.methods.solvers.trajectories import trajectory
 
     z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(problem.labels(indices))
-    if settings.solver in table.SDE:
+    entry = table.SOLVERS[settings.solver]
+    if entry.stochastic:
         draws = Draws(settings.seed + SDE_SEED, indices.to(settings.device))
-        x = resolve(table.SDE[settings.solver])(denoiser, z, draws, settings.nfe)
+        x = resolve(entry.place)(denoiser, z, draws, settings.nfe)
         return problem.images(x).float(), [1.0] * settings.nfe
     y = plan.levels[0].item() * z
     generator = None
-    if settings.correction in OVER_BATCH:
+    if _over_batch(settings):
         generator = sampling_problem.stream(
             settings.seed, "probes", int(indices[0]), settings.device
         )
@@ -214,28 +204,19 @@ def plan_of(
 
     Raises ValueError for a schedule of another grid, solver, model or guidance.
     """
-    if settings.solver in table.SDE:
+    entry = table.SOLVERS[settings.solver]
+    if entry.stochastic:
         return Plan(_sde_levels(settings.nfe), None, None)
     levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
-    if settings.solver in table.FITTED_SOLVERS or settings.correction == "calibrated":
+    if "schedule" in corrections.inputs(settings.correction, settings.solver):
         step = settings.step or model.description["steps"][-1]
         schedule.check(settings, levels, network.model_identity(model, step))
-    if settings.solver in table.FITTED_SOLVERS:
-        return Plan(levels, schedule.solver(), None)
-    solver = resolve(table.SOLVERS[settings.solver])(settings.solver)
-    make = resolve(table.CORRECTIONS[settings.correction])
-    if settings.correction == "none":
-        return Plan(levels, solver, None)
-    if settings.correction == "lookahead":
-        return Plan(levels, make(solver, f"{settings.solver}-lookahead"), None)
-    if settings.correction == "calibrated":
-        return Plan(levels, solver, schedule.correction())
+    solver = resolve(entry.place)
+    if entry.counted_as:
+        solver = solver(schedule.levels, schedule.load())
     problem = sampling_problem.Problem(None, model.load(), settings)
-    more = {"num_probes": settings.num_probes, "coordinates": problem.coordinates}
-    if settings.correction == "literal":
-        return Plan(levels, solver, make(settings.gamma_min, **more))
-    found = data.load()
-    return Plan(levels, solver, make(problem.state_of(found.mu), found.V, **more))
+    given = corrections.Given(settings, solver, problem, data, schedule)
+    return Plan(levels, *resolve(table.CORRECTIONS[settings.correction].place)(given))
 
 
 def _sde_levels(nfe: int) -> Tensor:
@@ -267,13 +248,14 @@ def run(context: Context) -> Result:
     np.save(context.path / "samples.npy", images)
     np.save(context.path / "labels.npy", labels)
     write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
+    stochastic = table.SOLVERS[settings.solver].stochastic
     facts = {
         "training_step": model.description.get("steps_before", 0) + parts[0].step,
         "method": model.description["method"],
         "solver": settings.solver,
         "correction": correction_name(settings, others["schedule"]),
         "nfe": settings.nfe,
-        "grid": "sde" if settings.solver in table.SDE else settings.grid_name,
+        "grid": settings.solver if stochastic else settings.grid_name,
         "time_density": model.description.get("time_density", ""),
         "guidance": settings.guidance,
         "seed": settings.seed,
@@ -283,7 +265,7 @@ def run(context: Context) -> Result:
     }
     (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     gammas = np.concatenate([part.gammas for part in parts])
-    mean = gammas.mean(0) if settings.correction in OVER_BATCH else gammas[0]
+    mean = gammas.mean(0) if _over_batch(settings) else gammas[0]
     steps = {"level": plan.levels[:-1].tolist(), "gamma": mean.tolist()}
     (context.path / "steps.json").write_text(json.dumps(steps, indent=1))
     return Result(
@@ -302,15 +284,14 @@ def _num_classes(model: TrainedNetwork) -> int:
 
 def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:
     """What tables and figures call the correction."""
-    return schedule.name if settings.correction == "calibrated" else settings.correction
+    stored = "schedule" in table.CORRECTIONS[settings.correction].inputs
+    return schedule.name if stored else settings.correction
 
 
 def _needs(settings: SampleSettings) -> list[str]:
-    stored = settings.correction == "calibrated" or settings.solver in table.FITTED_SOLVERS
     return [
         *solvers.needs(settings),
-        *(["schedule"] if stored else []),
-        *(["data"] if settings.correction == "online" else []),
+        *corrections.inputs(settings.correction, settings.solver),
     ]
 
 
@@ -326,8 +307,8 @@ STAGE = Stage(
         "data": Input(Data, optional=True),
     },
     sources=lambda settings: [
-        *(table.SDE.values() if settings.solver in table.SDE else solvers.sources(settings)),
-        table.CORRECTIONS[settings.correction],
+        *solvers.sources(settings),
+        table.CORRECTIONS[settings.correction].place,
     ],
     needs=_needs,
     metrics=lambda node: (),

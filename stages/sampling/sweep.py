@@ -14,7 +14,7 @@ from stages.settings.solvers import NFE, runnable
 class SampleSweep(SampleOptions):
     """How samples are made, and over which solvers and NFE on the last checkpoint."""
 
-    solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
+    solvers: tuple[table.choice("solver", table.PLAIN_SOLVERS), ...] = Field(
         ("euler", "heun", "dpmpp2m"), min_length=1, description="solvers compared over nfes"
     )
     nfes: tuple[NFE, ...] = Field(
@@ -24,7 +24,7 @@ class SampleSweep(SampleOptions):
         "the odd number just below an even one",
     )
     solver_grids: dict[
-        table.choice("solver", table.SOLVERS),
+        table.choice("solver", table.PLAIN_SOLVERS),
         table.choice("grid", table.GRIDS | table.DENSITY_GRIDS),
     ] = Field(
         {"heun": "edm"},
@@ -34,7 +34,9 @@ class SampleSweep(SampleOptions):
     sweep_samples: int = Field(
         1000, ge=1, le=10**7, description="samples of each set compared over solvers and NFE"
     )
-    checkpoint_solver: table.choice("solver", table.SOLVERS | table.SDE) | None = Field(
+    checkpoint_solver: (
+        table.choice("solver", table.PLAIN_SOLVERS | table.STOCHASTIC_SOLVERS) | None
+    ) = Field(
         None,
         description="solver of the samples that are scored over training steps; sde with "
         "checkpoint_nfe=250 is the papers' own; unset is solver",
@@ -55,7 +57,7 @@ class SampleSweep(SampleOptions):
 
     @model_validator(mode="after")
     def _nfes_fit(self) -> SampleSweep:
-        if self.solver in table.SDE:
+        if self.solver in table.STOCHASTIC_SOLVERS:
             raise ValueError(
                 "solver=sde cannot be every sample node's: recipes compare solvers of the ODE; set "
                 "sample.checkpoint_solver=sde for the samples over training steps"
@@ -92,7 +94,7 @@ class SampleSweep(SampleOptions):
         if self.checkpoint_solver is not None:
             found["solver"] = self.checkpoint_solver
             found["grid"] = settings_solvers.UNIFORM
-            if self.checkpoint_solver not in table.SDE:
+            if self.checkpoint_solver not in table.STOCHASTIC_SOLVERS:
                 found["grid"] = self.grid_of(self.checkpoint_solver)
         if self.checkpoint_nfe is not None:
             found["nfe"] = self.checkpoint_nfe

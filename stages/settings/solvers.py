@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from stages.artifacts.spectrum import PowerSpectrum
 
 
-ANY_SOLVER = table.SOLVERS | table.FITTED_SOLVERS
-
-
 UNIFORM = "uniform_t"
 
 
@@ -35,7 +32,9 @@ T_START = 0.999
 class SolverOptions(Settings):
     """The solver, where its levels lie, and guidance."""
 
-    solver: table.choice("solver", ANY_SOLVER) = Field("dpmpp2m", description="the ODE solver")
+    solver: table.choice("solver", table.PLAIN_SOLVERS | table.FITTED_SOLVERS) = Field(
+        "dpmpp2m", description="the ODE solver"
+    )
     nfe: int = Field(20, ge=1, le=10_000, description="network evaluations a sample")
     grid: table.choice("grid", table.GRIDS | table.DENSITY_GRIDS) = Field(
         UNIFORM,
@@ -65,7 +64,7 @@ class SolverOptions(Settings):
 
     @model_validator(mode="after")
     def _solver_fits(self) -> SolverOptions:
-        if self.solver in table.ODD_SOLVERS and self.nfe % 2 == 0:
+        if self.nfe != runnable_nfe(self.solver, self.nfe):
             raise ValueError(
                 f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
@@ -88,7 +87,7 @@ class SolverOptions(Settings):
     def _check_start(self) -> None:
         """Raise ValueError where the settings alone put several times of a density's grid before
         the start of a flow model."""
-        num_levels = (self.nfe + 1) // 2 if self.solver in table.ODD_SOLVERS else self.nfe
+        num_levels = 1 + (self.nfe - 1) // _per_step(self.solver)
         above = densities.least_share_above(self.density, self.grid, T_START)
         if above * num_levels > 1 + 1e-9:
             raise ValueError(
@@ -110,12 +109,16 @@ class SolverOptions(Settings):
 
 
 def sources(settings: SolverOptions) -> list[str]:
-    """The places of the solver and the grid, for a stage's `sources`."""
+    """The places of the solver and the grid, for a stage's `sources`; a stochastic solver has its
+    grid with it."""
+    solver = table.SOLVERS[settings.solver]
+    if solver.stochastic:
+        return [solver.place]
     if settings.grid in table.DENSITY_GRIDS:
         grid = densities.sources(settings.density, settings.grid)
     else:
         grid = [table.GRIDS[settings.grid]]
-    return [*grid, ANY_SOLVER[settings.solver]]
+    return [*grid, solver.place]
 
 
 def needs(settings: SolverOptions) -> list[str]:
@@ -131,8 +134,7 @@ def levels_of(settings: SolverOptions, spectrum: PowerSpectrum | None = None) ->
     from stages.methods.grids import from_times
     from stages.methods.solvers import levels_for_evaluations
 
-    counted_as = table.COUNTED_AS.get(settings.solver, settings.solver)
-    num_levels = levels_for_evaluations(counted_as, settings.nfe)
+    num_levels = levels_for_evaluations(table.counted_as(settings.solver), settings.nfe)
     if settings.grid in table.DENSITY_GRIDS:
         density = densities.time_density(settings.density, settings.grid, spectrum=spectrum)
         return from_times(density.grid(num_levels))
@@ -141,12 +143,19 @@ def levels_of(settings: SolverOptions, spectrum: PowerSpectrum | None = None) ->
     return resolve(table.GRIDS[settings.grid])(num_levels, **(bounds if bounded else {}))
 
 
+def _per_step(solver: str) -> int:
+    return table.SOLVERS[table.counted_as(solver)].per_step
+
+
+def runnable_nfe(solver: str, nfe: int) -> int:
+    """The NFE that a solver is run at where `nfe` is asked for: the odd number just below an even
+    one where it takes an odd number only."""
+    return nfe - (nfe - 1) % _per_step(solver)
+
+
 def runnable(solver: str, nfes: Sequence[int]) -> tuple[int, ...]:
-    """The NFE that a solver is run at, ascending: the odd number just below an even one where it
-    takes an odd number only."""
-    if solver in table.ODD_SOLVERS:
-        return tuple(sorted({max(1, nfe - (nfe % 2 == 0)) for nfe in nfes}))
-    return tuple(sorted(set(nfes)))
+    """The NFE that a solver is run at where `nfes` are asked for, ascending."""
+    return tuple(sorted({runnable_nfe(solver, nfe) for nfe in nfes}))
 
 
 # Network evaluations, as in lists of settings; the bounds are those of a sample node's nfe.

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from stages.methods import grids, solvers
+from stages.methods import grids, solvers, table
 from stages.methods.path import T_START
 from stages.methods.solvers.trajectories import trajectory
 from tests import oracle
 
-NAMES = sorted(solvers.SOLVERS)
+NAMES = sorted(table.PLAIN_SOLVERS)
 
 
 def gaussian(dimension: int = 4) -> oracle.Gaussian:

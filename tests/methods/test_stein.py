@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.methods import grids, solvers, stein
+from stages.methods import grids, solvers, stein, table
 from stages.methods.path import Packing
 from stages.methods.solvers.divergence import mean_inner, output_and_divergence
 from stages.methods.solvers.trajectories import Evaluation, Step, trajectory
@@ -225,7 +225,7 @@ def test_calibrated_steps_come_nearer_to_the_data(solver, num_levels):
 
 def test_gammas_of_one_are_the_plain_solver():
     data, levels, y = oracle.bench_mixture(0), grids.edm(5, 80, 0.02), oracle.noise((10, 16), 0)
-    for solver in solvers.SOLVERS:
+    for solver in table.PLAIN_SOLVERS:
         ones = stein.calibrated(torch.ones(5))
         plain = solvers.solve(data.denoiser, 80 * y, levels, solver)
         assert torch.equal(solvers.solve(data.denoiser, 80 * y, levels, solver, ones), plain)

@@ -122,7 +122,7 @@ def test_a_density_needs_its_spectrum():
 # --- sampling
 
 
-@pytest.mark.parametrize("solver", table.SOLVERS)
+@pytest.mark.parametrize("solver", table.PLAIN_SOLVERS)
 @pytest.mark.parametrize("grid", table.DENSITY_GRIDS)
 def test_every_density_is_a_grid_of_every_solver(spectrum_of_few, solver, grid):
     data, nfe = spectrum_of_few.load(), 7

@@ -5,9 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import sources
 from pipeline.errors import StageError
+from pipeline.stage import resolve
 from stages.artifacts import samples as artifacts_samples
-from stages.methods import grids, solvers, table
+from stages.catalog import CATALOG
+from stages.methods import grids, solvers, stein, table
 from stages.methods.path import VelocityDenoiser
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
@@ -145,13 +148,93 @@ def test_the_picture_shows_the_samples_in_order(tmp_path):
         assert centre.tolist() == [expected] * 3
 
 
-def test_the_table_knows_all_solvers():
-    assert set(table.SOLVERS) == set(solvers.SOLVERS)
-    counted = {name: table.COUNTED_AS.get(name, name) for name in solver_settings.ANY_SOLVER}
-    odd = {name for name, as_ in counted.items() if solvers.evaluations(as_, 3) == 5}
-    assert odd == table.ODD_SOLVERS
-    multistep = {n for n, s in solvers.SOLVERS.items() if isinstance(s, solvers.Multistep)}
-    assert multistep == table.MULTISTEP_SOLVERS
+def test_the_registry_agrees_with_the_mathematics():
+    """Names, evaluations, and which solvers are multistep or look ahead."""
+    for name, entry in table.SOLVERS.items():
+        if entry.stochastic:
+            continue
+        made = resolve(entry.place)
+        if entry.counted_as:
+            made = made(grids.edm(3), torch.full((3, 2), 0.25))
+        num_levels, calls = 3, []
+
+        def denoiser(y, s, calls=calls):
+            calls.append(s)
+            return y / 2
+
+        solvers.solve(denoiser, torch.ones(2, 1), grids.edm(num_levels), made)
+        assert len(calls) == made.evaluations(num_levels), name
+        assert solver_settings.runnable_nfe(name, len(calls)) == len(calls)
+        assert len(solver_settings.levels_of(settings_of(name, len(calls)))) == num_levels + 1
+        for nfe in (1, 2, 3, 6):
+            possible = {made.evaluations(n) for n in range(1, nfe + 1)}
+            assert solver_settings.runnable_nfe(name, nfe) == max(n for n in possible if n <= nfe)
+        assert made.name == name
+        assert entry.multistep == isinstance(made, solvers.Multistep)
+        ahead = made.base.name if isinstance(made, solvers.LookAhead) else None
+        assert entry.around == ahead
+
+
+def settings_of(solver, nfe):
+    return sample.SampleSettings(solver=solver, nfe=nfe)
+
+
+# A solver that the bench does not know: of two evaluations a step, the second at the same point.
+class Twice(solvers.Heun):
+    def outputs(self, denoiser, y, levels, k):
+        first = denoiser(y, levels[k])
+        return [first] if levels[k + 1] == 0 else [first, denoiser(y, levels[k])]
+
+
+TOY = Twice("toy")
+
+
+def test_a_solver_is_one_line_of_the_registry(tmp_path, model, monkeypatch):
+    entry = table.Solver(f"{__name__}:TOY", per_step=2)
+    for known in (table.SOLVERS, table.PLAIN_SOLVERS):  # the second follows from the first
+        monkeypatch.setitem(known, "toy", entry)
+    with pytest.raises(ValueError, match="solver=toy takes an odd number"):
+        settings_of("toy", 4)
+    settings = SETTINGS.revised(solver="toy", nfe=5)
+    assert entry.place in sample.STAGE.sources(settings)
+    made = make(tmp_path, sample.STAGE, settings, model=model)
+    assert made.description["solver"] == "toy"
+    problem = sampling_problem.Problem(model.load().network(), model.load(), settings)
+    indices = torch.arange(8)
+    denoiser = problem.denoiser(problem.labels(indices))
+    y = 999 * problem.noise(0, indices)
+    expected = solvers.solve(denoiser, y, grids.uniform_t(3), "toy").float()
+    torch.testing.assert_close(made.load().images[:8], expected, rtol=0, atol=1e-5)
+
+
+def test_a_correction_is_one_entry_of_the_registry(tmp_path, model, samples, monkeypatch):
+    entry = table.Correction(f"{__name__}:half")
+    monkeypatch.setitem(table.CORRECTIONS, "half", entry)
+    settings = SETTINGS.revised(correction="half")
+    assert entry.place in sample.STAGE.sources(settings)
+    made = make(tmp_path, sample.STAGE, settings, model=model)
+    assert made.description["correction"] == "half"
+    assert not torch.equal(made.load().images, samples.load().images)
+    with pytest.raises(ValueError, match=r"correction=half and solver=fitted .*none"):
+        sample.SampleSettings(correction="half", solver="fitted")
+
+
+def half(given):
+    return given.solver, stein.calibrated(torch.full((given.settings.nfe,), 0.5))
+
+
+def test_a_key_covers_its_own_correction_and_solver_only():
+    def modules(**changes):
+        dotted = sample.STAGE.sources(SETTINGS.revised(**changes))
+        return {place.partition(":")[0] for place in dotted}
+
+    def stein_in(**changes):
+        roots = {sample.STAGE.run.partition(":")[0], *modules(**changes)}
+        return "stages.methods.stein" in sources.closure(roots, CATALOG.exclude_sources)
+
+    assert not stein_in()
+    assert not stein_in(correction="lookahead")
+    assert stein_in(correction="literal")
 
 
 @pytest.mark.parametrize(

@@ -331,9 +331,11 @@ def test_hints_are_checked_against_every_stage():
 
 def test_every_name_leads_somewhere():
     tables = (names.DATASETS, names.EXTRACTORS, names.NETWORKS, names.LOSSES, names.GRIDS)
-    for dotted in {d for table in (*tables, names.SOLVERS) for d in table.values()}:
+    for dotted in {d for table in tables for d in table.values()}:
         assert callable(resolve(dotted))
     assert all(callable(resolve(options_of(method).mathematics)) for method in names.LOSSES)
+    for entry in (*names.SOLVERS.values(), *names.CORRECTIONS.values()):
+        assert resolve(entry.place)
     for stage in CATALOG.stages.values():
         assert callable(resolve(stage.run))
 

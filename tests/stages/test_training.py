@@ -239,7 +239,7 @@ def test_a_checkpoint_of_another_architecture_names_what_differs(tmp_path, few, 
 # --- samples and diagnostics
 
 
-@pytest.mark.parametrize("solver", [*table.SOLVERS, "sde"])
+@pytest.mark.parametrize("solver", [*table.PLAIN_SOLVERS, "sde"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_class_token_goes_beside_the_image_in_every_solver(tmp_path, models, solver, guidance):
     """The image's samples differ from those with the token held at zero, and are finite."""

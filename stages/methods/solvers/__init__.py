@@ -2,21 +2,22 @@
 
 The front door: solvers by name, their true number of function evaluations (NFE, the number of
 denoiser calls), and `solve`. Deterministic; no noise is added. The formulas are in multistep.py,
-the loop in trajectories.py, the solver fitted to a model in fitted.py.
+the loop in trajectories.py, the solver fitted to a model in fitted.py, the names in table.py.
 """
 
 import difflib
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
+from stages.methods import table
 from stages.methods.path import Denoiser
 from stages.methods.solvers.fitted import FittedHeun, FittedMultistep, fit, fit_heun
 from stages.methods.solvers.multistep import Heun, LookAhead, Multistep
 from stages.methods.solvers.trajectories import Correction, Solver, trajectory
 
 __all__ = [
-    "SOLVERS",
     "FittedHeun",
     "FittedMultistep",
     "Heun",
@@ -30,24 +31,18 @@ __all__ = [
     "solve",
 ]
 
-SOLVERS: dict[str, Solver] = {
-    "euler": Multistep("euler", 1),
-    "heun": Heun(),
-    "dpmpp2m": Multistep("dpmpp2m", 2),
-    "dpmpp3m": Multistep("dpmpp3m", 3),
-    "unipc": LookAhead(Multistep("dpmpp2m", 2), "unipc"),
-}
-
 
 def named(solver: str | Solver) -> Solver:
     """The solver of this name, or the solver object itself. Raises ValueError."""
     if not isinstance(solver, str):
         return solver
-    if solver not in SOLVERS:
-        close = difflib.get_close_matches(solver, SOLVERS, n=1)
+    known = table.PLAIN_SOLVERS
+    if solver not in known:
+        close = difflib.get_close_matches(solver, known, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ValueError(f"solver '{solver}' is unknown; {hint}known solvers: {', '.join(SOLVERS)}")
-    return SOLVERS[solver]
+        raise ValueError(f"solver '{solver}' is unknown; {hint}known solvers: {', '.join(known)}")
+    module, _, attribute = known[solver].place.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def evaluations(solver: str | Solver, num_levels: int) -> int:
@@ -89,7 +84,7 @@ def solve(
         class tokens come in as denoisers, see path.py.
     y: (B, ...), x0 + levels[0] eps; for noise z ~ N(0, I) pass levels[0] * z.
     levels: 1-D, descending to 0; see grids.py.
-    solver: one of `SOLVERS`, or a solver object such as `fit` returns.
+    solver: one of `table.PLAIN_SOLVERS`, or a solver object such as `fit` returns.
     correction: one of stein.py's.
     generator: randomness of corrections that draw probes; the solvers draw nothing.
 

@@ -191,3 +191,10 @@ class LookAhead:
 
     def corrector(self, levels: Sequence[float], k: int) -> tuple[float, ...] | None:
         return unic(levels, k - 1, self.base.order) if k > 0 else None
+
+
+EULER = Multistep("euler", 1)
+HEUN = Heun()
+DPMPP2M = Multistep("dpmpp2m", 2)
+DPMPP3M = Multistep("dpmpp3m", 3)
+UNIPC = LookAhead(DPMPP2M, "unipc")

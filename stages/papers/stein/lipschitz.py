@@ -56,7 +56,7 @@ class LipschitzSettings(PowerIteration, SolverOptions):
         if self.solver in table.FITTED_SOLVERS:
             raise ValueError(
                 f"solver={self.solver} is fitted, and the norms are those of a plain solver's "
-                f"steps; choose one of {', '.join(table.SOLVERS)}"
+                f"steps; choose one of {', '.join(table.PLAIN_SOLVERS)}"
             )
         return self
 

@@ -17,8 +17,8 @@ class SteinOptions(CalibrationOptions, PowerIteration):
         True,
         description="recipe full: beside the plain solvers the calibrated and the fitted ones",
     )
-    solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
-        tuple(table.SOLVERS), min_length=1, description="recipe stein: solvers compared"
+    solvers: tuple[table.choice("solver", table.PLAIN_SOLVERS), ...] = Field(
+        tuple(table.PLAIN_SOLVERS), min_length=1, description="recipe stein: solvers compared"
     )
     corrections: tuple[table.choice("correction", table.CORRECTIONS), ...] = Field(
         tuple(table.CORRECTIONS),
@@ -34,7 +34,7 @@ class SteinOptions(CalibrationOptions, PowerIteration):
     num_seeds: int = Field(
         3, ge=1, le=100, description="recipe stein: seeds of the noise, counted from the run's own"
     )
-    lipschitz_solvers: tuple[table.choice("solver", table.SOLVERS), ...] = Field(
+    lipschitz_solvers: tuple[table.choice("solver", table.PLAIN_SOLVERS), ...] = Field(
         ("dpmpp2m",), description="solvers whose steps' singular values are measured"
     )
     lipschitz_nfe: int = Field(6, ge=1, le=10_000, description="at this NFE, in every recipe")

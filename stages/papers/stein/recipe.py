@@ -29,7 +29,7 @@ from stages.recipes.nodes import (
     solver_nodes,
     train_nodes,
 )
-from stages.sampling.sample import OVER_BATCH
+from stages.sampling import corrections
 from stages.settings import densities
 from stages.settings.solvers import SolverOptions, runnable
 from stages.training import checkpoint
@@ -57,10 +57,10 @@ def carries_token(folder: str) -> bool:
 
 def goes_with(solver: str, correction: str) -> bool:
     """Whether a correction can be sampled with a solver and is not another curve's double."""
-    if correction == "lookahead":
-        # Around DPM-Solver++ 2M it is UniPC.
-        return solver in table.MULTISTEP_SOLVERS and solver != "dpmpp2m"
-    return not (correction in OVER_BATCH and solver == "unipc")
+    # Around DPM-Solver++ 2M the look-ahead corrector is UniPC.
+    around = {entry.around for entry in table.SOLVERS.values()}
+    doubled = table.CORRECTIONS[correction].looks_ahead and solver in around
+    return not doubled and not corrections.refusal(correction, solver)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Made:
     def grid_of(self, solver: str) -> str:
         """The grid of a solver; fitted ones share that of the solver whose evaluations they take,
         Euler standing for all that need none of their own."""
-        return self.bench.sample.grid_of(table.COUNTED_AS.get(solver, solver))
+        return self.bench.sample.grid_of(table.counted_as(solver))
 
     def solving(self, solver: str, nfe: int) -> dict[str, object]:
         """The settings that a sample node and its calibration share."""
@@ -143,7 +143,7 @@ class Made:
             settings,
             inputs,
             bench.resources.calibrate,
-            self.tags(solver, CALIBRATED if solver in table.SOLVERS else PLAIN, bench.seed),
+            self.tags(solver, PLAIN if solver in table.FITTED_SOLVERS else CALIBRATED, bench.seed),
         )
 
     def clean(self, settings: CalibrationSettings) -> dict[str, str]:
@@ -187,10 +187,8 @@ class Made:
                 **_plain(self.solving(solver, nfe)), correction=correction, seed=seed
             )
             inputs = self.read(settings.grid)
-            if correction == CALIBRATED or solver in table.FITTED_SOLVERS:
-                inputs["schedule"] = f"calibrate/{self.name}-{solver}-nfe{nfe}"
-            if correction == "online":
-                inputs["data"] = "prepare"
+            stored = {"schedule": f"calibrate/{self.name}-{solver}-nfe{nfe}", "data": "prepare"}
+            inputs |= {name: stored[name] for name in corrections.inputs(correction, solver)}
             nodes.append(
                 replace(
                     self.reference,
@@ -275,7 +273,7 @@ def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     curves += [(solver, PLAIN) for solver in options.fitted]
     curves = list(dict.fromkeys(curves))
     for solver, correction in curves:
-        if correction == CALIBRATED or solver in table.FITTED_SOLVERS:
+        if "schedule" in corrections.inputs(correction, solver):
             found += [made.calibration(solver, nfe) for nfe in runnable(solver, options.nfes)]
     for seed in range(bench.seed, bench.seed + options.num_seeds):
         found.append(made.referred(seed))

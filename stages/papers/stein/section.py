@@ -96,7 +96,7 @@ def _pairs(curves: Curves) -> Iterator[tuple[Which, Which]]:
     for which in curves:
         other = replace(which, correction=PLAIN)
         if which.solver in names.FITTED_SOLVERS:
-            base = "heun" if names.COUNTED_AS[which.solver] == "heun" else "dpmpp2m"
+            base = "heun" if names.counted_as(which.solver) == "heun" else "dpmpp2m"
             other = replace(other, solver=base)
         if other != which and other in curves:
             yield which, other

@@ -48,7 +48,7 @@ class DrawSettings(SolverOptions):
         if self.solver in table.FITTED_SOLVERS:
             raise ValueError(
                 f"solver={self.solver} is fitted to a trained network; choose one of "
-                f"{', '.join(table.SOLVERS)}"
+                f"{', '.join(table.PLAIN_SOLVERS)}"
             )
         if self.device != "cpu":
             raise ValueError(f"device={self.device}: fitted scores are drawn from on the CPU")

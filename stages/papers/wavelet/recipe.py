@@ -9,7 +9,6 @@ from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.data import prepare
 from stages.data.prepare import PrepareSettings
-from stages.methods import table
 from stages.papers.wavelet import draw, fit, risk
 from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
@@ -21,7 +20,7 @@ from stages.recipes.nodes import (
     train_nodes,
 )
 from stages.settings import densities
-from stages.settings.solvers import SolverOptions
+from stages.settings.solvers import SolverOptions, runnable_nfe
 from stages.training import train
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Nod
     for model in bench.wavelet.drawn:
         for solver in sweep.solvers:
             options = sweep.options(
-                solver=solver, nfe=_nfe(solver, sweep.nfe), grid=sweep.grid_of(solver)
+                solver=solver, nfe=runnable_nfe(solver, sweep.nfe), grid=sweep.grid_of(solver)
             )
             common = {name: getattr(options, name) for name in SolverOptions.model_fields}
             settings = DrawSettings(
@@ -155,7 +154,3 @@ def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Nod
             tags = {"method": f"wavelet-{model}", "solver": solver, "dataset": images.dataset}
             name = _named("draw/wavelet", model, solver, end)
             yield Node(name, draw.STAGE, settings, inputs, bench.resources.draw, tags)
-
-
-def _nfe(solver: str, nfe: int) -> int:
-    return nfe - (solver in table.ODD_SOLVERS and nfe % 2 == 0)
