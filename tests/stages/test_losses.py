@@ -89,7 +89,7 @@ from tests.stages.context import context, make
 folder = Path("made")
 data = make(folder / "data", prepare.STAGE, prepare.PrepareSettings(limit=32, limit_held_out=8))
 made = trained_in(context(folder / "train", node.settings, data=data))
-told = CATALOG.metrics["train"](node)
+told = node.stage.metrics(node)
 assert set(made.manifest.metrics) == set(told) == {"loss/error", "loss/mean", "gradient_norm"}
 print(made.description["method"], *told)
 """
