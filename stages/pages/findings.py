@@ -176,7 +176,7 @@ def _relative_error(score: Score) -> float | None:
     return None if score.error is None else score.error / score.value
 
 
-def difference(a: Effect | None, b: Effect | None) -> Effect | None:
+def minus(a: Effect | None, b: Effect | None) -> Effect | None:
     """a - b, errors added as of independent effects; None where one is missing. Of two changes of
     ratios: their difference in percent, tested on that of the logarithms."""
     if a is None or b is None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.compare import Comparison, Line, node_words
 from pipeline.progress import duration
 from pipeline.results import Run
+from stages.pages.curves import score_curve
 from stages.pages.figures import PANEL, Axes, Curve, Figure, plot
-from stages.pages.page import Picture, Section, page, pictures, table
+from stages.pages.page import Picture, Section, folded, page, pictures, table
 from stages.report.compare_scores import Place, aligned, collect, opened
 from stages.sampling import sample
 from stages.scoring import evaluate, external
@@ -90,15 +91,15 @@ def _scores(of: Comparison) -> Iterator[Section]:
             "errors added as of independent sets; <b>lower</b> and <b>higher</b> are beyond 2 of "
             "them.</p>"
         )
-        folded = f"<details><summary>all {len(of.scores)} scores</summary>{''.join(rest)}</details>"
-        yield Section("Scores", text, [*_groups(of, shown), folded])
+        every = folded(f"all {len(of.scores)} scores", "".join(rest))
+        yield Section("Scores", text, [*_groups(of, shown), every])
     scored = {line.node for line in of.scores}
     others = [line for line in of.measures if line.node not in scored]
     if others:
         rows = [("node", "metric", *of.letters)]
         rows += [(line.name, line.metric, *line.values) for line in others]
-        folded = f"<details><summary>{len(others)} lines</summary>{table(rows)}</details>"
-        yield Section("Other measurements that differ", "", [folded])
+        tables = [folded(f"{len(others)} lines", table(rows))]
+        yield Section("Other measurements that differ", "", tables)
 
 
 def _groups(of: Comparison, lines: Sequence[Line]) -> list[str]:
@@ -156,13 +157,8 @@ def _score_panels(
             continue
         note = "" if len(protocols) == 1 else f"; protocol {protocol.name}, {_against(protocol)}"
         curves = [
-            Curve(
-                letter,
-                [getattr(row, place.over) for row in found],
-                [row.score.value for row in found],
-                [row.score.error for row in found],
-            )
-            for letter, found in rows.items()
+            score_curve(letter, [getattr(r, place.over) for r in of_run], [r.score for r in of_run])
+            for letter, of_run in rows.items()
         ]
         yield _panel(f"{place.metric} {place.curve}{note}", place.metric, place.over, curves)
 
@@ -265,9 +261,8 @@ def _samples(of: Comparison) -> Iterator[Section]:
         "agree; nothing is selected. Nodes with the same result in all runs are left out.</p>"
     )
     tables = []
-    if folded := blocks[False]:
-        summary = f"<summary>{len(folded)} more</summary>"
-        tables.append(f"<details>{summary}{''.join(folded)}</details>")
+    if more := blocks[False]:
+        tables.append(folded(f"{len(more)} more", "".join(more)))
     if left_out:
         tables.append(f"<p>{left_out} sets more are left out to keep this file small.</p>")
     yield Section("Samples", text + "".join(blocks[True]), tables)
@@ -298,5 +293,5 @@ def _nodes(of: Comparison) -> Section:
             for state, took in zip(node.states, node.seconds, strict=True)
         ]
         rows.append((node.name, *cells, "the same" if node.same else ""))
-    folded = f"<details><summary>all {len(of.nodes)} nodes</summary>{table(rows)}</details>"
-    return Section("Nodes", f"<p>{html.escape(node_words(of))}.</p>", [folded])
+    tables = [folded(f"all {len(of.nodes)} nodes", table(rows))]
+    return Section("Nodes", f"<p>{html.escape(node_words(of))}.</p>", tables)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.curves import score_curve
+
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
     from stages.methods.protocol import Protocol, Score
@@ -59,7 +61,7 @@ def plots(
 
 
 def _plot(
-    name: str,
+    stem: str,
     curves: Mapping[str, Sequence[Row]],
     protocol: Protocol,
     metric: str,
@@ -67,18 +69,17 @@ def _plot(
     label: str,
     **axes: Any,
 ) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
+    from stages.pages.figures import Axes, plot
 
     kinds = {curve: _kinds(row.score for row in rows) for curve, rows in curves.items()}
     mixed = len(set(kinds.values())) > 1
     lines = [
-        Curve(
-            curve.removeprefix("evaluate/") + (f" ({kinds[curve]})" if mixed else ""),
+        score_curve(
+            name.removeprefix("evaluate/") + (f" ({kinds[name]})" if mixed else ""),
             [getattr(row, over) for row in rows],
-            [row.score.value for row in rows],
-            [row.score.error for row in rows],
+            [row.score for row in rows],
         )
-        for curve, rows in curves.items()
+        for name, rows in curves.items()
     ]
     which = "of the kind that the legend names" if mixed else f"({next(iter(kinds.values()))})"
     details = f", {protocol.details}" if protocol.details else ""
@@ -88,7 +89,7 @@ def _plot(
     )
     places = sorted({x for line in lines for x in line.x})
     ticks = apart(places, logarithmic=axes.get("log_x", False))
-    return plot(name, caption, lines, Axes(label, metric, ticks=ticks, **axes))
+    return plot(stem, caption, lines, Axes(label, metric, ticks=ticks, **axes))
 
 
 def _kinds(scores: Iterable[Score]) -> str:
@@ -141,7 +142,7 @@ def _words(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
-    from stages.pages.page import table, with_error
+    from stages.pages.page import folded, table, with_error
 
     present = {row.score.metric for rows in curves.values() for row in rows}
     metrics = [metric for metric in OVERVIEW if metric in present]
@@ -165,8 +166,7 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     lines.append(("real images", "", "", "", "", *real))
     if len(curves) <= UNFOLDED:
         return table(lines)
-    summary = f"<summary>the last sets of {len(curves)} curves</summary>"
-    return f"<details>{summary}{table(lines)}</details>"
+    return folded(f"the last sets of {len(curves)} curves", table(lines))
 
 
 def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:
@@ -205,9 +205,7 @@ def _lines(scores: Mapping[str, Sequence[Row]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _every_score(scores: Mapping[str, Sequence[Row]]) -> str:
-    from stages.pages.page import table
+    from stages.pages.page import folded, table
 
     lines = list(_lines(scores))
-    return (
-        f"<details><summary>all {len(lines)} scores</summary>{table([HEADING, *lines])}</details>"
-    )
+    return folded(f"all {len(lines)} scores", table([HEADING, *lines]))

@@ -7,62 +7,54 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
 from stages.pages.curves import STEP, grouped, mean_curve
+from stages.papers.maskalign.claims import ANCESTORS, METRIC, OURS, over_steps
 
 if TYPE_CHECKING:
     from stages.artifacts.diagnosis import Measured
     from stages.pages.figures import Figure
     from stages.pages.page import Section
-
-
-OURS, ANCESTORS = "maskalign", ("sit", "repa", "reg")
+    from stages.papers.maskalign.claims import Curves
 
 
 HEADING = ("compared with", *(STEP if word == "NFE" else word for word in pairs.HEADING[1:]))
 
 
-def _by_seed(artifact: Any) -> dict[int, dict[int, Any]]:
-    """The Fréchet distance of every set: `{training step: {seed: score}}`."""
-    found: dict[int, dict[int, Any]] = {}
-    for row in artifact.load(every_seed=True):
-        if row.score.metric == "fid":
-            found.setdefault(row.training_step, {})[row.seed] = row.score
-    return found
-
-
-def _over_steps(scores: Mapping[str, Any]) -> dict[str, dict[int, dict[int, Any]]]:
-    """`_by_seed` of every curve over training steps, by the name of its training."""
-    return {
-        name.partition("/")[2]: _by_seed(artifact)
-        for name, artifact in scores.items()
-        if artifact.settings["abscissa"] == "training_step"
-    }
+def _curves(scores: Mapping[str, Any]) -> Curves:
+    """Every curve over training steps, of single sets of samples."""
+    return over_steps(
+        {
+            node: artifact.load(every_seed=True)
+            for node, artifact in scores.items()
+            if artifact.settings["abscissa"] == "training_step"
+        }
+    )
 
 
 def _compared(ours: Any, others: Mapping[str, Any], steps: Sequence[int]) -> list[tuple[Any, ...]]:
-    found = []
+    lines = []
     for name, theirs in others.items():
         at = {step: theirs[step] for step in steps if step in theirs}
-        found += [(name, *line[1:]) for line in pairs.lines("fid", ours, at)]
-    return [HEADING, *found] if found else []
+        lines += [(name, *line[1:]) for line in pairs.lines({METRIC: ours}, {METRIC: at}, [METRIC])]
+    return [HEADING, *lines] if lines else []
 
 
 def against_ancestors(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    found = _over_steps(scores)
-    if OURS not in found:
+    curves = _curves(scores)
+    if OURS not in curves:
         return []
-    others = {name: curve for name, curve in found.items() if name in ANCESTORS and len(curve) > 1}
-    return _compared(found[OURS], others, sorted(found[OURS]))
+    others = {name: of for name, of in curves.items() if name in ANCESTORS and len(of) > 1}
+    return _compared(curves[OURS], others, sorted(curves[OURS]))
 
 
 def ablation(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    found = _over_steps(scores)
-    if OURS not in found:
+    curves = _curves(scores)
+    if OURS not in curves:
         return []
-    others = {name: curve for name, curve in found.items() if name.startswith(f"{OURS}-")}
-    if others and "reg" in found:
-        others["reg"] = found["reg"]
-    variants = [max(curve) for name, curve in others.items() if name != "reg"]
-    return _compared(found[OURS], others, [max(variants, default=max(found[OURS]))])
+    others = {name: curve for name, curve in curves.items() if name.startswith(f"{OURS}-")}
+    variants = [max(curve) for curve in others.values()]
+    if others and "reg" in curves:
+        others["reg"] = curves["reg"]
+    return _compared(curves[OURS], others, [max(variants, default=max(curves[OURS]))])
 
 
 def probes(teachers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
