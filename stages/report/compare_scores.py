@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.artifact import Artifact
     from stages.methods.protocol import Protocol, Score
 
-# Shown in the terminal, of the last set that the runs share.
+# Drawn, and shown in the terminal of the last set that the runs share.
 HEADLINES = {
     "training_step": ("fid", "memorization_ratio"),
     "nfe": ("fid", "trajectory_rms"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,24 +33,20 @@ NO_NUMBER = "no number stated here"
 FEW = range(5, 11)
 SOLVERS = {"dpmpp2m": "DPM-Solver++ 2M", "unipc": "UniPC"}
 METRIC = "fid"
-BETTER = {
-    solver: Claim(
-        "SteinDiff", f"Better FID at 5 to 10 evaluations for {word}", NO_NUMBER, ("full", "stein")
-    )
-    for solver, word in SOLVERS.items()
-}
-LITERAL = {
-    solver: Claim(
-        "SteinDiff", f"The same with the paper's literal form for {word}", NO_NUMBER, ("stein",)
-    )
-    for solver, word in (("dpmpp2m", SOLVERS["dpmpp2m"]),)
-}
-FADES = {
-    solver: Claim(
-        "SteinDiff", f"The gain fades with more evaluations for {word}", NO_NUMBER, ("stein",)
-    )
-    for solver, word in SOLVERS.items()
-}
+
+
+def _claims(
+    text: str, recipes: tuple[str, ...], solvers: Iterable[str] = SOLVERS
+) -> dict[str, Claim]:
+    return {
+        solver: Claim("SteinDiff", f"{text} for {SOLVERS[solver]}", NO_NUMBER, recipes)
+        for solver in solvers
+    }
+
+
+BETTER = _claims("Better FID at 5 to 10 evaluations", ("full", "stein"))
+LITERAL = _claims("The same with the paper's literal form", ("stein",), ("dpmpp2m",))
+FADES = _claims("The gain fades with more evaluations", ("stein",))
 PEAKS = Claim(
     "SteinDiff",
     "Singular values of large steps peak above 1",
