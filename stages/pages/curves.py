@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.figures import Axes, Curve, Figure, plot
+
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
     from stages.methods.protocol import Score
-    from stages.pages.figures import Curve, Figure
 
 
 METRICS = ("trajectory_rms", "fid")
@@ -83,8 +84,6 @@ def mean_score(scores: Sequence[Score]) -> Score:
 
 def score_curve(name: str, x: Sequence[float], scores: Sequence[Score]) -> Curve:
     """A line of scores with their errors."""
-    from stages.pages.figures import Curve
-
     return Curve(name, x, [score.value for score in scores], [score.error for score in scores])
 
 
@@ -97,8 +96,6 @@ def over_nfe(name: str, by_nfe: ByNfe) -> Curve:
 
 def plot_over_nfe(stem: str, metric: str, curves: Sequence[Curve], caption: str) -> Figure:
     """Lines of a metric over evaluations, both axes logarithmic."""
-    from stages.pages.figures import Axes, plot
-
     ticks = sorted({x for curve in curves for x in curve.x})
     return plot(stem, caption, curves, Axes(NFE, metric, log_x=True, log_y=True, ticks=ticks))
 
@@ -125,8 +122,6 @@ def grouped(of_nodes: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def mean_curve(name: str, many: Sequence[Sequence[tuple[float, float]]]) -> Curve:
     """The mean of curves [(x, y), ...] at the x that all have, with the error over them."""
-    from stages.pages.figures import Curve
-
     tables = [dict(rows) for rows in many]
     at = [x for x in tables[0] if all(x in other for other in tables)]
     values = [[by_x[x] for by_x in tables] for x in at]

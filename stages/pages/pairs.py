@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import mean_score
 from stages.pages.findings import FAILS, HIGHER, HOLDS, LOWER, change, mean_with_error, side
+from stages.pages.page import table, with_error
 
 if TYPE_CHECKING:
     from stages.methods.protocol import Score
@@ -31,8 +32,6 @@ def lines(ours: Metrics, theirs: Metrics, metrics: Sequence[str]) -> list[tuple[
 
 
 def _line(pairs: Sequence[tuple[Score, Score]]) -> tuple[Any, ...]:
-    from stages.pages.page import with_error
-
     ours, theirs = (mean_score(scores) for scores in zip(*pairs, strict=True))
     values = ((ours.value, ours.error), (theirs.value, theirs.error), mean_difference(pairs))
     return (*(with_error(*value) for value in values), len(pairs), lower(pairs))
@@ -50,8 +49,6 @@ def in_words(
 
 def claim_table(claim: str, lines: Sequence[tuple[Any, ...]]) -> str:
     """Lines as an HTML table under the claim that they test; nothing where there are none."""
-    from stages.pages.page import table
-
     return f"<p>Claim: {html.escape(claim)}</p>{table([HEADING, *lines])}" if lines else ""
 
 

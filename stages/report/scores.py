@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import score_curve
+from stages.pages.figures import Axes, Figure, plot
+from stages.pages.page import Section, folded, table, with_error
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
     from stages.methods.protocol import Protocol, Score
-    from stages.pages.figures import Figure
-    from stages.pages.page import Section
 
 # Scores of the overview, in this order, where a set has them.
 OVERVIEW = (
@@ -26,8 +26,6 @@ UNFOLDED = 30  # curves; later sections compare them, and a longer table would b
 
 def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
     """The last set of every curve, one table for each protocol, and all scores folded away."""
-    from stages.pages.page import Section
-
     tables = []
     for protocol, curves in _by_protocol(scores).items():
         tables += [_words(protocol, curves), _last_sets(curves), _cautions(curves)]
@@ -69,8 +67,6 @@ def _plot(
     label: str,
     **axes: Any,
 ) -> Figure:
-    from stages.pages.figures import Axes, plot
-
     kinds = {curve: _kinds(row.score for row in rows) for curve, rows in curves.items()}
     mixed = len(set(kinds.values())) > 1
     lines = [
@@ -142,8 +138,6 @@ def _words(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
-    from stages.pages.page import folded, table, with_error
-
     present = {row.score.metric for rows in curves.values() for row in rows}
     metrics = [metric for metric in OVERVIEW if metric in present]
     lines: list[tuple[Any, ...]] = [
@@ -205,7 +199,5 @@ def _lines(scores: Mapping[str, Sequence[Row]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _every_score(scores: Mapping[str, Sequence[Row]]) -> str:
-    from stages.pages.page import folded, table
-
     lines = list(_lines(scores))
     return folded(f"all {len(lines)} scores", table([HEADING, *lines]))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.figures import COLORS, Figure, svg
+from stages.pages.page import Section, table, with_error
 from stages.papers.combined.claims import ALL, PLAIN, PREFIX, words
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
-    from stages.pages.figures import Figure
-    from stages.pages.page import Section
 
 
 def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
@@ -18,8 +18,6 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
 
     scores: of the arms, by node.
     """
-    from stages.pages.page import Section, table, with_error
-
     names = {**words(scores), ALL: "all three"}
     arms = {
         names.get(arm, arm): rows
@@ -49,8 +47,6 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
 
 def _figure(arms: Mapping[str, Sequence[Row]]) -> Figure:
     """FID of every arm with its error, one row an arm and NFE."""
-    from stages.pages.figures import COLORS, Figure, svg
-
     rows = [
         (f"{name}, NFE {row.nfe}", row.score)
         for name, of in arms.items()

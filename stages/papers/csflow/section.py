@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
 from stages.pages.curves import most_seeds, of_metric, over_nfe, plot_over_nfe
+from stages.pages.figures import COLORS, Axes, Curve, Figure, plot, svg
+from stages.pages.page import Section, folded
 from stages.papers.csflow import claims
 from stages.papers.csflow.claims import DENSITY
 from stages.settings.densities import DensityOptions, Display, time_density
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from stages.artifacts.spectrum import PowerSpectrum
     from stages.methods.csflow import FigureData
     from stages.pages.curves import Curves
-    from stages.pages.figures import Figure
-    from stages.pages.page import Section
     from stages.scoring.evaluate import Row
 
 TICKS = 10  # steps of the grids drawn as ticks
@@ -62,7 +62,6 @@ def _display(inputs: Mapping[str, Any]) -> Display:
 
 def _curves(spectrum: PowerSpectrum, display: Display) -> Section:
     from stages.methods.csflow import figure_data
-    from stages.pages.page import Section
 
     geometry = {"image_pixels": spectrum.image_pixels, **display.model_dump()}
     data = figure_data(spectrum.frequency, spectrum.power, TICKS, **geometry)
@@ -102,8 +101,6 @@ def _words(data: FigureData, spectrum: PowerSpectrum, display: Display) -> str:
 
 
 def _spectrum(data: FigureData, spectrum: PowerSpectrum) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     x, y = data.frequency_cpd.tolist(), data.power.tolist()
     curves = [Curve("images", x, y), Curve("white noise", x, [1.0] * len(x))]
     caption = (
@@ -116,7 +113,6 @@ def _spectrum(data: FigureData, spectrum: PowerSpectrum) -> Figure:
 
 def _sensitivity(data: FigureData) -> Figure:
     from stages.methods.csflow import contrast_sensitivity
-    from stages.pages.figures import Axes, Curve, plot
 
     step = 4
     curves = [
@@ -136,8 +132,6 @@ def _sensitivity(data: FigureData) -> Figure:
 
 
 def _map(data: FigureData) -> Figure:
-    from stages.pages.figures import Figure, svg
-
     half = (data.frequency_cpd[1] - data.frequency_cpd[0]).item() / 2
     extent = (data.frequency_cpd[0].item() - half, data.frequency_cpd[-1].item() + half, 0.0, 1.0)
 
@@ -159,15 +153,11 @@ def _map(data: FigureData) -> Figure:
 
 def _thin(name: str, t: Any, values: Any) -> Any:
     """A curve of about a hundred points."""
-    from stages.pages.figures import Curve
-
     step = max(1, len(t) // 100)
     return Curve(name, t[::step].tolist(), values[::step].tolist())
 
 
 def _weights(data: FigureData) -> Figure:
-    from stages.pages.figures import Axes, plot
-
     curves = [_thin("csflow", data.t, data.weights)]
     for kind in ("minsnr", "p2"):
         curves.append(_thin(kind, data.t, time_density(DensityOptions(mix=1), kind).pdf(data.t)))
@@ -181,8 +171,6 @@ def _weights(data: FigureData) -> Figure:
 def _displays(spectrum: PowerSpectrum, display: Display) -> Figure:
     """The weights on other screens: how much the result owes to that choice."""
     import torch
-
-    from stages.pages.figures import Axes, plot
 
     t = (torch.arange(500, dtype=torch.float64) + 0.5) / 500
     sizes = sorted({spectrum.image_pixels, 64, display.display_pixels, 1024})
@@ -205,7 +193,6 @@ def _displays(spectrum: PowerSpectrum, display: Display) -> Figure:
 
 
 def _ticks(spectrum: PowerSpectrum, display: Display) -> Figure:
-    from stages.pages.figures import COLORS, Figure, svg
 
     def grid(kind: str, mix: float) -> list[float]:
         screen = {"display": display} if kind == "csflow" else {}
@@ -235,8 +222,6 @@ def _ticks(spectrum: PowerSpectrum, display: Display) -> Figure:
 
 
 def _scores(curves: Curves) -> Section:
-    from stages.pages.page import Section, folded
-
     tables, items = [], []
     for claim, ours, theirs in claims.claimed(curves):
         lines = pairs.lines(curves[ours], curves[theirs], METRICS)

@@ -10,13 +10,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import STEP, grouped
+from stages.pages.figures import COLORS, MARKERS, Figure, logarithmic, svg
 from stages.pages.findings import mean_with_error
+from stages.pages.page import Section, table
 from stages.papers.icr.claims import fall, warned_before
 
 if TYPE_CHECKING:
     from stages.artifacts.scan import Scan, ScanRow
-    from stages.pages.figures import Figure
-    from stages.pages.page import Section
 
 SIGMA = "sigma (standard deviations of the training pixels)"
 BESIDE = {
@@ -77,8 +77,6 @@ class Group:
 
 def sections(inputs: Mapping[str, Any]) -> list[Section]:
     """One section, or none where nothing was scanned."""
-    from stages.pages.page import Section
-
     groups = [Group(name, scans) for name, scans in grouped(inputs.get("scans", {})).items()]
     if not groups:
         return []
@@ -117,8 +115,6 @@ def _words(groups: Sequence[Group]) -> str:
 
 def _claims(groups: Sequence[Group]) -> str:
     """Mean and spread over training seeds of what the paper says of ICR along a training."""
-    from stages.pages.page import table
-
     heading = ("model", "of ICR", "mean", "spread", "least", "training seeds", "each")
     lines: list[tuple[Any, ...]] = [heading]
     for group in groups:
@@ -149,8 +145,6 @@ def _claims(groups: Sequence[Group]) -> str:
 
 def _windows(groups: Sequence[Group]) -> str:
     """Where over the noise levels ICR is lowest and the probe best."""
-    from stages.pages.page import table
-
     lines: list[tuple[Any, ...]] = [
         ("model", "lowest ICR", "at sigma", "best probe accuracy", "at sigma", "components")
     ]
@@ -232,8 +226,6 @@ def _errors(groups: Sequence[Group]) -> str:
 
 def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
     """Plots below each other over one logarithmic abscissa; those without a curve are left out."""
-    from stages.pages.figures import COLORS, MARKERS, Figure, logarithmic, svg
-
     panels = [panel for panel in panels if panel.curves]
 
     def draw(ax: Any) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
 from stages.pages.curves import STEP, grouped, mean_curve
+from stages.pages.figures import Axes, Curve, Figure, plot, svg
+from stages.pages.page import Section
 from stages.papers.maskalign.claims import ANCESTORS, METRIC, OURS, over_steps
 
 if TYPE_CHECKING:
     from stages.artifacts.diagnosis import Measured
-    from stages.pages.figures import Figure
-    from stages.pages.page import Section
     from stages.papers.maskalign.claims import Curves
 
 
@@ -73,9 +73,6 @@ def probes(teachers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 def alignment(diagnoses: Mapping[str, Any]) -> Section:
     """Heatmaps of the last checkpoints, their summaries over steps, and the stability gap."""
-    from stages.pages.figures import Axes, plot
-    from stages.pages.page import Section
-
     groups = {
         name: [artifact.load() for artifact in many] for name, many in grouped(diagnoses).items()
     }
@@ -130,8 +127,6 @@ SUMMARIES = (
 
 
 def _of_measured(name: str, many: Sequence[Sequence[Measured]], attribute: str) -> Any:
-    from stages.pages.figures import Curve
-
     if len(many) > 1:
         rows = [
             [(m.step, getattr(m, attribute)) for m in one if getattr(m, attribute) is not None]
@@ -146,8 +141,6 @@ def _of_measured(name: str, many: Sequence[Sequence[Measured]], attribute: str) 
 def _heatmap(name: str, measured: Measured, which: str) -> Figure:
     """Probabilities of the patches as coloured squares."""
     import numpy as np
-
-    from stages.pages.figures import Figure, svg
 
     rows = getattr(measured, which)
     ratio = measured.max_min_ratio if which == "full" else measured.masked_max_min_ratio

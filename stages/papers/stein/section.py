@@ -22,13 +22,13 @@ from stages.pages.curves import (
     over_nfe,
     plot_over_nfe,
 )
+from stages.pages.figures import Axes, Curve, Figure, plot
 from stages.pages.findings import FAILS, HOLDS
+from stages.pages.page import Section, folded, table
 from stages.papers.stein.claims import corrected, peak
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
-    from stages.pages.figures import Figure
-    from stages.pages.page import Section
 
 
 def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Section]:
@@ -54,8 +54,6 @@ def _compared(curves: Curves) -> Curves:
 
 
 def _scores(curves: Curves) -> Section:
-    from stages.pages.page import Section, folded
-
     lines = {
         (ours, theirs): pairs.lines(curves[ours], curves[theirs], METRICS)
         for ours, theirs in corrected(curves)
@@ -233,9 +231,6 @@ def _times(levels: Sequence[float]) -> tuple[float, ...]:
 
 
 def _steps(gammas: Sequence[Gammas]) -> Section:
-    from stages.pages.figures import Axes, Curve, plot
-    from stages.pages.page import Section
-
     groups: dict[tuple[str, str, str], list[Gammas]] = {}
     for one in gammas:
         groups.setdefault((one.correction, one.solver, one.grid), []).append(one)
@@ -273,9 +268,6 @@ def _repeated(groups: Mapping[tuple[str, str, str], list[Gammas]]) -> str:
 
 
 def _contractivity(measured: Sequence[Any]) -> Section:
-    from stages.pages.figures import Axes, Curve, plot
-    from stages.pages.page import Section, table
-
     lines = [
         ("solver", "grid", "NFE", "mean over steps", "largest", "at t", "steps above 1, of states")
     ]

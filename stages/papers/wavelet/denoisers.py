@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.findings import HIGHER, LOWER, OPEN, side
+from stages.pages.page import with_error
 
 if TYPE_CHECKING:
     from stages.artifacts.risks import Risk
@@ -76,8 +77,6 @@ def differences(
 
 def _cell(ours: Risk, theirs: Risk, i: int) -> str:
     """`-12.3 ± 1.1 %`, and whether that is within noise."""
-    from stages.pages.page import with_error
-
     value, error = risk_ratio(ours, theirs, i)
     percent = with_error(100 * (value - 1), None if error is None else 100 * error)
     sign = "+" if value > 1 else ""

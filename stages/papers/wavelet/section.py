@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.figures import Axes, Curve, Figure, plot, svg
+from stages.pages.page import Picture, Section, table, with_error
 from stages.papers.wavelet import denoisers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.artifacts.risks import Risk
-    from stages.pages.figures import Figure
-    from stages.pages.page import Picture, Section
 
 SIGMA = "sigma (standard deviations of the training pixels)"
 MSE = "squared error (pixel variances)"
@@ -82,8 +82,6 @@ class Compared:
 
 
 def _section(of: Compared, drawn: Mapping[str, Any]) -> Section:
-    from stages.pages.page import Section, table
-
     differences = denoisers.differences(of.wavelets, of.others, of.sigmas)
     figures = [_absolute(of), *_relative(of), _scales(of), _maps(of), _filters(of), *_responses(of)]
     return Section(
@@ -126,8 +124,6 @@ def _seen(of: Compared) -> str:
 
 def _table(of: Compared) -> list[tuple[Any, ...]]:
     """Every denoiser's risk at every noise level."""
-    from stages.pages.page import with_error
-
     heading = ("denoiser", *(f"sigma {sigma:g}" for sigma in of.sigmas))
     rows = [
         (
@@ -162,8 +158,6 @@ def _lowest(of: Compared) -> list[tuple[Any, ...]]:
 
 
 def _absolute(of: Compared) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     shown = [*of.others, *of.best]
     curves = [Curve(r.name, of.sigmas, r.mse, r.standard_error) for r in shown]
     caption = (
@@ -188,8 +182,6 @@ def _relative(of: Compared) -> Iterator[Figure]:
 
 
 def _relative_figure(of: Compared, wiener: Risk, chosen: Sequence[Risk], name: str) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     curves = [
         Curve(risk.name, of.sigmas, [a / b for a, b in zip(risk.mse, wiener.mse, strict=True)])
         for risk in chosen
@@ -204,8 +196,6 @@ def _relative_figure(of: Compared, wiener: Risk, chosen: Sequence[Risk], name: s
 
 def _scales(of: Compared) -> Figure | None:
     """Risk by scale, of one denoiser of each kind."""
-    from stages.pages.figures import Axes, Curve, plot
-
     curves = []
     for risk in _representatives(of):
         for scale, values in risk.scales().items():
@@ -278,8 +268,6 @@ def _tiles(
     """A table of pictures: a row a denoiser, a column a noise level."""
     import numpy as np
 
-    from stages.pages.figures import Figure, svg
-
     if not tiles:
         return None
     height, width = next(iter(tiles.values()))[0].shape
@@ -336,8 +324,6 @@ def _most_bent(risk: Risk, band: str) -> int:
 def _response_figure(
     of: Compared, name: str, shown: Sequence[tuple[str, Risk, str]], level: int
 ) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     curves, linear = [], {}
     for label, risk, band in shown:
         response = risk.responses[band][level]
@@ -361,8 +347,6 @@ def _response_figure(
 
 
 def _pictures(of: Compared, drawn: Mapping[str, Any]) -> Iterator[Picture]:
-    from stages.pages.page import Picture
-
     for name, artifact in drawn.items():
         facts = artifact.description
         if facts["dataset"] == of.dataset:
