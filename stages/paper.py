@@ -24,7 +24,7 @@ class Paper:
         full: its part of the recipe full, `nodes(bench, nodes so far) -> further nodes`.
         shown: those of its stages that its section or its claims read.
         section: its part of the report, `report(made) -> sections` of `pages.made.Made`.
-        claims: what a run says of its claims, `claimed(made) -> findings`.
+        claims: what a run says of its claims, `of_run(made) -> findings`.
         timed: what measured times say of them, `timed(seconds, manifests) -> findings`.
         apart: how the names of evaluations begin that only its own section shows.
     """

@@ -31,13 +31,14 @@ class Response:
 class Risk:
     """What one denoiser does to held-out images; sigma in units of std, risks of its square.
 
-    name: local-d2, wiener, sit, ... exact: whether mse is a closed form. mse, standard_error,
-    train_mse: by sigma, the last two None where there is none. bands: of each band, `A2`, `H2` ..
-    `D1`, by sigma. maps: (S, C, H, W), the risk of each wavelet coefficient, arranged as the usual
-    pyramid. per_image: (S, B), the error of each held-out image on the noise that all denoisers
-    share, also of those whose mse is exact: differences taken image by image have an error.
-    filters: (S, C, H, W), the centre pixel's filter; None where there is no derivative. responses:
-    by band, by sigma.
+    name: local-d2, wiener, sit, ... family, degree: of a wavelet score; folds: whether its ridge
+    was chosen on folds. exact: whether mse is a closed form. mse, standard_error, train_mse: by
+    sigma, the last two None where there is none. bands: of each band, `A2`, `H2` .. `D1`, by
+    sigma. maps: (S, C, H, W), the risk of each wavelet coefficient, arranged as the usual pyramid.
+    per_image: (S, B), the error of each held-out image on the noise that all denoisers share, also
+    of those whose mse is exact: differences taken image by image have an error. filters:
+    (S, C, H, W), the centre pixel's filter; None where there is no derivative. responses: by band,
+    by sigma.
     """
 
     name: str
@@ -54,6 +55,9 @@ class Risk:
     per_image: Tensor
     filters: Tensor | None
     responses: Mapping[str, Sequence[Response]] = field(default_factory=dict)
+    family: str | None = None
+    degree: int | None = None
+    folds: bool = False
 
     def scales(self) -> dict[str, tuple[float, ...]]:
         """Risk of each scale, `A2`, `2`, `1`: the mean of its orientations, by sigma."""
@@ -84,9 +88,10 @@ class Risks(Artifact):
             for band in facts["bands"]
             if band in names
         }
+        plain = ("name", "kind", "dataset", "exact", "std", "family", "degree", "folds")
         by_sigma = ("sigmas", "mse", "standard_error", "train_mse")
         return Risk(
-            **{name: facts[name] for name in ("name", "kind", "dataset", "exact", "std")},
+            **{name: facts[name] for name in plain},
             **{name: tuple(facts[name]) for name in by_sigma},
             bands={band: tuple(values) for band, values in facts["bands"].items()},
             maps=tensors["maps"],

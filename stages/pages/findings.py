@@ -15,6 +15,7 @@ HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "inconclusive", "not meas
 # Measured times differ from run to run and are no part of an artifact: the run's page has them.
 TIMED = "stands with the run"
 LOWER, HIGHER = "lower", "higher"
+UNKNOWN = "no error known"
 # Kinds of errors beyond those of scores: a closed form has none, a bound is on one side.
 EXACT, BOUND = "exact", "bound"
 # Spread over seeds: of what is not told, of repeated trainings, of noise sampled from one training.
@@ -79,9 +80,19 @@ class Finding:
         return asdict(self) | {"details": [list(row) for row in self.details]}
 
 
+def side(difference: float, error: float | None) -> str:
+    """On which side of none a difference is: beyond two standard errors, `OPEN` within them, and
+    `UNKNOWN` without an error. Every verdict follows from this rule."""
+    if error is None:
+        return UNKNOWN
+    if abs(difference) <= 2 * error:
+        return OPEN
+    return LOWER if difference < 0 else HIGHER
+
+
 def verdict(effect: Effect | None, wanted: str, threshold: float = 0.0) -> str:
-    """Whether an effect is on the wanted side of a threshold: beyond two standard errors, or
-    inconclusive within. An exact effect has no error; an unknown error decides nothing.
+    """Whether an effect is on the wanted `side` of a threshold. An exact effect has no error; an
+    unknown error decides nothing.
 
     A change of a ratio is tested on the logarithm, against none: which side is divided by which
     must not matter, and in percent it would. Raises ValueError for such a one with a threshold.
@@ -91,10 +102,10 @@ def verdict(effect: Effect | None, wanted: str, threshold: float = 0.0) -> str:
     value, error = effect.log or (effect.value, effect.error)
     if effect.log and threshold:
         raise ValueError(f"a change of a ratio is tested against none, not {threshold}")
-    distance = value - threshold
-    if effect.error_kind == "none" or abs(distance) <= 2 * (error or 0.0):
+    said = side(value - threshold, error or 0.0)
+    if effect.error_kind == "none" or said == OPEN:
         return OPEN
-    return HOLDS if (distance < 0) == (wanted == LOWER) else FAILS
+    return HOLDS if said == wanted else FAILS
 
 
 def paired(
@@ -102,13 +113,13 @@ def paired(
 ) -> dict[Any, dict[int | None, tuple[Score, Score]]]:
     """Scores of both sides by condition and seed, where both have one of the same protocol and
     kind of error."""
-    found: dict[Any, dict[int | None, tuple[Score, Score]]] = {}
+    pairs: dict[Any, dict[int | None, tuple[Score, Score]]] = {}
     for condition in ours:
         for seed, score in ours[condition].items():
             other = theirs.get(condition, {}).get(seed)
             if other is not None and _comparable(score, other):
-                found.setdefault(condition, {})[seed] = (score, other)
-    return found
+                pairs.setdefault(condition, {})[seed] = (score, other)
+    return pairs
 
 
 def _comparable(a: Score, b: Score) -> bool:
@@ -130,7 +141,7 @@ def change(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> Eff
         return None
     logs = [_mean_log_ratio(some) for some in chosen.values()]
     if len(logs) > 1:
-        return ratio(*_mean(logs), SEEDS, len(logs))
+        return ratio(*mean_with_error(logs), SEEDS, len(logs))
     (some,) = chosen.values()
     errors = [_relative_error(score) for pair in some for score in pair]
     if any(error is None for error in errors):
@@ -148,9 +159,11 @@ def ratio(log: float, error: float | None, kind: str, num_seeds: int = 1) -> Eff
     return Effect(scale - 100, shown, kind, num_seeds, "%", (log, error))
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of two or more values, and its standard error from their spread."""
+def mean_with_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean of values, and its standard error from their spread; None for a single one."""
     mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
 
@@ -163,7 +176,7 @@ def _relative_error(score: Score) -> float | None:
     return None if score.error is None else score.error / score.value
 
 
-def difference(a: Effect | None, b: Effect | None) -> Effect | None:
+def minus(a: Effect | None, b: Effect | None) -> Effect | None:
     """a - b, errors added as of independent effects; None where one is missing. Of two changes of
     ratios: their difference in percent, tested on that of the logarithms."""
     if a is None or b is None:
@@ -183,18 +196,18 @@ def over_seeds(effects: Sequence[Effect], kind: str = SEEDS) -> Effect | None:
     if len(effects) < 2:
         return effects[0] if effects else None
     if all(effect.log for effect in effects):
-        return ratio(*_mean([effect.log[0] for effect in effects]), kind, len(effects))
-    mean, error = _mean([effect.value for effect in effects])
+        return ratio(*mean_with_error([one.log[0] for one in effects]), kind, len(effects))
+    mean, error = mean_with_error([effect.value for effect in effects])
     changed = {"value": mean, "error": error, "error_kind": kind, "num_seeds": len(effects)}
     return replace(effects[0], **changed, log=None)
 
 
 def repeating(findings: Iterable[Finding], kind: str) -> Iterator[Finding]:
     """Findings whose errors over seeds are of a kind, where they do not tell themselves."""
-    for found in findings:
-        if found.effect is not None and found.effect.error_kind == SEEDS:
-            found = replace(found, effect=replace(found.effect, error_kind=kind))
-        yield found
+    for finding in findings:
+        if finding.effect is not None and finding.effect.error_kind == SEEDS:
+            finding = replace(finding, effect=replace(finding.effect, error_kind=kind))
+        yield finding
 
 
 def compared(
@@ -231,7 +244,7 @@ def details(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> tu
 
 def counted(findings: Iterable[Finding]) -> dict[str, int]:
     """How many findings have each verdict."""
-    found = dict.fromkeys((HOLDS, FAILS, OPEN, TIMED, ABSENT), 0)
+    counts = dict.fromkeys((HOLDS, FAILS, OPEN, TIMED, ABSENT), 0)
     for finding in findings:
-        found[finding.verdict] += 1
-    return found
+        counts[finding.verdict] += 1
+    return counts

@@ -109,7 +109,7 @@ def _section(index: int, section: Section) -> str:
         parts.append(pictures(section.pictures))
     if section.more:
         more = pictures(section.more)
-        parts.append(f"<details><summary>{len(section.more)} more</summary>{more}</details>")
+        parts.append(folded(f"{len(section.more)} more", more))
     return "".join(parts)
 
 
@@ -122,7 +122,7 @@ def figure(shown: Figure) -> str:
     """A figure with its caption and its numbers, folded."""
     numbers = ""
     if shown.rows:
-        numbers = f"<details><summary>numbers</summary>{table(shown.rows)}</details>"
+        numbers = folded("numbers", table(shown.rows))
     caption = f"<figcaption>{html.escape(shown.caption)}</figcaption>"
     return f"<figure>{shown.svg}{caption}{numbers}</figure>"
 
@@ -134,6 +134,11 @@ def _picture(picture: Picture) -> str:
         f"<figure><img alt='{caption}' src='data:image/png;base64,{data}'>"
         f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def folded(summary: str, body: str) -> str:
+    """A part that stays folded until somebody opens it."""
+    return f"<details><summary>{summary}</summary>{body}</details>"
 
 
 def table(rows: Sequence[Sequence[Any]]) -> str:

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 from pipeline.compare import Comparison, Line, node_words
 from pipeline.progress import duration
 from pipeline.results import Run
+from stages.pages.curves import score_curve
 from stages.pages.figures import PANEL, Axes, Curve, Figure, plot
-from stages.pages.page import Picture, Section, page, pictures, table
-from stages.report.compare_scores import Place, aligned, collect, opened
+from stages.pages.page import Picture, Section, folded, page, pictures, table
+from stages.report.compare_scores import HEADLINES, Place, aligned, collect, opened
 from stages.sampling import sample
 from stages.scoring import evaluate, external
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
 
-# Curves that are drawn; all others are in MLflow.
-SCORES = {
-    "training_step": ("fid", "memorization_ratio"),
-    "nfe": ("fid", "trajectory_rms"),
-}
+# Curves that are drawn beside scores; all others are in MLflow.
 METRICS = re.compile(r"loss/.+|icr|probe_accuracy|denoising_mse|lipschitz_(mean|max)|alignment_gap")
 LOGARITHMIC = re.compile(r"loss/(?!alignment|total).+|fid|trajectory_rms|denoising_mse")
 ABSCISSAS = {
@@ -90,15 +87,15 @@ def _scores(of: Comparison) -> Iterator[Section]:
             "errors added as of independent sets; <b>lower</b> and <b>higher</b> are beyond 2 of "
             "them.</p>"
         )
-        folded = f"<details><summary>all {len(of.scores)} scores</summary>{''.join(rest)}</details>"
-        yield Section("Scores", text, [*_groups(of, shown), folded])
+        every = folded(f"all {len(of.scores)} scores", "".join(rest))
+        yield Section("Scores", text, [*_groups(of, shown), every])
     scored = {line.node for line in of.scores}
     others = [line for line in of.measures if line.node not in scored]
     if others:
         rows = [("node", "metric", *of.letters)]
         rows += [(line.name, line.metric, *line.values) for line in others]
-        folded = f"<details><summary>{len(others)} lines</summary>{table(rows)}</details>"
-        yield Section("Other measurements that differ", "", [folded])
+        tables = [folded(f"{len(others)} lines", table(rows))]
+        yield Section("Other measurements that differ", "", tables)
 
 
 def _groups(of: Comparison, lines: Sequence[Line]) -> list[str]:
@@ -127,12 +124,12 @@ def _score_curves(of: Comparison) -> Iterator[Section]:
         groups: dict[tuple[str, str], list[dict[Any, list[Row]]]] = {}
         for index, one in enumerate(found):
             for place, row in one.items():
-                if place.over == over and place.metric in SCORES[over] and place.at is not None:
+                if place.over == over and place.metric in HEADLINES[over] and place.at is not None:
                     lines = groups.setdefault((place.metric, place.curve), [{} for _ in found])
                     lines[index].setdefault(row.score.protocol, []).append(row)
         panels = [
             panel
-            for metric in SCORES[over]
+            for metric in HEADLINES[over]
             for (name, curve), lines in groups.items()
             if name == metric
             for panel in _score_panels(of, Place(curve, metric, over, None), lines)
@@ -156,13 +153,8 @@ def _score_panels(
             continue
         note = "" if len(protocols) == 1 else f"; protocol {protocol.name}, {_against(protocol)}"
         curves = [
-            Curve(
-                letter,
-                [getattr(row, place.over) for row in found],
-                [row.score.value for row in found],
-                [row.score.error for row in found],
-            )
-            for letter, found in rows.items()
+            score_curve(letter, [getattr(r, place.over) for r in of_run], [r.score for r in of_run])
+            for letter, of_run in rows.items()
         ]
         yield _panel(f"{place.metric} {place.curve}{note}", place.metric, place.over, curves)
 
@@ -177,14 +169,8 @@ def _curves(of: Comparison) -> Iterator[Section]:
     metric, of nodes with different results."""
     panels: dict[str, list[Figure]] = {}
     equal = 0
-    names = aligned(of.runs)
-    for common in dict.fromkeys(name for one in names for name in one):
-        nodes = {
-            letter: run[one[common]]
-            for letter, run, one in zip(of.letters, of.runs, names, strict=True)
-            if common in one
-        }
-        manifests = {letter: node.manifest for letter, node in nodes.items()}
+    for common, runs in _nodes_beside(of):
+        manifests = {letter: run[name].manifest for letter, (run, name) in runs.items()}
         manifests = {k: m for k, m in manifests.items() if m is not None and m.curves}
         if len(manifests) < 2 or common.startswith(f"{evaluate.STAGE.name}/"):
             continue
@@ -192,11 +178,7 @@ def _curves(of: Comparison) -> Iterator[Section]:
             equal += 1
             continue
         abscissa = next(iter(manifests.values())).abscissa or "step"
-        found = {
-            letter: _points(opened(run, one[common]))
-            for letter, run, one in zip(of.letters, of.runs, names, strict=True)
-            if letter in manifests
-        }
+        found = {letter: _points(opened(*runs[letter])) for letter in manifests}
         for metric in dict.fromkeys(metric for one in found.values() for metric in one):
             curves = [Curve(k, *one[metric]) for k, one in found.items() if metric in one]
             if METRICS.fullmatch(metric) and len(curves) > 1:
@@ -207,6 +189,14 @@ def _curves(of: Comparison) -> Iterator[Section]:
             f"<p>{equal} nodes with curves have the same result in all runs.</p>" if equal else ""
         )
         yield Section("Other curves", text, panels=[p for some in panels.values() for p in some])
+
+
+def _nodes_beside(of: Comparison) -> Iterator[tuple[str, dict[str, tuple[Run, str]]]]:
+    """Every node's common name, with the runs that have it and its name there, by their letters."""
+    names = aligned(of.runs)
+    for common in dict.fromkeys(name for one in names for name in one):
+        runs = zip(of.letters, of.runs, names, strict=True)
+        yield common, {letter: (run, one[common]) for letter, run, one in runs if common in one}
 
 
 def _points(artifact: Any) -> dict[str, tuple[list[float], list[float]]]:
@@ -240,13 +230,13 @@ def _panel(title: str, metric: str, abscissa: str, curves: Sequence[Curve]) -> F
 
 def _samples(of: Comparison) -> Iterator[Section]:
     """Grids of the same place of noise and class beside each other."""
-    names, used, left_out = aligned(of.runs), 0, 0
+    used, left_out = 0, 0
     blocks: dict[bool, list[str]] = {True: [], False: []}
-    for common in dict.fromkeys(name for one in names for name in one):
+    for common, runs in _nodes_beside(of):
         found = {
-            letter: opened(run, one[common])
-            for letter, run, one in zip(of.letters, of.runs, names, strict=True)
-            if common in one and run[one[common]].data["stage"] in _WITH_GRIDS
+            letter: opened(run, name)
+            for letter, (run, name) in runs.items()
+            if run[name].data["stage"] in _WITH_GRIDS
         }
         found = {letter: artifact for letter, artifact in found.items() if artifact is not None}
         if len({artifact.manifest.key for artifact in found.values()}) < 2:
@@ -265,9 +255,8 @@ def _samples(of: Comparison) -> Iterator[Section]:
         "agree; nothing is selected. Nodes with the same result in all runs are left out.</p>"
     )
     tables = []
-    if folded := blocks[False]:
-        summary = f"<summary>{len(folded)} more</summary>"
-        tables.append(f"<details>{summary}{''.join(folded)}</details>")
+    if more := blocks[False]:
+        tables.append(folded(f"{len(more)} more", "".join(more)))
     if left_out:
         tables.append(f"<p>{left_out} sets more are left out to keep this file small.</p>")
     yield Section("Samples", text + "".join(blocks[True]), tables)
@@ -298,5 +287,5 @@ def _nodes(of: Comparison) -> Section:
             for state, took in zip(node.states, node.seconds, strict=True)
         ]
         rows.append((node.name, *cells, "the same" if node.same else ""))
-    folded = f"<details><summary>all {len(of.nodes)} nodes</summary>{table(rows)}</details>"
-    return Section("Nodes", f"<p>{html.escape(node_words(of))}.</p>", [folded])
+    tables = [folded(f"all {len(of.nodes)} nodes", table(rows))]
+    return Section("Nodes", f"<p>{html.escape(node_words(of))}.</p>", tables)

@@ -11,6 +11,7 @@ from pipeline.compare import Line
 from pipeline.errors import DamagedArtifactError
 from pipeline.results import Run
 from stages.artifacts.scores import Row
+from stages.pages.findings import OPEN, side
 from stages.pages.page import with_error
 from stages.scoring import evaluate
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.artifact import Artifact
     from stages.methods.protocol import Protocol, Score
 
-# Shown in the terminal, of the last set that the runs share.
+# Drawn, and shown in the terminal of the last set that the runs share.
 HEADLINES = {
     "training_step": ("fid", "memorization_ratio"),
     "nfe": ("fid", "trajectory_rms"),
@@ -127,7 +128,7 @@ def _line(place: Place, rows: Sequence[Row | None], headline: bool) -> Line:
         place.words,
         f"{place.metric} ({details})" if details and len(protocols) == 1 else place.metric,
         tuple(value(score) for score in scores),
-        tuple(difference(scores[0], score) for score in scores[1:]),
+        tuple(difference_in_words(scores[0], score) for score in scores[1:]),
         headline,
         node=f"{evaluate.STAGE.name}/{place.curve}",
     )
@@ -149,7 +150,7 @@ def value(score: Score | None) -> str:
     return with_error(score.value, score.error) + seeds
 
 
-def difference(base: Score | None, other: Score | None) -> str:
+def difference_in_words(base: Score | None, other: Score | None) -> str:
     """other - base with its error and a verdict, or why they are not subtracted."""
     from stages.methods import protocol
 
@@ -161,16 +162,9 @@ def difference(base: Score | None, other: Score | None) -> str:
         found = protocol.difference(other, base)
     except protocol.ProtocolError:
         return REFUSED
-    sign = "+" if found.value > 0 else ""
-    return f"{sign}{with_error(found.value, found.error)}, {_verdict(found.value, found.error)}"
-
-
-def _verdict(value: float, error: float | None) -> str:
-    if error is None:
-        return "no error known"
-    if abs(value) <= 2 * error:
-        return "within 2 errors"
-    return "lower" if value < 0 else "higher"
+    sign, said = "+" if found.value > 0 else "", side(found.value, found.error)
+    said = "within 2 errors" if said == OPEN else said
+    return f"{sign}{with_error(found.value, found.error)}, {said}"
 
 
 def _refusal(scores: Sequence[Score]) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.curves import score_curve
+from stages.pages.figures import Axes, Figure, plot
+from stages.pages.page import Section, folded, table, with_error
+
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
     from stages.methods.protocol import Protocol, Score
-    from stages.pages.figures import Figure
-    from stages.pages.page import Section
 
 # Scores of the overview, in this order, where a set has them.
 OVERVIEW = (
@@ -24,8 +26,6 @@ UNFOLDED = 30  # curves; later sections compare them, and a longer table would b
 
 def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
     """The last set of every curve, one table for each protocol, and all scores folded away."""
-    from stages.pages.page import Section
-
     tables = []
     for protocol, curves in _by_protocol(scores).items():
         tables += [_words(protocol, curves), _last_sets(curves), _cautions(curves)]
@@ -59,7 +59,7 @@ def plots(
 
 
 def _plot(
-    name: str,
+    stem: str,
     curves: Mapping[str, Sequence[Row]],
     protocol: Protocol,
     metric: str,
@@ -67,18 +67,15 @@ def _plot(
     label: str,
     **axes: Any,
 ) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     kinds = {curve: _kinds(row.score for row in rows) for curve, rows in curves.items()}
     mixed = len(set(kinds.values())) > 1
     lines = [
-        Curve(
-            curve.removeprefix("evaluate/") + (f" ({kinds[curve]})" if mixed else ""),
+        score_curve(
+            name.removeprefix("evaluate/") + (f" ({kinds[name]})" if mixed else ""),
             [getattr(row, over) for row in rows],
-            [row.score.value for row in rows],
-            [row.score.error for row in rows],
+            [row.score for row in rows],
         )
-        for curve, rows in curves.items()
+        for name, rows in curves.items()
     ]
     which = "of the kind that the legend names" if mixed else f"({next(iter(kinds.values()))})"
     details = f", {protocol.details}" if protocol.details else ""
@@ -88,7 +85,7 @@ def _plot(
     )
     places = sorted({x for line in lines for x in line.x})
     ticks = apart(places, logarithmic=axes.get("log_x", False))
-    return plot(name, caption, lines, Axes(label, metric, ticks=ticks, **axes))
+    return plot(stem, caption, lines, Axes(label, metric, ticks=ticks, **axes))
 
 
 def _kinds(scores: Iterable[Score]) -> str:
@@ -141,8 +138,6 @@ def _words(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
-    from stages.pages.page import table, with_error
-
     present = {row.score.metric for rows in curves.values() for row in rows}
     metrics = [metric for metric in OVERVIEW if metric in present]
     lines: list[tuple[Any, ...]] = [
@@ -165,8 +160,7 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     lines.append(("real images", "", "", "", "", *real))
     if len(curves) <= UNFOLDED:
         return table(lines)
-    summary = f"<summary>the last sets of {len(curves)} curves</summary>"
-    return f"<details>{summary}{table(lines)}</details>"
+    return folded(f"the last sets of {len(curves)} curves", table(lines))
 
 
 def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:
@@ -205,9 +199,5 @@ def _lines(scores: Mapping[str, Sequence[Row]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _every_score(scores: Mapping[str, Sequence[Row]]) -> str:
-    from stages.pages.page import table
-
     lines = list(_lines(scores))
-    return (
-        f"<details><summary>all {len(lines)} scores</summary>{table([HEADING, *lines])}</details>"
-    )
+    return folded(f"all {len(lines)} scores", table([HEADING, *lines]))

@@ -229,6 +229,9 @@ def risk(name, kind, *by_image, dataset="digits"):
     return SimpleNamespace(
         name=name,
         kind=kind,
+        family=name.partition("-d")[0] if kind == "score" else None,
+        degree=int(name[-1]) if kind == "score" else None,
+        folds=False,
         mse=tuple(per_image.mean(1).tolist()),
         per_image=per_image,
         dataset=dataset,
@@ -433,10 +436,17 @@ def warned(step=20, confirmed=30, rise=0.02):
 
 def from_scans(scans, num_held_out, given=()):
     """Findings on scans by name; `given` are of networks given by path."""
-    trainings = {f"train/{name.replace('-sigma', '')}" for name in scans if name not in given}
-    return icr_claims.findings(
-        {f"scan/{name}": s for name, s in scans.items()}, num_held_out, trainings
-    )
+    trainings = {f"train/{name}": made(name) for name in scans if name not in given}
+    scanned = {
+        f"scan/{name}": SimpleNamespace(**vars(one), manifest=made(name, model=name).manifest)
+        for name, one in scans.items()
+    }
+    return icr_claims.findings(scanned, num_held_out, trainings)
+
+
+def made(key, **inputs):
+    """An artifact that knows its key and those of what it was made from."""
+    return SimpleNamespace(manifest=SimpleNamespace(key=key, inputs=inputs))
 
 
 RICH = scan(1500, [0.8, 0.75, 0.7], fid=[30.0, 10.0, 5.0], alarm=warned(30, None, 0.0))
@@ -640,7 +650,7 @@ def test_errors_over_seeds_say_what_was_repeated(trainings, words, abscissa):
         grid = [replace(row, grid="csflow a=0.4") for row in named("sit", "csflow-nfe5")]
         scores["evaluate/maskalign"] = Stored(abscissa, grid)
     training = {
-        f"train/{name}" + (f"-seed{seed}" if seed else ""): None
+        f"train/{name}" + (f"-seed{seed}" if seed else ""): made(f"{name} {seed}")
         for name in ("sit", "maskalign", "maskalign-mix0")
         for seed in range(trainings)
     }

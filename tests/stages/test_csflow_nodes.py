@@ -18,7 +18,7 @@ from stages.methods import csflow, density, grids, solvers, table
 from stages.methods.protocol import Protocol, Score
 from stages.methods.sit import Loss
 from stages.pages import pairs as pages_pairs
-from stages.papers.csflow import section
+from stages.papers.csflow import claims, section
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
 from stages.settings import densities
@@ -399,7 +399,7 @@ def test_verdicts_come_from_paired_seeds(spectrum_of_few):
     assert all(verdict in line for verdict, line in zip(verdicts, lines, strict=True))
     error = 0.1 / math.sqrt(3)
     pairs = [(score(a), score(b)) for a, b in ((0.9, 1), (5.1, 5), (9, 9))]
-    assert pages_pairs.difference(pairs) == (
+    assert pages_pairs.mean_difference(pairs) == (
         pytest.approx(0, abs=1e-12),
         pytest.approx(error),
     )
@@ -413,7 +413,7 @@ def test_fine_tuning_is_compared_at_equal_steps():
         "grid": rows({5: 1.0}, 0, "csflow a=0.4", "csflow a=0.4", step=15),
         "rival": rows({5: 0.5}, 0, "uniform_t", "p2 a=0.4", step=15),
     }
-    found = section._scores(section.collect(scores))
+    found = section._scores(claims.on_grids(scores))
     _, first, against, second = found.tables[0].split("Claim: ")
     assert "csflow a=0.4 beats p2 a=0.4 at step 15, on grid uniform_t" in against
     assert first.startswith("Grid csflow a=0.4 beats uniform_t; trained with t csflow a=0.4")
@@ -422,7 +422,7 @@ def test_fine_tuning_is_compared_at_equal_steps():
     assert "no error known" in second
     assert f"{claim}: fid no error known at 5" in found.text
     # The model as it was trained comes first, those that went on from it after it.
-    assert [which.training_step for which in section.collect(scores)] == [10, 15, 15, 15, 15]
+    assert [which.training_step for which in claims.on_grids(scores)] == [10, 15, 15, 15, 15]
 
 
 def test_runs_without_a_spectrum_have_no_section():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 from pipeline import publish
 from pipeline.store import Store
@@ -52,9 +53,11 @@ def test_every_figure_is_a_file_too_also_those_side_by_side(tmp_path, few, monke
 
 
 def test_the_claims_table_says_where_the_claim_about_time_stands():
-    found = claims.findings(
-        Made({"training": {"train/maskalign": None, "train/reg": None}}), PLACES
-    )
+    training = {
+        f"train/{name}": SimpleNamespace(manifest=SimpleNamespace(key=name))
+        for name in ("maskalign", "reg")
+    }
+    found = claims.findings(Made({"training": training}), PLACES)
     (cost,) = (one for one in found if one.claim.text == "A step is cheaper than REG's")
     assert (cost.verdict, cost.effect) == ("stands with the run", None)
     section = claims.section(found)

@@ -39,6 +39,9 @@ def risk(name, mse, kind="score", dataset="digits", **more):
         per_image=per_image(name, mse),
         filters=torch.ones(3, 1, 8, 8) if kind == "score" else None,
         responses={"A1": curved, "H1": curved} if kind == "score" else {},
+        family=name.partition("-d")[0] if kind == "score" else None,
+        degree=int(name.partition("-d")[2][0]) if kind == "score" else None,
+        folds=name.endswith("-folds"),
         **more,
     )
 
@@ -100,7 +103,7 @@ def test_tables(made):
 def test_differences_are_taken_image_by_image():
     ours = risk("local-d2", (0.05, 0.13, 0.29))
     theirs = risk("sit", (0.03, 0.13001, 0.3), "network")
-    value, error = denoisers.difference(ours, theirs, 0)
+    value, error = denoisers.risk_difference(ours, theirs, 0)
     gaps = ours.per_image[0] - theirs.per_image[0]
     assert value == pytest.approx(0.02)
     assert error == pytest.approx(gaps.std().item() / 10)
@@ -113,7 +116,7 @@ def test_differences_are_taken_image_by_image():
     assert [cell.endswith("within noise") for cell in (high, same, low)] == [False, True, False]
     one = risk("sit", (0.1, 0.1, 0.1), "network")
     one.__dict__["per_image"] = one.per_image[:, :1]
-    assert denoisers.difference(one, one, 0) == (0, None)
+    assert denoisers.risk_difference(one, one, 0) == (0, None)
 
 
 def test_ratios_have_the_error_of_repeated_samples():
@@ -124,7 +127,7 @@ def test_ratios_have_the_error_of_repeated_samples():
         ours, theirs = (
             SimpleNamespace(mse=(v.mean().item(),), per_image=v[None]) for v in (2 * a + b, b)
         )
-        value, error = denoisers.ratio(ours, theirs, 0)
+        value, error = denoisers.risk_ratio(ours, theirs, 0)
         found.append(value)
         errors.append(error)
     spread = torch.tensor(found).std().item()

@@ -52,13 +52,13 @@ def words(scores: Mapping[str, Sequence[Row]]) -> dict[str, str]:
 
 
 def _by_nfe(rows: Sequence[Row]) -> dict[str, dict[int | None, Any]]:
-    found: dict[str, dict[int | None, Any]] = {}
+    by_nfe: dict[str, dict[int | None, Any]] = {}
     for row in rows:
         if row.score.metric == METRIC:
-            found.setdefault(f"NFE {row.nfe}", {})[row.seed] = row.score
-    return found
+            by_nfe.setdefault(f"NFE {row.nfe}", {})[row.seed] = row.score
+    return by_nfe
 
 
-def claimed(made: Made) -> Iterator[Finding]:
+def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of the methods put together."""
     yield from repeating(findings(made.beginning(PREFIX)), NOISES)

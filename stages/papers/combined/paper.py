@@ -10,6 +10,6 @@ PAPER = Paper(
     sections={"combined": (CombinedOptions, "the methods put together, beside each alone")},
     full="stages.papers.combined.recipe:full_nodes",
     section="stages.papers.combined.section:report",
-    claims="stages.papers.combined.claims:claimed",
+    claims="stages.papers.combined.claims:of_run",
     apart="evaluate/combined-",
 )

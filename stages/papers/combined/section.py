@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.figures import COLORS, Figure, svg
+from stages.pages.page import Section, table, with_error
 from stages.papers.combined.claims import ALL, PLAIN, PREFIX, words
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
-    from stages.pages.figures import Figure
     from stages.pages.made import Made
-    from stages.pages.page import Section
 
 
 def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
@@ -19,8 +19,6 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
 
     scores: of the arms, by node.
     """
-    from stages.pages.page import Section, table, with_error
-
     names = {**words(scores), ALL: "all three"}
     arms = {
         names.get(arm, arm): rows
@@ -50,8 +48,6 @@ def sections(scores: Mapping[str, Sequence[Row]]) -> list[Section]:
 
 def _figure(arms: Mapping[str, Sequence[Row]]) -> Figure:
     """FID of every arm with its error, one row an arm and NFE."""
-    from stages.pages.figures import COLORS, Figure, svg
-
     rows = [
         (f"{name}, NFE {row.nfe}", row.score)
         for name, of in arms.items()

@@ -11,5 +11,5 @@ PAPER = Paper(
     recipes={"csflow": "stages.papers.csflow.recipe:recipe"},
     full="stages.papers.csflow.recipe:full_nodes",
     section="stages.papers.csflow.section:report",
-    claims="stages.papers.csflow.claims:claimed",
+    claims="stages.papers.csflow.claims:of_run",
 )

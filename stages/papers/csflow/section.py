@@ -5,23 +5,22 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
-from stages.pages.curves import DENSITY
+from stages.pages.curves import most_seeds, of_metric, over_nfe, plot_over_nfe
+from stages.pages.figures import COLORS, Axes, Curve, Figure, plot, svg
+from stages.pages.page import Section, folded
+from stages.papers.csflow import claims
 from stages.settings.densities import DensityOptions, Display, time_density
 
 if TYPE_CHECKING:
     from stages.artifacts.spectrum import PowerSpectrum
     from stages.methods.csflow import FigureData
-    from stages.methods.protocol import Score
-    from stages.pages.figures import Figure
+    from stages.pages.curves import Curves
     from stages.pages.made import Made
-    from stages.pages.page import Section
     from stages.scoring.evaluate import Row
 
-UNIFORM = "uniform_t"
 TICKS = 10  # steps of the grids drawn as ticks
 METRICS = ("fid", "trajectory_rms")
 
@@ -34,11 +33,11 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
     if inputs.get("spectrum") is None:
         return []
     spectrum, display = inputs["spectrum"].load(), _display(inputs)
-    found = [_curves(spectrum, display)]
-    compared = collect(scores)
-    if any(which.grid.startswith("csflow") for which in compared):
-        found.append(_scores(compared))
-    return found
+    parts = [_curves(spectrum, display)]
+    curves = claims.on_grids(scores)
+    if any(claims.is_own(which.grid) for which in curves):
+        parts.append(_scores(curves))
+    return parts
 
 
 def _display(inputs: Mapping[str, Any]) -> Display:
@@ -57,7 +56,6 @@ def _display(inputs: Mapping[str, Any]) -> Display:
 
 def _curves(spectrum: PowerSpectrum, display: Display) -> Section:
     from stages.methods.csflow import figure_data
-    from stages.pages.page import Section
 
     geometry = {"image_pixels": spectrum.image_pixels, **display.model_dump()}
     data = figure_data(spectrum.frequency, spectrum.power, TICKS, **geometry)
@@ -97,8 +95,6 @@ def _words(data: FigureData, spectrum: PowerSpectrum, display: Display) -> str:
 
 
 def _spectrum(data: FigureData, spectrum: PowerSpectrum) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     x, y = data.frequency_cpd.tolist(), data.power.tolist()
     curves = [Curve("images", x, y), Curve("white noise", x, [1.0] * len(x))]
     caption = (
@@ -111,7 +107,6 @@ def _spectrum(data: FigureData, spectrum: PowerSpectrum) -> Figure:
 
 def _sensitivity(data: FigureData) -> Figure:
     from stages.methods.csflow import contrast_sensitivity
-    from stages.pages.figures import Axes, Curve, plot
 
     step = 4
     curves = [
@@ -123,17 +118,14 @@ def _sensitivity(data: FigureData) -> Figure:
     ]
     inside = data.frequency_cpd[data.frequency_cpd <= 60]
     if len(inside) <= 40:
-        found = contrast_sensitivity(inside).tolist()
-        found = Curve("at the images' frequencies", inside.tolist(), found, joined=False)
-        curves.append(found)
+        at = contrast_sensitivity(inside).tolist()
+        curves.append(Curve("at the images' frequencies", inside.tolist(), at, joined=False))
     caption = "Contrast sensitivity of the human eye (Barten 1999): one over the least contrast."
     label = "frequency (cycles per degree)"
     return plot("csflow-sensitivity", caption, curves, Axes(label, "contrast sensitivity", True))
 
 
 def _map(data: FigureData) -> Figure:
-    from stages.pages.figures import Figure, svg
-
     half = (data.frequency_cpd[1] - data.frequency_cpd[0]).item() / 2
     extent = (data.frequency_cpd[0].item() - half, data.frequency_cpd[-1].item() + half, 0.0, 1.0)
 
@@ -155,15 +147,11 @@ def _map(data: FigureData) -> Figure:
 
 def _thin(name: str, t: Any, values: Any) -> Any:
     """A curve of about a hundred points."""
-    from stages.pages.figures import Curve
-
     step = max(1, len(t) // 100)
     return Curve(name, t[::step].tolist(), values[::step].tolist())
 
 
 def _weights(data: FigureData) -> Figure:
-    from stages.pages.figures import Axes, plot
-
     curves = [_thin("csflow", data.t, data.weights)]
     for kind in ("minsnr", "p2"):
         curves.append(_thin(kind, data.t, time_density(DensityOptions(mix=1), kind).pdf(data.t)))
@@ -177,8 +165,6 @@ def _weights(data: FigureData) -> Figure:
 def _displays(spectrum: PowerSpectrum, display: Display) -> Figure:
     """The weights on other screens: how much the result owes to that choice."""
     import torch
-
-    from stages.pages.figures import Axes, plot
 
     t = (torch.arange(500, dtype=torch.float64) + 0.5) / 500
     sizes = sorted({spectrum.image_pixels, 64, display.display_pixels, 1024})
@@ -201,7 +187,6 @@ def _displays(spectrum: PowerSpectrum, display: Display) -> Figure:
 
 
 def _ticks(spectrum: PowerSpectrum, display: Display) -> Figure:
-    from stages.pages.figures import COLORS, Figure, svg
 
     def grid(kind: str, mix: float) -> list[float]:
         screen = {"display": display} if kind == "csflow" else {}
@@ -230,65 +215,17 @@ def _ticks(spectrum: PowerSpectrum, display: Display) -> Figure:
 # --- how it scores ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, order=True)
-class Which:
-    """What was sampled: a model, by the density and steps of its training, on a grid."""
-
-    method: str
-    time_density: str
-    training_step: int
-    solver: str
-    grid: str
-
-    @property
-    def model(self) -> str:
-        return f"trained with t {self.time_density}, step {self.training_step}"
-
-
-Found = dict[Which, dict[str, dict[int, dict[int, "Score"]]]]
-
-
-def collect(scores: Mapping[str, Sequence[Row]]) -> Found:
-    """Scores by what was sampled, metric, NFE and seed: all grids of the solver CSFlow's ran on,
-    without corrections."""
-    rows = [
-        row
-        for found in scores.values()
-        for row in found
-        if row.score.metric in METRICS and row.correction == "none"
-    ]
-    solvers = {row.solver for row in rows if DENSITY in row.grid}
-    found: Found = {}
-    for row in rows:
-        # Means over seeds and corrected solvers have sections of their own.
-        plain = row.correction == "none" and row.seed is not None
-        if plain and row.solver in solvers and (DENSITY in row.grid or row.grid == UNIFORM):
-            which = Which(row.method, row.time_density, row.training_step, row.solver, row.grid)
-            by_nfe = found.setdefault(which, {}).setdefault(row.score.metric, {})
-            by_nfe.setdefault(row.nfe, {})[row.seed] = row.score
-    return {which: found[which] for which in sorted(found, key=lambda w: (w.training_step, w))}
-
-
-def _scores(found: Found) -> Section:
-    from stages.pages.page import Section, table
-
+def _scores(curves: Curves) -> Section:
     tables, items = [], []
-    for claim, ours, theirs in _claims(found):
-        lines = []
-        for metric in METRICS:
-            lines += pairs.lines(metric, found[ours].get(metric), found[theirs].get(metric))
+    for claim, ours, theirs in claims.claimed(curves):
+        lines = pairs.lines(curves[ours], curves[theirs], METRICS)
         if lines:
-            heading = f"<p>Claim: {html.escape(claim)}</p>"
-            tables.append(f"{heading}{table([pairs.HEADING, *lines])}")
+            tables.append(pairs.claim_table(claim, lines))
             said = "; ".join(pairs.in_words(lines))
             items.append(f"<li>{html.escape(f'{claim}: {said}')}</li>")
     if tables:
-        summary = "<summary>Every claim in numbers</summary>"
-        tables = [f"<details>{summary}{''.join(tables)}</details>"]
-    figures = [
-        figure for metric in METRICS for figure in _plots(found, metric) if figure is not None
-    ]
-    seeds = max(len(s) for m in found.values() for n in m.values() for s in n.values())
+        tables = [folded("Every claim in numbers", "".join(tables))]
+    seeds = most_seeds(curves)
     error = (
         f"Errors are one standard error over {seeds} seeds of training and sampling; differences "
         "are taken seed by seed, where both sides share the first training and the noise."
@@ -302,71 +239,27 @@ def _scores(found: Found) -> Section:
         "the numbers are evaluations.</p>"
     )
     listed = f"<ul>{''.join(items)}</ul>" if items else ""
+    figures = [figure for metric in METRICS for figure in _plots(curves, metric)]
     return Section("CSFlow: scores", text + listed, tables, figures)
 
 
-def _plots(found: Found, metric: str) -> list[Figure | None]:
+def _plots(curves: Curves, metric: str) -> Iterator[Figure]:
     """One figure a model: the grids over NFE."""
-    from stages.pages.figures import Axes, Curve, plot
-
-    models: dict[str, list[Curve]] = {}
-    counts: set[int] = set()
-    for which, metrics in found.items():
-        by_nfe = metrics.get(metric, {})
-        scores = {nfe: pairs.summary(by_seed) for nfe, by_seed in sorted(by_nfe.items())}
-        if scores:
-            counts |= {len(by_seed) for by_seed in by_nfe.values()}
-            values = [score.value for score in scores.values()]
-            errors = [score.error for score in scores.values()]
-            models.setdefault(which.model, []).append(
-                Curve(which.grid, list(scores), values, errors)
-            )
-    bars = f"over {max(counts)} seeds" if max(counts, default=0) > 1 else "jackknife, one seed"
-    figures: list[Figure | None] = []
-    for index, (model, curves) in enumerate(models.items()):
-        has_error = any(error is not None for curve in curves for error in curve.error)
-        figures.append(
-            plot(
-                f"csflow-{metric.replace('_', '-')}-{index}",
-                f"{metric} over evaluations by grid, {model}"
-                + (f"; bars: one standard error ({bars})." if has_error else "."),
-                curves,
-                Axes(
-                    "network evaluations (NFE)",
-                    metric,
-                    log_x=True,
-                    log_y=True,
-                    ticks=sorted({x for curve in curves for x in curve.x}),
-                ),
-            )
-        )
-    return figures
-
-
-def _claims(found: Found) -> list[tuple[str, Which, Which]]:
-    """(claim, ours, theirs) for every pair that stands in the run: lower is claimed for ours."""
-    claims = []
-    for ours in found:
-        if not ours.grid.startswith("csflow"):
-            continue
-        share = ours.grid.partition(DENSITY)[2]
-        for theirs in (UNIFORM, *(f"{kind}{DENSITY}{share}" for kind in ("minsnr", "p2"))):
-            other = replace(ours, grid=theirs)
-            if other in found:
-                claims.append((f"Grid {ours.grid} beats {theirs}; {ours.model}", ours, other))
-    for ours in found:
-        if not ours.time_density.startswith("csflow"):
-            continue
-        for other in found:
-            same = (other.method, other.training_step, other.solver, other.grid)
-            is_base = not other.time_density.startswith("csflow")
-            if is_base and same == (ours.method, ours.training_step, ours.solver, ours.grid):
-                claim = (
-                    f"Training with t {ours.time_density} beats {other.time_density} at step "
-                    f"{ours.training_step}, on grid {ours.grid}"
-                )
-                claims.append((claim, ours, other))
-    return claims
+    of = {which: {metric: by_nfe} for which, by_nfe in of_metric(curves, metric).items()}
+    seeds = most_seeds(of) if of else 1
+    bars = f"over {seeds} seeds" if seeds > 1 else "jackknife, one seed"
+    models = dict.fromkeys(claims.trained(which) for which in of)
+    for index, model in enumerate(models):
+        grids = [
+            over_nfe(which.grid, metrics[metric])
+            for which, metrics in of.items()
+            if claims.trained(which) == model
+        ]
+        has_error = any(error is not None for grid in grids for error in grid.error)
+        end = f"; bars: one standard error ({bars})." if has_error else "."
+        stem = f"csflow-{metric.replace('_', '-')}-{index}"
+        caption = f"{metric} over evaluations by grid, {model}{end}"
+        yield plot_over_nfe(stem, metric, grids, caption)
 
 
 def report(made: Made) -> Iterator[Section]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.findings import (
@@ -18,17 +17,18 @@ from stages.pages.findings import (
     Effect,
     Finding,
     over_seeds,
+    side,
     verdict,
 )
 from stages.settings.sigmas import ABSCISSA
 
 if TYPE_CHECKING:
+    from stages.artifacts.network import TrainedNetwork
     from stages.artifacts.scan import Scan, ScanRow
     from stages.pages.made import Made
 
 METHOD, NO_NUMBER = "ICR", "no number stated here"
 RECIPES = ("full", "icr")
-SIGMA = re.compile(r"-sigma(?=(-seed\d+)?$)")
 WARNS = Claim(METHOD, "Few data: its minimum comes before memorisation", NO_NUMBER, RECIPES)
 FALLS = Claim(METHOD, "Rich data: it falls together with FD", NO_NUMBER, RECIPES)
 TOLERANCE = 2.0  # points of probe accuracy that count as none: ours
@@ -41,7 +41,7 @@ WINDOW = Claim(
 
 
 def findings(
-    scans: Mapping[str, Scan], num_held_out: int, trainings: Container[str]
+    scans: Mapping[str, Scan], num_held_out: int, trainings: Mapping[str, TrainedNetwork]
 ) -> Iterator[Finding]:
     """What scans of a run's own trainings say; every claim once. Networks given by path differ in
     more than their seed, and nobody knows how many images they saw: they are no repetition.
@@ -50,7 +50,8 @@ def findings(
     `probe_images` of them.
     trainings: the run's nodes `train/...`.
     """
-    own = [scan for node, scan in scans.items() if _model(node) in trainings]
+    trained = {training.manifest.key for training in trainings.values()}
+    own = [scan for scan in scans.values() if scan.manifest.inputs["model"] in trained]
     over_steps = [scan for scan in own if scan.description["abscissa"] != ABSCISSA]
     over_sigma = [scan for scan in own if scan.description["abscissa"] == ABSCISSA]
     sizes = {_size(scan) for scan in over_steps}
@@ -62,11 +63,6 @@ def findings(
     # Seeds repeat one training: of trainings on more and on fewer images the former stand.
     most = max((_size(scan) for scan in over_sigma), default=0)
     yield _window([scan for scan in over_sigma if _size(scan) == most], num_held_out)
-
-
-def _model(node: str) -> str:
-    """The training that `scan/NAME`, `scan/NAME-sigma` or `scan/NAME-sigma-seed1` is of."""
-    return "train/" + SIGMA.sub("", node.partition("/")[2])
 
 
 def _size(scan: Scan) -> int:
@@ -86,7 +82,7 @@ def _warns(scans: Sequence[Scan]) -> Finding:
         copies = facts["memorization_step"]
         error = alarm["standard_error"]
         effects.append(Effect(alarm["rise"], error, "none" if error is None else "view seeds"))
-        verdicts.append(_before(alarm, copies))
+        verdicts.append(_before(facts))
         rows.append(
             (facts["model"]["seed"], alarm["step"], alarm["minimum"], alarm["rise"], copies)
         )
@@ -106,10 +102,17 @@ def _warns(scans: Sequence[Scan]) -> Finding:
     return Finding(WARNS, "rise of ICR after its minimum", effect, said, note, tuple(rows))
 
 
-def _before(alarm: Mapping[str, Any], copies: int | None) -> str:
-    if copies is not None and alarm["step"] >= copies:
+def warned_before(facts: Mapping[str, Any]) -> bool | None:
+    """Whether ICR was lowest before memorisation began; None where nothing was memorised."""
+    copies = facts["memorization_step"]
+    return None if copies is None else facts["alarm"]["step"] < copies
+
+
+def _before(facts: Mapping[str, Any]) -> str:
+    before = warned_before(facts)
+    if before is False:
         return FAILS
-    return HOLDS if copies is not None and alarm["confirmed_step"] is not None else OPEN
+    return HOLDS if before and facts["alarm"]["confirmed_step"] is not None else OPEN
 
 
 def _from(step: int | None) -> str:
@@ -121,15 +124,15 @@ def _falls(scans: Sequence[Scan]) -> Finding:
     effects, parts = [], []
     rows: list[tuple[Any, ...]] = [("seed", "step", "ICR", "FD")]
     for scan in scans:
-        found = scan.load()
-        if len(found) < 2 or found[0].fid is None or found[-1].fid is None:
+        along = scan.load()
+        if len(along) < 2 or along[0].fid is None or along[-1].fid is None:
             continue
         error = scan.description["icr_error"]
         kind = "none" if error is None else "view seeds"
         both = None if error is None else math.sqrt(2) * error
-        effects.append(Effect(found[-1].icr - found[0].icr, both, kind))
-        parts.append((found[0], found[-1]))
-        rows += [(scan.description["model"]["seed"], r.step, r.icr, r.fid) for r in found]
+        effects.append(Effect(-fall(along), both, kind))
+        parts.append((along[0], along[-1]))
+        rows += [(scan.description["model"]["seed"], r.step, r.icr, r.fid) for r in along]
     effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(FALLS)
@@ -142,9 +145,14 @@ def _falls(scans: Sequence[Scan]) -> Finding:
     return Finding(FALLS, what, effect, said, note, tuple(rows))
 
 
+def fall(rows: Sequence[ScanRow]) -> float:
+    """By how much ICR is lower at the last checkpoint than at the first."""
+    return rows[0].icr - rows[-1].icr
+
+
 def _fell(first: ScanRow, last: ScanRow) -> bool:
     error = math.hypot(first.fid_error or 0.0, last.fid_error or 0.0)
-    return last.fid - first.fid < -2 * error
+    return side(last.fid - first.fid, error) == LOWER
 
 
 def _rank_correlation(rows: Sequence[tuple[Any, ...]]) -> float:
@@ -160,18 +168,18 @@ def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
     effects, inside, parts = [], [], []
     rows: list[tuple[Any, ...]] = [("sigma", "ICR", "probe accuracy")]
     for scan in scans:
-        found = [row for row in scan.load() if row.probe_accuracy is not None]
-        if len(found) < 3:
+        probes = [row for row in scan.load() if row.probe_accuracy is not None]
+        if len(probes) < 3:
             continue
-        lowest = min(found, key=lambda row: row.icr)
-        best = max(found, key=lambda row: row.probe_accuracy)
+        lowest = min(probes, key=lambda row: row.icr)
+        best = max(probes, key=lambda row: row.probe_accuracy)
         probed = min(num_held_out, scan.settings["probe_images"])
         error = math.hypot(*(_binomial(r.probe_accuracy, probed) for r in (lowest, best)))
         loss = 100 * (lowest.probe_accuracy - best.probe_accuracy)
         effects.append(Effect(loss, 100 * error, "held-out images", unit="points"))
-        inside.append(_inside(found, lowest, scan.description["icr_error"]))
+        inside.append(_inside(probes, lowest, scan.description["icr_error"]))
         parts.append(f"ICR lowest at sigma {lowest.sigma:g}, probe best at {best.sigma:g}")
-        rows += [(row.sigma, row.icr, row.probe_accuracy) for row in found]
+        rows += [(row.sigma, row.icr, row.probe_accuracy) for row in probes]
     effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(WINDOW)
@@ -200,11 +208,11 @@ def _inside(rows: Sequence[ScanRow], lowest: ScanRow, error: float | None) -> bo
     where it is."""
     if error is None:
         return False
-    beyond = 2 * math.sqrt(2) * error
-    return all(end.icr - lowest.icr > beyond for end in (rows[0], rows[-1]))
+    both = math.sqrt(2) * error
+    return all(side(end.icr - lowest.icr, both) == HIGHER for end in (rows[0], rows[-1]))
 
 
-def claimed(made: Made) -> Iterator[Finding]:
+def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of ICR's claims."""
     data = made.inputs.get("data")
     num_held_out = data.description["num_test"] if data else 1

@@ -15,5 +15,5 @@ PAPER = Paper(
     full="stages.papers.icr.recipe:full_nodes",
     shown=("scan",),
     section="stages.papers.icr.section:report",
-    claims="stages.papers.icr.claims:claimed",
+    claims="stages.papers.icr.claims:of_run",
 )

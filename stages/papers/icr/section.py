@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from operator import attrgetter
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
+
+from stages.pages.curves import STEP, grouped
+from stages.pages.figures import COLORS, MARKERS, Figure, logarithmic, svg
+from stages.pages.findings import mean_with_error
+from stages.pages.page import Section, table
+from stages.papers.icr.claims import fall, warned_before
 
 if TYPE_CHECKING:
     from stages.artifacts.scan import Scan, ScanRow
-    from stages.pages.figures import Figure
     from stages.pages.made import Made
-    from stages.pages.page import Section
 
-SEED = re.compile(r"-seed\d+$")
-STEP = "training step"
 SIGMA = "sigma (standard deviations of the training pixels)"
 BESIDE = {
     "memorization_ratio": "memorised share\nof samples",
     "denoising_mse": "held-out error\n(pixel variances)",
     "fid": "FID",
 }
-FURTHER = ("alignment", "uniformity", "rankme", "trace_signal", "trace_noise", "naive")
+FURTHER = {
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "rankme": "RankMe",
+    "trace_signal": "trace of signal",
+    "trace_noise": "trace of noise",
+    "naive": "naive ICR",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,8 @@ class Group:
                 if (found := value(row)) is not None:
                     at.setdefault(row.step if over_steps else row.sigma, []).append(found)
         xs = sorted(at)
-        spreads = [summary(at[x]) for x in xs]
-        return xs, [s.mean for s in spreads], [s.error for s in spreads]
+        means = [mean_with_error(at[x]) for x in xs]
+        return xs, [mean for mean, _ in means], [error for _, error in means]
 
     def icr(self) -> tuple[list, list, list]:
         """As `curve`; for one training seed the error is the pooled one over view seeds."""
@@ -67,30 +76,9 @@ class Group:
         return xs, means, errors
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Of values over training seeds: mean, standard deviation, standard error of the mean."""
-
-    values: Sequence[float]
-    mean: float
-    deviation: float | None
-    error: float | None
-
-
-def summary(values: Sequence[float]) -> Spread:
-    """Mean and spread; deviation and error are None for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return Spread(values, mean, None, None)
-    deviation = sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return Spread(values, mean, deviation, deviation / sqrt(len(values)))
-
-
 def sections(inputs: Mapping[str, Any]) -> list[Section]:
     """One section, or none where nothing was scanned."""
-    from stages.pages.page import Section
-
-    groups = grouped(inputs.get("scans", {}))
+    groups = [Group(name, scans) for name, scans in grouped(inputs.get("scans", {})).items()]
     if not groups:
         return []
     over_steps = [g for g in groups if g.facts["abscissa"] == "training_step"]
@@ -104,14 +92,6 @@ def sections(inputs: Mapping[str, Any]) -> list[Section]:
         tables.append(_windows(over_sigma))
         figures.append(_sigmas(over_sigma))
     return [Section("ICR: a warning of memorisation", _words(groups), tables, figures)]
-
-
-def grouped(scans: Mapping[str, Scan]) -> list[Group]:
-    """Scans by model, those of several training seeds together."""
-    found: dict[str, list[Scan]] = {}
-    for name, scan in scans.items():
-        found.setdefault(SEED.sub("", name.partition("/")[2]), []).append(scan)
-    return [Group(name, members) for name, members in found.items()]
 
 
 def _words(groups: Sequence[Group]) -> str:
@@ -136,20 +116,17 @@ def _words(groups: Sequence[Group]) -> str:
 
 def _claims(groups: Sequence[Group]) -> str:
     """Mean and spread over training seeds of what the paper says of ICR along a training."""
-    from stages.pages.page import table
-
     heading = ("model", "of ICR", "mean", "spread", "least", "training seeds", "each")
     lines: list[tuple[Any, ...]] = [heading]
     for group in groups:
         facts = [scan.description for scan in group.scans]
-        ends = [(rows[0].icr, rows[-1].icr) for rows in group.rows]
         for name, values in (
             ("final minus minimum", [f["alarm"]["rise"] for f in facts]),
-            ("start minus final", [first - last for first, last in ends]),
+            ("start minus final", [fall(rows) for rows in group.rows]),
         ):
-            found = summary(values)
+            spread = f"{stdev(values):.4f}" if len(values) > 1 else "–"
             each = ", ".join(f"{value:.4f}" for value in values)
-            numbers = (f"{found.mean:.4f}", _or_dash(found.deviation), f"{min(values):.4f}")
+            numbers = (f"{fmean(values):.4f}", spread, f"{min(values):.4f}")
             lines.append((group.label, name, *numbers, len(values), each))
         for name, steps in (
             ("step of the minimum", [f["alarm"]["step"] for f in facts]),
@@ -167,16 +144,8 @@ def _claims(groups: Sequence[Group]) -> str:
     return table(lines)
 
 
-def warned_before(facts: Mapping[str, Any]) -> bool | None:
-    """Whether ICR was lowest before memorisation began; None where nothing was memorised."""
-    step = facts["memorization_step"]
-    return None if step is None else facts["alarm"]["step"] < step
-
-
 def _windows(groups: Sequence[Group]) -> str:
     """Where over the noise levels ICR is lowest and the probe best."""
-    from stages.pages.page import table
-
     lines: list[tuple[Any, ...]] = [
         ("model", "lowest ICR", "at sigma", "best probe accuracy", "at sigma", "components")
     ]
@@ -189,10 +158,6 @@ def _windows(groups: Sequence[Group]) -> str:
         which = group.facts["components"] or "all features"
         lines.append((group.label, f"{means[lowest]:.4f}", xs[lowest], *probe, which))
     return table(lines)
-
-
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -214,14 +179,7 @@ def _steps(groups: Sequence[Group]) -> Figure:
         for scan in group.scans
         if scan.description["alarm"]["confirmed_step"] is not None
     ]
-    panels = [Panel("ICR", [(g.label, g.icr(), i) for i, g in enumerate(groups)], marks)]
-    for name, label in BESIDE.items():
-        curves = [
-            (g.label, g.curve(lambda row, n=name: getattr(row, n)), i) for i, g in _each(groups)
-        ]
-        curves = [curve for curve in curves if curve[1][0]]
-        if curves:
-            panels.append(Panel(label, curves))
+    panels = [_of_icr(groups, marks), *(_of(groups, name, BESIDE[name]) for name in BESIDE)]
     caption = (
         "ICR over training steps; below it, at the same checkpoints, the share of samples that "
         "are copies of training images, the held-out denoising error at the same noise level, and "
@@ -231,15 +189,7 @@ def _steps(groups: Sequence[Group]) -> Figure:
 
 
 def _further(groups: Sequence[Group]) -> Figure:
-    panels = [
-        Panel(
-            {"naive": "naive ICR", "rankme": "RankMe"}.get(
-                name, name.replace("trace_", "trace of ")
-            ),
-            [(g.label, g.curve(lambda row, n=name: getattr(row, n)), i) for i, g in _each(groups)],
-        )
-        for name in FURTHER
-    ]
+    panels = [_of(groups, name, label) for name, label in FURTHER.items()]
     caption = (
         "What else is measured of the same features: alignment and uniformity (Wang and Isola), "
         "RankMe, the traces of signal and view noise (squared feature units), and ICR without "
@@ -249,11 +199,7 @@ def _further(groups: Sequence[Group]) -> Figure:
 
 
 def _sigmas(groups: Sequence[Group]) -> Figure:
-    panels = [Panel("ICR", [(g.label, g.icr(), i) for i, g in enumerate(groups)])]
-    probed = [(g.label, g.curve(lambda row: row.probe_accuracy), i) for i, g in _each(groups)]
-    probed = [curve for curve in probed if curve[1][0]]
-    if probed:
-        panels.append(Panel("probe accuracy,\nheld-out", probed))
+    panels = [_of_icr(groups), _of(groups, "probe_accuracy", "probe accuracy,\nheld-out")]
     which = groups[0].facts["components"]
     on = f"the first {which} principal components" if which else "all features"
     caption = (
@@ -263,8 +209,14 @@ def _sigmas(groups: Sequence[Group]) -> Figure:
     return _panels("icr-sigma", caption, panels, SIGMA)
 
 
-def _each(groups: Sequence[Group]) -> Sequence[tuple[int, Group]]:
-    return list(enumerate(groups))
+def _of_icr(groups: Sequence[Group], marks: Sequence[tuple[float, int]] = ()) -> Panel:
+    return Panel("ICR", [(g.label, g.icr(), i) for i, g in enumerate(groups)], marks)
+
+
+def _of(groups: Sequence[Group], name: str, label: str) -> Panel:
+    """A value of the rows, of the groups that have it."""
+    curves = [(g.label, g.curve(attrgetter(name)), i) for i, g in enumerate(groups)]
+    return Panel(label, [curve for curve in curves if curve[1][0]])
 
 
 def _errors(groups: Sequence[Group]) -> str:
@@ -274,8 +226,8 @@ def _errors(groups: Sequence[Group]) -> str:
 
 
 def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
-    """Plots below each other over one logarithmic abscissa."""
-    from stages.pages.figures import COLORS, MARKERS, Figure, logarithmic, svg
+    """Plots below each other over one logarithmic abscissa; those without a curve are left out."""
+    panels = [panel for panel in panels if panel.curves]
 
     def draw(ax: Any) -> None:
         canvas = ax.figure

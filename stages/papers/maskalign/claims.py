@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.curves import by_training
 from stages.pages.findings import (
     BOUND,
     FAILS,
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
     from stages.pages.made import Made
 
 METHOD, METRIC = "MaskAlign", "fid"
-OWN, BASELINES = "maskalign", {"sit": "SiT", "repa": "REPA", "reg": "REG"}
+OURS, ANCESTORS = "maskalign", {"sit": "SiT", "repa": "REPA", "reg": "REG"}
 NO_NUMBER = "no number stated here"
 RECIPES = ("full", "train")
 FEWER = {
     name: Claim(METHOD, f"Fewer steps to a given FD than {word}", NO_NUMBER, RECIPES)
-    for name, word in BASELINES.items()
+    for name, word in ANCESTORS.items()
 }
 BETTER = {
     name: Claim(
@@ -53,17 +54,21 @@ BETTER = {
         "FID 2.67 against 3.01" if name == "reg" else NO_NUMBER,
         RECIPES,
     )
-    for name, word in BASELINES.items()
+    for name, word in ANCESTORS.items()
 }
 GAP = Claim(METHOD, "Smaller stability gap than REG", "13.8 %", RECIPES)
 PARTS = {
-    "maskalign-mix0": Claim(METHOD, "Mixing is needed", "FID 2.67 against 3.54", ("train",)),
-    "maskalign-ratio0": Claim(METHOD, "Masking is needed", "FID 2.67 against 3.20", ("train",)),
+    ("maskalign-mix0", "without mixing"): Claim(
+        METHOD, "Mixing is needed", "FID 2.67 against 3.54", ("train",)
+    ),
+    ("maskalign-ratio0", "without masking"): Claim(
+        METHOD, "Masking is needed", "FID 2.67 against 3.20", ("train",)
+    ),
 }
 COST = Claim(METHOD, "A step is cheaper than REG's", "0.883 of the time", RECIPES)
 # Where a curve passes a score, among its checkpoints.
 BEFORE, BETWEEN, NEVER, UNKNOWN = "at most", "about", "more than", "unknown"
-COMPARED = (f"train/{OWN}", "train/reg")
+COMPARED = (f"train/{OURS}", "train/reg")
 # By the name of an evaluation, then training step, then seed.
 Curves = Mapping[str, Mapping[int, BySeed]]
 
@@ -75,25 +80,26 @@ def findings(
 
     scores: single sets of samples over training steps, by node.
     """
-    curves = _curves(scores)
+    curves = over_steps(scores)
+    ours = curves.get(OURS, {})
     for name, claim in FEWER.items():
-        yield _fewer(claim, curves.get(OWN, {}), curves.get(name, {}))
+        yield _fewer(claim, ours, curves.get(name, {}))
     for name, claim in BETTER.items():
-        yield _better(claim, curves.get(OWN, {}), curves.get(name, {}), BASELINES[name])
+        yield _better(claim, ours, curves.get(name, {}), ANCESTORS[name])
     yield _gap(diagnoses)
-    for name, claim in PARTS.items():
-        word = "without mixing" if name.endswith("mix0") else "without masking"
-        yield _better(claim, curves.get(OWN, {}), curves.get(name, {}), word)
+    for (name, word), claim in PARTS.items():
+        yield _better(claim, ours, curves.get(name, {}), word)
 
 
-def _curves(scores: Mapping[str, Sequence[Row]]) -> Curves:
-    found: dict[str, dict[int, dict[int | None, Any]]] = {}
+def over_steps(scores: Mapping[str, Sequence[Row]]) -> Curves:
+    """The Fréchet distance of every single set, by the name of its evaluation."""
+    curves: dict[str, dict[int, dict[int | None, Any]]] = {}
     for node, rows in scores.items():
-        of = found.setdefault(node.partition("/")[2], {})
+        by_step = curves.setdefault(node.partition("/")[2], {})
         for row in rows:
             if row.score.metric == METRIC:
-                of.setdefault(row.training_step, {})[row.seed] = row.score
-    return found
+                by_step.setdefault(row.training_step, {})[row.seed] = row.score
+    return curves
 
 
 def _better(
@@ -209,11 +215,10 @@ def _reached(ours: Mapping[int, BySeed], seed: int | None, goal: Score) -> _Reac
 
 def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
     """Gap of MaskAlign minus that of REG at the last step that both have, seed by seed."""
-    gaps: dict[str, dict[str, Mapping[int, Any]]] = {}
-    for node, artifact in diagnoses.items():
-        name, _, seed = node.partition("/")[2].partition("-seed")
-        gaps.setdefault(name, {})[seed] = {one.step: one for one in artifact.load()}
-    ours, theirs = gaps.get(OWN, {}), gaps.get("reg", {})
+    gaps = by_training(
+        {node: {one.step: one for one in artifact.load()} for node, artifact in diagnoses.items()}
+    )
+    ours, theirs = gaps.get(OURS, {}), gaps.get("reg", {})
     effects, rows = [], [("seed", "step", "MaskAlign", "REG", "difference", "its error")]
     for seed in sorted(set(ours) & set(theirs)):
         steps = set(ours[seed]) & set(theirs[seed])
@@ -224,7 +229,16 @@ def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
         error = math.hypot(a.gap_error, b.gap_error) if known else None
         kind = "jackknife" if known else "none"
         effects.append(Effect(a.gap - b.gap, error, kind))
-        rows.append((seed or "the run's own", max(steps), a.gap, b.gap, a.gap - b.gap, error))
+        rows.append(
+            (
+                seed.removeprefix("-seed") or "the run's own",
+                max(steps),
+                a.gap,
+                b.gap,
+                a.gap - b.gap,
+                error,
+            )
+        )
     effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(GAP)
@@ -281,7 +295,7 @@ def _relative_error(values: Sequence[float]) -> float:
     return 1.2533 * (high - low) / 1.349 / math.sqrt(len(values)) / middle
 
 
-def claimed(made: Made) -> Iterator[Finding]:
+def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of MaskAlign's claims."""
     found = findings(made.over_steps, made.of("diagnose"))
     yield from repeating(found, made.repeated(made.over_steps))

@@ -19,6 +19,6 @@ PAPER = Paper(
     full="stages.papers.maskalign.recipe:full_nodes",
     shown=("diagnose",),
     section="stages.papers.maskalign.section:report",
-    claims="stages.papers.maskalign.claims:claimed",
+    claims="stages.papers.maskalign.claims:of_run",
     timed="stages.papers.maskalign.claims:timed",
 )

@@ -7,70 +7,59 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
 from stages.pages.curves import STEP, grouped, mean_curve
+from stages.pages.figures import Axes, Curve, Figure, plot, svg
+from stages.pages.page import Section, table
+from stages.papers.maskalign.claims import ANCESTORS, METRIC, OURS, over_steps
 
 if TYPE_CHECKING:
     from stages.artifacts.diagnosis import Measured
-    from stages.pages.figures import Figure
     from stages.pages.made import Made
-    from stages.pages.page import Section
-
-
-OURS, ANCESTORS = "maskalign", ("sit", "repa", "reg")
+    from stages.papers.maskalign.claims import Curves
 
 
 HEADING = ("compared with", *(STEP if word == "NFE" else word for word in pairs.HEADING[1:]))
 
 
-def _by_seed(artifact: Any) -> dict[int, dict[int, Any]]:
-    """The Fréchet distance of every set: `{training step: {seed: score}}`."""
-    found: dict[int, dict[int, Any]] = {}
-    for row in artifact.load(every_seed=True):
-        if row.score.metric == "fid":
-            found.setdefault(row.training_step, {})[row.seed] = row.score
-    return found
-
-
-def _over_steps(scores: Mapping[str, Any]) -> dict[str, dict[int, dict[int, Any]]]:
-    """`_by_seed` of every curve over training steps, by the name of its training."""
-    return {
-        name.partition("/")[2]: _by_seed(artifact)
-        for name, artifact in scores.items()
-        if artifact.settings["abscissa"] == "training_step"
-    }
+def _curves(scores: Mapping[str, Any]) -> Curves:
+    """Every curve over training steps, of single sets of samples."""
+    return over_steps(
+        {
+            node: artifact.load(every_seed=True)
+            for node, artifact in scores.items()
+            if artifact.settings["abscissa"] == "training_step"
+        }
+    )
 
 
 def _compared(ours: Any, others: Mapping[str, Any], steps: Sequence[int]) -> list[tuple[Any, ...]]:
-    found = []
+    lines = []
     for name, theirs in others.items():
         at = {step: theirs[step] for step in steps if step in theirs}
-        found += [(name, *line[1:]) for line in pairs.lines("fid", ours, at)]
-    return [HEADING, *found] if found else []
+        lines += [(name, *line[1:]) for line in pairs.lines({METRIC: ours}, {METRIC: at}, [METRIC])]
+    return [HEADING, *lines] if lines else []
 
 
 def against_ancestors(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    found = _over_steps(scores)
-    if OURS not in found:
+    curves = _curves(scores)
+    if OURS not in curves:
         return []
-    others = {name: curve for name, curve in found.items() if name in ANCESTORS and len(curve) > 1}
-    return _compared(found[OURS], others, sorted(found[OURS]))
+    others = {name: of for name, of in curves.items() if name in ANCESTORS and len(of) > 1}
+    return _compared(curves[OURS], others, sorted(curves[OURS]))
 
 
 def ablation(scores: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    found = _over_steps(scores)
-    if OURS not in found:
+    curves = _curves(scores)
+    if OURS not in curves:
         return []
-    others = {name: curve for name, curve in found.items() if name.startswith(f"{OURS}-")}
-    if others and "reg" in found:
-        others["reg"] = found["reg"]
-    variants = [max(curve) for name, curve in others.items() if name != "reg"]
-    return _compared(found[OURS], others, [max(variants, default=max(found[OURS]))])
+    others = {name: curve for name, curve in curves.items() if name.startswith(f"{OURS}-")}
+    variants = [max(curve) for curve in others.values()]
+    if others and "reg" in curves:
+        others["reg"] = curves["reg"]
+    return _compared(curves[OURS], others, [max(variants, default=max(curves[OURS]))])
 
 
 def alignment(diagnoses: Mapping[str, Any]) -> Section:
     """Heatmaps of the last checkpoints, their summaries over steps, and the stability gap."""
-    from stages.pages.figures import Axes, plot
-    from stages.pages.page import Section
-
     groups = {
         name: [artifact.load() for artifact in many] for name, many in grouped(diagnoses).items()
     }
@@ -125,8 +114,6 @@ SUMMARIES = (
 
 
 def _of_measured(name: str, many: Sequence[Sequence[Measured]], attribute: str) -> Any:
-    from stages.pages.figures import Curve
-
     if len(many) > 1:
         rows = [
             [(m.step, getattr(m, attribute)) for m in one if getattr(m, attribute) is not None]
@@ -141,8 +128,6 @@ def _of_measured(name: str, many: Sequence[Sequence[Measured]], attribute: str) 
 def _heatmap(name: str, measured: Measured, which: str) -> Figure:
     """Probabilities of the patches as coloured squares."""
     import numpy as np
-
-    from stages.pages.figures import Figure, svg
 
     rows = getattr(measured, which)
     ratio = measured.max_min_ratio if which == "full" else measured.masked_max_min_ratio
@@ -175,8 +160,6 @@ def _heatmap(name: str, measured: Measured, which: str) -> Figure:
 
 def report(made: Made) -> Iterator[Section]:
     """MaskAlign at equal steps beside its ancestors and without its parts, and its alignment."""
-    from stages.pages.page import Section, table
-
     scores = made.inputs.get("scores", {})
     parts = (
         ("At equal steps: fid, lower is better", against_ancestors(scores)),

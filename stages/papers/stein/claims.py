@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stages.pages.curves import PLAIN, collect
+from stages.methods import table as names
+from stages.pages.curves import PLAIN, by_condition, collect, of_metric
 from stages.pages.findings import (
     BOUND,
     HIGHER,
     HOLDS,
+    LOWER,
     OPEN,
     Claim,
     Effect,
     Finding,
     change,
     compared,
-    difference,
+    minus,
     paired,
     repeating,
     verdict,
 )
 
 if TYPE_CHECKING:
-    from stages.artifacts.lipschitz import Lipschitz
+    from stages.artifacts.lipschitz import Lipschitz, StepRow
     from stages.artifacts.scores import Row
-    from stages.pages.curves import Which
+    from stages.pages.curves import ByNfe, Which
     from stages.pages.made import Made
 
 NO_NUMBER = "no number stated here"
 FEW = range(5, 11)
 SOLVERS = {"dpmpp2m": "DPM-Solver++ 2M", "unipc": "UniPC"}
 METRIC = "fid"
-BETTER = {
-    solver: Claim(
-        "SteinDiff", f"Better FID at 5 to 10 evaluations for {word}", NO_NUMBER, ("full", "stein")
-    )
-    for solver, word in SOLVERS.items()
-}
-LITERAL = {
-    solver: Claim(
-        "SteinDiff", f"The same with the paper's literal form for {word}", NO_NUMBER, ("stein",)
-    )
-    for solver, word in (("dpmpp2m", SOLVERS["dpmpp2m"]),)
-}
-FADES = {
-    solver: Claim(
-        "SteinDiff", f"The gain fades with more evaluations for {word}", NO_NUMBER, ("stein",)
-    )
-    for solver, word in SOLVERS.items()
-}
+
+
+def _claims(
+    text: str, recipes: tuple[str, ...], solvers: Iterable[str] = SOLVERS
+) -> dict[str, Claim]:
+    return {
+        solver: Claim("SteinDiff", f"{text} for {SOLVERS[solver]}", NO_NUMBER, recipes)
+        for solver in solvers
+    }
+
+
+BETTER = _claims("Better FID at 5 to 10 evaluations", ("full", "stein"))
+LITERAL = _claims("The same with the paper's literal form", ("stein",), ("dpmpp2m",))
+FADES = _claims("The gain fades with more evaluations", ("stein",))
 PEAKS = Claim(
     "SteinDiff",
     "Singular values of large steps peak above 1",
@@ -63,7 +61,7 @@ def findings(
     scores: Mapping[str, Sequence[Row]], lipschitz: Sequence[Lipschitz]
 ) -> Iterator[Finding]:
     """What curves over NFE and singular values say; every claim once."""
-    curves = {which: m[METRIC] for which, m in collect(scores).items() if METRIC in m}
+    curves = of_metric(collect(scores), METRIC)
     for solver, claim in BETTER.items():
         yield _better(curves, claim, solver, "calibrated")
     for solver, claim in LITERAL.items():
@@ -73,33 +71,43 @@ def findings(
     yield _peaks(lipschitz)
 
 
-def _pair(curves: Mapping[Which, Any], solver: str, correction: str) -> tuple[Which, Which] | None:
-    """The corrected curve of a solver and its plain one."""
+def corrected(curves: Mapping[Which, Any]) -> Iterator[tuple[Which, Which]]:
+    """Every corrected curve with the plain one of its solver; a fitted solver with DPM-Solver++
+    2M, or with Heun."""
     for which in curves:
-        plain = replace(which, correction=PLAIN)
-        if (which.solver, which.correction) == (solver, correction) and plain in curves:
-            return which, plain
-    return None
+        other = replace(which, correction=PLAIN)
+        if which.solver in names.FITTED_SOLVERS:
+            base = "heun" if names.counted_as(which.solver) == "heun" else "dpmpp2m"
+            other = replace(other, solver=base)
+        if other != which and other in curves:
+            yield which, other
 
 
-def _better(curves: Mapping[Which, Any], claim: Claim, solver: str, correction: str) -> Finding:
+def _pair(
+    curves: Mapping[Which, ByNfe], solver: str, correction: str
+) -> tuple[Which, Which] | None:
+    """The corrected curve of a solver and its plain one."""
+    wanted = (solver, correction)
+    pairs = (pair for pair in corrected(curves) if (pair[0].solver, pair[0].correction) == wanted)
+    return next(pairs, None)
+
+
+def _better(curves: Mapping[Which, ByNfe], claim: Claim, solver: str, correction: str) -> Finding:
     pair = _pair(curves, solver, correction)
     if pair is None:
         return Finding(claim)
-    ours, theirs = pair
+    ours, _ = pair
     what = f"FID with correction {correction} against plain, grid {ours.grid}, {ours.model}"
     note = (
         "noise-matched form with stored coefficients, not the paper's literal one"
         if correction == "calibrated"
         else ""
     )
-    few = [
-        _said({n: by for n, by in curves[which].items() if n in FEW}) for which in (ours, theirs)
-    ]
+    few = [by_condition({n: by for n, by in curves[which].items() if n in FEW}) for which in pair]
     return compared(claim, what, *few, note=note)
 
 
-def _fades(curves: Mapping[Which, Any], claim: Claim, solver: str) -> Finding:
+def _fades(curves: Mapping[Which, ByNfe], claim: Claim, solver: str) -> Finding:
     """The change at the most evaluations minus that at the fewest from 5 on."""
     pair = _pair(curves, solver, "calibrated")
     if pair is None:
@@ -109,15 +117,22 @@ def _fades(curves: Mapping[Which, Any], claim: Claim, solver: str) -> Finding:
     if len(nfes) < 2:
         return Finding(claim)
     first, last = (
-        change(paired(_said({n: ours[n]}), _said({n: theirs[n]}))) for n in nfes[:: len(nfes) - 1]
+        change(paired(*(by_condition({n: of[n]}) for of in (ours, theirs))))
+        for n in (nfes[0], nfes[-1])
     )
-    effect = difference(last, first)
+    effect = minus(last, first)
     if effect is None:
         return Finding(claim)
     what = f"relative change of FID at {nfes[-1]} minus that at {nfes[0]} evaluations"
-    if verdict(first, "lower") != HOLDS:
+    if verdict(first, LOWER) != HOLDS:
         return Finding(claim, what, effect, OPEN, f"no gain at {nfes[0]} evaluations to fade")
     return Finding(claim, what, effect, verdict(effect, HIGHER))
+
+
+def peak(rows: Sequence[StepRow]) -> tuple[StepRow, str]:
+    """The step with the largest singular value, and how many have one above 1, of how many."""
+    above = sum(row.maximum > 1 for row in rows)
+    return max(rows, key=lambda row: row.maximum), f"{above} of {len(rows)}"
 
 
 def _peaks(lipschitz: Sequence[Lipschitz]) -> Finding:
@@ -126,31 +141,20 @@ def _peaks(lipschitz: Sequence[Lipschitz]) -> Finding:
         return Finding(PEAKS)
     artifact = min(lipschitz, key=lambda one: one.description["nfe"])
     facts, rows = artifact.description, artifact.load()
-    largest = max(rows, key=lambda row: row.maximum)
+    largest, above = peak(rows)
     effect = Effect(largest.maximum, None, BOUND)
     what = (
         f"largest singular value of a step of {facts['solver']} at {facts['nfe']} evaluations, "
         f"at t = {largest.t:.2g}"
     )
-    above = sum(row.maximum > 1 for row in rows)
-    note = f"{above} of {len(rows)} steps above 1; the power method gives a lower bound"
-    found = verdict(effect, HIGHER, 1.0)
+    note = f"{above} steps above 1; the power method gives a lower bound"
+    said = HOLDS if verdict(effect, HIGHER, 1.0) == HOLDS else OPEN
     heading = ("step at t", "mean", "maximum")
-    return Finding(
-        PEAKS,
-        what,
-        effect,
-        found if found == HOLDS else OPEN,
-        note,
-        (heading, *((row.t, row.mean, row.maximum) for row in rows)),
-    )
+    details = (heading, *((row.t, row.mean, row.maximum) for row in rows))
+    return Finding(PEAKS, what, effect, said, note, details)
 
 
-def _said(by_nfe: Mapping[int, Any]) -> dict[str, Any]:
-    return {f"NFE {nfe}": by_seed for nfe, by_seed in sorted(by_nfe.items())}
-
-
-def claimed(made: Made) -> Iterator[Finding]:
+def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of SteinDiff's claims."""
-    found = findings(made.over_nfe, list(made.of("lipschitz").values()))
-    yield from repeating(found, made.repeated(made.over_nfe))
+    measured = findings(made.over_nfe, list(made.of("lipschitz").values()))
+    yield from repeating(measured, made.repeated(made.over_nfe))

@@ -18,5 +18,5 @@ PAPER = Paper(
     full="stages.papers.stein.recipe:full_nodes",
     shown=("calibrate", "lipschitz"),
     section="stages.papers.stein.section:report",
-    claims="stages.papers.stein.claims:claimed",
+    claims="stages.papers.stein.claims:of_run",
 )

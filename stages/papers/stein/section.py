@@ -4,28 +4,33 @@ singular value of every step."""
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages.methods import table as names
-from stages.pages import pairs as pages_pairs
+from stages.pages import pairs
 from stages.pages.curves import (
     LITERAL,
     METRICS,
-    NFE,
     PLAIN,
     Curves,
     Which,
     collect,
+    most_seeds,
+    over_nfe,
+    plot_over_nfe,
     without_densities,
 )
+from stages.pages.figures import Axes, Curve, Figure, plot
+from stages.pages.findings import FAILS, HOLDS
+from stages.pages.page import Section, folded, table
+from stages.papers.stein.claims import corrected, peak
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
-    from stages.pages.figures import Figure
     from stages.pages.made import Made
-    from stages.pages.page import Section
 
 
 def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Section]:
@@ -33,33 +38,37 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
 
     inputs: the report's. scores: its curves over NFE, by node, without grids of densities.
     """
-    found = []
-    if curves := collect(scores):
-        found.append(_scores(curves))
+    parts = []
+    if curves := _compared(collect(scores)):
+        parts.append(_scores(curves))
     schedules = list(inputs.get("schedules", {}).values())
     if gammas := _gammas(schedules, inputs.get("samples", {}).values()):
-        found.append(_steps(gammas))
+        parts.append(_steps(gammas))
     if inputs.get("lipschitz"):
-        found.append(_contractivity(list(inputs["lipschitz"].values())))
-    return found
+        parts.append(_contractivity(list(inputs["lipschitz"].values())))
+    return parts
+
+
+def _compared(curves: Curves) -> Curves:
+    """Without the models that were solved in one way: those have nothing to be compared."""
+    ways = Counter(which.model for which in curves)
+    return {which: metrics for which, metrics in curves.items() if ways[which.model] > 1}
 
 
 def _scores(curves: Curves) -> Section:
-    from stages.pages.page import Section
-
-    pairs = list(_pairs(curves))
-    tables = [_comparison(curves, ours, theirs) for ours, theirs in pairs]
+    lines = {
+        (ours, theirs): pairs.lines(curves[ours], curves[theirs], METRICS)
+        for ours, theirs in corrected(curves)
+    }
+    numbers = "".join(pairs.claim_table(_claim(*pair), found) for pair, found in lines.items())
+    tables = [folded("Corrected against plain, in numbers", numbers)] if lines else []
     figures = [figure for metric in METRICS for figure in _plots(curves, metric)]
-    text = f"<p>{_words(curves)}</p>{_where(curves, pairs)}"
-    tables = (
-        [
-            f"<details><summary>Corrected against plain, in numbers</summary>{''.join(tables)}"
-            "</details>"
-        ]
-        if tables
-        else []
-    )
+    text = f"<p>{_words(curves)}</p>{_where(curves, lines)}"
     return Section("Few-step sampling: solvers and corrections", text, tables, figures)
+
+
+def _claim(ours: Which, theirs: Which) -> str:
+    return f"{ours.solved} is better than {theirs.solved}, grid {ours.grid} ({ours.model})"
 
 
 def _words(curves: Curves) -> str:
@@ -71,7 +80,7 @@ def _words(curves: Curves) -> str:
     listed = "; ".join(
         f"{html.escape(grid)}: {', '.join(solvers)}" for grid, solvers in grids.items()
     )
-    seeds = max(len(s) for m in curves.values() for n in m.values() for s in n.values())
+    seeds = most_seeds(curves)
     error = (
         f"Errors are one standard error over {seeds} seeds of the noise on one trained model; they "
         "hold neither the spread over trainings nor that over calibrations."
@@ -90,43 +99,18 @@ def _words(curves: Curves) -> str:
     )
 
 
-def _pairs(curves: Curves) -> Iterator[tuple[Which, Which]]:
-    """Every corrected curve with the plain one of its solver; a fitted solver with DPM-Solver++
-    2M, or with Heun."""
-    for which in curves:
-        other = replace(which, correction=PLAIN)
-        if which.solver in names.FITTED_SOLVERS:
-            base = "heun" if names.counted_as(which.solver) == "heun" else "dpmpp2m"
-            other = replace(other, solver=base)
-        if other != which and other in curves:
-            yield which, other
-
-
-def _comparison(curves: Curves, ours: Which, theirs: Which) -> str:
-    from stages.pages.page import table
-
-    lines = [pages_pairs.HEADING]
-    for metric in METRICS:
-        lines += pages_pairs.lines(metric, curves[ours].get(metric), curves[theirs].get(metric))
-    title = f"{ours.solved} is better than {theirs.solved}, grid {ours.grid} ({ours.model})"
-    return f"<p>Claim: {html.escape(title)}</p>{table(lines)}" if len(lines) > 1 else ""
-
-
-def _where(curves: Curves, pairs: Sequence[tuple[Which, Which]]) -> str:
+def _where(
+    curves: Curves, compared: Mapping[tuple[Which, Which], Sequence[tuple[Any, ...]]]
+) -> str:
     """A list of where each correction helps, and where it does not, from the verdicts."""
+    several = len({which.model for which in curves}) > 1
     items = []
-    for ours, theirs in pairs:
-        lines = []
-        for metric in METRICS:
-            lines += pages_pairs.lines(metric, curves[ours].get(metric), curves[theirs].get(metric))
-        parts = list(pages_pairs.in_words(lines, {"holds": "better", "does not hold": "worse"}))
-        if parts:
+    for (ours, theirs), lines in compared.items():
+        said = "; ".join(pairs.in_words(lines, {HOLDS: "better", FAILS: "worse"}))
+        if said:
             against = "" if ours.solver == theirs.solver else f" against {theirs.solver}"
-            model = f" ({ours.model})" if len({which.model for which in curves}) > 1 else ""
-            items.append(
-                f"<li>{html.escape(ours.solved + against + model)}: "
-                f"{html.escape('; '.join(parts))}</li>"
-            )
+            model = f" ({ours.model})" if several else ""
+            items.append(f"<li>{html.escape(f'{ours.solved}{against}{model}: {said}')}</li>")
     if not items:
         return ""
     return (
@@ -175,32 +159,21 @@ def _same_grid(fitted: Which, solver: str, among: Sequence[Which]) -> bool:
 
 
 def _plot(stem: str, metric: str, group: Sequence[Which], curves: Curves, model: str) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
-    lines, seeds, counts = [], set(), set()
-    for which in group:
-        by_nfe = dict(sorted(curves[which][metric].items()))
-        scores = {nfe: pages_pairs.summary(by_seed) for nfe, by_seed in by_nfe.items()}
-        seeds |= {len(by_seed) for by_seed in by_nfe.values()}
-        counts |= {score.protocol.num_samples for score in scores.values()}
-        grid = f" ({which.grid})" if len({other.grid for other in group}) > 1 else ""
-        lines.append(
-            Curve(
-                which.solved + grid,
-                list(scores),
-                [score.value for score in scores.values()],
-                [score.error for score in scores.values()],
-            )
-        )
-    grids = ", ".join(dict.fromkeys(which.grid for which in group))
-    most = max(seeds)
+    of = {which: curves[which][metric] for which in group}
+    grids = dict.fromkeys(which.grid for which in group)
+    lines = [
+        over_nfe(which.solved + (f" ({which.grid})" if len(grids) > 1 else ""), by_nfe)
+        for which, by_nfe in of.items()
+    ]
+    seeds = [by_seed for by_nfe in of.values() for by_seed in by_nfe.values()]
+    counts = {score.protocol.num_samples for by_seed in seeds for score in by_seed.values()}
+    most = max(map(len, seeds))
     bars = f"over {most} seeds of the noise" if most > 1 else "jackknife, one seed"
     caption = (
-        f"{metric} over network evaluations, grid {grids}, {model}; "
+        f"{metric} over network evaluations, grid {', '.join(grids)}, {model}; "
         f"{', '.join(map(str, sorted(counts)))} samples a point; bars: one standard error ({bars})."
     )
-    axes = Axes(NFE, metric, log_x=True, log_y=True, ticks=sorted({x for c in lines for x in c.x}))
-    return plot(stem, caption, lines, axes)
+    return plot_over_nfe(stem, metric, lines, caption)
 
 
 @dataclass(frozen=True)
@@ -218,21 +191,21 @@ class Gammas:
 
 def _gammas(schedules: Sequence[Any], samples: Iterator[Any]) -> list[Gammas]:
     """Those of stored schedules, and those that samples were corrected with on their batch."""
-    found = []
+    gammas = []
     for schedule in schedules:
         facts = schedule.description
         if facts["solver"] not in names.FITTED_SOLVERS:
             where = (facts["solver"], schedule.name, facts["grid"], facts["nfe"])
             clip = facts.get("clip")  # schedules of earlier runs do not say it
             values, t = tuple(facts["values"]), _times(facts["levels"][:-1])
-            found.append(Gammas(*where, t, values, None if clip is None else tuple(clip)))
+            gammas.append(Gammas(*where, t, values, None if clip is None else tuple(clip)))
     for artifact in samples:
         facts = artifact.description
         if facts.get("correction") in ("online", "literal"):
             where = (facts["solver"], facts["correction"], facts["grid"], facts["nfe"])
             steps = artifact.steps
-            found.append(Gammas(*where, _times(steps["level"]), tuple(steps["gamma"])))
-    return sorted(found, key=lambda g: (g.correction, g.solver, g.grid, g.nfe))
+            gammas.append(Gammas(*where, _times(steps["level"]), tuple(steps["gamma"])))
+    return sorted(gammas, key=lambda g: (g.correction, g.solver, g.grid, g.nfe))
 
 
 def _clips(gammas: Sequence[Gammas]) -> str:
@@ -260,9 +233,6 @@ def _times(levels: Sequence[float]) -> tuple[float, ...]:
 
 
 def _steps(gammas: Sequence[Gammas]) -> Section:
-    from stages.pages.figures import Axes, Curve, plot
-    from stages.pages.page import Section
-
     groups: dict[tuple[str, str, str], list[Gammas]] = {}
     for one in gammas:
         groups.setdefault((one.correction, one.solver, one.grid), []).append(one)
@@ -300,25 +270,22 @@ def _repeated(groups: Mapping[tuple[str, str, str], list[Gammas]]) -> str:
 
 
 def _contractivity(measured: Sequence[Any]) -> Section:
-    from stages.pages.figures import Axes, Curve, plot
-    from stages.pages.page import Section, table
-
     lines = [
         ("solver", "grid", "NFE", "mean over steps", "largest", "at t", "steps above 1, of states")
     ]
     curves: dict[tuple[str, str], list[Any]] = {}
     for artifact in sorted(measured, key=lambda a: (a.description["solver"], a.description["nfe"])):
         facts, rows = artifact.description, artifact.load()
-        largest = max(rows, key=lambda row: row.maximum)
+        largest, above = peak(rows)
         mean = sum(row.mean for row in rows) / len(rows)
-        above = f"{sum(row.maximum > 1 for row in rows)} of {len(rows)}"
         lines.append(
             (facts["solver"], facts["grid"], facts["nfe"], mean, largest.maximum, largest.t, above)
         )
-        found = curves.setdefault((facts["solver"], facts["grid"]), [])
         t = [row.t for row in rows]
-        found.append(Curve(f"mean, NFE {facts['nfe']}", t, [row.mean for row in rows]))
-        found.append(Curve(f"maximum, NFE {facts['nfe']}", t, [row.maximum for row in rows]))
+        curves.setdefault((facts["solver"], facts["grid"]), []).extend(
+            Curve(f"{name}, NFE {facts['nfe']}", t, [getattr(row, name) for row in rows])
+            for name in ("mean", "maximum")
+        )
     facts = measured[0].description
     text = (
         "<p>The largest singular value of a step's Jacobian along the solver's own trajectories: "
@@ -332,10 +299,10 @@ def _contractivity(measured: Sequence[Any]) -> Section:
             f"lipschitz-{solver}",
             f"Largest singular value of every step, mean and maximum over "
             f"{facts['num_trajectories']} trajectories: {solver}, grid {grid}.",
-            found,
+            of_steps,
             Axes("t at the step's start (1 noise, 0 data)", "largest singular value"),
         )
-        for (solver, grid), found in curves.items()
+        for (solver, grid), of_steps in curves.items()
     ]
     return Section("Contractivity of steps", text, [table(lines)], figures)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stages.pages.findings import LOWER, Claim, Effect, Finding, verdict
-from stages.papers.wavelet.denoisers import SMALLER, highest
+from stages.papers.wavelet.denoisers import SMALLER, by_dataset, highest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,16 +38,9 @@ NOTE = "error over held-out images, image by image on one noise"
 
 def findings(risks: Sequence[Risk]) -> Iterator[Finding]:
     """What risks say; both claims for every data set, or once where there is none."""
-    datasets: dict[str, list[Risk]] = {}
-    for risk in risks:
-        datasets.setdefault(risk.dataset, []).append(risk)
-    reliable = [_reliable(found) for found in datasets.values()]
-    yield from reliable or [Finding(RELIABLE)]
-    narrows = [
-        _narrows(found)
-        for found in datasets.values()
-        if any(risk.kind == "network" for risk in found)
-    ]
+    datasets = by_dataset(risks).values()
+    yield from map(_reliable, datasets) if datasets else [Finding(RELIABLE)]
+    narrows = [_narrows(of) for of in datasets if any(risk.kind == "network" for risk in of)]
     yield from narrows or [Finding(NARROWS)]
 
 
@@ -116,6 +109,6 @@ def _mean_log(risk: Risk, every: Sequence[int]) -> float:
     return math.fsum(math.log(risk.mse[i]) for i in every) / len(every)
 
 
-def claimed(made: Made) -> Iterator[Finding]:
+def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of the wavelet score's claims."""
     yield from findings([artifact.load() for artifact in made.of("risk").values()])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stages.pages import pairs as pages_pairs
+from stages.pages.findings import HIGHER, LOWER, OPEN, side
+from stages.pages.page import with_error
 
 if TYPE_CHECKING:
     from stages.artifacts.risks import Risk
@@ -15,7 +16,7 @@ LOCAL = ("local", "additive", "parent")  # families that couple neighbours in a 
 SMALLER = ("independent", "band-tied")
 
 
-def difference(ours: Risk, theirs: Risk, i: int) -> tuple[float, float | None]:
+def risk_difference(ours: Risk, theirs: Risk, i: int) -> tuple[float, float | None]:
     """Ours - theirs at noise level i, and its standard error over images on their shared noise.
 
     Exact where both are exact; the error is then still that of which images were held out.
@@ -25,21 +26,25 @@ def difference(ours: Risk, theirs: Risk, i: int) -> tuple[float, float | None]:
     return ours.mse[i] - theirs.mse[i], error
 
 
-def ratio(ours: Risk, theirs: Risk, i: int) -> tuple[float, float | None]:
+def risk_ratio(ours: Risk, theirs: Risk, i: int) -> tuple[float, float | None]:
     """Ours / theirs at noise level i, and its standard error over images, to first order."""
     value = ours.mse[i] / theirs.mse[i]
     gaps = (ours.per_image[i] - value * theirs.per_image[i]) / theirs.mse[i]
     return value, float(gaps.std() / len(gaps) ** 0.5) if len(gaps) > 1 else None
 
 
-def family(risk: Risk) -> str:
-    return risk.name.partition("-d")[0]
+def by_dataset(risks: Iterable[Risk]) -> dict[str, list[Risk]]:
+    """Risks of each data set."""
+    datasets: dict[str, list[Risk]] = {}
+    for risk in risks:
+        datasets.setdefault(risk.dataset, []).append(risk)
+    return datasets
 
 
 def highest(scores: Sequence[Risk], wanted: str) -> Risk | None:
     """The score of a family with the highest degree, its ridge given."""
-    of = [r for r in scores if family(r) == wanted and not r.name.endswith("-folds")]
-    return max(of, key=lambda risk: risk.name, default=None)
+    of = [risk for risk in scores if risk.family == wanted and not risk.folds]
+    return max(of, key=lambda risk: risk.degree, default=None)
 
 
 def pairs(scores: Sequence[Risk], others: Sequence[Risk]) -> Iterator[tuple[Risk, Risk]]:
@@ -72,12 +77,10 @@ def differences(
 
 def _cell(ours: Risk, theirs: Risk, i: int) -> str:
     """`-12.3 ± 1.1 %`, and whether that is within noise."""
-    from stages.pages.page import with_error
-
-    value, error = ratio(ours, theirs, i)
+    value, error = risk_ratio(ours, theirs, i)
     percent = with_error(100 * (value - 1), None if error is None else 100 * error)
     sign = "+" if value > 1 else ""
-    same = pages_pairs.verdict(*difference(ours, theirs, i)) == "inconclusive"
+    same = side(*risk_difference(ours, theirs, i)) == OPEN
     noise = ", within noise" if same else ""
     return f"{sign}{percent}\u00a0%{noise}"
 
@@ -88,14 +91,14 @@ def gap_in_words(scores: Sequence[Risk], others: Sequence[Risk], sigmas: Sequenc
     ours = highest(scores, "local")
     if not networks or ours is None or len(sigmas) < 2:
         return ""
-    found = [ratio(ours, networks[0], i) for i in range(len(sigmas))]
+    ratios = [risk_ratio(ours, networks[0], i) for i in range(len(sigmas))]
     low, high = (
-        pick(range(len(sigmas)), key=lambda i: abs(math.log(found[i][0]))) for pick in (min, max)
+        pick(range(len(sigmas)), key=lambda i: abs(math.log(ratios[i][0]))) for pick in (min, max)
     )
     return (
         f" The error of {ours.name} over that of {networks[0].name} is nearest to 1 at sigma "
-        f"{sigmas[low]:g} ({found[low][0]:.3g}) and farthest from it at sigma {sigmas[high]:g} "
-        f"({found[high][0]:.3g}); the paper reports that the gap to trained networks narrows at "
+        f"{sigmas[low]:g} ({ratios[low][0]:.3g}) and farthest from it at sigma {sigmas[high]:g} "
+        f"({ratios[high][0]:.3g}); the paper reports that the gap to trained networks narrows at "
         "low to moderate noise."
     )
 
@@ -104,16 +107,16 @@ def seen(
     local: Sequence[Risk], others: Sequence[Risk], lowest: Sequence[Risk], sigmas: Sequence[float]
 ) -> str:
     """What the numbers say of the lowest local score of each noise level against all others."""
-    words = {"holds": "lower than", "inconclusive": "within noise of", "does not hold": "above"}
+    words = {LOWER: "lower than", OPEN: "within noise of", HIGHER: "above"}
     if not local:
         return ""
     where: dict[tuple[str, str], list[str]] = {}
     for other in others:
-        found: dict[str, list[str]] = {}
+        sides: dict[str, list[str]] = {}
         for i, sigma in enumerate(sigmas):
-            said = pages_pairs.verdict(*difference(lowest[i], other, i))
-            found.setdefault(words.get(said, said), []).append(f"{sigma:g}")
-        for said, at in found.items():
+            said = side(*risk_difference(lowest[i], other, i))
+            sides.setdefault(words.get(said, said), []).append(f"{sigma:g}")
+        for said, at in sides.items():
             every = "every sigma here" if len(at) == len(sigmas) else f"sigma {', '.join(at)}"
             where.setdefault((said, every), []).append(other.name)
     parts = [f"{said} {', '.join(names)} at {at}" for (said, at), names in sorted(where.items())]

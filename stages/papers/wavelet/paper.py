@@ -18,5 +18,5 @@ PAPER = Paper(
     full="stages.papers.wavelet.recipe:full_nodes",
     shown=("risk", "draw"),
     section="stages.papers.wavelet.section:report",
-    claims="stages.papers.wavelet.claims:claimed",
+    claims="stages.papers.wavelet.claims:of_run",
 )

@@ -144,6 +144,14 @@ def name_of(settings: RiskSettings, inputs: Mapping[str, Any]) -> str:
     return settings.denoiser
 
 
+def score_facts(score: FittedScore | None) -> dict[str, Any]:
+    """What a wavelet score is, beside its name; of other denoisers nothing."""
+    if score is None:
+        return {"family": None, "degree": None, "folds": False}
+    facts = {name: score.description[name] for name in ("family", "degree")}
+    return facts | {"folds": score.settings["ridge"] is None}
+
+
 # --- measuring ----------------------------------------------------------------------------------
 
 
@@ -280,6 +288,7 @@ def run(context: Context) -> Result:
     facts = {
         "name": name,
         "kind": settings.denoiser,
+        **score_facts(context.inputs["score"] if settings.denoiser == "score" else None),
         "dataset": data.name,
         "exact": levels[0].standard_error is None,
         "std": data.std,

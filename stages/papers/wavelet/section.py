@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from stages.pages.figures import Axes, Curve, Figure, plot, svg
+from stages.pages.page import Picture, Section, table, with_error
 from stages.papers.wavelet import denoisers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.artifacts.risks import Risk
-    from stages.pages.figures import Figure
     from stages.pages.made import Made
-    from stages.pages.page import Picture, Section
 
 SIGMA = "sigma (standard deviations of the training pixels)"
 MSE = "squared error (pixel variances)"
@@ -27,13 +27,10 @@ MOST = 10  # rows of a picture of maps or filters
 
 def sections(inputs: Mapping[str, Any]) -> list[Section]:
     """One section for each data set whose risks were measured; none for other runs."""
-    found: dict[str, list[Risk]] = {}
-    for artifact in inputs.get("risks", {}).values():
-        one = artifact.load()
-        found.setdefault(one.dataset, []).append(one)
+    risks = [artifact.load() for artifact in inputs.get("risks", {}).values()]
     return [
-        _section(Compared(dataset, risks), inputs.get("drawn", {}))
-        for dataset, risks in found.items()
+        _section(Compared(dataset, of), inputs.get("drawn", {}))
+        for dataset, of in denoisers.by_dataset(risks).items()
     ]
 
 
@@ -55,7 +52,7 @@ class Compared:
 
     @cached_property
     def wavelets(self) -> list[Risk]:
-        return [risk for risk in self.risks if risk.kind == "score"]
+        return self.of_kind("score")
 
     @cached_property
     def others(self) -> list[Risk]:
@@ -64,7 +61,7 @@ class Compared:
     @cached_property
     def local(self) -> list[Risk]:
         """The wavelet scores of local families: all but full."""
-        return [risk for risk in self.wavelets if not risk.name.startswith("full")]
+        return [risk for risk in self.wavelets if risk.family != "full"]
 
     @cached_property
     def best(self) -> list[Risk]:
@@ -78,21 +75,20 @@ class Compared:
     def lowest(risks: Sequence[Risk], i: int) -> Risk:
         return min(risks, key=lambda risk: risk.mse[i])
 
-    def named(self, name: str) -> Risk | None:
-        return next((risk for risk in self.risks if risk.name == name), None)
+    def of_kind(self, kind: str) -> list[Risk]:
+        return [risk for risk in self.risks if risk.kind == kind]
 
     def figure(self, name: str) -> str:
         return f"wavelet-{self.dataset}-{name}"
 
 
 def _section(of: Compared, drawn: Mapping[str, Any]) -> Section:
-    from stages.pages.page import Section, table
-
+    differences = denoisers.differences(of.wavelets, of.others, of.sigmas)
     figures = [_absolute(of), *_relative(of), _scales(of), _maps(of), _filters(of), *_responses(of)]
     return Section(
         f"Wavelet score: {of.dataset}",
         _words(of),
-        [table(rows) for rows in (_table(of), _lowest(of), _differences(of)) if rows],
+        [table(rows) for rows in (_table(of), _lowest(of), differences) if rows],
         [figure for figure in figures if figure is not None],
         list(_pictures(of, drawn)),
     )
@@ -101,7 +97,7 @@ def _section(of: Compared, drawn: Mapping[str, Any]) -> Section:
 def _words(of: Compared) -> str:
     labelled = (
         " Networks are asked without a class, as the others are; <i>labelled</i> is told it."
-        if any(risk.kind == "network" for risk in of.risks)
+        if of.of_kind("network")
         else ""
     )
     return (
@@ -120,17 +116,15 @@ def _seen(of: Compared) -> str:
     """What the numbers say, from differences image by image."""
     others = [risk for risk in of.risks if risk not in of.local]
     lowest = [of.lowest(of.local, i) for i in range(len(of.sigmas))] if of.local else []
-    found = denoisers.seen(of.local, others, lowest, of.sigmas)
-    found += denoisers.gap_in_words(of.wavelets, of.others, of.sigmas)
-    if any(risk.name.startswith("full") for risk in of.wavelets):
-        found += " Family full of degree 1 is the Wiener filter but for its ridge."
-    return found
+    said = denoisers.seen(of.local, others, lowest, of.sigmas)
+    said += denoisers.gap_in_words(of.wavelets, of.others, of.sigmas)
+    if any(risk.family == "full" for risk in of.wavelets):
+        said += " Family full of degree 1 is the Wiener filter but for its ridge."
+    return said
 
 
 def _table(of: Compared) -> list[tuple[Any, ...]]:
     """Every denoiser's risk at every noise level."""
-    from stages.pages.page import with_error
-
     heading = ("denoiser", *(f"sigma {sigma:g}" for sigma in of.sigmas))
     rows = [
         (
@@ -150,27 +144,21 @@ def _lowest(of: Compared) -> list[tuple[Any, ...]]:
     kinds = {
         "wavelet scores": of.wavelets,
         "baselines": [risk for risk in of.others if risk.kind != "network"],
-        "networks": [risk for risk in of.others if risk.kind == "network"],
+        "networks": of.of_kind("network"),
     }
     rows: list[tuple[Any, ...]] = [("lowest of", *(f"sigma {sigma:g}" for sigma in of.sigmas))]
     for kind, risks in kinds.items():
         if risks:
-            found = [of.lowest(risks, i) for i in range(len(of.sigmas))]
-            cells = [f"{risk.name}: {risk.mse[i]:.5f}" for i, risk in enumerate(found)]
+            lowest = [of.lowest(risks, i) for i in range(len(of.sigmas))]
+            cells = [f"{risk.name}: {risk.mse[i]:.5f}" for i, risk in enumerate(lowest)]
             rows.append((kind, *cells))
     return rows
-
-
-def _differences(of: Compared) -> list[tuple[Any, ...]]:
-    return denoisers.differences(of.wavelets, of.others, of.sigmas)
 
 
 # --- curves over sigma --------------------------------------------------------------------------
 
 
 def _absolute(of: Compared) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     shown = [*of.others, *of.best]
     curves = [Curve(r.name, of.sigmas, r.mse, r.standard_error) for r in shown]
     caption = (
@@ -183,20 +171,18 @@ def _absolute(of: Compared) -> Figure:
 
 def _relative(of: Compared) -> Iterator[Figure]:
     """Wavelet scores over the Wiener filter, one figure a degree where there are many."""
-    wiener = of.named("wiener")
-    if wiener is None or not of.wavelets:
+    if not of.of_kind("wiener") or not of.wavelets:
         return
+    (wiener, *_) = of.of_kind("wiener")
     if len(of.wavelets) <= TOGETHER:
         yield _relative_figure(of, wiener, of.wavelets, "relative")
         return
-    for degree in sorted({_degree(risk) for risk in of.wavelets}):
-        chosen = [risk for risk in of.wavelets if _degree(risk) == degree]
+    for degree in sorted({risk.degree for risk in of.wavelets}):
+        chosen = [risk for risk in of.wavelets if risk.degree == degree]
         yield _relative_figure(of, wiener, chosen, f"relative-d{degree}")
 
 
 def _relative_figure(of: Compared, wiener: Risk, chosen: Sequence[Risk], name: str) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     curves = [
         Curve(risk.name, of.sigmas, [a / b for a, b in zip(risk.mse, wiener.mse, strict=True)])
         for risk in chosen
@@ -211,8 +197,6 @@ def _relative_figure(of: Compared, wiener: Risk, chosen: Sequence[Risk], name: s
 
 def _scales(of: Compared) -> Figure | None:
     """Risk by scale, of one denoiser of each kind."""
-    from stages.pages.figures import Axes, Curve, plot
-
     curves = []
     for risk in _representatives(of):
         for scale, values in risk.scales().items():
@@ -229,9 +213,8 @@ def _scales(of: Compared) -> Figure | None:
 
 def _representatives(of: Compared) -> list[Risk]:
     """The best local score, the Wiener filter and the first network, those there are."""
-    found = [of.lowest(of.local, of.middle)] if of.local else []
-    found += [risk for risk in of.others if risk.name == "wiener"]
-    return found + [risk for risk in of.others if risk.kind == "network"][:1]
+    local = [of.lowest(of.local, of.middle)] if of.local else []
+    return local + of.of_kind("wiener") + of.of_kind("network")[:1]
 
 
 # --- pictures of arrays -------------------------------------------------------------------------
@@ -262,9 +245,7 @@ def _filters(of: Compared) -> Figure | None:
     """How the centre pixel answers to every pixel."""
     shown = [risk for risk in [*of.best, *of.others] if risk.filters is not None][:MOST]
     tiles = {
-        risk.name: [
-            found.mean(0) / found.mean(0).abs().max().clamp(min=1e-12) for found in risk.filters
-        ]
+        risk.name: [one.mean(0) / one.mean(0).abs().max().clamp(min=1e-12) for one in risk.filters]
         for risk in shown
     }
     caption = (
@@ -287,8 +268,6 @@ def _tiles(
 ) -> Figure | None:
     """A table of pictures: a row a denoiser, a column a noise level."""
     import numpy as np
-
-    from stages.pages.figures import Figure, svg
 
     if not tiles:
         return None
@@ -326,37 +305,31 @@ def _responses(of: Compared) -> Iterator[Figure]:
     curved = [risk for risk in of.wavelets if risk.responses]
     if not curved:
         return
-    one = max(curved, key=lambda risk: (_degree(risk), "independent" in risk.name))
+    one = max(curved, key=lambda risk: (risk.degree, risk.family == "independent"))
     bands = list(one.responses)
     bands = [bands[0], *(band for band in bands[1:] if band[0] == "H")]
     by_band = [(f"{one.name} {band}", one, band) for band in bands]
     yield _response_figure(of, "responses", by_band, of.middle)
     finest = bands[-1]
-    by_degree = sorted(curved, key=_degree, reverse=True)[:6]
+    by_degree = sorted(curved, key=lambda risk: risk.degree, reverse=True)[:6]
     families = [(risk.name, risk, finest) for risk in by_degree]
     yield _response_figure(of, "families", families, _most_bent(one, finest))
 
 
 def _most_bent(risk: Risk, band: str) -> int:
     """The noise level at which a band's score departs the most from its straight line."""
-    found = [(r.score - r.linear).abs().max() / r.linear.abs().max() for r in risk.responses[band]]
-    return max(range(len(found)), key=lambda i: found[i])
-
-
-def _degree(risk: Risk) -> int:
-    return int(risk.name.partition("-d")[2][:1])
+    bent = [(r.score - r.linear).abs().max() / r.linear.abs().max() for r in risk.responses[band]]
+    return max(range(len(bent)), key=lambda i: bent[i])
 
 
 def _response_figure(
     of: Compared, name: str, shown: Sequence[tuple[str, Risk, str]], level: int
 ) -> Figure:
-    from stages.pages.figures import Axes, Curve, plot
-
     curves, linear = [], {}
     for label, risk, band in shown:
-        found = risk.responses[band][level]
-        w, line = found.w.tolist(), found.linear.tolist()
-        curves.append(Curve(label, w, found.score.tolist()))
+        response = risk.responses[band][level]
+        w, line = response.w.tolist(), response.linear.tolist()
+        curves.append(Curve(label, w, response.score.tolist()))
         linear.setdefault(band, Curve(f"linear {band}", w, line, like=len(curves) - 1))
     bands = ", ".join(linear)
     caption = (
@@ -375,8 +348,6 @@ def _response_figure(
 
 
 def _pictures(of: Compared, drawn: Mapping[str, Any]) -> Iterator[Picture]:
-    from stages.pages.page import Picture
-
     for name, artifact in drawn.items():
         facts = artifact.description
         if facts["dataset"] == of.dataset:
