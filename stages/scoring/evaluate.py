@@ -228,10 +228,10 @@ def _floors(
     real = torch.cat([train.features, held_out.features])
     repeats = 10 if real.shape[1] <= 512 else 3
     floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
-    floors["fid"] = real_floor(real, count, reference, repeats, generator).distance
+    floors["fid"] = real_floor(real, count, reference, repeats, generator)
     if train.spatial is not None:
         maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)
-        floors["sfid"] = real_floor(maps, count, reference, repeats, generator).distance
+        floors["sfid"] = real_floor(maps, count, reference, repeats, generator)
     half = min(count, len(real) // 2, quality.LARGEST_MANIFOLD)
     if half > settings.neighbours + 2:
         order = torch.randperm(len(real), generator=generator)
