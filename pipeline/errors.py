@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 DONE, NODE_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -34,6 +35,16 @@ class EarlierArtifactError(DamagedArtifactError):
 
 class StageError(PipelineError):
     """A stage found something wrong with its data or settings and says so in one sentence."""
+
+
+@contextmanager
+def raised_as(kind: type[PipelineError], *caught: type[Exception]) -> Iterator[None]:
+    """An error of `caught` (default: ValueError) leaves the block as `kind`, in the same words."""
+    kinds = caught or (ValueError,)
+    try:
+        yield
+    except kinds as error:
+        raise kind(str(error)) from error
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.features import FeatureSet
 from stages.artifacts.samples import Samples
@@ -110,14 +110,12 @@ def run(context: Context) -> Result:
     held_out = context.inputs["held_out"]
     _check_extractors([*features.values(), held_out], context.inputs["train"])
     pairs = [(samples[name], features[name]) for name in sets]
-    try:
+    with raised_as(StageError):
         bench = _bench(context.inputs["train"], held_out, settings)
         context.progress(0, len(sets), "sets")
         shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
         found = context.map(score_sets, shards, bench, reference)
         scores = [scores for shard in found for scores in shard]
-    except ValueError as error:
-        raise StageError(str(error)) from error
     context.progress(len(sets), len(sets), "sets")
     facts = {name: samples[name].description for name in sets}
     singles = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.extractor import EMBEDDED, FACTS, WEIGHTS, Extractor, Identity, caution_of
@@ -38,7 +38,7 @@ def run(context: Context) -> Result:
     data = context.inputs["data"].load()
     _check_labels(settings, data)
     metrics: dict[str, float] = {}
-    try:
+    with raised_as(StageError, ValueError, OSError):
         build = resolve(table.EXTRACTORS[settings.kind])
         if settings.kind == EMBEDDED:
             network = build(_trained_state(context, data), settings.device)
@@ -46,8 +46,6 @@ def run(context: Context) -> Result:
         else:
             network = build(settings.kind, settings.weights, settings.device)
         validation = _validation(network, data, settings.seed)
-    except (ValueError, OSError) as error:
-        raise StageError(str(error)) from error
     facts = asdict(_identity(network)) | {"validation": validation}
     (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
     caution = caution_of(facts)

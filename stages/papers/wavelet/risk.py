@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.fitted_score import FittedScore
@@ -253,7 +253,7 @@ def run(context: Context) -> Result:
     settings: RiskSettings = context.settings
     data: DataSet = context.inputs["data"].load()
     count = len(settings.sigmas)
-    try:
+    with raised_as(StageError, ValueError, ImportError):
         basis = WaveletBasis(settings.map_wavelet, settings.map_levels, *data.shape)
         if not data.std > 0:
             raise ValueError("the training images do not vary; a risk needs images that do")
@@ -264,8 +264,6 @@ def run(context: Context) -> Result:
         for i, sigma in enumerate(settings.sigmas):
             context.progress(i, count, "levels")
             levels.append(bench.level(sigma * data.std))
-    except (ValueError, ImportError) as error:
-        raise StageError(str(error)) from error
     context.progress(count, count, "levels")
     name = name_of(settings, context.inputs)
     tensors = _tensors(levels, basis, data.std)
