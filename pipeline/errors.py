@@ -47,7 +47,7 @@ def raised_as(kind: type[PipelineError], *caught: type[Exception]) -> Iterator[N
         raise kind(str(error)) from error
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the option closest to `word`, or an empty string."""
+def nearest(word: str, options: Iterable[str], before: str = "") -> str:
+    """`"; did you mean 'x'?"` for the option closest to `word`, `before` in front of it, or ""."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    return f"; did you mean '{before}{matches[0]}'?" if matches else ""
