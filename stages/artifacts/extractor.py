@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import resolve
+from stages.artifacts.described import DescribedArtifact
 from stages.methods import table
 
 if TYPE_CHECKING:
@@ -36,14 +34,12 @@ class Identity:
     dimension: int
 
 
-class Extractor(Artifact):
-    """An extractor: its weights if it was trained here, what it is, and its validation."""
+class Extractor(DescribedArtifact):
+    """An extractor: its weights if it was trained here, what it is, and its validation. Facts:
+    name, weights_hash, resize, dimension, and validation, `{kind: [[strength, distance], ...]}` of
+    degraded real images (stages.methods.degradation)."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: name, weights_hash, resize, dimension, and validation, `{kind: [[strength,
-        distance], ...]}` of degraded real images (stages.methods.degradation)."""
-        return json.loads((self.path / FACTS).read_text())
+    facts = FACTS
 
     @property
     def identity(self) -> Identity:
