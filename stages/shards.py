@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def blocks(count: int, block_size: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +17,6 @@ from torch.nn import functional as F
 from stages.encoders.embedded import SPATIAL_CHANNELS, Extractor, Features
 from stages.encoders.weights import WEIGHT_FILES, weight_file
 from stages.methods.torchvision_shim import prepare_torchvision
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["load"]
 

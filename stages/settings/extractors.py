@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,9 +12,6 @@ from pipeline.stage import Settings
 from stages.artifacts.extractor import EMBEDDED
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
-
-if TYPE_CHECKING:
-    pass
 
 
 class NetworkOptions(Settings):

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field, field_validator
 
 from pipeline.stage import Settings
 from stages.settings.solvers import NFE
-
-if TYPE_CHECKING:
-    pass
 
 
 class CombinedOptions(Settings):

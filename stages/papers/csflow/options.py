@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from pipeline.stage import Settings
 from stages.methods import table
 from stages.settings.densities import Display
-
-if TYPE_CHECKING:
-    pass
-
 
 BASELINES = {name: place for name, place in table.DENSITY_GRIDS.items() if name != "csflow"}
 

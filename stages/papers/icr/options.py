@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,10 +17,6 @@ from stages.settings.scans import (
 )
 from stages.settings.sigmas import check_sigmas
 from stages.training.train import TrainOptions
-
-if TYPE_CHECKING:
-    pass
-
 
 FIRST_CHECKPOINT = 25
 

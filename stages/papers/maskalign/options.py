@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from pipeline.stage import Settings
@@ -11,10 +9,6 @@ from stages.data.prepare import PrepareSettings
 from stages.methods import table
 from stages.settings.losses import MaskRatio, MixLayers
 from stages.training.teach import TeachOptions
-
-if TYPE_CHECKING:
-    pass
-
 
 METHODS = ("sit", "repa", "reg", "maskalign")
 

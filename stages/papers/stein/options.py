@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from stages.methods import table
 from stages.papers.stein.calibrate import CalibrationOptions
 from stages.papers.stein.lipschitz import PowerIteration
 from stages.settings.solvers import NFE
-
-if TYPE_CHECKING:
-    pass
 
 
 class SteinOptions(CalibrationOptions, PowerIteration):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -14,10 +13,6 @@ from stages.methods import table
 from stages.papers.wavelet import fit
 from stages.papers.wavelet.fit import FitOptions, FitSettings
 from stages.papers.wavelet.risk import RiskOptions
-
-if TYPE_CHECKING:
-    pass
-
 
 MODEL = re.compile(rf"({'|'.join(table.FAMILIES)})-d([1-9])(-folds)?")
 
