@@ -100,10 +100,11 @@ def _guarded(context: Context) -> None:
 
 def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:
     """Tokens of a sample in the blocks: patches that are kept, and the class token."""
+    from stages.methods.patches import num_kept
+
     num_patches = data.shape[1] * data.shape[2] // settings.network.patch**2
-    own = settings.own(settings.method)
-    kept = max(1, round(num_patches * (1 - getattr(own, "mask_ratio", 0.0))))
-    return kept + (settings.method in table.TOKEN_LOSSES)
+    mask_ratio = getattr(settings.own(settings.method), "mask_ratio", 0.0)
+    return num_kept(num_patches, mask_ratio) + (settings.method in table.TOKEN_LOSSES)
 
 
 def finish(context: Context) -> Result:
