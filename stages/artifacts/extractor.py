@@ -12,7 +12,7 @@ from stages.artifacts.described import DescribedArtifact
 from stages.methods import table
 
 if TYPE_CHECKING:
-    from stages.encoders.embedded import Extractor as Network
+    from stages.encoders.embedded import FeatureNetwork
 
 
 WEIGHTS = "extractor.safetensors"
@@ -50,7 +50,7 @@ class Extractor(DescribedArtifact):
         """Empty, or a sentence on which degradations its distance does not rise with."""
         return caution_of(self.description)
 
-    def load(self, weights: str | None = None, device: str = "cpu") -> Network:
+    def load(self, weights: str | None = None, device: str = "cpu") -> FeatureNetwork:
         """The network: images (B, C, H, W) in [-1, 1] -> Features.
 
         weights: where the weight file of one that was not trained here lies now.

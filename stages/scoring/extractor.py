@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.artifacts.data import DataSet
-    from stages.encoders.embedded import Extractor as Network
+    from stages.encoders.embedded import FeatureNetwork
 
 
 # Real images that are degraded, and those they are compared with, at most.
@@ -63,11 +63,13 @@ def _check_labels(settings: ExtractorSettings, data: DataSet) -> None:
         )
 
 
-def _identity(network: Network) -> Identity:
+def _identity(network: FeatureNetwork) -> Identity:
     return Identity(**{name: getattr(network, name) for name in Identity.__annotations__})
 
 
-def _accuracies(network: Network, data: DataSet, settings: ExtractorSettings) -> dict[str, float]:
+def _accuracies(
+    network: FeatureNetwork, data: DataSet, settings: ExtractorSettings
+) -> dict[str, float]:
     """Shares of training and held-out images it classifies; StageError below min_accuracy."""
     from stages.encoders import embedded
 
@@ -85,7 +87,7 @@ def _accuracies(network: Network, data: DataSet, settings: ExtractorSettings) ->
     return found
 
 
-def _validation(network: Network, data: DataSet, seed: int) -> dict[str, Any]:
+def _validation(network: FeatureNetwork, data: DataSet, seed: int) -> dict[str, Any]:
     """Distances of degraded held-out images to training images, by kind and strength."""
     import torch
 

@@ -243,7 +243,7 @@ def test_networks_with_and_without_labels(tmp_path, few, model):
     assert (plain.name, told.name) == ("sit", "sit labelled")
     data, network = few.load(), model.load().network()
     x, s = data.test[:].double(), 1.0 * data.std
-    bench = risk.Bench(RiskSettings(denoiser="identity"), None, x, data.test.labels, None)
+    bench = risk.ScoredDenoiser(RiskSettings(denoiser="identity"), None, x, data.test.labels, None)
     y, t = (x + s * bench.noise[0].double()) / (1 + s), s / (1 + s)
     for labels, found in ((None, plain), (data.test.labels, told)):
         v = network(y.float(), torch.full((len(y),), t).float(), labels=labels).double()

@@ -161,7 +161,7 @@ class Level:
 
 
 @dataclass
-class Bench:
+class ScoredDenoiser:
     """A denoiser and the images it is scored on. held_out: (B, C, H, W). basis: of the maps."""
 
     settings: RiskSettings
@@ -258,12 +258,12 @@ def run(context: Context) -> Result:
         if not data.std > 0:
             raise ValueError("the training images do not vary; a risk needs images that do")
         denoiser = denoiser_of(settings, context.inputs, data)
-        chosen = slice(0, settings.num_images)
-        bench = Bench(settings, denoiser, data.test[chosen], data.test.labels[chosen], basis)
+        chosen = data.test.first(settings.num_images or len(data.test))
+        scored = ScoredDenoiser(settings, denoiser, chosen[:], chosen.labels, basis)
         levels = []
         for i, sigma in enumerate(settings.sigmas):
             context.progress(i, count, "levels")
-            levels.append(bench.level(sigma * data.std))
+            levels.append(scored.level(sigma * data.std))
     context.progress(count, count, "levels")
     name = name_of(settings, context.inputs)
     tensors = _tensors(levels, basis, data.std)
