@@ -6,7 +6,6 @@ nearest known key.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,8 +203,8 @@ def _suggestion(key: str, keys: Sequence[str], grouped: bool) -> str:
     groups = {k.rpartition(".")[0] for k in keys}
     kind = [k for k in keys if (k in groups) == grouped]
     beside = [k for k in kind if k.rpartition(".")[0] == group]
-    if near := difflib.get_close_matches(name, [k.rpartition(".")[2] for k in beside], 1, 0.5):
-        return f"; did you mean '{group}{'.' if group else ''}{near[0]}'?"
+    if near := nearest(name, [k.rpartition(".")[2] for k in beside], group and f"{group}."):
+        return near
     if same := [k for k in kind if k.rpartition(".")[2] == name]:
         return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
     if not group:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 DONE, NODE_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -36,7 +37,17 @@ class StageError(PipelineError):
     """A stage found something wrong with its data or settings and says so in one sentence."""
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the option closest to `word`, or an empty string."""
+@contextmanager
+def raised_as(kind: type[PipelineError], *caught: type[Exception]) -> Iterator[None]:
+    """An error of `caught` (default: ValueError) leaves the block as `kind`, in the same words."""
+    kinds = caught or (ValueError,)
+    try:
+        yield
+    except kinds as error:
+        raise kind(str(error)) from error
+
+
+def nearest(word: str, options: Iterable[str], before: str = "") -> str:
+    """`"; did you mean 'x'?"` for the option closest to `word`, `before` in front of it, or ""."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    return f"; did you mean '{before}{matches[0]}'?" if matches else ""

@@ -139,24 +139,20 @@ class Graph:
                 )
 
     def _topological_order(self) -> list[str]:
-        order: list[str] = []
-        state: dict[str, int] = {}
+        order: dict[str, None] = {}
 
         def visit(name: str, trail: tuple[str, ...]) -> None:
-            if state.get(name) == 2:
-                return
-            if state.get(name) == 1:
+            if name in trail:
                 cycle = " -> ".join((*trail[trail.index(name) :], name))
                 raise UsageError(f"the graph has a cycle: {cycle}")
-            state[name] = 1
-            for parent in self.nodes[name].upstream:
-                visit(parent, (*trail, name))
-            state[name] = 2
-            order.append(name)
+            if name not in order:
+                for parent in self.nodes[name].upstream:
+                    visit(parent, (*trail, name))
+                order[name] = None
 
         for name in self.nodes:
             visit(name, ())
-        return order
+        return list(order)
 
     @cached_property
     def identities(self) -> dict[str, Identity]:

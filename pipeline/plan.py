@@ -179,7 +179,7 @@ def _state(
     elif state != DAMAGED:
         waiting = [name for name in node.upstream if nodes[name].state != CACHED]
         if previous is not None:
-            reason = previous.difference(node.name, graph.identities[node.name], waiting)
+            reason = previous.what_changed(node.name, graph.identities[node.name], waiting)
         if store.has_work(stage, key):
             state, reason = PARTIAL, "interrupted; continues from its last checkpoint"
     if seconds is None:
@@ -221,13 +221,13 @@ class _Previous:
         manifest = self.manifest(name)
         return manifest.seconds if manifest else None
 
-    def difference(self, name: str, identity: Identity, waiting: Sequence[str]) -> str:
+    def what_changed(self, name: str, identity: Identity, waiting: Sequence[str]) -> str:
         """In words, what changed since a node of this name last finished."""
         manifest = self.manifest(name)
-        return _difference(manifest, identity, waiting) if manifest else "never made"
+        return _changes(manifest, identity, waiting) if manifest else "never made"
 
 
-def _difference(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
+def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
     changes = []
     before, after = dict(flatten(old.settings)), dict(flatten(new.settings))
     for key in sorted(before.keys() | after.keys()):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact
+from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,13 +70,11 @@ class DataSet:
         return tuple(self.train.stored.shape[1:])
 
 
-class Data(Artifact):
-    """Training and held-out images and labels, and statistics of the training pixels."""
+class Data(DescribedArtifact):
+    """Training and held-out images and labels, and statistics of the training pixels. Facts: name,
+    shape, class names, counts, mean, std, V."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: name, shape, class names, counts, mean, std, V."""
-        return json.loads((self.path / "data.json").read_text())
+    facts = "data.json"
 
     def load(self) -> DataSet:
         """Open the data set; images stay on disk until they are taken."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact
 from pipeline.errors import StageError
 from pipeline.stage import resolve
+from stages.artifacts.described import DescribedArtifact
 from stages.methods import table
 
 if TYPE_CHECKING:
-    from stages.encoders.embedded import Extractor as Network
+    from stages.encoders.embedded import FeatureNetwork
 
 
 WEIGHTS = "extractor.safetensors"
@@ -36,14 +34,12 @@ class Identity:
     dimension: int
 
 
-class Extractor(Artifact):
-    """An extractor: its weights if it was trained here, what it is, and its validation."""
+class Extractor(DescribedArtifact):
+    """An extractor: its weights if it was trained here, what it is, and its validation. Facts:
+    name, weights_hash, resize, dimension, and validation, `{kind: [[strength, distance], ...]}` of
+    degraded real images (stages.methods.degradation)."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: name, weights_hash, resize, dimension, and validation, `{kind: [[strength,
-        distance], ...]}` of degraded real images (stages.methods.degradation)."""
-        return json.loads((self.path / FACTS).read_text())
+    facts = FACTS
 
     @property
     def identity(self) -> Identity:
@@ -54,7 +50,7 @@ class Extractor(Artifact):
         """Empty, or a sentence on which degradations its distance does not rise with."""
         return caution_of(self.description)
 
-    def load(self, weights: str | None = None, device: str = "cpu") -> Network:
+    def load(self, weights: str | None = None, device: str = "cpu") -> FeatureNetwork:
         """The network: images (B, C, H, W) in [-1, 1] -> Features.
 
         weights: where the weight file of one that was not trained here lies now.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.artifact import Artifact
+from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +28,12 @@ class FeatureArrays:
     neighbour_distances: Tensor | None
 
 
-class FeatureSet(Artifact):
-    """Features of a set of images, and its nearest training images."""
+class FeatureSet(DescribedArtifact):
+    """Features of a set of images, and its nearest training images. Facts: part, num_images, the
+    data's name, data_digest (of the training images), `extractor` (its identity), `samples` (the
+    sample set's own description)."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: part, num_images, the data's name, data_digest (of the training images),
-        `extractor` (its identity), `samples` (the sample set's own description)."""
-        return json.loads((self.path / "features.json").read_text())
+    facts = "features.json"
 
     def load(self, count: int | None = None) -> FeatureArrays:
         """The arrays of the first `count` images."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact
+from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,13 +18,11 @@ STATISTICS = "statistics.safetensors"
 FACTS = "score.json"
 
 
-class FittedScore(Artifact):
-    """The statistics of a wavelet score, and the ridge at each level it was chosen for."""
+class FittedScore(DescribedArtifact):
+    """The statistics of a wavelet score, and the ridge at each level it was chosen for. Facts:
+    method, family, degree, wavelet, shape, standard deviation, ridges, ..."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: method, family, degree, wavelet, shape, standard deviation, ridges, ..."""
-        return json.loads((self.path / FACTS).read_text())
+    facts = FACTS
 
     def load(self) -> WaveletStatistics:
         """The statistics; images and sigma are in the units of the data set, [-1, 1]."""

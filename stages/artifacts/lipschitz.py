@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-from pipeline.artifact import Artifact
+from stages.artifacts.described import DescribedArtifact
 
 FILE = "steps.parquet"
 
@@ -25,13 +22,11 @@ class StepRow:
     maximum: float
 
 
-class Lipschitz(Artifact):
-    """The largest singular value of every step's Jacobian, mean and maximum over states."""
+class Lipschitz(DescribedArtifact):
+    """The largest singular value of every step's Jacobian, mean and maximum over states. Facts:
+    method, training_step, solver, nfe, grid, seed, and the measurement's."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: method, training_step, solver, nfe, grid, seed, and the measurement's."""
-        return json.loads((self.path / "lipschitz.json").read_text())
+    facts = "lipschitz.json"
 
     def load(self) -> list[StepRow]:
         """The steps, noise first."""

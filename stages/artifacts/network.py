@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact
 from pipeline.stage import resolve
+from stages.artifacts.described import DescribedArtifact
 from stages.methods import table
 
 if TYPE_CHECKING:
@@ -63,13 +61,11 @@ class TrainedModel:
         return network.to(device).eval().requires_grad_(False)
 
 
-class TrainedNetwork(Artifact):
-    """EMA weights at the kept steps, and how to build the network."""
+class TrainedNetwork(DescribedArtifact):
+    """EMA weights at the kept steps, and how to build the network. Facts: network, its
+    configuration, method, steps, shape, number of classes."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: network, its configuration, method, steps, shape, number of classes."""
-        return json.loads((self.path / "model.json").read_text())
+    facts = "model.json"
 
     def load(self) -> TrainedModel:
         return TrainedModel.of(self.path, self.description)

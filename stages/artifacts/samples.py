@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.artifact import Artifact
+from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,16 +27,12 @@ class SampleSet:
     labels: Tensor
 
 
-class Samples(Artifact):
+class Samples(DescribedArtifact):
     """Generated images and the labels they were asked for; stored as float32, or as uint8 whose 0
-    to 255 is -1 to 1."""
+    to 255 is -1 to 1. Facts: training_step, solver, nfe, grid, method, time_density, seed, ..."""
 
     tracked = ("grid.png",)
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: training_step, solver, nfe, grid, method, time_density, seed, ..."""
-        return json.loads((self.path / "samples.json").read_text())
+    facts = "samples.json"
 
     @cached_property
     def steps(self) -> dict[str, list[float]]:

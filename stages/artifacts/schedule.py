@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.artifact import Artifact
+from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,14 +15,12 @@ if TYPE_CHECKING:
 FILE = "schedule.json"
 
 
-class Schedule(Artifact):
+class Schedule(DescribedArtifact):
     """gamma of every step for a solver, or the weights of a fitted solver; with the levels, the
-    solver, the guidance and the checkpoint they were made for."""
+    solver, the guidance and the checkpoint they were made for. Facts: kind, solver, nfe, grid,
+    levels, values, model, target, source, ..."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: kind, solver, nfe, grid, levels, values, model, target, source, ..."""
-        return json.loads((self.path / FILE).read_text())
+    facts = FILE
 
     def load(self) -> Tensor:
         """float64: gammas (num_steps,), or weights (num_steps, outputs), newest output first."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.artifact import Artifact
+from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,14 +58,12 @@ class TeacherFeatures:
         )
 
 
-class Teacher(Artifact):
-    """Features of the training images on the student's patch grid, and what made them."""
+class Teacher(DescribedArtifact):
+    """Features of the training images on the student's patch grid, and what made them. Facts: name,
+    weights_hash, resize, grid, teacher_grid, width, data, num_images, probes (accuracy by features
+    and by training)."""
 
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """Plain facts: name, weights_hash, resize, grid, teacher_grid, width, data, num_images,
-        probes (accuracy by features and by training)."""
-        return json.loads((self.path / FACTS).read_text())
+    facts = FACTS
 
     def load(self) -> TeacherFeatures:
         import numpy as np

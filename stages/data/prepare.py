@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Place, Result, Settings, Stage, resolve
 from stages.artifacts.data import Data
 from stages.methods import table
@@ -160,13 +160,11 @@ def run(context: Context) -> Result:
     from stages.data.readers import images as shared
 
     settings: PrepareSettings = context.settings
-    try:
+    with raised_as(StageError, ValueError, OSError):
         source = resolve(table.DATASETS[settings.dataset])(settings)
         train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
         source = _sized(source, train, test, settings.size)
         shared.check(source, settings.latent)
-    except (ValueError, OSError) as error:
-        raise StageError(str(error)) from error
     for name, part in (("train", source.train), ("test", source.test)):
         np.save(context.path / f"{name}.npy", part.images)
         np.save(context.path / f"{name}_labels.npy", part.labels)

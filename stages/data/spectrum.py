@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.spectrum import FILE, Spectrum
@@ -72,7 +72,7 @@ def run(context: Context) -> Result:
     settings: SpectrumSettings = context.settings
     data = context.inputs["data"]
     facts: dict[str, Any] = data.description
-    try:
+    with raised_as(StageError):
         check_pixels(facts["shape"][0], is_latent(data), settings.allow_latent)
         count = len(chosen(facts["num_train"], settings.num_images))
         size = settings.shard_size
@@ -83,8 +83,6 @@ def run(context: Context) -> Result:
         for other in others:
             total += other
         frequency, power = total.spectrum()
-    except ValueError as error:
-        raise StageError(str(error)) from error
     found = {"frequency": frequency.tolist(), "power": power.tolist(), "sums": total.state()}
     (context.path / FILE).write_text(json.dumps(found, sort_keys=True))
     context.progress(count, count, "images")

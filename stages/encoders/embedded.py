@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from stages.nets.encoders import EmbeddedCNN
 
-__all__ = ["SPATIAL_CHANNELS", "Extractor", "Features", "embedded", "extract", "state_hash"]
+__all__ = ["SPATIAL_CHANNELS", "FeatureNetwork", "Features", "embedded", "extract", "state_hash"]
 
 SPATIAL_CHANNELS = 7  # of sFID, Nash et al. 2021
 SPATIAL_SIDE = 8  # places a side to which the embedded map is averaged at most (ours)
@@ -34,7 +34,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Extractor:
+class FeatureNetwork:
     """images (B, C, H, W) in [-1, 1] -> Features; with what a score's protocol has to say."""
 
     name: str
@@ -53,7 +53,7 @@ class Extractor:
         return self.compute(images.to(self.device, torch.float32))
 
 
-def embedded(state: Mapping[str, Tensor], device: str = "cpu") -> Extractor:
+def embedded(state: Mapping[str, Tensor], device: str = "cpu") -> FeatureNetwork:
     """The embedded extractor from the state dict of an EmbeddedCNN, at the images' own size.
 
     Spatial features are the first 7 channels after the second convolution, averaged to at most
@@ -82,7 +82,7 @@ def embedded(state: Mapping[str, Tensor], device: str = "cpu") -> Extractor:
         return Features(found.features, spatial, found.logits)
 
     dimension = network.hidden.out_features
-    return Extractor(
+    return FeatureNetwork(
         "embedded", state_hash(state), "none", dimension, compute, torch.device(device)
     )
 
@@ -98,7 +98,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def extract(
-    extractor: Extractor,
+    extractor: FeatureNetwork,
     images: Tensor | Iterable[Tensor],
     batch_size: int = 128,
     names: list[str] | None = None,

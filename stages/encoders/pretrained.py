@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.encoders.embedded import SPATIAL_CHANNELS, Extractor, Features
+from stages.encoders.embedded import SPATIAL_CHANNELS, FeatureNetwork, Features
 from stages.encoders.weights import WEIGHT_FILES, weight_file
 from stages.methods.torchvision_shim import prepare_torchvision
 
@@ -32,7 +32,7 @@ def load(
     weights: str | Path | None = None,
     device: str = "cpu",
     setting: str = "extractor.weights",
-) -> Extractor:
+) -> FeatureNetwork:
     """The extractor of that name from its weight file: the file, or the folder that holds it.
 
     ``setting`` is how the caller's users set that place; it appears in messages. The embedded
@@ -60,7 +60,7 @@ def load(
         ) from error
 
 
-def _inception(name: str, path: Path, device: torch.device) -> Extractor:
+def _inception(name: str, path: Path, device: torch.device) -> FeatureNetwork:
     """clean-fid's Inception on images resized by clean-fid's own resizer."""
     prepare_torchvision()
     from cleanfid.inception_torchscript import InceptionV3W
@@ -80,10 +80,10 @@ def _inception(name: str, path: Path, device: torch.device) -> Extractor:
         return Features(network(inputs))
 
     resized = "8 bits, then PIL bicubic to 299 as in clean-fid"
-    return Extractor(name, file_hash(path), resized, 2048, compute, device)
+    return FeatureNetwork(name, file_hash(path), resized, 2048, compute, device)
 
 
-def _dinov2(name: str, path: Path, device: torch.device) -> Extractor:
+def _dinov2(name: str, path: Path, device: torch.device) -> FeatureNetwork:
     """The class token of DINOv2 after the final norm (Stein et al. 2023); 16x16 patch tokens."""
     network = dinov2_network(name, path).to(device)
 
@@ -93,7 +93,7 @@ def _dinov2(name: str, path: Path, device: torch.device) -> Extractor:
         side = round(patches.shape[-1] ** 0.5)
         return Features(tokens[:, 0], patches.unflatten(-1, (side, side)))
 
-    return Extractor(name, file_hash(path), RESIZED, network.width, compute, device)
+    return FeatureNetwork(name, file_hash(path), RESIZED, network.width, compute, device)
 
 
 class _DINOv2(nn.Module):

@@ -5,10 +5,10 @@ Imports nothing heavy, so that a missing file is found before any work.
 
 from __future__ import annotations
 
-import difflib
 from functools import partial
 from pathlib import Path
 
+from pipeline.errors import nearest
 from pipeline.stage import Weights
 
 __all__ = ["CATALOG", "FOLDER", "KINDS", "WEIGHT_FILES", "MissingWeightsError", "weight_file"]
@@ -48,9 +48,8 @@ def weight_file(
     the file is absent.
     """
     if kind not in WEIGHT_FILES:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown extractor {kind!r}{hint} (known: {', '.join(KINDS)})")
+        known = f"{nearest(kind, KINDS)} (known: {', '.join(KINDS)})"
+        raise ValueError(f"unknown extractor {kind!r}{known}")
     place = FOLDER if weights is None else Path(weights).expanduser()
     if place.is_file():
         return place

@@ -29,12 +29,9 @@ from stages.methods.jackknife import deal, standard_error
 
 __all__ = [
     "FrechetResult",
-    "RealFloor",
     "distance_from_features",
     "frechet_distance",
     "from_features",
-    "from_reference",
-    "moments",
     "real_floor",
 ]
 
@@ -58,29 +55,12 @@ class FrechetResult:
     standard_error: float
     infinity: float
     num_images1: int
-    num_images2: int | None
+    num_images2: int
     dimension: int
     caution: str = ""
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.distance, self.standard_error, self.infinity))
-
-
-@dataclass(frozen=True)
-class RealFloor:
-    """The distance that perfect samples would have: real against real at equal N.
-
-    ``distance`` is the mean over ``repeats`` disjoint random splits and ``standard_deviation``
-    their spread. ``extrapolated`` is true where there are fewer real images than the sizes asked
-    for need; the split is then smaller, and the distance is scaled by (1/n1 + 1/n2).
-    """
-
-    distance: float
-    standard_deviation: float
-    num_images1: int
-    num_images2: int
-    repeats: int
-    extrapolated: bool
 
 
 @dataclass(frozen=True)
@@ -107,12 +87,6 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
             "come from the same extractor"
         )
     return max(_distance(first, second), 0.0)
-
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of features x (n, d), in float64."""
-    sample = _Sample(_check_features(x, "x"), blocks=1)
-    return sample.mean, sample.scatter() / (sample.n - 1)
 
 
 def distance_from_features(x1: Tensor, x2: Tensor) -> float:
@@ -147,40 +121,14 @@ def from_features(
     return _result(whole, deleted, shrinkage, len(x1), len(x2), x1.shape[1])
 
 
-def from_reference(
-    x: Tensor,
-    mean: Tensor,
-    cov: Tensor,
-    blocks: int = 20,
-    generator: torch.Generator | None = None,
-) -> FrechetResult:
-    """As from_features, against a published reference of which only the moments are known.
-
-    x: (n, d), mean: (d,), cov: (d, d). The reference counts as exact: ``standard_error`` and
-    ``infinity`` speak of the samples x alone.
-    """
-    x = _check_features(x, "x")
-    reference = _from_covariance(*_check_gaussian(mean, cov, "mean", "cov"), name="cov")
-    if x.shape[1] != len(reference.mean):
-        raise ValueError(
-            f"x has {x.shape[1]} features and the reference has {len(reference.mean)}; both must "
-            "come from the same extractor"
-        )
-    blocks = min(_check_blocks(blocks), len(x) // 2)
-    sample = _Sample(x, blocks, generator or torch.Generator().manual_seed(0))
-    whole = _distance(sample.gaussian(), reference)
-    deleted = [_distance(sample.gaussian(b), reference) for b in range(blocks)]
-    return _result(whole, deleted, sample.shrinkage(), len(x), None, x.shape[1])
-
-
 def real_floor(
     real: Tensor,
     num_images1: int,
     num_images2: int,
     repeats: int = 10,
     generator: torch.Generator | None = None,
-) -> RealFloor:
-    """The distance between two disjoint sets of real features, at the sizes of a comparison.
+) -> float:
+    """Mean distance between two disjoint sets of real features, at the sizes of a comparison.
 
     real: (m, d). A comparison of ``num_images1`` samples with ``num_images2`` reference images
     can do no better than this. With m < num_images1 + num_images2 the sets shrink in proportion
@@ -204,9 +152,7 @@ def real_floor(
         distances.append(distance_from_features(first, second))
     correction = (1 / num_images1 + 1 / num_images2) / (1 / n1 + 1 / n2) if scale < 1 else 1.0
     found = torch.tensor(distances, dtype=torch.float64) * correction
-    return RealFloor(
-        found.mean().item(), found.std().item(), num_images1, num_images2, repeats, scale < 1
-    )
+    return found.mean().item()
 
 
 class _Sample:
@@ -288,13 +234,12 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _result(
-    whole: float, deleted: list[float], shrinkage: float, n1: int, n2: int | None, d: int
+    whole: float, deleted: list[float], shrinkage: float, n1: int, n2: int, d: int
 ) -> FrechetResult:
     growth = sum(deleted) / len(deleted) - whole
     infinity = whole - growth / shrinkage
     error = standard_error(deleted)
-    fewest = n1 if n2 is None else min(n1, n2)
-    return FrechetResult(max(whole, 0.0), error, infinity, n1, n2, d, _caution(fewest, d))
+    return FrechetResult(max(whole, 0.0), error, infinity, n1, n2, d, _caution(min(n1, n2), d))
 
 
 def _caution(n: int, d: int) -> str:

@@ -198,17 +198,6 @@ class ViewMoments:
             guards=guards,
         )
 
-    def spectrum(self, tau: float | None = None, components: int | None = None) -> Tensor:
-        """Generalised eigenvalues lambda (d,), descending; their mean is the unclipped mean_snr.
-
-        Each carries the correction of the mean, so small ones may be negative; single eigenvalues
-        stay spread out by sampling (only their mean is unbiased).
-        """
-        problem = _prepare(self, tau, components)
-        whitened = problem.inverse_factor @ problem.between @ problem.inverse_factor.T
-        shrink = (self.degrees - len(whitened) - 1) / self.degrees
-        return shrink * torch.linalg.eigvalsh(whitened).flip(0) - 1 / self.num_views
-
 
 def icr(features: Tensor, tau: float | None = None, components: int | None = None) -> Contamination:
     """Invariant contamination ratio of features (n, V, d): n images, V views each.
@@ -225,11 +214,6 @@ def icr(features: Tensor, tau: float | None = None, components: int | None = Non
     and a singular Sigma_xi at tau = 0.
     """
     return ViewMoments.collect(features).icr(tau, components)
-
-
-def spectrum(features: Tensor, tau: float | None = None, components: int | None = None) -> Tensor:
-    """The eigenvalues lambda behind `icr`, (d,), descending; see `ViewMoments.spectrum`."""
-    return ViewMoments.collect(features).spectrum(tau, components)
 
 
 def merge(shards: Iterable[ViewMoments]) -> ViewMoments:

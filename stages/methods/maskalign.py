@@ -25,7 +25,7 @@ from stages.methods.losses import (
     dropped_labels,
     mean_squared_error,
 )
-from stages.methods.patches import patchify, take_tokens
+from stages.methods.patches import num_kept, patchify, take_tokens
 
 if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
@@ -85,5 +85,5 @@ class Loss:
     def keep(self, batch: Batch) -> Tensor | None:
         """The patches of each sample that stay, (B, K) long; None at mask ratio 0."""
         num_patches = aligned_patches(batch).shape[1]
-        num_keep = max(1, round(num_patches * (1 - self.mask_ratio)))
+        num_keep = num_kept(num_patches, self.mask_ratio)
         return batch.draws.keep(num_patches, num_keep) if num_keep < num_patches else None

@@ -19,6 +19,11 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tenso
     return x.reshape(len(x), -1, rows * p, columns * p)
 
 
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """How many patches a mask leaves: at least one."""
+    return max(1, round(num_patches * (1 - mask_ratio)))
+
+
 def take_tokens(tokens: Tensor, keep: Tensor) -> Tensor:
     """tokens (B, N, D), keep (B, K) long -> the kept tokens (B, K, D), in the order of keep."""
     return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))

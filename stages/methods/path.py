@@ -65,29 +65,9 @@ def clean_from_velocity(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
     return x - per_sample(t, x) * v
 
 
-def noise_from_velocity(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
-    """eps = x_t + (1 - t) v; with the expected velocity, E[eps | x_t]."""
-    return x + (1 - per_sample(t, x)) * v
-
-
 def velocity_from_clean(x: Tensor, x0: Tensor, t: float | Tensor) -> Tensor:
     """v = (x_t - x0) / t, t > 0."""
     return (x - x0) / per_sample(t, x)
-
-
-def velocity_from_noise(x: Tensor, eps: Tensor, t: float | Tensor) -> Tensor:
-    """v = (eps - x_t) / (1 - t), t < 1."""
-    return (eps - x) / (1 - per_sample(t, x))
-
-
-def score_from_noise(eps: Tensor, t: float | Tensor) -> Tensor:
-    """Score of x_t's density, -E[eps | x_t] / sigma, t > 0."""
-    return -eps / per_sample(t, eps)
-
-
-def score_from_velocity(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
-    """Score of x_t's density from the expected velocity, t > 0."""
-    return score_from_noise(noise_from_velocity(x, v, t), t)
 
 
 def level_from_time(t: float | Tensor) -> float | Tensor:

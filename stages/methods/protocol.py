@@ -153,13 +153,6 @@ class Difference:
     error: float | None
     error_kind: str
 
-    @property
-    def standard_errors(self) -> float:
-        """The difference in units of its error; NaN where there is none."""
-        if self.error is None:
-            return math.nan
-        return self.value / self.error if self.error > 0 else math.copysign(math.inf, self.value)
-
 
 def difference(a: Score, b: Score) -> Difference:
     """a - b, with independent errors added in quadrature.

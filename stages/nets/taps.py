@@ -16,11 +16,6 @@ from torch import Tensor, nn
 POOLINGS = ("auto", "spatial", "tokens", "class_token")
 
 
-def layer_names(module: nn.Module) -> list[str]:
-    """The names a tap accepts, in the order of definition."""
-    return [name for name, _ in module.named_modules() if name]
-
-
 def find_layer(module: nn.Module, layer: str) -> nn.Module:
     """The layer of that name; ValueError lists those that exist, the nearest names first."""
     layers = {name: found for name, found in module.named_modules() if name}
@@ -33,12 +28,11 @@ def find_layer(module: nn.Module, layer: str) -> nn.Module:
     )
 
 
-def pool(output: Tensor, pooling: str, skip: int = 0) -> Tensor:
+def pool(output: Tensor, pooling: str) -> Tensor:
     """One vector an image, (B, d), from a layer's output.
 
-    "spatial": (B, d, H, W), mean over places. "tokens": (B, N, d), mean over the tokens after the
-    first `skip` (1 leaves out a class token put first). "class_token": the first of (B, N, d).
-    "auto": "spatial" or "tokens", by the output's shape.
+    "spatial": (B, d, H, W), mean over places. "tokens": (B, N, d), mean over the tokens.
+    "class_token": the first of (B, N, d). "auto": "spatial" or "tokens", by the output's shape.
     Raises ValueError for another pooling and an output of another shape.
     """
     if pooling not in POOLINGS:
@@ -56,9 +50,7 @@ def pool(output: Tensor, pooling: str, skip: int = 0) -> Tensor:
         return output.mean(dim=(2, 3))
     if pooling == "class_token":
         return output[:, 0]
-    if not 0 <= skip < output.shape[1]:
-        raise ValueError(f"skip is {skip}; the layer gives {output.shape[1]} tokens")
-    return output[:, skip:].mean(dim=1)
+    return output.mean(dim=1)
 
 
 class LayerReached(Exception):  # noqa: N818
@@ -76,13 +68,11 @@ class Tap:
     With `stop` the network's pass ends at the layer, by raising `LayerReached`.
     """
 
-    def __init__(
-        self, module: nn.Module, layer: str, pooling: str, skip: int = 0, stop: bool = False
-    ):
+    def __init__(self, module: nn.Module, layer: str, pooling: str, stop: bool = False):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; choose among {', '.join(POOLINGS)}")
         self._found = find_layer(module, layer)
-        self._layer, self._pooling, self._skip, self._stop = layer, pooling, skip, stop
+        self._layer, self._pooling, self._stop = layer, pooling, stop
         self._features: Tensor | None = None
         self._handle = None
 
@@ -94,7 +84,7 @@ class Tap:
         self._handle.remove()
 
     def _keep(self, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        self._features = pool(output, self._pooling, self._skip)
+        self._features = pool(output, self._pooling)
         if self._stop:
             raise LayerReached
 
@@ -118,7 +108,6 @@ def view_features(
     layer: str,
     pooling: str,
     batch_size: int = 512,
-    skip: int = 0,
 ) -> Tensor:
     """Features (n, V, d) of views (n, V, C, H, W) at level sigma, for the ICR.
 
@@ -134,7 +123,7 @@ def view_features(
     module.eval()
     pieces = []
     try:
-        with Tap(module, layer, pooling, skip, stop=True) as tap:
+        with Tap(module, layer, pooling, stop=True) as tap:
             for batch in views.flatten(0, 1).split(batch_size):
                 with suppress(LayerReached):
                     denoiser(batch, sigma)

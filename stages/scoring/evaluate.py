@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.features import FeatureSet
 from stages.artifacts.samples import Samples
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from pipeline.graph import Node
     from stages.artifacts.features import FeatureArrays
-    from stages.bench import Bench
     from stages.methods.protocol import Protocol, Score
 
 
@@ -63,7 +62,7 @@ def features_node(samples: str) -> str:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Judge:
     """What every set is scored against, and the scores of real images.
 
     floors: by metric. protocol: without the details that single metrics add.
@@ -111,14 +110,12 @@ def run(context: Context) -> Result:
     held_out = context.inputs["held_out"]
     _check_extractors([*features.values(), held_out], context.inputs["train"])
     pairs = [(samples[name], features[name]) for name in sets]
-    try:
-        bench = _bench(context.inputs["train"], held_out, settings)
+    with raised_as(StageError):
+        judge = _judge(context.inputs["train"], held_out, settings)
         context.progress(0, len(sets), "sets")
         shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
-        found = context.map(score_sets, shards, bench, reference)
+        found = context.map(score_sets, shards, judge, reference)
         scores = [scores for shard in found for scores in shard]
-    except ValueError as error:
-        raise StageError(str(error)) from error
     context.progress(len(sets), len(sets), "sets")
     facts = {name: samples[name].description for name in sets}
     singles = [
@@ -192,7 +189,7 @@ def _check_extractors(sets: Iterable[FeatureSet], train: FeatureSet) -> None:
             )
 
 
-def _bench(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) -> Bench:
+def _judge(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) -> Judge:
     from stages.methods.protocol import Protocol
 
     facts = train.description
@@ -208,7 +205,7 @@ def _bench(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) 
         num_samples=count,
     )
     floors = _floors(train.load(), held_out.load(), settings)
-    return Bench(train, protocol, floors, settings)
+    return Judge(train, protocol, floors, settings)
 
 
 def _floors(
@@ -229,10 +226,10 @@ def _floors(
     real = torch.cat([train.features, held_out.features])
     repeats = 10 if real.shape[1] <= 512 else 3
     floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
-    floors["fid"] = real_floor(real, count, reference, repeats, generator).distance
+    floors["fid"] = real_floor(real, count, reference, repeats, generator)
     if train.spatial is not None:
         maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)
-        floors["sfid"] = real_floor(maps, count, reference, repeats, generator).distance
+        floors["sfid"] = real_floor(maps, count, reference, repeats, generator)
     half = min(count, len(real) // 2, quality.LARGEST_MANIFOLD)
     if half > settings.neighbours + 2:
         order = torch.randperm(len(real), generator=generator)
@@ -258,56 +255,56 @@ def _shards(
 
 
 def score_sets(
-    shard: Sequence[tuple[Samples, FeatureSet]], bench: Bench, reference: Samples | None
+    shard: Sequence[tuple[Samples, FeatureSet]], judge: Judge, reference: Samples | None
 ) -> list[list[Score]]:
     """The scores of every set of a shard."""
-    return [score_set(*pair, bench, reference) for pair in shard]
+    return [score_set(*pair, judge, reference) for pair in shard]
 
 
 def score_set(
-    samples: Samples, features: FeatureSet, bench: Bench, reference: Samples | None
+    samples: Samples, features: FeatureSet, judge: Judge, reference: Samples | None
 ) -> list[Score]:
     """All scores of one set of samples."""
-    count = bench.settings.num_samples
+    count = judge.settings.num_samples
     found = features.load(count)
-    scores = list(_feature_scores(found, bench.train.load(), bench))
-    scores += _memorization(found, bench, samples.description)
+    scores = list(_feature_scores(found, judge.train.load(), judge))
+    scores += _memorization(found, judge, samples.description)
     if reference is not None:
-        scores += _trajectories(samples, reference, bench)
+        scores += _trajectories(samples, reference, judge)
     return scores
 
 
 def _feature_scores(
-    found: FeatureArrays, reference: FeatureArrays, bench: Bench
+    found: FeatureArrays, reference: FeatureArrays, judge: Judge
 ) -> Iterator[Score]:
     """Scores from features (n, d) against the training images' (m, d)."""
     from stages.methods import quality
     from stages.methods.frechet import from_features
 
-    fd = from_features(found.features, reference.features, generator=bench.generator())
-    yield bench.score("fid", fd.distance, fd.standard_error, "jackknife", fd.caution)
-    yield bench.score("fid_infinity", fd.infinity, fd.standard_error, "jackknife", fd.caution)
+    fd = from_features(found.features, reference.features, generator=judge.generator())
+    yield judge.score("fid", fd.distance, fd.standard_error, "jackknife", fd.caution)
+    yield judge.score("fid_infinity", fd.infinity, fd.standard_error, "jackknife", fd.caution)
     if found.spatial is not None:
-        sfd = quality.spatial_frechet(found.spatial, reference.spatial, generator=bench.generator())
-        yield bench.score("sfid", sfd.distance, sfd.standard_error, "jackknife", sfd.caution)
-    kid = quality.kernel_distance(found.features, reference.features, generator=bench.generator())
-    yield bench.score("kid", kid.value, kid.standard_error, "subsets")
+        sfd = quality.spatial_frechet(found.spatial, reference.spatial, generator=judge.generator())
+        yield judge.score("sfid", sfd.distance, sfd.standard_error, "jackknife", sfd.caution)
+    kid = quality.kernel_distance(found.features, reference.features, generator=judge.generator())
+    yield judge.score("kid", kid.value, kid.standard_error, "subsets")
     fewest = min(len(found.features), len(reference.features), quality.LARGEST_MANIFOLD)
-    k = bench.settings.neighbours
+    k = judge.settings.neighbours
     # Samples are in random order, with the noise of each; training images are in that of the data.
-    drawn = _drawn(reference.features, fewest, bench.generator())
+    drawn = _drawn(reference.features, fewest, judge.generator())
     manifolds = quality.precision_recall(
-        found.features[:fewest], drawn, k, generator=bench.generator()
+        found.features[:fewest], drawn, k, generator=judge.generator()
     )
     for name in MANIFOLDS:
         estimate = getattr(manifolds, name)
         details = f"k={k}, {fewest} of each"
-        yield bench.score(
+        yield judge.score(
             name, estimate.value, estimate.standard_error, "jackknife", details=details
         )
     if found.logits is not None:
-        inception = quality.inception_score(found.logits, generator=bench.generator())
-        yield bench.score("inception_score", inception.value, inception.standard_error, "jackknife")
+        inception = quality.inception_score(found.logits, generator=judge.generator())
+        yield judge.score("inception_score", inception.value, inception.standard_error, "jackknife")
 
 
 def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -326,25 +323,25 @@ def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
 
 
 def _memorization(
-    found: FeatureArrays, bench: Bench, samples: Mapping[str, Any]
+    found: FeatureArrays, judge: Judge, samples: Mapping[str, Any]
 ) -> Iterator[Score]:
     """The share of copies among the images that the samples' model was trained on."""
     if found.neighbour_distances.shape[1] < 2:
         return
-    values = _memorised(found, bench.settings)
-    details = f"pixels, threshold {bench.settings.memorization_threshold:.4g}"
+    values = _memorised(found, judge.settings)
+    details = f"pixels, threshold {judge.settings.memorization_threshold:.4g}"
     seen = samples.get("num_training_images")
-    if seen not in (None, bench.protocol.num_reference):
+    if seen not in (None, judge.protocol.num_reference):
         details += f", among {seen} training images"
     error = _error_of_mean(values)
-    yield bench.score(
+    yield judge.score(
         "memorization_ratio", values.mean().item(), error, "jackknife", details=details
     )
 
 
-def _trajectories(samples: Samples, reference: Samples, bench: Bench) -> Iterator[Score]:
+def _trajectories(samples: Samples, reference: Samples, judge: Judge) -> Iterator[Score]:
     """Root mean square distance per pixel to the reference's samples from the same noise."""
-    first = slice(bench.settings.num_samples)
+    first = slice(judge.settings.num_samples)
     difference = samples.images(first).double() - reference.images(first).double()
     squares = difference.square_().flatten(1).mean(1)
     rms = squares.mean().sqrt().item()
@@ -354,7 +351,7 @@ def _trajectories(samples: Samples, reference: Samples, bench: Bench) -> Iterato
     details = f"to {facts['solver']}, NFE {facts['nfe']}, grid {facts['grid']}"
     if facts["correction"] != "none":
         details += f", correction {facts['correction']}"
-    yield bench.score("trajectory_rms", rms, error, "jackknife", details=details)
+    yield judge.score("trajectory_rms", rms, error, "jackknife", details=details)
 
 
 def _error_of_mean(values: Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Place, Result, Settings, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.samples import GRID_SIDE, ExternalSamples
@@ -57,11 +57,9 @@ def run(context: Context) -> Result:
 
     (path,) = sources_of(context.settings)
     data: Data = context.inputs["data"]
-    try:
+    with raised_as(StageError, ValueError, OSError):
         images, names = _folder(context, path) if path.is_dir() else _npz(path)
         images = _with_channels(images, data.description["shape"][0])
-    except (ValueError, OSError) as error:
-        raise StageError(str(error)) from error
     order = mixed_order(len(images))
     images, names = images[order], [names[i] for i in order]
     np.save(context.path / "samples.npy", images)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.extractor import EMBEDDED, FACTS, WEIGHTS, Extractor, Identity, caution_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.graph import Node
     from stages.artifacts.data import DataSet
-    from stages.encoders.embedded import Extractor as Network
+    from stages.encoders.embedded import FeatureNetwork
 
 
 # Real images that are degraded, and those they are compared with, at most.
@@ -39,7 +39,7 @@ def run(context: Context) -> Result:
     data = context.inputs["data"].load()
     _check_labels(settings, data)
     metrics: dict[str, float] = {}
-    try:
+    with raised_as(StageError, ValueError, OSError):
         build = resolve(table.EXTRACTORS[settings.kind])
         if settings.kind == EMBEDDED:
             network = build(_trained_state(context, data), settings.device)
@@ -47,8 +47,6 @@ def run(context: Context) -> Result:
         else:
             network = build(settings.kind, settings.weights, settings.device)
         validation = _validation(network, data, settings.seed)
-    except (ValueError, OSError) as error:
-        raise StageError(str(error)) from error
     facts = asdict(_identity(network)) | {"validation": validation}
     (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
     caution = caution_of(facts)
@@ -66,11 +64,13 @@ def _check_labels(settings: ExtractorSettings, data: DataSet) -> None:
         )
 
 
-def _identity(network: Network) -> Identity:
+def _identity(network: FeatureNetwork) -> Identity:
     return Identity(**{name: getattr(network, name) for name in Identity.__annotations__})
 
 
-def _accuracies(network: Network, data: DataSet, settings: ExtractorSettings) -> dict[str, float]:
+def _accuracies(
+    network: FeatureNetwork, data: DataSet, settings: ExtractorSettings
+) -> dict[str, float]:
     """Shares of training and held-out images it classifies; StageError below min_accuracy."""
     from stages.encoders import embedded
 
@@ -88,7 +88,7 @@ def _accuracies(network: Network, data: DataSet, settings: ExtractorSettings) ->
     return found
 
 
-def _validation(network: Network, data: DataSet, seed: int) -> dict[str, Any]:
+def _validation(network: FeatureNetwork, data: DataSet, seed: int) -> dict[str, Any]:
     """Distances of degraded held-out images to training images, by kind and strength."""
     import torch
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.extractor import Extractor
@@ -49,10 +49,8 @@ def run(context: Context) -> Result:
     count = _count(settings, data, samples)
     context.progress(0, count, "images")
     items = shards(count, settings.batch_size, settings.shard_size)
-    try:
+    with raised_as(StageError, ValueError, OSError):
         parts = context.map(embed_shard, items, data, samples, extractor, settings)
-    except (ValueError, OSError) as error:
-        raise StageError(str(error)) from error
     for name in parts[0]:
         np.save(context.path / f"{name}.npy", np.concatenate([part[name] for part in parts]))
     facts = {

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, raised_as
 from pipeline.stage import Settings
 from stages.artifacts.extractor import EMBEDDED
 from stages.encoders.weights import MissingWeightsError, weight_file
@@ -81,7 +81,5 @@ def weight_files(settings: NetworkOptions) -> list[Path]:
     """
     if settings.kind == EMBEDDED:
         return []
-    try:
+    with raised_as(UsageError, MissingWeightsError):
         return [weight_file(settings.kind, settings.weights)]
-    except MissingWeightsError as error:
-        raise UsageError(str(error)) from error

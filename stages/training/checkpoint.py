@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Place, Result, Settings, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedModel, TrainedNetwork, checkpoint_name
@@ -58,10 +58,8 @@ def sources_of(settings: CheckpointSettings) -> list[Path]:
 def run(context: Context) -> Result:
     """Check that the network can be built and fits the data, and copy it."""
     facts_file, *files = sources_of(context.settings)
-    try:
+    with raised_as(StageError):
         facts = _facts(facts_file, context.inputs["data"])
-    except ValueError as error:
-        raise StageError(str(error)) from error
     (context.path / "checkpoints").mkdir()
     for file in files:
         shutil.copyfile(file, context.path / "checkpoints" / file.name)
@@ -77,10 +75,8 @@ def run(context: Context) -> Result:
             ) from error
     if context.settings.scanned:
         scanned, data = context.settings.scanned, context.inputs["data"].load()
-        try:
+        with raised_as(StageError):
             resolve(table.SCAN_CHECK)(scanned, model, model.network(), data)
-        except ValueError as error:
-            raise StageError(str(error)) from error
     return Result(metrics={"step": model.steps[-1]})
 
 

@@ -99,10 +99,11 @@ def _guarded(context: Context) -> None:
 
 def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:
     """Tokens of a sample in the blocks: patches that are kept, and the class token."""
+    from stages.methods.patches import num_kept
+
     num_patches = data.shape[1] * data.shape[2] // settings.network.patch**2
     own = settings.loss_options
-    kept = max(1, round(num_patches * (1 - getattr(own, "mask_ratio", 0.0))))
-    return kept + own.uses_class_token
+    return num_kept(num_patches, getattr(own, "mask_ratio", 0.0)) + own.uses_class_token
 
 
 def finish(context: Context) -> Result:

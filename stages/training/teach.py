@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.teacher import FACTS, PATCHES, TOKENS, Teacher
@@ -154,10 +154,8 @@ def weight_files(settings: TeachOptions) -> list[Path]:
     """
     if settings.kind == EMBEDDED:
         return []
-    try:
+    with raised_as(UsageError, MissingWeightsError):
         return [weight_file(settings.kind, settings.weights, "teach.weights")]
-    except MissingWeightsError as error:
-        raise UsageError(str(error)) from error
 
 
 def run(context: Context) -> Result:
@@ -167,7 +165,7 @@ def run(context: Context) -> Result:
     pixels = context.inputs.get("pixels")
     shown = data if pixels is None else pixels.load()
     grid = tuple(side // settings.student_patch for side in data.shape[1:])
-    try:
+    with raised_as(StageError, ValueError, OSError):
         _check(data, shown)
         teachers = DINO_GRID
         if settings.kind == EMBEDDED:
@@ -177,8 +175,6 @@ def run(context: Context) -> Result:
         teacher = resolve(table.TEACHERS[settings.kind])(context, shown)
         probes = _probes(teacher, shown, settings)
         _store(context, teacher, shown.train, grid)
-    except (ValueError, OSError) as error:
-        raise StageError(str(error)) from error
     facts = {
         "name": teacher.name,
         "weights_hash": teacher.weights_hash,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import resolve
 from stages.artifacts.network import TrainedModel
 from stages.methods import table
@@ -30,10 +30,8 @@ def check_scans(
     if not settings.scanned:
         return
     model = _described(settings, config, data)
-    try:
+    with raised_as(StageError):
         resolve(table.SCAN_CHECK)(settings.scanned, model, network, data)
-    except ValueError as error:
-        raise StageError(str(error)) from error
 
 
 def watch_of(
@@ -43,7 +41,5 @@ def watch_of(
     if settings.live is None or settings.loss_options.uses_class_token:
         return None  # held-out images come without a class token
     model = _described(settings, config, data)
-    try:
+    with raised_as(StageError):
         return resolve(table.WATCH)(settings.live, model, network, data, settings.kept_steps)
-    except ValueError as error:
-        raise StageError(str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context
 from stages.artifacts.network import build_network, checkpoint_name
 from stages.settings import densities, networks
@@ -93,10 +93,8 @@ def train_worker(context: Context) -> None:
 
 def _look(context: Context, watch: Any, log: LossLog, step: int, state: TrainState) -> list[Any]:
     """Measure the ICR of the averaged weights; its points go to the curves, news to the person."""
-    try:
+    with raised_as(StageError):
         rows, said = watch.look(step)
-    except ValueError as error:
-        raise StageError(str(error)) from error
     log.curves += rows
     if said:
         context.notice(said, **watch.tags())
@@ -109,12 +107,10 @@ def _loss(context: Context) -> Loss:
     """The method's loss, t from the density that settings name."""
     settings, spectrum = context.settings, context.inputs.get("spectrum")
     density = settings.density
-    try:
+    with raised_as(StageError):
         found = None if spectrum is None else spectrum.load()
         of_time = densities.time_density(density, density.kind, density.base, found)
         return settings.loss_options.loss(settings.label_dropout, of_time)
-    except ValueError as error:
-        raise StageError(str(error)) from error
 
 
 def network_config(
@@ -163,10 +159,8 @@ def check(loss: LossOptions, network: nn.Module, data: DataSet, batches: Batches
     one = torch.arange(1)
     targets, tokens = (None, None) if batches.teacher is None else batches.teacher.batch(one)
     everything = Batch(data.train[:1], batches.labels, Draws(0, one), targets, tokens)
-    try:
+    with raised_as(StageError):
         check_fit(loss, network, everything)
-    except ValueError as error:
-        raise StageError(str(error)) from error
 
 
 def _steps_before(context: Context) -> int:
@@ -205,12 +199,10 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
 
     settings: TrainSettings = context.settings
     device = _device(settings)
-    try:
+    with raised_as(StageError):
         network = build_network(settings.network.kind, config, settings.seed)
         if context.inputs.get("start") is not None:
             _continue(network, context, config)
-    except ValueError as error:
-        raise StageError(str(error)) from error
     optimization = Optimization(
         lr=settings.lr,
         betas=settings.betas,

@@ -52,7 +52,7 @@ def grid(solver: str, nfe: int) -> torch.Tensor:
     return grids.edm(solvers.levels_for_evaluations(solver, nfe), 80, 0.02)
 
 
-class Bench:
+class MixtureBench:
     """One mixture, with its own truth, data and noise for every sampling seed."""
 
     def __init__(self, mixture: oracle.Mixture, seed: int):
@@ -147,7 +147,7 @@ def verdict(
 
 def distances(seeds: int) -> None:
     """Sliced W2 of solvers and corrections, one mixture, mean and spread over sampling seeds."""
-    benches = [Bench(oracle.bench_mixture(0), seed) for seed in range(seeds)]
+    benches = [MixtureBench(oracle.bench_mixture(0), seed) for seed in range(seeds)]
     floor = [oracle.sliced_wasserstein(bench.truth, bench.data) for bench in benches]
     report("sampling floor (truth against truth)", f"{mean(floor):.3f}", "about 0.053")
     kinds = ("calibrated", "fitted_gammas", "online", "literal", "fitted")
@@ -197,7 +197,7 @@ def fitted(seeds: int) -> None:
         plain, made = [], []
         for seed in range(3):
             mixture = replace(oracle.bench_mixture(seed, dimension), sharpness=sharpness)
-            bench = Bench(mixture, seed)
+            bench = MixtureBench(mixture, seed)
             plain.append(bench.distance(nfe, "dpmpp2m"))
             made.append(bench.fitted(nfe, "dpmpp2m"))
         ratio = mean(made) / mean(plain)

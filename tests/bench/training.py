@@ -25,7 +25,8 @@ from stages.methods import maskalign, reg
 from stages.methods.draws import Draws
 from stages.methods.ema import EMA, adamw
 from stages.methods.losses import Batch, patch_targets
-from stages.nets.sit import SIZES, SiT
+from stages.nets.sit import SiT
+from tests.nets.sizes import SIZES
 
 TEACHER = 768
 

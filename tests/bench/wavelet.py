@@ -22,12 +22,16 @@ from stages.methods.wavelet.baselines import (
     FullWiener,
     Identity,
     PixelMean,
-    monte_carlo_risk,
 )
 from stages.methods.wavelet.hermite import hermite
 from stages.methods.wavelet.model import GIB, WaveletModel
-from stages.methods.wavelet.ridge import choose_ridge, collect_folds
-from tests.methods.wavelet_data import photograph_patches, standardised_digits
+from stages.methods.wavelet.ridge import choose_ridge
+from tests.methods.wavelet_data import (
+    collect_folds,
+    monte_carlo_risk,
+    photograph_patches,
+    standardised_digits,
+)
 
 SIGMAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 RIDGES = (1e-3, 1e-2, 1e-1)

@@ -9,8 +9,8 @@ from stages.methods.wavelet.baselines import (
     FullWiener,
     Identity,
     PixelMean,
-    monte_carlo_risk,
 )
+from tests.methods.wavelet_data import monte_carlo_risk
 
 
 def images(n, seed=0, side=4):

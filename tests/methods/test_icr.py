@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.methods.icr import ViewMoments, icr, merge, spectrum
+from stages.methods.icr import ViewMoments, icr, merge
 
 TRUE_RATIO = 0.754
 
@@ -63,15 +63,6 @@ def test_equals_the_definition_by_generalised_eigenvalues():
     assert found.naive_value == pytest.approx(1 / (1 + eigenvalues.mean()), rel=1e-12)
     expected = (f - d - 1) / f * eigenvalues - 1 / V
     assert found.value == pytest.approx(1 / (1 + expected.mean()), rel=1e-12)
-    torch.testing.assert_close(spectrum(features, tau=0), torch.tensor(expected).flip(0))
-
-
-def test_spectrum_averages_to_the_ratio_and_finds_single_directions():
-    ratios = torch.tensor([4.0, 1.0, 0.25, 0.0])
-    features = gaussian_views(5000, 2, ratios, seed=2)
-    found = spectrum(features, tau=0)
-    assert found.mean().item() == pytest.approx(icr(features, tau=0).mean_snr, rel=1e-12)
-    torch.testing.assert_close(found, ratios.double(), atol=0.05, rtol=0.05)
 
 
 def test_invariant_to_invertible_maps_without_tau():

@@ -29,15 +29,11 @@ def exact_velocity(data: oracle.Gaussian):
     return network
 
 
-def test_conversions_recover_data_noise_and_score_from_the_velocity():
+def test_conversions_recover_data_and_velocity():
     x0, eps = oracle.noise((3, 2, 4), 0), oracle.noise((3, 2, 4), 1)
     x, v = path.interpolate(x0, eps, T), path.velocity(x0, eps)
     assert torch.allclose(path.clean_from_velocity(x, v, T), x0, atol=1e-12)
-    assert torch.allclose(path.noise_from_velocity(x, v, T), eps, atol=1e-12)
     assert torch.allclose(path.velocity_from_clean(x, x0, T), v, atol=1e-12)
-    assert torch.allclose(path.velocity_from_noise(x, eps, T), v, atol=1e-12)
-    score = path.score_from_velocity(x, v, T)
-    assert torch.allclose(score, -eps / T[:, None, None], atol=1e-12)
 
 
 def test_the_path_ends_at_data_and_at_noise():

@@ -1,9 +1,16 @@
-"""Data of the wavelet tests and benchmarks: digits, photograph patches, exact Gaussian moments."""
+"""What the wavelet tests and benchmarks share: digits, photograph patches, exact Gaussian moments,
+folds for the ridge, and the risk of any denoiser by sampling."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from stages.methods.wavelet import WaveletStatistics, first_pass, second_pass
+from stages.methods.wavelet.model import WaveletModel
 
 
 def standardised_digits() -> tuple[Tensor, Tensor]:
@@ -61,3 +68,44 @@ def gaussian_nodes(half: int = 16) -> Tensor:
     assert squares.min() > 0
     points = squares.sqrt()
     return torch.cat([points, -points])
+
+
+def collect_folds(
+    images: Tensor, model: WaveletModel, num_folds: int = 5
+) -> list[WaveletStatistics]:
+    """Statistics of interleaved shards (image i goes to fold i mod num_folds) about one
+    reference, for `choose_ridge`."""
+    reference = first_pass(images, model)
+    return [second_pass(images[i::num_folds], model, reference) for i in range(num_folds)]
+
+
+@dataclass(frozen=True)
+class MonteCarloRisk:
+    """mean: squared error per coordinate; standard_error: over images."""
+
+    mean: float
+    standard_error: float
+
+
+def monte_carlo_risk(
+    denoiser: Callable[[Tensor, float], Tensor],
+    images: Tensor,
+    sigma: float,
+    generator: torch.Generator,
+    num_draws: int = 1,
+) -> MonteCarloRisk:
+    """Mean squared error of denoiser(y, sigma) on clean images (B, C, H, W), per coordinate.
+
+    The error is averaged over `num_draws` noises per image. Its standard error is that of the
+    noise alone, from the spread of draws within images, when num_draws > 1, and that of noise
+    and images together when it is 1.
+    """
+    errors = []
+    for _ in range(num_draws):
+        noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+        y = images + sigma * noise.to(images.device)
+        errors.append(((denoiser(y, sigma) - images) ** 2).flatten(1).mean(1).double())
+    errors = torch.stack(errors)
+    spread = errors.var(0) / num_draws if num_draws > 1 else errors.var()
+    standard_error = float((spread.mean() / errors.shape[1]).sqrt())
+    return MonteCarloRisk(float(errors.mean()), standard_error)

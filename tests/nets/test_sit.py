@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from stages.methods.draws import Draws
 from stages.methods.patches import patchify, unpatchify
-from stages.nets.sit import SIZES, Block, SiT, TimeEmbedding, check_labels, sincos_positions
+from stages.nets.sit import Block, SiT, TimeEmbedding, check_labels, sincos_positions
+from tests.nets.sizes import SIZES
 
 TINY = {"image_size": 8, "channels": 1, "width": 16, "depth": 2, "num_heads": 2}
 

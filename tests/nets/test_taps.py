@@ -5,7 +5,7 @@ import torch
 
 from stages.methods.path import VelocityDenoiser
 from stages.nets.sit import SiT
-from stages.nets.taps import Tap, layer_names, pool, view_features
+from stages.nets.taps import Tap, pool, view_features
 from stages.nets.unet import UNet
 
 
@@ -24,17 +24,16 @@ def test_taps_a_unet_by_name():
     assert not network.inner.mid._forward_hooks, "the tap must leave no hook behind"
 
 
-def test_taps_a_transformer_by_name_and_leaves_out_its_class_token():
+def test_taps_a_transformer_by_name():
     network, x, t = small_sit(class_token_dim=5), torch.randn(3, 1, 8, 8), torch.rand(3)
     seen = []
     network.blocks[1].register_forward_hook(lambda *args: seen.append(args[2]))
     token = torch.randn(3, 5)
-    for pooling, skip, expected in (
-        ("tokens", 0, lambda h: h.mean(1)),
-        ("tokens", 1, lambda h: h[:, 1:].mean(1)),
-        ("class_token", 0, lambda h: h[:, 0]),
+    for pooling, expected in (
+        ("tokens", lambda h: h.mean(1)),
+        ("class_token", lambda h: h[:, 0]),
     ):
-        with Tap(network, "blocks.1", pooling, skip) as tap:
+        with Tap(network, "blocks.1", pooling) as tap:
             network(x, t, class_token=token)
         torch.testing.assert_close(tap.features, expected(seen[-1]))
 
@@ -52,9 +51,9 @@ def test_a_layer_that_does_not_exist_lists_those_that_do():
     ) as error:
         Tap(UNet(), "inner.middle", "spatial")
     message = str(error.value)
-    for name in layer_names(UNet()):
-        assert name in message
-    assert {"inner.mid", "inner.down.1.0"} <= set(layer_names(UNet()))
+    names = [name for name, _ in UNet().named_modules() if name]
+    assert all(name in message for name in names)
+    assert {"inner.mid", "inner.down.1.0"} <= set(names)
     with pytest.raises(ValueError, match=r"this SiT has:.*blocks\.0, .*blocks\.1"):
         Tap(small_sit(), "blocks.2", "tokens")
 
@@ -66,8 +65,6 @@ def test_poolings_refuse_other_shapes():
         pool(torch.zeros(2, 3, 4, 4), "tokens")
     with pytest.raises(ValueError, match="gives tuple"):
         pool((torch.zeros(2, 3, 4, 4),), "spatial")
-    with pytest.raises(ValueError, match="skip is 5; the layer gives 5 tokens"):
-        pool(torch.zeros(2, 5, 3), "tokens", skip=5)
 
 
 def test_a_layer_that_did_not_run_says_so():

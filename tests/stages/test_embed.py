@@ -82,7 +82,9 @@ def placed(name, weights, device):
     def compute(images):
         return encoders_embedded.Features(torch.where(images > 0.9, torch.nan, images).flatten(1))
 
-    return encoders_embedded.Extractor(name, "0" * 64, "none", 64, compute, torch.device(device))
+    return encoders_embedded.FeatureNetwork(
+        name, "0" * 64, "none", 64, compute, torch.device(device)
+    )
 
 
 def test_files_with_bad_features_are_named(tmp_path, few, monkeypatch):

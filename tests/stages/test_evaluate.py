@@ -186,7 +186,7 @@ def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
             )
             for part in ("train", "test")
         }
-        bench = evaluate._bench(sets["train"], sets["test"], SETTINGS)
+        bench = evaluate._judge(sets["train"], sets["test"], SETTINGS)
         found.append(bench.score("fid", 10.0, 1.0, "jackknife"))
         facts.append(data.manifest.files["train.npy"]["sha256"])
     assert [score.protocol.name for score in found] == ["npz-embedded-48"] * 2
@@ -202,7 +202,7 @@ def test_a_part_of_the_training_images_is_drawn_not_their_first(artifact, refere
     empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
     train = artifacts_features.FeatureArrays(clusters, **empty)
     samples = artifacts_features.FeatureArrays(clusters[1::2], **empty)
-    bench = evaluate._bench(references["train"], references["held_out"], SETTINGS)
+    bench = evaluate._judge(references["train"], references["held_out"], SETTINGS)
     found = {score.metric: score.value for score in evaluate._feature_scores(samples, train, bench)}
     assert found["precision"] > 0.8
 

@@ -60,7 +60,7 @@ def placed_extractor(name, weights, device):
     weight = load_file(weight_file(name, weights))["weight"]
     network = nn.Linear(64, 5, bias=False)
     network.weight.data = weight
-    return embedded.Extractor(
+    return embedded.FeatureNetwork(
         name,
         embedded.state_hash({"weight": weight}),
         "none",

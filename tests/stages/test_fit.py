@@ -16,11 +16,11 @@ from stages.data import prepare
 from stages.methods import table
 from stages.methods.wavelet import WaveletStatistics, baselines, neighbours
 from stages.methods.wavelet.basis import WaveletBasis
-from stages.methods.wavelet.ridge import choose_ridge, collect_folds
+from stages.methods.wavelet.ridge import choose_ridge
 from stages.papers.wavelet import draw, fit, risk
 from stages.papers.wavelet.risk import RiskSettings
 from stages.training import train
-from tests.methods.wavelet_data import standardised_digits
+from tests.methods.wavelet_data import collect_folds, monte_carlo_risk, standardised_digits
 from tests.stages.context import context, digests, make, sealed
 
 SETTINGS = fit.FitSettings(family="local", degree=2)
@@ -153,7 +153,7 @@ def test_the_exact_risk_is_what_noise_gives(few, fitted, exact):
     data, std = few.load(), few.load().std
     generator = torch.Generator().manual_seed(0)
     for sigma, value in zip(exact.sigmas, exact.mse, strict=True):
-        measured = baselines.monte_carlo_risk(
+        measured = monte_carlo_risk(
             fitted.denoiser(), data.test[:].double(), sigma * std, generator, num_draws=40
         )
         assert abs(measured.mean / std**2 - value) < 4 * measured.standard_error / std**2
@@ -243,7 +243,7 @@ def test_networks_with_and_without_labels(tmp_path, few, model):
     assert (plain.name, told.name) == ("sit", "sit labelled")
     data, network = few.load(), model.load().network()
     x, s = data.test[:].double(), 1.0 * data.std
-    bench = risk.Bench(RiskSettings(denoiser="identity"), None, x, data.test.labels, None)
+    bench = risk.ScoredDenoiser(RiskSettings(denoiser="identity"), None, x, data.test.labels, None)
     y, t = (x + s * bench.noise[0].double()) / (1 + s), s / (1 + s)
     for labels, found in ((None, plain), (data.test.labels, told)):
         v = network(y.float(), torch.full((len(y),), t).float(), labels=labels).double()

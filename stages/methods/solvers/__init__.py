@@ -13,13 +13,11 @@ from torch import Tensor
 
 from stages.methods import table
 from stages.methods.path import Denoiser
-from stages.methods.solvers.fitted import FittedHeun, FittedMultistep, fit, fit_heun
+from stages.methods.solvers.fitted import fit, fit_heun
 from stages.methods.solvers.multistep import Heun, LookAhead, Multistep
 from stages.methods.solvers.trajectories import Correction, Solver, trajectory
 
 __all__ = [
-    "FittedHeun",
-    "FittedMultistep",
     "Heun",
     "LookAhead",
     "Multistep",

@@ -319,10 +319,6 @@ class WaveletScore:
             score = score - (y - near) / self.tau.to(w)[:, None]
         return score.T
 
-    def linear_score(self, w: Tensor) -> Tensor:
-        """The diagonal Wiener score -(w - mean) / tau^2 at coefficients w (B, num_coefficients)."""
-        return -(w - self.statistics.mean.to(w)) / self.tau.to(w) ** 2
-
     def risk(self, data: Tensor | WaveletStatistics | None = None) -> float:
         """Exact mean squared error of `denoise`, mean over coefficients, under fresh noise.
 
@@ -342,13 +338,6 @@ class WaveletScore:
         elif not isinstance(data, WaveletStatistics):
             data = self.statistics.of(data)
         return coefficient_risks([self], data)[0]
-
-    def band_risks(self, data: Tensor | WaveletStatistics | None = None) -> dict[str, float]:
-        """The mean risk of each band, `A2`, `H2` .. `D1`, over its places and all channels."""
-        risks = self.coefficient_risk(data)
-        basis = self.statistics.layout.basis
-        flat = risks.reshape(basis.channels, -1)
-        return {band.name: float(flat[:, band.slice].mean()) for band in basis.bands}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,19 +1,15 @@
-"""Denoisers to compare a score with: closed forms, a classic threshold, and their risks.
+"""Denoisers to compare a score with: closed forms, and a classic threshold.
 
 All take noisy images y = x0 + sigma z (B, C, H, W) and sigma, in the units of the images they
-were made from, and return an estimate of x0. `monte_carlo_risk` scores any denoiser, a trained
-network's included, at the same sigma.
+were made from, and return an estimate of x0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-Denoiser = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -143,39 +139,6 @@ class BayesShrink:
             for image in y.detach().cpu().double().numpy()
         ]
         return torch.stack([torch.from_numpy(image) for image in images]).to(y)
-
-
-@dataclass(frozen=True)
-class MonteCarloRisk:
-    """mean: squared error per coordinate; standard_error: over images."""
-
-    mean: float
-    standard_error: float
-
-
-def monte_carlo_risk(
-    denoiser: Denoiser,
-    images: Tensor,
-    sigma: float,
-    generator: torch.Generator,
-    num_draws: int = 1,
-) -> MonteCarloRisk:
-    """Mean squared error of denoiser(y, sigma) on clean images (B, C, H, W), per coordinate.
-
-    The error is averaged over `num_draws` noises per image. Its standard error is that of the
-    noise alone, from the spread of draws within images, when num_draws > 1, and that of noise
-    and images together when it is 1.
-    """
-    _check_sigma(sigma)
-    errors = []
-    for _ in range(num_draws):
-        noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
-        y = images + sigma * noise.to(images.device)
-        errors.append(((denoiser(y, sigma) - images) ** 2).flatten(1).mean(1).double())
-    errors = torch.stack(errors)
-    spread = errors.var(0) / num_draws if num_draws > 1 else errors.var()
-    standard_error = float((spread.mean() / errors.shape[1]).sqrt())
-    return MonteCarloRisk(float(errors.mean()), standard_error)
 
 
 def _checked(images: Tensor) -> Tensor:

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from stages.methods.wavelet import WaveletStatistics, coefficient_risks, merge, second_pass
-from stages.methods.wavelet.model import GIB, WaveletModel
-from stages.methods.wavelet.moments import checked_images, first_pass
+from stages.methods.wavelet import WaveletStatistics, coefficient_risks, merge
 
 
 @dataclass(frozen=True)
@@ -20,22 +17,6 @@ class RidgeChoice:
     ridge: float
     ridges: tuple[float, ...]
     risks: tuple[float, ...]
-
-
-def collect_folds(
-    images: Tensor, model: WaveletModel, num_folds: int = 5, *, max_bytes: int = 2 * GIB
-) -> list[WaveletStatistics]:
-    """Statistics of `num_folds` interleaved shards (image i goes to fold i mod num_folds) about
-    one reference, for `choose_ridge`. Raises ValueError like `WaveletStatistics.collect`."""
-    images = checked_images(images)
-    if not 2 <= num_folds <= len(images):
-        raise ValueError(
-            f"num_folds must be between 2 and the number of images {len(images)}, got {num_folds}."
-        )
-    model.check_memory(tuple(images.shape[1:]), max_bytes, copies=num_folds + 2)
-    reference = first_pass(images, model)
-    reference.check_varies()
-    return [second_pass(images[i::num_folds], model, reference) for i in range(num_folds)]
 
 
 def choose_ridge(

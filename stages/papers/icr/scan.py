@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork, checkpoint_name
@@ -94,10 +94,8 @@ def _rows(context: Context, items: Sequence[Item]) -> list[ScanRow]:
     size, begun = 1, time.perf_counter()
     while new:
         wave, new = new[:size], new[size:]
-        try:
+        with raised_as(StageError):
             rows = context.map(scan_item, wave, model, data, settings)
-        except ValueError as error:
-            raise StageError(str(error)) from error
         for item, row in zip(wave, rows, strict=True):
             context.remember(names[item], row)
             found[item] = row

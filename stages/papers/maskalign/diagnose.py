@@ -143,9 +143,10 @@ def _batches(
 
 def _keep(batch: Batch, mask_ratio: float):
     """The patches (B, K) that the masked input keeps; fewer than all, at least one."""
+    from stages.methods.patches import num_kept
+
     num_patches = batch.patch_targets.shape[1]
-    kept = round(num_patches * (1 - mask_ratio))
-    return batch.draws.keep(num_patches, min(max(1, kept), num_patches - 1))
+    return batch.draws.keep(num_patches, min(num_kept(num_patches, mask_ratio), num_patches - 1))
 
 
 def _as_map(heatmap: Heatmap, grid: tuple[int, int]) -> list[list[float | None]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages import shards
 from stages.artifacts import network
@@ -122,13 +122,11 @@ def run(context: Context) -> Result:
     settings: CalibrationSettings = context.settings
     model, spectrum = context.inputs["model"], context.inputs.get("spectrum")
     step = settings.step or model.description["steps"][-1]
-    try:
+    with raised_as(StageError, ValueError, FloatingPointError):
         identity = network.model_identity(model, step)
         levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
         find = _matched if settings.target == "matched" else _on_trajectories
         values, network_seconds = find(context, levels)
-    except (ValueError, FloatingPointError) as error:
-        raise StageError(str(error)) from error
     facts = {
         name: getattr(settings, name)
         for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")

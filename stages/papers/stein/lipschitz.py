@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages import shards
 from stages.artifacts import network
@@ -73,12 +73,10 @@ def run(context: Context) -> Result:
     model, spectrum = context.inputs["model"], context.inputs.get("spectrum")
     step = settings.step or model.description["steps"][-1]
     items = list(shards.blocks(settings.num_trajectories, settings.states_together))
-    try:
+    with raised_as(StageError, ValueError, FloatingPointError):
         network.model_identity(model, step)
         levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
         parts = context.map(norms, items, model, settings, levels)
-    except (ValueError, FloatingPointError) as error:
-        raise StageError(str(error)) from error
     sizes = torch.tensor([last - first for first, last in items], dtype=torch.float64)
     mean = (sizes[:, None] * torch.stack([part[0] for part in parts])).sum(0) / sizes.sum()
     maximum = torch.stack([part[1] for part in parts]).amax(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage
 from stages import shards
 from stages.artifacts.fitted_score import FittedScore
@@ -85,11 +85,9 @@ def run(context: Context) -> Result:
     spectrum = context.inputs.get("spectrum")
     items = shards.shards(settings.num_samples, settings.block_size, settings.shard_size)
     context.progress(0, settings.num_samples, "samples")
-    try:
+    with raised_as(StageError, ValueError, FloatingPointError):
         levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
         images = np.concatenate(context.map(draw_shard, items, score, settings, levels))
-    except (ValueError, FloatingPointError) as error:
-        raise StageError(str(error)) from error
     context.progress(len(images), settings.num_samples, "samples")
     np.save(context.path / "samples.npy", images)
     np.save(context.path / "labels.npy", np.zeros(len(images), np.int64))

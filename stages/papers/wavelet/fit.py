@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.fitted_score import FACTS, STATISTICS, FittedScore
@@ -214,11 +214,9 @@ def run(context: Context) -> Result:
 
     settings: FitSettings = context.settings
     data: Data = context.inputs["data"]
-    try:
+    with raised_as(StageError):
         folds = collect(context, data)
         ridges, curves = choose(folds, settings, data.description["std"])
-    except ValueError as error:
-        raise StageError(str(error)) from error
     statistics = folds[0]
     for fold in folds[1:]:
         statistics = statistics + fold

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.fitted_score import FittedScore
@@ -169,7 +169,7 @@ class Level:
 
 
 @dataclass
-class Bench:
+class ScoredDenoiser:
     """A denoiser and the images it is scored on. held_out: (B, C, H, W). basis: of the maps."""
 
     settings: RiskSettings
@@ -261,19 +261,17 @@ def run(context: Context) -> Result:
     settings: RiskSettings = context.settings
     data: DataSet = context.inputs["data"].load()
     count = len(settings.sigmas)
-    try:
+    with raised_as(StageError, ValueError, ImportError):
         basis = WaveletBasis(settings.map_wavelet, settings.map_levels, *data.shape)
         if not data.std > 0:
             raise ValueError("the training images do not vary; a risk needs images that do")
         denoiser = denoiser_of(settings, context.inputs, data)
-        chosen = slice(0, settings.num_images)
-        bench = Bench(settings, denoiser, data.test[chosen], data.test.labels[chosen], basis)
+        chosen = data.test.first(settings.num_images or len(data.test))
+        scored = ScoredDenoiser(settings, denoiser, chosen[:], chosen.labels, basis)
         levels = []
         for i, sigma in enumerate(settings.sigmas):
             context.progress(i, count, "levels")
-            levels.append(bench.level(sigma * data.std))
-    except (ValueError, ImportError) as error:
-        raise StageError(str(error)) from error
+            levels.append(scored.level(sigma * data.std))
     context.progress(count, count, "levels")
     name = name_of(settings, context.inputs)
     tensors = _tensors(levels, basis, data.std)

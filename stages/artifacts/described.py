@@ -1,0 +1,20 @@
+"""An artifact with plain facts of what it holds and of how that was made."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any, ClassVar
+
+from pipeline.artifact import Artifact
+
+
+class DescribedArtifact(Artifact):
+    """An artifact whose facts stand in the JSON file `facts`; each kind says which they are."""
+
+    facts: ClassVar[str]
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The plain facts."""
+        return json.loads((self.path / self.facts).read_text())
