@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import StageError
 from pipeline.stage import resolve
@@ -45,11 +44,6 @@ class Extractor(DescribedArtifact):
     def identity(self) -> Identity:
         return Identity(**{name: self.description[name] for name in Identity.__annotations__})
 
-    @property
-    def caution(self) -> str:
-        """Empty, or a sentence on which degradations its distance does not rise with."""
-        return caution_of(self.description)
-
     def load(self, weights: str | None = None, device: str = "cpu") -> FeatureNetwork:
         """The network: images (B, C, H, W) in [-1, 1] -> Features.
 
@@ -70,15 +64,3 @@ class Extractor(DescribedArtifact):
                 f"{self.identity.weights_hash[:12]}); set extractor.weights to these"
             )
         return network
-
-
-def caution_of(facts: Mapping[str, Any]) -> str:
-    from stages.methods.degradation import is_monotone
-
-    failed = [kind for kind, curve in facts["validation"].items() if not is_monotone(curve)]
-    if not failed:
-        return ""
-    return (
-        f"the distance of the extractor {facts['name']} does not rise with every step of "
-        f"{' and '.join(failed)}: trust small differences less"
-    )

@@ -6,6 +6,8 @@ import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stages.scoring.extractor import caution_of
+
 if TYPE_CHECKING:
     from stages.artifacts.extractor import Extractor
     from stages.pages.page import Section
@@ -35,8 +37,8 @@ def _validation(extractor: Extractor) -> Section:
         else ""
     )
     verdict = (
-        f"<p class='failed'>Caution: {html.escape(extractor.caution)}.</p>"
-        if extractor.caution
+        f"<p class='failed'>Caution: {html.escape(caution)}.</p>"
+        if (caution := caution_of(extractor.description))
         else "<p>The distance rises with every step of every kind.</p>"
     )
     text = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
-from stages.artifacts.extractor import EMBEDDED, FACTS, WEIGHTS, Extractor, Identity, caution_of
+from stages.artifacts.extractor import EMBEDDED, FACTS, WEIGHTS, Extractor, Identity
 from stages.methods import table
 from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
 
@@ -86,6 +87,22 @@ def _accuracies(
             "raise extractor.epochs, or lower extractor.min_accuracy if you accept that"
         )
     return found
+
+
+def caution_of(facts: Mapping[str, Any]) -> str:
+    """Empty, or a sentence on which degradations an extractor's distance does not rise with.
+
+    facts: an `Extractor`'s description.
+    """
+    from stages.methods.degradation import is_monotone
+
+    failed = [kind for kind, curve in facts["validation"].items() if not is_monotone(curve)]
+    if not failed:
+        return ""
+    return (
+        f"the distance of the extractor {facts['name']} does not rise with every step of "
+        f"{' and '.join(failed)}: trust small differences less"
+    )
 
 
 def _validation(network: FeatureNetwork, data: DataSet, seed: int) -> dict[str, Any]:

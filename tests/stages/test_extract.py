@@ -16,6 +16,7 @@ from stages.encoders import embedded
 from stages.encoders.weights import weight_file
 from stages.methods import table
 from stages.scoring import extractor as scoring_extractor
+from stages.scoring.extractor import caution_of
 from tests.stages.context import digests, make
 
 
@@ -34,9 +35,9 @@ def test_validation_is_stored_and_a_failed_one_cautions(extractor):
     )  # its facts are changed below
     validation = extractor.description["validation"]
     assert set(validation) == {"noise", "blur", "dropped classes"}
-    assert extractor.metrics["distance_monotone"] == (extractor.caution == "")
+    assert extractor.metrics["distance_monotone"] == (caution_of(extractor.description) == "")
     validation["blur"][2][1] = validation["blur"][1][1]
-    assert "does not rise with every step of blur" in extractor.caution
+    assert "does not rise with every step of blur" in caution_of(extractor.description)
 
 
 def test_twice_is_the_same_bytes(tmp_path, few, extractor):
