@@ -33,6 +33,11 @@ class Settings(pydantic.BaseModel):
         """A validated copy with some fields changed."""
         return type(self).model_validate(self.model_dump() | changes)
 
+    def shared_with(self, kind: type[Settings]) -> dict[str, Any]:
+        """The values of the fields that `kind` has too."""
+        names = kind.model_fields.keys()
+        return {name: getattr(self, name) for name in type(self).model_fields if name in names}
+
     def keyed(self) -> dict[str, Any]:
         """The fields that results depend on, as plain JSON data."""
         return _keyed(self)

@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.recipes.nodes import (
-    extractor_nodes,
-    prepare_nodes,
-    settings_of,
-)
+from stages.recipes.nodes import extractor_nodes, prepare_nodes, settings_of
 from stages.scoring import evaluate, external
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.external import ExternalSettings

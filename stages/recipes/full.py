@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
 def recipe(bench: Bench) -> list[Node]:
     """Everything: data, extractor, trainings, samples over steps and over solvers, scores."""
-    method = bench.train.method
     nodes = [
         *prepare_nodes(bench),
         *extractor_nodes(bench),
         *train_nodes(bench),
-        *checkpoint_nodes(bench, method),
-        *solver_nodes(bench, method),
+        *checkpoint_nodes(bench),
+        *solver_nodes(bench),
     ]
     if bench.evaluate.path is not None:
         nodes += external_nodes(bench)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,9 +26,8 @@ from stages.training.teach import TeachOptions, TeachSettings, check_grids
 from stages.training.train import TrainSettings
 
 if TYPE_CHECKING:
-    from pipeline.graph import Node
     from stages.bench import Bench
-    from stages.training.teach import TeachOptions
+    from stages.sampling.sample import SampleSettings
 
 
 def spectrum_nodes(bench: Bench, name: str = "spectrum") -> list[Node]:
@@ -54,10 +53,13 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 REFERENCES = {"train": "features/train", "held_out": "features/held-out"}
 
 
-def settings_of(kind: type[SettingsT], options: Settings, **more: object) -> SettingsT:
-    """Settings of a stage from those of a preset's section that it has, and further ones."""
-    names = kind.model_fields.keys() & type(options).model_fields.keys()
-    return kind(**{name: getattr(options, name) for name in names} | more)
+def settings_of(kind: type[SettingsT], *options: Settings, **more: object) -> SettingsT:
+    """Settings of a stage from the fields that it shares with others, and further ones.
+
+    What is given later takes the place of what is given earlier.
+    """
+    shared = [given.shared_with(kind) for given in options]
+    return kind(**{name: value for found in [*shared, more] for name, value in found.items()})
 
 
 def extractor_nodes(bench: Bench) -> list[Node]:
@@ -92,9 +94,9 @@ def weights_of(options: ExtractorOptions | TeachOptions) -> str | None:
     return str(Path(options.weights or FOLDER).expanduser().absolute())
 
 
-def _spectrum_input(kind: str) -> dict[str, str]:
+def spectrum_input(kind: str, name: str = "spectrum") -> dict[str, str]:
     """The input of a node whose density or grid is of this kind."""
-    return {"spectrum": "spectrum"} if densities.needs_spectrum(kind) else {}
+    return {"spectrum": name} if densities.needs_spectrum(kind) else {}
 
 
 def prepare_nodes(bench: Bench) -> list[Node]:
@@ -102,130 +104,149 @@ def prepare_nodes(bench: Bench) -> list[Node]:
     return [Node("prepare", prepare.STAGE, bench.data, resources=bench.resources.prepare)]
 
 
+def train_node(
+    bench: Bench,
+    name: str | None = None,
+    seed: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    **changes: object,
+) -> Node:
+    """`train/NAME`: the recipe's own training, or one with another seed and changed settings."""
+    seed = bench.seed if seed is None else seed
+    settings = settings_of(TrainSettings, bench.train, seed=seed, live=bench.scan.watch())
+    settings = settings.revised(**changes)
+    return Node(
+        f"train/{name or settings.method}{seed_suffix(bench, seed)}",
+        train.STAGE,
+        settings,
+        inputs={"data": "prepare"}
+        | spectrum_input(settings.density.kind)
+        | needs_teacher(settings.method),
+        resources=bench.resources.train,
+        tags={"method": settings.method, **(tags or {})},
+    )
+
+
 def train_nodes(bench: Bench) -> list[Node]:
     """The trainings."""
-    settings = TrainSettings(**_fields(bench.train), seed=bench.seed, live=bench.scan.watch())
-    return [
-        Node(
-            f"train/{settings.method}",
-            train.STAGE,
-            settings,
-            inputs={"data": "prepare"}
-            | _spectrum_input(settings.density.kind)
-            | needs_teacher(settings.method),
-            resources=bench.resources.train,
-            tags={"method": settings.method},
-        )
-    ]
+    return [train_node(bench)]
 
 
-def checkpoint_nodes(bench: Bench, method: str) -> list[Node]:
+def sample_node(
+    bench: Bench,
+    name: str,
+    model: str,
+    settings: SampleSettings,
+    tags: Mapping[str, str] | None = None,
+    **inputs: str,
+) -> Node:
+    """`sample/NAME`, of the network of a node."""
+    own = {"method": bench.train.method, "solver": settings.solver, "grid": settings.grid}
+    return Node(
+        f"sample/{name}",
+        sample.STAGE,
+        settings,
+        inputs={"model": model} | spectrum_input(settings.grid) | inputs,
+        resources=bench.resources.sample,
+        tags={**own, **(tags or {})},
+    )
+
+
+def curve(
+    bench: Bench,
+    name: str,
+    samples: Sequence[Node],
+    reference: str | None = None,
+    abscissa: str = "nfe",
+    tags: Mapping[str, str] | None = None,
+    **changes: object,
+) -> list[Node]:
+    """Samples, and `evaluate/NAME`, their scores.
+
+    reference: the samples that trajectory_rms refers to. tags: None for those of the samples.
+    """
+    options = {"seed": bench.seed, "abscissa": abscissa}
+    if abscissa == "nfe":
+        options["num_samples"] = min(bench.evaluate.num_samples, bench.sample.sweep_samples)
+    scores = Node(
+        f"evaluate/{name}",
+        evaluate.STAGE,
+        settings_of(EvaluateSettings, bench.evaluate, **options | changes),
+        inputs={"samples": [node.name for node in samples]}
+        | ({"reference": reference} if reference else {}),
+        resources=bench.resources.evaluate,
+        tags=samples[0].tags if tags is None else tags,
+    )
+    return [*samples, scores]
+
+
+def step_curve(
+    bench: Bench,
+    name: str,
+    method: str,
+    steps: Sequence[int],
+    seeds: Sequence[int],
+    trained: int | None = None,
+    seeded: bool = True,
+) -> list[Node]:
+    """Samples of `train/NAME` at steps from several seeds, and their scores over steps.
+
+    trained: the seed of the training that all sample; None lets every seed sample its own. seeded:
+    whether tags name the seed.
+    """
+    options, nodes = bench.sample, []
+    for step in steps:
+        for seed in seeds:
+            model = f"train/{name}{seed_suffix(bench, seed if trained is None else trained)}"
+            settings = options.options(step=step, seed=seed, **options.of_checkpoints())
+            tags = {"method": method} | ({"seed": str(seed)} if seeded else {})
+            which = f"{name}-step{step}{seed_suffix(bench, seed)}"
+            nodes.append(sample_node(bench, which, model, settings, tags))
+    solver = options.checkpoint_solver or options.solver
+    tags = {"method": method, "solver": solver, "grid": options.grid}
+    return curve(bench, name, nodes, abscissa="training_step", tags=tags)
+
+
+def checkpoint_nodes(bench: Bench) -> list[Node]:
     """Samples of every checkpoint, from one or several seeds, and their scores over training
     steps."""
+    own, steps = bench.train.method, bench.train.kept_steps
     seeds = range(bench.seed, bench.seed + bench.sample.num_seeds)
-    nodes = [
-        _sample_node(
-            bench,
-            method,
-            f"step{step}{seed_suffix(bench, seed)}",
-            step=step,
-            seed=seed,
-            **bench.sample.of_checkpoints(),
-        )
-        for step in bench.train.kept_steps
-        for seed in seeds
-    ]
-    names = [node.name for node in nodes]
-    return [*nodes, _evaluate_node(bench, method, f"evaluate/{method}", names)]
+    return step_curve(bench, own, own, steps, seeds, trained=bench.seed, seeded=False)
 
 
-def solver_nodes(bench: Bench, method: str) -> list[Node]:
+def swept(bench: Bench, **changes: object) -> SampleSettings:
+    """Settings of samples over NFE."""
+    count = bench.sample.sweep_samples
+    return bench.sample.options(**{"seed": bench.seed, "num_samples": count} | changes)
+
+
+def reference_node(bench: Bench, method: str, model: str, seed: int) -> Node:
+    """The samples of a network from the noise of a seed that trajectory_rms refers to."""
+    nfe = runnable_nfe(bench.sample.solver, bench.sample.reference_nfe)
+    name, tags = f"{method}-reference{seed_suffix(bench, seed)}", {"method": method}
+    return sample_node(bench, name, model, swept(bench, nfe=nfe, seed=seed), tags)
+
+
+def solver_nodes(bench: Bench) -> list[Node]:
     """Samples of the last checkpoint over solvers and NFE, and their scores over NFE."""
-    count = {"num_samples": bench.sample.sweep_samples}
-    reference = _sample_node(bench, method, "reference", nfe=_reference_nfe(bench), **count)
-    nodes = [reference]
+    method, model = bench.train.method, train_node(bench).name
+    nodes = [reference := reference_node(bench, method, model, bench.seed)]
     for solver in dict.fromkeys(bench.sample.solvers):
-        swept = [
-            _sample_node(
-                bench,
-                method,
-                f"{solver}-nfe{nfe}",
-                solver=solver,
-                nfe=nfe,
-                grid=bench.sample.grid_of(solver),
-                **count,
+        name, grid = f"{method}-{solver}", bench.sample.grid_of(solver)
+        samples = [
+            sample_node(
+                bench, f"{name}-nfe{nfe}", model, swept(bench, solver=solver, nfe=nfe, grid=grid)
             )
             for nfe in bench.sample.nfes_of(solver)
         ]
-        names = [node.name for node in swept]
-        name = f"evaluate/{method}-{solver}"
-        nodes += [*swept, _evaluate_node(bench, method, name, names, reference.name, solver)]
+        nodes += curve(bench, name, samples, reference.name)
     return nodes
-
-
-def _reference_nfe(bench: Bench) -> int:
-    return runnable_nfe(bench.sample.solver, bench.sample.reference_nfe)
-
-
-def _sample_node(bench: Bench, method: str, variant: str, **changes: object) -> Node:
-    settings = bench.sample.options(**{"seed": bench.seed} | changes)
-    return Node(
-        f"sample/{method}-{variant}",
-        sample.STAGE,
-        settings,
-        inputs={"model": f"train/{method}"} | _spectrum_input(settings.grid),
-        resources=bench.resources.sample,
-        tags={"method": method, "solver": settings.solver, "grid": settings.grid},
-    )
-
-
-def _evaluate_node(
-    bench: Bench,
-    method: str,
-    name: str,
-    samples: list[str],
-    reference: str | None = None,
-    solver: str | None = None,
-) -> Node:
-    abscissa = "nfe" if reference else "training_step"
-    settings = settings_of(EvaluateSettings, bench.evaluate, seed=bench.seed, abscissa=abscissa)
-    if reference:
-        count = min(settings.num_samples, bench.sample.sweep_samples)
-        settings = settings.revised(num_samples=count)
-    return Node(
-        name,
-        evaluate.STAGE,
-        settings,
-        inputs={"samples": samples} | ({"reference": reference} if reference else {}),
-        resources=bench.resources.evaluate,
-        tags={
-            "method": method,
-            "solver": solver or bench.sample.checkpoint_solver or bench.sample.solver,
-            "grid": bench.sample.grid_of(solver) if solver else bench.sample.grid,
-        },
-    )
-
-
-def _fields(settings: Settings) -> dict[str, object]:
-    return {name: getattr(settings, name) for name in type(settings).model_fields}
 
 
 def seed_suffix(bench: Bench, seed: int) -> str:
     """What the names of nodes of a seed end with; nothing for the run's own."""
     return "" if seed == bench.seed else f"-seed{seed}"
-
-
-def reference_of(bench: Bench, nodes: Sequence[Node]) -> Node:
-    """The samples of the recipe's own training that trajectory_rms refers to."""
-    name = f"sample/{bench.train.method}-reference"
-    return next(node for node in nodes if node.name == name)
-
-
-def over_nfe(nodes: Sequence[Node]) -> Node:
-    """The first scores over NFE."""
-    return next(
-        node for node in nodes if node.stage is evaluate.STAGE and node.settings.abscissa == "nfe"
-    )
 
 
 TEACH, PIXELS = "teach", "prepare/pixels"

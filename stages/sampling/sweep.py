@@ -115,6 +115,6 @@ class SampleSweep(SampleOptions):
 
     def options(self, **changes: object) -> SampleSettings:
         """The settings of one sample node."""
-        chosen = {name: getattr(self, name) for name in SampleOptions.model_fields} | changes
+        chosen = self.shared_with(SampleOptions) | changes
         kinds = densities.of_grids([chosen["grid"]])
         return SampleSettings(**chosen | {"density": chosen["density"].read_by(kinds)})

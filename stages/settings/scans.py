@@ -182,9 +182,8 @@ class ScanPreset(ScanOptions):
         """What a training is watched with, and whether that may end it; None unless live."""
         if not self.live:
             return None
-        views = {name: getattr(self, name) for name in ViewOptions.model_fields}
         return LiveOptions(
-            **views,
+            **self.shared_with(ViewOptions),
             every=self.live_every,
             stop=self.stop and may_stop,
             stop_confirmations=self.stop_confirmations,

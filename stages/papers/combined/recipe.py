@@ -4,16 +4,14 @@ correction at once, against each alone and none, at equal training steps and eva
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.graph import Node
 from stages.papers.stein import calibrate
 from stages.papers.stein.calibrate import CalibrationSettings
-from stages.recipes.nodes import over_nfe, reference_of
-from stages.sampling import sample
-from stages.settings.densities import DensityOptions, needs_spectrum
-from stages.settings.solvers import SolverOptions
+from stages.recipes.nodes import curve, sample_node, settings_of, swept
+from stages.settings.densities import DensityOptions
 from stages.training import train
 
 if TYPE_CHECKING:
@@ -57,83 +55,38 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     if own == other or other not in trained or trained[other][-1] not in trained.get(own, ()):
         return []
     step = trained[other][-1]
-    reference, scores = reference_of(bench, nodes), over_nfe(nodes)
-    return [
-        node
-        for arm in arms(bench.train.method)
-        for node in _of(bench, arm, step, reference, scores)
-    ]
+    return [node for arm in arms(bench.train.method) for node in _of(bench, arm, step)]
 
 
-def _of(bench: Bench, arm: Arm, step: int, template: Node, scores: Node) -> Iterator[Node]:
+def _of(bench: Bench, arm: Arm, step: int) -> Iterator[Node]:
     """Calibrations, samples and scores of an arm over NFE."""
-    names = []
-    for nfe in bench.combined.nfes:
-        sampled = _sample(bench, arm, step, nfe, template)
-        if arm.corrected:
-            yield _calibration(bench, arm, sampled)
-        yield sampled
-        names.append(sampled.name)
-    inputs = {slot: read for slot, read in scores.inputs.items() if slot != "reference"}
-    yield replace(
-        scores,
-        name=f"evaluate/combined-{arm.name}",
-        inputs=inputs | {"samples": names},
-        tags=sampled.tags,
-    )
-
-
-def _sample(bench: Bench, arm: Arm, step: int, nfe: int, template: Node) -> Node:
-    density = DensityOptions()
-    if needs_spectrum(arm.grid):
-        density = DensityOptions(mix=bench.csflow.mix, display=bench.csflow.display)
+    which = f"combined-{arm.name}"
+    density = DensityOptions(mix=bench.csflow.mix, display=bench.csflow.display)
     correction = "calibrated" if arm.corrected else "none"
-    settings = template.settings.revised(
-        step=step,
-        seed=bench.seed,
-        solver=bench.sample.solver,
-        nfe=nfe,
-        grid=arm.grid,
-        density=density.model_dump(),
-        correction=correction,
-    )
-    inputs = {"model": f"train/{arm.method}"}
-    if needs_spectrum(arm.grid):
-        inputs["spectrum"] = "spectrum"
-    if arm.corrected:
-        inputs["schedule"] = f"calibrate/combined-{arm.name}-nfe{nfe}"
-    tags = {"method": arm.method, "grid": settings.grid_name, "correction": correction}
-    return replace(
-        template,
-        name=f"sample/combined-{arm.name}-nfe{nfe}",
-        stage=sample.STAGE,
-        settings=settings,
-        inputs=inputs,
-        tags=template.tags | {"solver": settings.solver, "combined": arm.name} | tags,
-    )
+    common = {"step": step, "grid": arm.grid, "density": density, "correction": correction}
+    samples = []
+    for nfe in bench.combined.nfes:
+        settings = swept(bench, nfe=nfe, **common)
+        tags = {"combined": arm.name, "method": arm.method, "grid": settings.grid_name}
+        tags |= {"correction": correction}
+        name, model = f"{which}-nfe{nfe}", f"train/{arm.method}"
+        schedule = {"schedule": f"calibrate/{name}"} if arm.corrected else {}
+        samples.append(sample_node(bench, name, model, settings, tags, **schedule))
+        if arm.corrected:
+            yield _calibration(bench, samples[-1])
+        yield samples[-1]
+    yield curve(bench, which, samples)[-1]
 
 
-def _calibration(bench: Bench, arm: Arm, sampled: Node) -> Node:
-    """The schedule that an arm's samples read, from the model's own trajectories, so that both
-    corrected arms are corrected alike without a teacher's class tokens."""
-    solved = {
-        name: value
-        for name, value in sampled.settings.model_dump().items()
-        if name in SolverOptions.model_fields
-    }
-    settings = CalibrationSettings(
-        **bench.stein.on_trajectories()
-        | solved
-        | {"step": sampled.settings.step, "seed": bench.seed}
-    )
-    inputs = {
-        slot: sampled.inputs[slot] for slot in ("model", "spectrum") if slot in sampled.inputs
-    }
+def _calibration(bench: Bench, sampled: Node) -> Node:
+    """The schedule that samples read, from the model's own trajectories, so that both corrected
+    arms are corrected alike without a teacher's class tokens."""
+    options = bench.stein.on_trajectories()
     return Node(
         sampled.inputs["schedule"],
         calibrate.STAGE,
-        settings,
-        inputs,
+        settings_of(CalibrationSettings, sampled.settings, **options),
+        {slot: name for slot, name in sampled.inputs.items() if slot != "schedule"},
         bench.resources.calibrate,
         sampled.tags,
     )

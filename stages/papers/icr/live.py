@@ -40,8 +40,8 @@ class Watch:
 
         Raises ValueError for what no ICR can be measured of: see `scanning.check`.
         """
-        views = {name: getattr(options, name) for name in ViewOptions.model_fields}
-        measure.check([ScannedOptions(**views)], model, network, data)
+        views = ScannedOptions(**options.shared_with(ViewOptions))
+        measure.check([views], model, network, data)
         self.options, self.alarm = options, None
         self._subject = measure.subject_of(model, network, options)
         device = next(network.parameters()).device

@@ -14,17 +14,10 @@ from pipeline.graph import Node
 from stages.data.prepare import HELD_OUT
 from stages.methods import table
 from stages.papers.icr import scan
-from stages.recipes.nodes import (
-    extractor_nodes,
-    prepare_nodes,
-    seed_suffix,
-    settings_of,
-)
+from stages.recipes.nodes import curve, extractor_nodes, prepare_nodes, seed_suffix, settings_of
 from stages.sampling import sample
 from stages.sampling.sample import SampleSettings
-from stages.scoring import evaluate
-from stages.scoring.evaluate import EvaluateSettings
-from stages.settings.scans import ScannedOptions, ScanOptions, ScanSettings, ViewOptions
+from stages.settings.scans import ScannedOptions, ScanSettings
 from stages.training import checkpoint, train
 from stages.training.checkpoint import CheckpointSettings
 from stages.training.train import TrainSettings
@@ -140,8 +133,7 @@ def _facts_of(settings: CheckpointSettings) -> Mapping[str, Any]:
 
 def _scans_to_come(bench: Bench, *components: int | None) -> tuple[ScannedOptions, ...]:
     """The scan over checkpoints, and those over noise levels with so many components."""
-    views = {name: getattr(bench.scan, name) for name in ViewOptions.model_fields}
-    return tuple(ScannedOptions(**views, components=n) for n in (None, *components))
+    return tuple(settings_of(ScannedOptions, bench.scan, components=n) for n in (None, *components))
 
 
 def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
@@ -161,7 +153,7 @@ def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
             f"{bench.data.dataset} and data.limit leave; lower it, or leave this out with "
             "icr.in_full=false"
         )
-    where = {name: getattr(bench.train, name) for name in ("device", "num_workers")}
+    where = bench.train.model_dump(include={"device", "num_workers"})
     changed = {"limit": limit, "checkpoint_steps": bench.icr.checkpoints, "seed": seed}
     changed |= {"live": bench.scan.watch(may_stop=True), "limit_setting": setting}
     changed |= {"scanned": _scans_to_come(bench, *([bench.icr.components] if rich else []))}
@@ -179,12 +171,9 @@ def _scanned(
     name = model.name.partition("/")[2]
     tags = {**model.tags, "solver": "dpmpp2m", "grid": grid}
     samples = [_sample_node(bench, model, step, grid, seed, tags) for step in steps]
-    options = bench.evaluate.revised(num_samples=bench.icr.num_samples)
-    settings = settings_of(EvaluateSettings, options, seed=seed, abscissa="training_step")
-    inputs = {"samples": [node.name for node in samples]}
-    where = bench.resources.evaluate
-    scores = Node(f"evaluate/{name}", evaluate.STAGE, settings, inputs, where, tags)
-    return [*samples, scores, _scan_node(bench, f"scan/{name}", model, scores=scores.name)]
+    changes = {"seed": seed, "num_samples": bench.icr.num_samples}
+    nodes = curve(bench, name, samples, abscissa="training_step", tags=tags, **changes)
+    return [*nodes, _scan_node(bench, f"scan/{name}", model, scores=nodes[-1].name)]
 
 
 def _sample_node(
@@ -216,8 +205,7 @@ def _sigma_node(bench: Bench, model: Node, end: str = "") -> Node:
 def _scan_node(
     bench: Bench, name: str, model: Node, more: Mapping[str, Any] | None = None, **inputs: str
 ) -> Node:
-    common = {field: getattr(bench.scan, field) for field in ScanOptions.model_fields}
-    settings = ScanSettings(**common | dict(more or {}))
+    settings = settings_of(ScanSettings, bench.scan, **more or {})
     inputs = {"model": model.name, "data": "prepare", **inputs}
     return Node(name, scan.STAGE, settings, inputs, bench.resources.scan, model.tags)
 

@@ -141,7 +141,7 @@ def scan_item(
     sigma, variance = item.sigma * std, std**2
     network = loaded.network(item.step, device)
     subject = measure.subject_of(loaded, network, settings)
-    viewer = _viewer(data, ViewOptions(**_views(settings)), device)
+    viewer = _viewer(data, ViewOptions(**settings.shared_with(ViewOptions)), device)
     row = measure.measure(subject, viewer, sigma, settings.components)
     how = (sigma, settings.loss_draws, settings.batch_size)
     held_out, error = measure.denoising_error(subject.denoiser, viewer.images, *how)
@@ -164,10 +164,6 @@ def scan_item(
             subject, train, test, sigma, settings.batch_size
         )
     return row
-
-
-def _views(settings: ScanSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ViewOptions.model_fields}
 
 
 _LATEST: dict[Any, Viewer] = {}

@@ -1,42 +1,46 @@
 """The nodes that compare solvers and corrections at few evaluations, and measure contractivity.
 
-They are made from the nodes that every recipe has: the reference samples and an evaluation, with
-other settings and seeds. Calibrations belong to the model: all sampling seeds read the same one.
+Calibrations belong to the model: all sampling seeds read the same one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from pipeline.stage import Settings
 from stages.methods import table
 from stages.papers.stein import calibrate, lipschitz
-from stages.papers.stein.calibrate import CalibrationOptions, CalibrationSettings
-from stages.papers.stein.lipschitz import LipschitzSettings, PowerIteration
+from stages.papers.stein.calibrate import CalibrationSettings
+from stages.papers.stein.lipschitz import LipschitzSettings
 from stages.recipes.nodes import (
+    curve,
     extractor_nodes,
     needs_teacher,
-    over_nfe,
     prepare_nodes,
-    reference_of,
+    reference_node,
+    sample_node,
     seed_suffix,
-    solver_nodes,
+    settings_of,
+    spectrum_input,
+    swept,
+    train_node,
     train_nodes,
 )
 from stages.sampling import corrections
-from stages.settings import densities
-from stages.settings.solvers import SolverOptions, runnable
+from stages.settings.solvers import runnable
 from stages.training import checkpoint
 from stages.training.checkpoint import CheckpointSettings
 
 if TYPE_CHECKING:
     from stages.bench import Bench
+    from stages.sampling.sample import SampleSettings
+
+    SolvedSettings = CalibrationSettings | LipschitzSettings | SampleSettings
 
 
 PLAIN, CALIBRATED = "none", "calibrated"
@@ -64,77 +68,43 @@ def goes_with(solver: str, correction: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A recipe's nodes from which others follow by changing settings and inputs.
-
-    model: the trained network. reference: samples that trajectory_rms refers to. evaluate: scores
-    over NFE.
-    """
+class Solved:
+    """Makes the nodes that solve one network. model: the node it comes from."""
 
     bench: Bench
     model: str
-    reference: Node
-    evaluate: Node
-
-    @classmethod
-    def of(cls, bench: Bench, nodes: Sequence[Node]) -> Made:
-        """Those of the recipe's own training method."""
-        return cls(
-            bench, f"train/{bench.train.method}", reference_of(bench, nodes), over_nfe(nodes)
-        )
 
     @property
     def name(self) -> str:
-        """What the names of nodes call the model."""
+        """What the names of nodes call the model, and tags its method."""
         return self.model.partition("/")[2]
 
     def referred(self, seed: int) -> Node:
         """The reference samples from the noise of a seed."""
-        return replace(
-            self.reference,
-            name=f"sample/{self.name}-reference{seed_suffix(self.bench, seed)}",
-            settings=self.reference.settings.revised(seed=seed),
-            inputs={**self.reference.inputs, "model": self.model},
-        )
+        return reference_node(self.bench, self.name, self.model, seed)
 
-    def grid_of(self, solver: str) -> str:
-        """The grid of a solver; fitted ones share that of the solver whose evaluations they take,
-        Euler standing for all that need none of their own."""
-        return self.bench.sample.grid_of(table.counted_as(solver))
+    def solving(self, solver: str, nfe: int, **changes: object) -> SampleSettings:
+        """The settings of samples, whose solving a calibration shares.
 
-    def solving(self, solver: str, nfe: int) -> dict[str, object]:
-        """The settings that a sample node and its calibration share."""
-        template = self.reference.settings
-        grid = self.grid_of(solver)
-        common = {name: getattr(template, name) for name in SolverOptions.model_fields}
-        density = self.bench.sample.density.read_by(densities.of_grids([grid]))
-        return common | {"solver": solver, "nfe": nfe, "grid": grid, "density": density}
+        Fitted solvers share the grid of the one whose evaluations they take, Euler standing for
+        all that need none of their own.
+        """
+        grid = self.bench.sample.grid_of(table.counted_as(solver))
+        return swept(self.bench, solver=solver, nfe=nfe, grid=grid, **changes)
 
-    def read(self, grid: str) -> dict[str, str]:
-        """The inputs of a node that solves this model on a grid."""
-        spectrum = {"spectrum": "spectrum"} if densities.needs_spectrum(grid) else {}
-        return {"model": self.model} | spectrum
-
-    def tags(self, solver: str, correction: str, seed: int) -> dict[str, str]:
-        return {
-            **self.reference.tags,
-            "solver": solver,
-            "correction": correction,
-            "grid": self.grid_of(solver),
-            "seed": str(seed),
-        }
+    def tags(self, settings: SolvedSettings, correction: str) -> dict[str, str]:
+        own = {"method": self.name, "solver": settings.solver, "grid": settings.grid}
+        return own | {"correction": correction, "seed": str(settings.seed)}
 
     def calibration(self, solver: str, nfe: int) -> Node:
         """The schedule of a solver at an NFE, or a fitted solver's weights."""
-        options, bench = self.bench.stein, self.bench
-        if solver in table.FITTED_SOLVERS or options.target == "trajectory":
-            common = options.on_trajectories()
+        options, solving = self.bench.stein, self.solving(solver, nfe)
+        fitted = solver in table.FITTED_SOLVERS
+        if fitted or options.target == "trajectory":
+            settings = settings_of(CalibrationSettings, solving, **options.on_trajectories())
         else:
-            common = {name: getattr(options, name) for name in CalibrationOptions.model_fields}
-        settings = CalibrationSettings(
-            **common | self.solving(solver, nfe), step=self.reference.settings.step, seed=bench.seed
-        )
-        inputs = self.read(settings.grid)
+            settings = settings_of(CalibrationSettings, options, solving)
+        inputs = {"model": self.model} | spectrum_input(settings.grid)
         if settings.target == "matched":
             inputs |= self.clean(settings)
         return Node(
@@ -142,8 +112,8 @@ class Made:
             calibrate.STAGE,
             settings,
             inputs,
-            bench.resources.calibrate,
-            self.tags(solver, PLAIN if solver in table.FITTED_SOLVERS else CALIBRATED, bench.seed),
+            self.bench.resources.calibrate,
+            self.tags(settings, PLAIN if fitted else CALIBRATED),
         )
 
     def clean(self, settings: CalibrationSettings) -> dict[str, str]:
@@ -178,63 +148,36 @@ class Made:
 
     def curve(self, solver: str, correction: str, nfes: Sequence[int], seed: int) -> list[Node]:
         """Samples by a solver with a correction over NFE, and their scores; no calibrations."""
-        end = seed_suffix(self.bench, seed)
+        bench, end = self.bench, seed_suffix(self.bench, seed)
         which = f"{self.name}-{solver}" + ("" if correction == PLAIN else f"-{correction}")
-        tags = self.tags(solver, correction, seed)
         nodes = []
         for nfe in runnable(solver, nfes):
-            settings = self.reference.settings.revised(
-                **_plain(self.solving(solver, nfe)), correction=correction, seed=seed
-            )
-            inputs = self.read(settings.grid)
+            settings = self.solving(solver, nfe, correction=correction, seed=seed)
             stored = {"schedule": f"calibrate/{self.name}-{solver}-nfe{nfe}", "data": "prepare"}
-            inputs |= {name: stored[name] for name in corrections.inputs(correction, solver)}
-            nodes.append(
-                replace(
-                    self.reference,
-                    name=f"sample/{which}-nfe{nfe}{end}",
-                    settings=settings,
-                    inputs=inputs,
-                    tags=tags,
-                )
-            )
-        inputs = {**self.evaluate.inputs, "samples": [node.name for node in nodes]}
-        inputs["reference"] = self.referred(seed).name
-        scores = replace(self.evaluate, name=f"evaluate/{which}{end}", inputs=inputs, tags=tags)
-        return [*nodes, scores]
+            inputs = {name: stored[name] for name in corrections.inputs(correction, solver)}
+            name, tags = f"{which}-nfe{nfe}{end}", self.tags(settings, correction)
+            nodes.append(sample_node(bench, name, self.model, settings, tags, **inputs))
+        return curve(bench, f"{which}{end}", nodes, self.referred(seed).name)
 
     def contractivity(self, nfes: Sequence[int]) -> Iterator[Node]:
         """The singular values of steps."""
         options = self.bench.stein
-        common = {name: getattr(options, name) for name in PowerIteration.model_fields}
         for solver in dict.fromkeys(options.lipschitz_solvers):
             for nfe in runnable(solver, nfes):
-                settings = LipschitzSettings(
-                    **common | self.solving(solver, nfe),
-                    step=self.reference.settings.step,
-                    seed=self.bench.seed,
-                )
+                settings = settings_of(LipschitzSettings, options, self.solving(solver, nfe))
                 yield Node(
                     f"lipschitz/{self.name}-{solver}-nfe{nfe}",
                     lipschitz.STAGE,
                     settings,
-                    self.read(settings.grid),
+                    {"model": self.model} | spectrum_input(settings.grid),
                     self.bench.resources.lipschitz,
-                    self.tags(solver, PLAIN, self.bench.seed) | {"nfe": str(nfe)},
+                    self.tags(settings, PLAIN) | {"nfe": str(nfe)},
                 )
-
-
-def _plain(settings: dict[str, object]) -> dict[str, object]:
-    """Nested settings as plain data, as `revised` takes them."""
-    return {
-        name: value.model_dump() if isinstance(value, Settings) else value
-        for name, value in settings.items()
-    }
 
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Beside the recipe's plain solvers: the calibrated and the fitted ones, and contractivity."""
-    made, nfes, seed = Made.of(bench, nodes), bench.sample.nfes, bench.seed
+    made, nfes, seed = Solved(bench, train_node(bench).name), bench.sample.nfes, bench.seed
     found = []
     for solver in dict.fromkeys(bench.sample.solvers):
         found += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
@@ -245,9 +188,9 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     return [*found, *made.contractivity([bench.stein.lipschitz_nfe])]
 
 
-def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+def compared_nodes(bench: Bench) -> list[Node]:
     """The recipe stein: every solver with every correction over NFE, for every seed."""
-    options, made = bench.stein, Made.of(bench, nodes)
+    options, made = bench.stein, Solved(bench, train_node(bench).name)
     if max(options.nfes) >= bench.sample.reference_nfe:
         raise UsageError(
             f"stein.nfes reaches {max(options.nfes)}, not below sample.reference_nfe="
@@ -256,19 +199,9 @@ def compared_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     found = []
     if options.checkpoint is not None:
         settings = CheckpointSettings(path=options.checkpoint)
-        given = Node(
-            GIVEN,
-            checkpoint.STAGE,
-            settings,
-            {"data": "prepare"},
-            bench.resources.checkpoint,
-        )
-        found.append(given)
-        made = replace(
-            made,
-            model=given.name,
-            reference=replace(made.reference, tags={**made.reference.tags, "method": "given"}),
-        )
+        inputs, where = {"data": "prepare"}, bench.resources.checkpoint
+        found.append(Node(GIVEN, checkpoint.STAGE, settings, inputs, where))
+        made = Solved(bench, GIVEN)
     curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]
     curves += [(solver, PLAIN) for solver in options.fitted]
     curves = list(dict.fromkeys(curves))
@@ -286,5 +219,4 @@ def recipe(bench: Bench) -> list[Node]:
     """Few-step solvers in depth: all solvers, all corrections, several seeds, contractivity."""
     base = [*prepare_nodes(bench), *extractor_nodes(bench)]
     trained = train_nodes(bench) if bench.stein.checkpoint is None else []
-    templates = solver_nodes(bench, bench.train.method)
-    return [*base, *trained, *compared_nodes(bench, templates)]
+    return [*base, *trained, *compared_nodes(bench)]

@@ -97,7 +97,7 @@ class WaveletOptions(Settings):
     def fit_settings(self, model: str) -> FitSettings:
         """The settings of one score. Raises ValueError for what contradicts itself."""
         family, degree, folds = MODEL.fullmatch(model).groups()
-        options = {name: getattr(self.fit, name) for name in FitOptions.model_fields}
+        options = self.fit.shared_with(FitOptions)
         options |= {"ridge": None} if folds else {}
         chosen = {"family": family, "degree": int(degree)}
         fit.check_family(self.fit.allow_biorthogonal, **chosen)

@@ -14,13 +14,8 @@ from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
 from stages.papers.wavelet.options import PHOTOGRAPHS
 from stages.papers.wavelet.risk import BASELINES, RiskSettings
-from stages.recipes.nodes import (
-    prepare_nodes,
-    settings_of,
-    train_nodes,
-)
-from stages.settings import densities
-from stages.settings.solvers import SolverOptions, runnable_nfe
+from stages.recipes.nodes import prepare_nodes, settings_of, spectrum_input, train_nodes
+from stages.settings.solvers import runnable_nfe
 from stages.training import train
 
 if TYPE_CHECKING:
@@ -142,15 +137,10 @@ def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Nod
             options = sweep.options(
                 solver=solver, nfe=runnable_nfe(solver, sweep.nfe), grid=sweep.grid_of(solver)
             )
-            common = {name: getattr(options, name) for name in SolverOptions.model_fields}
-            settings = DrawSettings(
-                **common
-                | {"guidance": 1.0, "device": "cpu", "seed": bench.seed}
-                | {"num_samples": bench.wavelet.num_samples}
-            )
+            more = {"guidance": 1.0, "device": "cpu", "num_samples": bench.wavelet.num_samples}
+            settings = settings_of(DrawSettings, options, seed=bench.seed, **more)
             inputs = {"score": _named("fit/wavelet", model, end)}
-            if densities.needs_spectrum(settings.grid):
-                inputs["spectrum"] = f"spectrum/{end}" if end else "spectrum"
+            inputs |= spectrum_input(settings.grid, f"spectrum/{end}" if end else "spectrum")
             tags = {"method": f"wavelet-{model}", "solver": solver, "dataset": images.dataset}
             name = _named("draw/wavelet", model, solver, end)
             yield Node(name, draw.STAGE, settings, inputs, bench.resources.draw, tags)
