@@ -137,8 +137,8 @@ def test_a_killed_worker_is_replaced(tmp_path, reference):
 
 def test_a_killed_command_goes_on_where_it_was(tmp_path, reference):
     store, marks = tmp_path / "store", tmp_path / "marks"
-    arguments = ("chain", "a.steps=100", "a.seconds=5", f"a.marks={marks}", f"b.marks={marks}")
-    process = start(store, *arguments)
+    arguments = ("chain", "a.steps=300", f"a.marks={marks}", f"b.marks={marks}")
+    process = start(store, *arguments, "a.seconds=30")  # long enough for number/b beside it
     wait_for(store, "number/b done", process)
     wait_for_step(store, 10, process)
     process.kill()
@@ -151,7 +151,7 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path, reference):
     log = (store / "runs" / run_id / "logs" / "number.a.log").read_text()
     assert int(log.rsplit("counted from ", 1)[1]) >= 10
     assert marks.read_text().split().count("number/b") == 1
-    assert payloads(store, "a.steps=100") == reference("a.steps=100")
+    assert payloads(store, "a.steps=300") == reference("a.steps=300")
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])

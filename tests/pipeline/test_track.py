@@ -569,7 +569,6 @@ def one_command(store, run, die):
     tracker = start_tracker(store, default_uri(Path(store)), run)
     tracker.points("train", "training_step", [("loss", s, 1.0) for s in range(50)])
     if die:
-        time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
     tracker.close("FINISHED", timeout=120)
 
@@ -578,7 +577,7 @@ def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -611,7 +610,7 @@ def test_the_last_words_of_a_killed_command_arrive(tmp_path):
     context = multiprocessing.get_context("spawn")
     command = context.Process(target=one_command, args=(str(tmp_path), "run-0", True))
     command.start()
-    command.join(60)
+    command.join(180)
     assert command.exitcode == -signal.SIGKILL
     wait_for(lambda: not is_pending(tmp_path / "runs" / "run-0"))
     client = mlflow.MlflowClient(tracking_uri=default_uri(tmp_path))
@@ -624,9 +623,11 @@ def test_the_last_words_of_a_killed_command_arrive(tmp_path):
 def test_a_server_that_goes_away_and_comes_back(tmp_path, database):
     import mlflow
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Bound but not listening: servers may take the port, and nobody is given it by chance.
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = held.getsockname()[1]
     path = tmp_path / "server.db"
     shutil.copy(database.removeprefix("sqlite:///"), path)
 
@@ -663,6 +664,7 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path, database):
         wait_for(lambda: track.flush_pending(tmp_path) == 1)
         wait_for(lambda: not is_pending(tmp_path / "runs" / "run-0"))
     finally:
+        held.close()
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")

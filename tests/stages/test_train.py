@@ -239,20 +239,7 @@ def test_contradictions_are_refused_in_words(changes, words):
     assert all(word in str(refused.value) for word in words)
 
 
-@pytest.mark.slow
-def test_two_ray_workers_train_as_one(tmp_path, few, model, own_ray):
-    two = make(tmp_path, train.STAGE, TINY.revised(num_workers=2), data=few)
-    # Rounding grows: AdamW normalises even gradients that are nothing but rounding.
-    for step, tolerance in ((7, 2e-6), (18, 1e-4)):
-        pairs = [artifact.load().network(step).parameters() for artifact in (two, model)]
-        ours, theirs = (torch.cat([p.flatten() for p in found]).double() for found in pairs)
-        assert (ours - theirs).norm() < tolerance * theirs.norm()
-    for name, value in model.metrics.items():
-        assert two.metrics[name] == pytest.approx(value, rel=1e-6)
-
-
-@pytest.mark.slow
-def test_a_worker_s_error_arrives_as_its_own(tmp_path, few, own_ray):
-    settings = TINY.revised(num_workers=2, network=NetworkSettings(patch=3, width=16))
+def test_a_network_that_does_not_fit_the_images_is_refused_in_words(tmp_path, few):
+    settings = TINY.revised(network=NetworkSettings(patch=3, width=16))
     with pytest.raises(StageError, match="not divisible by patch_size 3"):
-        make(tmp_path, train.STAGE, settings, data=few)
+        trained_in(context(tmp_path, settings, data=few))

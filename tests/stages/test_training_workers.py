@@ -17,7 +17,12 @@ from stages.training import loop, run, train
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, make
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_ray")]
+# One group: all of them share a Ray and its two CPUs.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("own_ray"),
+    pytest.mark.xdist_group("ray_train"),
+]
 
 OWN = {"alignment_depth": 1, "projector_width": 8}
 MASKED = TINY.revised(method="maskalign", maskalign=OWN)
@@ -72,6 +77,17 @@ def test_two_workers_reduced_gradients_are_those_of_one(tmp_path, few, teacher):
     for rank in range(2):
         found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
         assert (found - whole).norm() < 1e-6 * whole.norm()
+
+
+def test_two_ray_workers_train_as_one(tmp_path, few, model):
+    two = make(tmp_path, train.STAGE, TINY.revised(num_workers=2), data=few)
+    # Rounding grows: AdamW normalises even gradients that are nothing but rounding.
+    for step, tolerance in ((7, 2e-6), (18, 1e-4)):
+        pairs = [artifact.load().network(step).parameters() for artifact in (two, model)]
+        ours, theirs = (torch.cat([p.flatten() for p in found]).double() for found in pairs)
+        assert (ours - theirs).norm() < tolerance * theirs.norm()
+    for name, value in model.metrics.items():
+        assert two.metrics[name] == pytest.approx(value, rel=1e-6)
 
 
 def kill_a_worker(state, killed) -> None:

@@ -146,7 +146,7 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
     process = start(tmp_path, *words, module="pipeline")
     wait_for(tmp_path, lambda: list(store.local.glob("work/train/*/*")), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(LIMIT_SECONDS) == 130
     assert said(tmp_path).rstrip().endswith("--resume")
 
     run(tmp_path, *words, "--resume", module="pipeline")
