@@ -136,11 +136,7 @@ def of_graph(store: Store, recipe: str, resolved: Resolved, graph: Graph) -> Pla
 
 
 def _states(
-    graph: Graph,
-    store: Store,
-    wanted: set[str],
-    forced: set[str],
-    previous: _Previous | None,
+    graph: Graph, store: Store, wanted: set[str], forced: set[str], previous: _Previous | None
 ) -> dict[str, NodePlan]:
     nodes: dict[str, NodePlan] = {}
     verified = 0

@@ -108,9 +108,7 @@ def apart(values: Sequence[float], logarithmic: bool = False) -> list[float]:
     return kept
 
 
-def _by_protocol(
-    scores: Mapping[str, Sequence[Row]],
-) -> dict[Protocol, dict[str, list[Row]]]:
+def _by_protocol(scores: Mapping[str, Sequence[Row]]) -> dict[Protocol, dict[str, list[Row]]]:
     """Curves by the protocol they share, what single metrics add to it left out."""
     found: dict[Protocol, dict[str, list[Row]]] = {}
     for curve, rows in scores.items():

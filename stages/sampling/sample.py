@@ -289,10 +289,7 @@ def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:
 
 
 def _needs(settings: SampleSettings) -> list[str]:
-    return [
-        *solvers.needs(settings),
-        *corrections.inputs(settings.correction, settings.solver),
-    ]
+    return [*solvers.needs(settings), *corrections.inputs(settings.correction, settings.solver)]
 
 
 STAGE = Stage(

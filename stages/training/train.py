@@ -58,10 +58,7 @@ class TrainOptions(methods.MethodOptions):
         "their gradients add up to those of the whole",
     )
     save_every: int = Field(
-        200,
-        ge=1,
-        description="steps between resumable states",
-        json_schema_extra={"keyed": False},
+        200, ge=1, description="steps between resumable states", json_schema_extra={"keyed": False}
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the network's products; weights stay in float32"

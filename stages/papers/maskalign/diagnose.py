@@ -204,11 +204,7 @@ STAGE = Stage(
     settings=DiagnoseSettings,
     output=Diagnosis,
     run="stages.papers.maskalign.diagnose:run",
-    inputs={
-        "model": Input(TrainedNetwork),
-        "data": Input(Data),
-        "teacher": Input(Teacher),
-    },
+    inputs={"model": Input(TrainedNetwork), "data": Input(Data), "teacher": Input(Teacher)},
     sources=lambda settings: ["stages.nets.sit:SiT"],
     metrics=lambda node: METRICS,
 )
