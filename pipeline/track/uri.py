@@ -14,7 +14,12 @@ from pipeline.errors import UsageError, nearest
 from pipeline.track.redaction import redact
 
 # Python packages that speak to a database, by the driver that the URI names.
-DRIVERS = {"postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc", "mysqldb": "MySQLdb"}
+DRIVERS = {
+    "postgresql": "psycopg2",
+    "mysql": "MySQLdb",
+    "mssql": "pyodbc",
+    "mysqldb": "MySQLdb",
+}
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 EXAMPLES = "sqlite:////path/to/mlflow.db or http://host:5000"
 

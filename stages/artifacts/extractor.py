@@ -14,12 +14,9 @@ from stages.methods import table
 if TYPE_CHECKING:
     from stages.encoders.embedded import FeatureNetwork
 
-
 WEIGHTS = "extractor.safetensors"
 
-
 FACTS = "extractor.json"
-
 
 EMBEDDED = "embedded"
 

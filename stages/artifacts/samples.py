@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-
 GRID_SIDE = 10
 
 

@@ -19,24 +19,17 @@ if TYPE_CHECKING:
 
     from stages.data.readers.images import Source
 
-
 OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "photographs": 16}
-
 
 DIGITS = 1797  # images, of which HELD_OUT are held out unless settings say otherwise
 
-
 HELD_OUT = 297
-
 
 OWN_SPLITS = frozenset({"mnist", "cifar10", "photographs"})
 
-
 OWN_CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "photographs": 3}
 
-
 NEED_PATH = frozenset({"mnist", "cifar10", "folder", "npz"})
-
 
 LARGEST_PATCH = 160  # the held-out quarter of a photograph's width
 

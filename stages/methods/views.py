@@ -100,7 +100,10 @@ def _warp(images: Tensor, moves: Tensor, strength: Strength, padding: str) -> Te
     cos, sin = angle.cos() / size, angle.sin() / size
     aspect = height / width
     inverse = torch.stack(
-        [torch.stack([cos, sin * aspect], dim=-1), torch.stack([-sin / aspect, cos], dim=-1)],
+        [
+            torch.stack([cos, sin * aspect], dim=-1),
+            torch.stack([-sin / aspect, cos], dim=-1),
+        ],
         dim=-2,
     )
     shift = 2 * strength.shift * moves[:, 1:3]

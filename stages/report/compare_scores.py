@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from stages.methods.protocol import Protocol, Score
 
 # Drawn, and shown in the terminal of the last set that the runs share.
-HEADLINES = {"training_step": ("fid", "memorization_ratio"), "nfe": ("fid", "trajectory_rms")}
+HEADLINES = {
+    "training_step": ("fid", "memorization_ratio"),
+    "nfe": ("fid", "trajectory_rms"),
+}
 OVER = {"training_step": "training step", "nfe": "NFE"}
 METHOD = "METHOD"
 REFUSED = "refused"

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from stages.methods.solvers.trajectories import Correction, Solver
     from stages.sampling.problem import Problem
 
-
 # Added to the seed of the SDE's noise, whose steps would else be those of training.
 SDE_SEED = 1 << 40
 

@@ -16,7 +16,6 @@ from stages.artifacts.samples import GRID_SIDE, ExternalSamples
 if TYPE_CHECKING:
     import numpy as np
 
-
 SHARD_FILES = 2000
 
 

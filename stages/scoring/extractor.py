@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stages.artifacts.data import DataSet
     from stages.encoders.embedded import FeatureNetwork
 
-
 # Real images that are degraded, and those they are compared with, at most.
 VALIDATION_IMAGES, VALIDATION_REFERENCE = 500, 1500
 

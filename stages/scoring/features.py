@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-
 NEIGHBOURS = 3  # nearest training images kept: two give the memorisation ratio, all are shown
 
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from stages.artifacts.data import DataSet
     from stages.training.train import TrainOptions, TrainSettings
 
-
 REFUSAL = "refused.txt"
-
 
 # Each start of the workers that finds no room for them has waited a minute.
 MAX_FAILED_STARTS = 60

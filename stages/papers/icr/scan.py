@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from pipeline.graph import Node
     from stages.papers.icr.measure import Viewer
 
-
 WAVE = 8  # rows scanned side by side, and then remembered
-
 
 WORTH_SECONDS = (
     10  # of work left that other processes are asked to share; one row stays in this one

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from stages.methods.alarm import Alarm
     from stages.settings.scans import ScanSettings
 
-
 CURVES = {
     "icr": "icr",
     "icr_naive": "naive",

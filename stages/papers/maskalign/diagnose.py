@@ -198,7 +198,6 @@ METRICS = (
     *(f"masked_{name}" for name in GRADIENT),
 )
 
-
 STAGE = Stage(
     name="diagnose",
     settings=DiagnoseSettings,

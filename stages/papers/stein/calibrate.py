@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from pipeline.graph import Node
 
-
 ABSCISSA = "solver_step"
 
 

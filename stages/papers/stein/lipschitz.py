@@ -26,7 +26,6 @@ from stages.settings.solvers import SolverOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 ABSCISSA = "solver_step"
 
 

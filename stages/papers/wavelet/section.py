@@ -338,7 +338,8 @@ def _response_figure(
         "line (dashed) of the diagonal Wiener filter, -(w - mean) / (variance + sigma²)."
     )
     axes = Axes(
-        "noisy coefficient (standard deviations of the training pixels)", "score (one over that)"
+        "noisy coefficient (standard deviations of the training pixels)",
+        "score (one over that)",
     )
     return plot(of.figure(name), caption, [*curves, *linear.values()], axes)
 
