@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = "extractor.safetensors"
 
-FACTS = "extractor.json"
 
 EMBEDDED = "embedded"
 
@@ -36,7 +35,7 @@ class Extractor(DescribedArtifact):
     name, weights_hash, resize, dimension, and validation, `{kind: [[strength, distance], ...]}` of
     degraded real images (stages.methods.degradation)."""
 
-    facts = FACTS
+    facts = "extractor.json"
 
     @property
     def identity(self) -> Identity:

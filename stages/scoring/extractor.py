@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from pydantic import Field
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
-from stages.artifacts.extractor import EMBEDDED, FACTS, WEIGHTS, Extractor, Identity, caution_of
+from stages.artifacts.extractor import EMBEDDED, WEIGHTS, Extractor, Identity, caution_of
 from stages.methods import table
 from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
 
@@ -47,7 +46,7 @@ def run(context: Context) -> Result:
             network = build(settings.kind, settings.weights, settings.device)
         validation = _validation(network, data, settings.seed)
     facts = asdict(_identity(network)) | {"validation": validation}
-    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    Extractor.describe(context.path, facts)
     caution = caution_of(facts)
     context.log(caution or f"its distance rises with every step of {', '.join(validation)}")
     return Result(metrics=metrics | {"distance_monotone": float(not caution)})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
 from pipeline.stage import Context, Result
-from stages.artifacts.network import checkpoint_name
+from stages.artifacts.network import TrainedNetwork, checkpoint_name
 from stages.settings import networks
 from stages.training.worker import (
     ABSCISSA,
@@ -132,7 +131,7 @@ def finish(context: Context) -> Result:
         "num_images": len(training_images(settings, data)),
         "parameters": networks.num_parameters(settings.network.kind, config),
     }
-    (context.path / "model.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    TrainedNetwork.describe(context.path, facts)
     curves = [tuple(row) for row in record["curves"]]
     seconds = [tuple(row) for row in record["step_seconds"]]
     return Result(
