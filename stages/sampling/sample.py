@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve, unkeyed
 from stages.artifacts import network
 from stages.artifacts.data import Data
@@ -229,11 +229,9 @@ def run(context: Context) -> Result:
     others = {name: context.inputs.get(name) for name in ("spectrum", "data", "schedule")}
     items = shards(settings.num_samples, settings.block_size, settings.shard_size)
     context.progress(0, settings.num_samples, "samples")
-    try:
+    with raised_as(StageError, ValueError, FloatingPointError):
         plan = plan_of(settings, model, **others)
         parts = context.map(sample_shard, items, model, settings, plan)
-    except (ValueError, FloatingPointError) as error:
-        raise StageError(str(error)) from error
     images = np.concatenate([part.images for part in parts])
     context.progress(len(images), settings.num_samples, "samples")
     labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -45,7 +44,8 @@ def run(context: Context) -> Result:
         else:
             network = build(settings.kind, settings.weights, settings.device)
         validation = _validation(network, data, settings.seed)
-    facts = asdict(_identity(network)) | {"validation": validation}
+    identity = {name: getattr(network, name) for name in Identity.__annotations__}
+    facts = identity | {"validation": validation}
     Extractor.describe(context.path, facts)
     caution = caution_of(facts)
     context.log(caution or f"its distance rises with every step of {', '.join(validation)}")
@@ -60,10 +60,6 @@ def _check_labels(settings: ExtractorSettings, data: DataSet) -> None:
             "have none; set extractor.kind=inception or dinov2-base, or give labels (y_train in an "
             ".npz file, class folders in a folder)"
         )
-
-
-def _identity(network: FeatureNetwork) -> Identity:
-    return Identity(**{name: getattr(network, name) for name in Identity.__annotations__})
 
 
 def _accuracies(

@@ -9,14 +9,7 @@ from pipeline.errors import StageError
 from pipeline.stage import Context, Result
 from stages.artifacts.network import TrainedNetwork, checkpoint_name
 from stages.settings import networks
-from stages.training.worker import (
-    ABSCISSA,
-    _is_first,
-    _steps_before,
-    network_config,
-    train_worker,
-    training_images,
-)
+from stages.training import worker
 
 if TYPE_CHECKING:
     from stages.artifacts.data import DataSet
@@ -85,12 +78,12 @@ def _guarded(context: Context) -> None:
     from stages.training.resume import write_atomically
 
     try:
-        train_worker(context)
+        worker.train_worker(context)
     except StageError as error:
         text = str(error)
         if not context.settings.num_workers:
             raise
-        if _is_first():
+        if worker._is_first():
             write_atomically(context.work.path / REFUSAL, lambda path: path.write_text(text))
 
 
@@ -117,7 +110,7 @@ def finish(context: Context) -> Result:
     for kept in kept_steps:
         name = checkpoint_name(kept)
         shutil.copyfile(context.work.path / name, context.path / name)
-    config = network_config(settings, data, context.inputs.get("teacher"))
+    config = worker.network_config(settings, data, context.inputs.get("teacher"))
     facts = {
         "network": settings.network.kind,
         "config": config,
@@ -126,9 +119,9 @@ def finish(context: Context) -> Result:
         "shape": list(data.shape),
         "num_classes": data.num_classes,
         "time_density": settings.density.name,
-        "steps_before": _steps_before(context),
+        "steps_before": worker._steps_before(context),
         "seed": settings.seed,
-        "num_images": len(training_images(settings, data)),
+        "num_images": len(worker.training_images(settings, data)),
         "parameters": networks.num_parameters(settings.network.kind, config),
     }
     TrainedNetwork.describe(context.path, facts)
@@ -137,7 +130,7 @@ def finish(context: Context) -> Result:
     return Result(
         metrics={name: value for name, _, value in curves},
         curves=curves,
-        abscissa=ABSCISSA,
+        abscissa=worker.ABSCISSA,
         timings={"step_seconds": seconds} | _speeds(settings, data, seconds),
         tags=record.get("tags", {}),
     )
