@@ -112,13 +112,10 @@ def plan_text(plan: Plan, cores: int) -> str:
     elif known:
         took = progress.duration(plan.about_seconds(cores))
         cost += f", about {took} on {cores} core{'s' if cores > 1 else ''}"
-    lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do" + _bracket(cost))
+    cost = f" ({cost})" if cost else ""
+    lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do{cost}")
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
-
-
-def _bracket(text: str) -> str:
-    return f" ({text})" if text else ""
 
 
 def config(root: Root, options: Namespace) -> int:

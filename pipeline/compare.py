@@ -104,11 +104,7 @@ def compare(catalog: Catalog, runs: Sequence[results.Run]) -> Comparison:
     """Compare runs of any recipes, finished or not."""
     scores = resolve(catalog.compare_scores)(runs) if catalog.compare_scores else ()
     return Comparison(
-        tuple(runs),
-        tuple(settings(runs)),
-        tuple(nodes(runs)),
-        tuple(scores),
-        tuple(measures(runs)),
+        tuple(runs), tuple(settings(runs)), tuple(nodes(runs)), tuple(scores), tuple(measures(runs))
     )
 
 

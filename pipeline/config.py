@@ -186,11 +186,11 @@ def _explain(
         return f"{key}: {message}{where}" if key else message
     if problem["type"] == "missing":
         return f"{key} is required; set it in the preset or as {key}=VALUE"
-    given = problem["input"]
+    given, message = problem["input"], problem["msg"]
     if problem["type"] in ("model_type", "model_attributes_type"):
         inner = next((k for k in known_keys(model) if k.startswith(f"{key}.")), f"{key}.KEY")
         return f"{key} is a group of settings{where}; set one of its keys, such as {inner}"
-    return f"{key}={given!r}{where}: {_lower(problem['msg'])}"
+    return f"{key}={given!r}{where}: {message[:1].lower()}{message[1:]}"
 
 
 SHOWN = 12  # keys of a group that are listed
@@ -214,7 +214,3 @@ def _suggestion(key: str, keys: Sequence[str], grouped: bool) -> str:
         return ""
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     return f"; {group} has {', '.join(known[:SHOWN])}{more}"
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]

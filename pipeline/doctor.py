@@ -30,7 +30,8 @@ def examine(catalog: Catalog, store_uri: str, verify: bool = False) -> int:
 
 def _checks(catalog: Catalog, store_uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
     yield sys.version_info >= MINIMUM_PYTHON, f"Python {platform.python_version()}"
-    yield True, f"{len(os.sched_getaffinity(0))} CPU cores, {_memory_gib():.1f} GiB memory"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield True, f"{len(os.sched_getaffinity(0))} CPU cores, {memory:.1f} GiB memory"
     for package in dict.fromkeys((*catalog.packages, *ENGINE)):
         version = installed(package)
         yield version != "missing", f"{package} {version}"
@@ -40,10 +41,6 @@ def _checks(catalog: Catalog, store_uri: str, verify: bool) -> Iterator[tuple[bo
         found = weights.find()
         where = f"found at {found}" if found else f"not there (needed for {weights.purpose})"
         yield True if found else None, f"{weights.file}: {where}{'' if found else weights.remedy}"
-
-
-def _memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def _torch() -> Iterator[tuple[bool | None, str]]:

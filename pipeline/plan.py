@@ -136,11 +136,7 @@ def of_graph(store: Store, recipe: str, resolved: Resolved, graph: Graph) -> Pla
 
 
 def _states(
-    graph: Graph,
-    store: Store,
-    wanted: set[str],
-    forced: set[str],
-    previous: _Previous | None,
+    graph: Graph, store: Store, wanted: set[str], forced: set[str], previous: _Previous | None
 ) -> dict[str, NodePlan]:
     nodes: dict[str, NodePlan] = {}
     verified = 0
@@ -244,12 +240,9 @@ def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
     if old.version != new.version:
         changes.append(f"version {old.version} -> {new.version}")
     if old.inputs != new.inputs:
-        changes.append("reads " + (", ".join(waiting[:3]) or "other inputs") + _more(waiting))
+        more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+        changes.append(f"reads {', '.join(waiting[:3]) or 'other inputs'}{more}")
     return "; ".join(changes) or "not finished before"
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 3} more" if len(names) > 3 else ""
 
 
 def _version_warnings(catalog: Catalog, nodes: Mapping[str, NodePlan]) -> list[str]:

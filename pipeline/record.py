@@ -89,12 +89,7 @@ class Record:
         return cls(store, _new(run_id, plan, overrides))
 
     def node(
-        self,
-        name: str,
-        state: str,
-        seconds: float | None,
-        error: str,
-        timings: Mapping[str, Any],
+        self, name: str, state: str, seconds: float | None, error: str, timings: Mapping[str, Any]
     ) -> None:
         """Note how a node ended, and what it measured of its own speed."""
         noted = {"state": state, "seconds": seconds, "error": error, "timings": brief(timings)}

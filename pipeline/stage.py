@@ -7,6 +7,7 @@ inside.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from pipeline.artifact import Artifact
 class Settings(pydantic.BaseModel):
     """Base of all settings: frozen, unknown keys refused, each field described and bounded.
 
-    A field declared with `json_schema_extra={"keyed": False}` does not change results and so does
-    not enter an artifact's key (how many shards run at once, say).
+    A field declared with `unkeyed` does not change results and so does not enter an artifact's key
+    (how many shards run at once, say).
     """
 
     model_config = pydantic.ConfigDict(
@@ -41,6 +42,10 @@ class Settings(pydantic.BaseModel):
     def keyed(self) -> dict[str, Any]:
         """The fields that results depend on, as plain JSON data."""
         return _keyed(self)
+
+
+unkeyed = functools.partial(pydantic.Field, json_schema_extra={"keyed": False})
+"""`pydantic.Field` of a setting that results do not depend on."""
 
 
 def _absolute(path: str) -> str:

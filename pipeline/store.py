@@ -19,16 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import locations
 from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError
-from pipeline.locations import (
-    LocalLocation,
-    Location,
-    RemoteLocation,
-    cache_folder,
-    files_below,
-    quarantine_name,
-)
 
 
 class Store:
@@ -57,12 +50,12 @@ class Store:
         self.remote = "://" in self.uri and not self.uri.startswith("file://")
         if self.remote:
             slug = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
-            self.local = cache_folder() / slug
-            self.location: Location = RemoteLocation(self.uri, self.local)
+            self.local = locations.cache_folder() / slug
+            self.location: locations.Location = locations.RemoteLocation(self.uri, self.local)
         else:
             self.local = Path(self.uri.removeprefix("file://")).expanduser().resolve()
             self.uri = str(self.local)
-            self.location = LocalLocation(self.local)
+            self.location = locations.LocalLocation(self.local)
 
     def check_readable(self) -> None:
         """Raise `UsageError` if it cannot be told what the store holds."""
@@ -70,7 +63,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise `UsageError` if the store, or its local side, cannot be written."""
-        LocalLocation(self.local).check_writable()
+        locations.LocalLocation(self.local).check_writable()
         self.location.check_writable()
 
     # Artifacts
@@ -141,7 +134,7 @@ class Store:
 
     def set_aside(self, stage: str, key: str) -> str:
         """Move an artifact out of the way; where it is now, "" if it was gone already."""
-        name = quarantine_name(f"{stage}-{key}")
+        name = locations.quarantine_name(f"{stage}-{key}")
         try:
             self.location.move(f"artifacts/{stage}/{key}", name)
         except FileNotFoundError:
@@ -257,7 +250,7 @@ class WorkArea:
         """Copy new and changed files to a remote store; on a local one they are safe already."""
         if not self._store.remote:
             return
-        for relative, path in files_below(self.path):
+        for relative, path in locations.files_below(self.path):
             status = path.stat()
             mark = (status.st_size, status.st_mtime_ns)
             if self._pushed.get(relative) != mark:

@@ -115,10 +115,7 @@ def bench_of(stages: Iterable[Stage], papers: Sequence[Paper]) -> type[Bench]:
         name: _field(kind, of) for paper in papers for name, (kind, of) in paper.sections.items()
     }
     made = create_model(
-        "Bench",
-        __base__=Bench,
-        **sections,
-        resources=_field(resources, "of nodes, by stage"),
+        "Bench", __base__=Bench, **sections, resources=_field(resources, "of nodes, by stage")
     )
     made.papers = tuple(papers)
     made.devices = {**Bench.devices, **{k: v for paper in papers for k, v in paper.devices.items()}}

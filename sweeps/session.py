@@ -105,7 +105,8 @@ class Session:
         )
         todo = self._todo(nodes.run())
         names = [trial.name for trial in self.entry.trials]
-        names += [record.trial_name(i) for i in range(len(names), self._count())]
+        count = len(self.checked.values) or self.sweep.space.trials
+        names += [record.trial_name(i) for i in range(len(names), count)]
         self.view = progress.view(dict.fromkeys(names), self.how.cores, "trials")
         for trial in self.entry.trials:
             if trial.ended or trial.error:
@@ -116,9 +117,6 @@ class Session:
     def _show_nodes(self, names: Sequence[str]) -> Any:
         self.view = progress.view(dict.fromkeys(names), self.how.cores, "shared nodes")
         return self.view
-
-    def _count(self) -> int:
-        return len(self.checked.values) or self.sweep.space.trials
 
     # Trials
 
@@ -238,8 +236,8 @@ class Session:
         self.entry.save(SAVE_SECONDS)
 
     def _show_end(self, trial: TrialRecord, state: str) -> None:
-        values = trial.measured.get(self.sweep.space.decides)
-        found = f"{self.sweep.space.decides} {statistics.fmean(values):.4g}" if values else ""
+        value = self._objective(trial)
+        found = f"{self.sweep.space.decides} {value:.4g}" if value is not None else ""
         early = "stopped early" if trial.state == LAGGED else ""
         note = trial.error or found or early
         self._show(trial, state=state, note=f"{note}  ({assigned(trial.values)})")

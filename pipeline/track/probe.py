@@ -21,7 +21,7 @@ def check_server(uri: str, timeout: float) -> str | None:
     """Ask the server for one experiment: the cheapest request that needs credentials."""
     name = redact(uri)
     parts = urlsplit(uri)
-    bare = urlunsplit(parts._replace(netloc=_host(parts.netloc))).rstrip("/")
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
     headers = {"Content-Type": "application/json", **_authorization(uri)}
     request = urllib.request.Request(
         f"{bare}/api/2.0/mlflow/experiments/search", data=b'{"max_results": 1}', headers=headers
@@ -70,10 +70,6 @@ def _judge(name: str, error: urllib.error.HTTPError, away: str) -> str:
     raise UsageError(
         f"{name} answers HTTP {error.code}, not as an MLflow server; check --tracking-uri"
     ) from error
-
-
-def _host(netloc: str) -> str:
-    return netloc.rpartition("@")[2]
 
 
 def _authorization(uri: str) -> dict[str, str]:

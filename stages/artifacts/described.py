@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.artifact import Artifact
@@ -18,3 +20,8 @@ class DescribedArtifact(Artifact):
     def description(self) -> dict[str, Any]:
         """The plain facts."""
         return json.loads((self.path / self.facts).read_text())
+
+    @classmethod
+    def describe(cls, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write the facts into the folder of a payload."""
+        (folder / cls.facts).write_text(json.dumps(facts, indent=1, sort_keys=True))

@@ -13,11 +13,7 @@ from stages.methods import table
 if TYPE_CHECKING:
     from stages.encoders.embedded import FeatureNetwork
 
-
 WEIGHTS = "extractor.safetensors"
-
-
-FACTS = "extractor.json"
 
 
 EMBEDDED = "embedded"
@@ -38,7 +34,7 @@ class Extractor(DescribedArtifact):
     name, weights_hash, resize, dimension, and validation, `{kind: [[strength, distance], ...]}` of
     degraded real images (stages.methods.degradation)."""
 
-    facts = FACTS
+    facts = "extractor.json"
 
     @property
     def identity(self) -> Identity:

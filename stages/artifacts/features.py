@@ -10,7 +10,6 @@ from stages.artifacts.described import DescribedArtifact
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 ARRAYS = ("features", "spatial", "logits", "neighbours", "neighbour_distances")
 
 

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from stages.methods.wavelet import WaveletScore, WaveletStatistics
 
 STATISTICS = "statistics.safetensors"
-FACTS = "score.json"
 
 
 class FittedScore(DescribedArtifact):
     """The statistics of a wavelet score, and the ridge at each level it was chosen for. Facts:
     method, family, degree, wavelet, shape, standard deviation, ridges, ..."""
 
-    facts = FACTS
+    facts = "score.json"
 
     def load(self) -> WaveletStatistics:
         """The statistics; images and sigma are in the units of the data set, [-1, 1]."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
 
 GRID_SIDE = 10
 
@@ -61,6 +61,19 @@ class Samples(DescribedArtifact):
         import torch
 
         return SampleSet(self.images(), torch.from_numpy(np.load(self.path / "labels.npy")))
+
+    @classmethod
+    def write(
+        cls, folder: Path, images: np.ndarray, labels: np.ndarray, facts: Mapping[str, Any]
+    ) -> None:
+        """Write images (n, C, H, W), their labels (n,), a grid of the first ones and the facts."""
+        import numpy as np
+
+        np.save(folder / "samples.npy", images)
+        np.save(folder / "labels.npy", labels)
+        first = images[: GRID_SIDE**2]
+        write_grid(folder / "grid.png", first / 127.5 - 1 if first.dtype == np.uint8 else first)
+        cls.describe(folder, facts)
 
     def name_of(self, index: int) -> str:
         """What messages call a sample."""

@@ -12,15 +12,13 @@ if TYPE_CHECKING:
 
     from stages.settings.solvers import SolverOptions
 
-FILE = "schedule.json"
-
 
 class Schedule(DescribedArtifact):
     """gamma of every step for a solver, or the weights of a fitted solver; with the levels, the
     solver, the guidance and the checkpoint they were made for. Facts: kind, solver, nfe, grid,
     levels, values, model, target, source, ..."""
 
-    facts = FILE
+    facts = "schedule.json"
 
     def load(self) -> Tensor:
         """float64: gammas (num_steps,), or weights (num_steps, outputs), newest output first."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-FACTS, PATCHES, TOKENS = "teacher.json", "patches.npy", "class_tokens.npy"
+PATCHES, TOKENS = "patches.npy", "class_tokens.npy"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Teacher(DescribedArtifact):
     weights_hash, resize, grid, teacher_grid, width, data, num_images, probes (accuracy by features
     and by training)."""
 
-    facts = FACTS
+    facts = "teacher.json"
 
     def load(self) -> TeacherFeatures:
         import numpy as np

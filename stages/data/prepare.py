@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, UsageError, raised_as
-from pipeline.stage import Context, Place, Result, Settings, Stage, resolve
+from pipeline.stage import Context, Place, Result, Settings, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
 from stages.methods import table
 
@@ -19,24 +18,17 @@ if TYPE_CHECKING:
 
     from stages.data.readers.images import Source
 
-
 OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "photographs": 16}
-
 
 DIGITS = 1797  # images, of which HELD_OUT are held out unless settings say otherwise
 
-
 HELD_OUT = 297
-
 
 OWN_SPLITS = frozenset({"mnist", "cifar10", "photographs"})
 
-
 OWN_CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "photographs": 3}
 
-
 NEED_PATH = frozenset({"mnist", "cifar10", "folder", "npz"})
-
 
 LARGEST_PATCH = 160  # the held-out quarter of a photograph's width
 
@@ -50,11 +42,10 @@ class PrepareSettings(Settings):
         "two), mnist (IDX files), cifar10 (python version), folder (class folders of images) or "
         "npz",
     )
-    path: Place | None = Field(
+    path: Place | None = unkeyed(
         None,
         description="file or folder of the data; digits and photographs need none; its contents, "
         "not its place, enter keys",
-        json_schema_extra={"keyed": False},
     )
     size: int | None = Field(
         None,
@@ -181,7 +172,7 @@ def run(context: Context) -> Result:
         "std": std,
         "V": V,
     }
-    (context.path / "data.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    Data.describe(context.path, facts)
     context.log(
         f"{facts['name']}: {len(source.train)} training and {len(source.test)} held-out images of "
         f"{facts['shape']}, mean {mean:.4f}, std {std:.4f}"

@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import StageError, raised_as
-from pipeline.stage import Context, Input, Result, Settings, Stage
+from pipeline.stage import Context, Input, Result, Settings, Stage, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.spectrum import FILE, Spectrum
+from stages.shards import blocks
 
 BATCH = 512  # images read at once; the sums do not depend on it
 
@@ -26,11 +27,8 @@ class SpectrumSettings(Settings):
         description="go on though the images are latents, for whose frequencies the eye's contrast "
         "sensitivity was not measured",
     )
-    shard_size: int = Field(
-        20_000,
-        ge=32,
-        description="images of one task; results do not depend on it",
-        json_schema_extra={"keyed": False},
+    shard_size: int = unkeyed(
+        20_000, ge=32, description="images of one task; results do not depend on it"
     )
 
 
@@ -75,8 +73,7 @@ def run(context: Context) -> Result:
     with raised_as(StageError):
         check_pixels(facts["shape"][0], is_latent(data), settings.allow_latent)
         count = len(chosen(facts["num_train"], settings.num_images))
-        size = settings.shard_size
-        shards = [(i, min(i + size, count)) for i in range(0, count, size)]
+        shards = list(blocks(count, settings.shard_size))
         context.progress(0, count, "images")
         states = context.map(collect_shard, shards, data, settings)
         total, *others = (RadialPower.from_state(state) for state in states)

@@ -20,9 +20,7 @@ from stages.methods.torchvision_shim import prepare_torchvision
 
 __all__ = ["load"]
 
-
 DINO_SIDE = 224
-
 
 RESIZED = f"antialiased bicubic to {DINO_SIDE}"
 

@@ -19,7 +19,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
 
-
 # One number for each use, so that a new use leaves the others' draws as they are.
 _TIME, _NOISE, _CLASS_NOISE, _DROP, _KEEP = range(1, 6)
 

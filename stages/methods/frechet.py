@@ -112,7 +112,9 @@ def from_features(
     message names the images).
     """
     x1, x2 = _check_pair(x1, x2)
-    blocks = min(_check_blocks(blocks), len(x1) // 2, len(x2) // 2)
+    if blocks < 2:
+        raise ValueError(f"blocks is {blocks}; the jackknife needs at least 2, usually 20")
+    blocks = min(blocks, len(x1) // 2, len(x2) // 2)
     generator = generator or torch.Generator().manual_seed(0)
     first, second = (_Sample(x, blocks, generator) for x in (x1, x2))
     whole = _distance(first.gaussian(), second.gaussian())
@@ -278,12 +280,6 @@ def _check_pair(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
             "same extractor"
         )
     return x1, x2
-
-
-def _check_blocks(blocks: int) -> int:
-    if blocks < 2:
-        raise ValueError(f"blocks is {blocks}; the jackknife needs at least 2, usually 20")
-    return blocks
 
 
 def _check_gaussian(

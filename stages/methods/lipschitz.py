@@ -70,10 +70,7 @@ def step_norms(
 
 
 def largest_singular(
-    function: Callable[[Tensor], Tensor],
-    y: Tensor,
-    iterations: int,
-    generator: torch.Generator,
+    function: Callable[[Tensor], Tensor], y: Tensor, iterations: int, generator: torch.Generator
 ) -> Tensor:
     """Largest singular value of d function / dy at every sample of y (B, ...): (B,).
 

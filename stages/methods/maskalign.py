@@ -12,19 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from stages.methods import path
-from stages.methods.losses import (
-    Batch,
-    LossTerms,
-    aligned_patches,
-    alignment_loss,
-    alignment_targets,
-    check_fraction,
-    check_weight,
-    class_features,
-    dropped_labels,
-    mean_squared_error,
-)
+from stages.methods import losses, path
 from stages.methods.patches import num_kept, patchify, take_tokens
 
 if TYPE_CHECKING:
@@ -53,15 +41,15 @@ class Loss:
     def __post_init__(self):
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio is {self.mask_ratio}; it must lie in [0, 1)")
-        check_weight("class_weight", self.class_weight)
-        check_weight("alignment_weight", self.alignment_weight)
-        check_fraction("label_dropout", self.label_dropout)
+        losses.check_weight("class_weight", self.class_weight)
+        losses.check_weight("alignment_weight", self.alignment_weight)
+        losses.check_fraction("label_dropout", self.label_dropout)
 
-    def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
+    def __call__(self, network: nn.Module, batch: losses.Batch) -> losses.LossTerms:
         """Raises ValueError when the batch or the network lacks what the loss needs; whether the
         teacher's grid is the network's is for `losses.check_fit` to say, before training."""
         keep = self.keep(batch)
-        targets = alignment_targets(batch, keep)
+        targets = losses.alignment_targets(batch, keep)
         t = batch.draws.time(self.time_density)
         eps = batch.draws.noise(batch.images.shape[1:])
         x = path.interpolate(batch.images, eps, t)
@@ -69,21 +57,21 @@ class Loss:
         if keep is not None:
             patch_size = math.isqrt(batch.images[0, 0].numel() // batch.patch_targets.shape[1])
             velocity_target = take_tokens(patchify(velocity_target, patch_size), keep)
-        r = class_features(batch)
+        r = losses.class_features(batch)
         eps_cls = batch.draws.class_noise(r.shape[1])
         c = path.interpolate(r, eps_cls, t)
-        drop = dropped_labels(batch, self.label_dropout)
+        drop = losses.dropped_labels(batch, self.label_dropout)
         output = network(x, t, batch.labels, c, drop=drop, keep=keep, align=True)
 
-        velocity = mean_squared_error(output.velocity, velocity_target)
-        class_loss = mean_squared_error(output.class_velocity, path.velocity(r, eps_cls))
-        alignment = alignment_loss(output.projection, targets)
+        velocity = losses.mean_squared_error(output.velocity, velocity_target)
+        class_loss = losses.mean_squared_error(output.class_velocity, path.velocity(r, eps_cls))
+        alignment = losses.alignment_loss(output.projection, targets)
         total = velocity + self.alignment_weight * alignment + self.class_weight * class_loss
         terms = {"velocity": velocity, "alignment": alignment, "class": class_loss}
-        return LossTerms(total, terms)
+        return losses.LossTerms(total, terms)
 
-    def keep(self, batch: Batch) -> Tensor | None:
+    def keep(self, batch: losses.Batch) -> Tensor | None:
         """The patches of each sample that stay, (B, K) long; None at mask ratio 0."""
-        num_patches = aligned_patches(batch).shape[1]
+        num_patches = losses.aligned_patches(batch).shape[1]
         num_keep = num_kept(num_patches, self.mask_ratio)
         return batch.draws.keep(num_patches, num_keep) if num_keep < num_patches else None

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stages.methods import path
-from stages.methods.losses import (
-    Batch,
-    LossTerms,
-    alignment_loss,
-    alignment_targets,
-    check_fraction,
-    check_weight,
-    class_features,
-    dropped_labels,
-    mean_squared_error,
-)
+from stages.methods import losses, path
 
 if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
@@ -42,25 +31,25 @@ class Loss:
     time_density: TimeDensity | None = None
 
     def __post_init__(self):
-        check_weight("class_weight", self.class_weight)
-        check_weight("alignment_weight", self.alignment_weight)
-        check_fraction("label_dropout", self.label_dropout)
+        losses.check_weight("class_weight", self.class_weight)
+        losses.check_weight("alignment_weight", self.alignment_weight)
+        losses.check_fraction("label_dropout", self.label_dropout)
 
-    def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
+    def __call__(self, network: nn.Module, batch: losses.Batch) -> losses.LossTerms:
         """Raises ValueError when the batch or the network lacks what the loss needs."""
-        targets = alignment_targets(batch)
+        targets = losses.alignment_targets(batch)
         t = batch.draws.time(self.time_density)
         eps = batch.draws.noise(batch.images.shape[1:])
         x = path.interpolate(batch.images, eps, t)
-        r = class_features(batch)
+        r = losses.class_features(batch)
         eps_cls = batch.draws.class_noise(r.shape[1])
         c = path.interpolate(r, eps_cls, t)
-        drop = dropped_labels(batch, self.label_dropout)
+        drop = losses.dropped_labels(batch, self.label_dropout)
         output = network(x, t, batch.labels, c, drop=drop, align=True)
 
-        velocity = mean_squared_error(output.velocity, path.velocity(batch.images, eps))
-        class_loss = mean_squared_error(output.class_velocity, path.velocity(r, eps_cls))
-        alignment = alignment_loss(output.projection, targets)
+        velocity = losses.mean_squared_error(output.velocity, path.velocity(batch.images, eps))
+        class_loss = losses.mean_squared_error(output.class_velocity, path.velocity(r, eps_cls))
+        alignment = losses.alignment_loss(output.projection, targets)
         total = velocity + self.class_weight * class_loss + self.alignment_weight * alignment
         terms = {"velocity": velocity, "alignment": alignment, "class": class_loss}
-        return LossTerms(total, terms)
+        return losses.LossTerms(total, terms)

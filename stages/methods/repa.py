@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stages.methods import path
-from stages.methods.losses import (
-    Batch,
-    LossTerms,
-    alignment_loss,
-    alignment_targets,
-    check_fraction,
-    check_weight,
-    dropped_labels,
-    mean_squared_error,
-)
+from stages.methods import losses, path
 
 if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
@@ -36,19 +26,19 @@ class Loss:
     time_density: TimeDensity | None = None
 
     def __post_init__(self):
-        check_weight("alignment_weight", self.alignment_weight)
-        check_fraction("label_dropout", self.label_dropout)
+        losses.check_weight("alignment_weight", self.alignment_weight)
+        losses.check_fraction("label_dropout", self.label_dropout)
 
-    def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
+    def __call__(self, network: nn.Module, batch: losses.Batch) -> losses.LossTerms:
         """Raises ValueError when the batch or the network lacks what the loss needs."""
-        targets = alignment_targets(batch, class_token=False)
+        targets = losses.alignment_targets(batch, class_token=False)
         t = batch.draws.time(self.time_density)
         eps = batch.draws.noise(batch.images.shape[1:])
         x = path.interpolate(batch.images, eps, t)
-        drop = dropped_labels(batch, self.label_dropout)
+        drop = losses.dropped_labels(batch, self.label_dropout)
         output = network(x, t, batch.labels, drop=drop, align=True)
 
-        velocity = mean_squared_error(output.velocity, path.velocity(batch.images, eps))
-        alignment = alignment_loss(output.projection, targets)
+        velocity = losses.mean_squared_error(output.velocity, path.velocity(batch.images, eps))
+        alignment = losses.alignment_loss(output.projection, targets)
         total = velocity + self.alignment_weight * alignment
-        return LossTerms(total, {"velocity": velocity, "alignment": alignment})
+        return losses.LossTerms(total, {"velocity": velocity, "alignment": alignment})

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stages.methods import path
-from stages.methods.losses import (
-    Batch,
-    LossTerms,
-    check_fraction,
-    dropped_labels,
-    mean_squared_error,
-)
+from stages.methods import losses, path
 
 if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
@@ -32,14 +25,14 @@ class Loss:
     time_density: TimeDensity | None = None
 
     def __post_init__(self):
-        check_fraction("label_dropout", self.label_dropout)
+        losses.check_fraction("label_dropout", self.label_dropout)
 
-    def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
+    def __call__(self, network: nn.Module, batch: losses.Batch) -> losses.LossTerms:
         """Raises ValueError when the batch does not fit the network."""
         t = batch.draws.time(self.time_density)
         eps = batch.draws.noise(batch.images.shape[1:])
         x = path.interpolate(batch.images, eps, t)
-        drop = dropped_labels(batch, self.label_dropout)
+        drop = losses.dropped_labels(batch, self.label_dropout)
         v = network(x, t, batch.labels, drop=drop)
-        velocity = mean_squared_error(v, path.velocity(batch.images, eps))
-        return LossTerms(velocity, {"velocity": velocity})
+        velocity = losses.mean_squared_error(v, path.velocity(batch.images, eps))
+        return losses.LossTerms(velocity, {"velocity": velocity})

@@ -105,12 +105,7 @@ class Backbone(nn.Module):
     """F(x, c_noise, labels): residual blocks down, `mid`, and up; each block down feeds one up."""
 
     def __init__(
-        self,
-        channels: int,
-        width: int,
-        multipliers: tuple[int, ...],
-        blocks: int,
-        num_classes: int,
+        self, channels: int, width: int, multipliers: tuple[int, ...], blocks: int, num_classes: int
     ):
         super().__init__()
         condition = 3 * width
@@ -143,11 +138,7 @@ class Backbone(nn.Module):
         self.head = nn.Conv2d(current, channels, 3, padding=1)
 
     def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        labels: Tensor | None = None,
-        drop: Tensor | None = None,
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, drop: Tensor | None = None
     ) -> Tensor:
         """Raw prediction, as x (B, C, H, W); c_noise (B,); labels and drop as in `UNet`."""
         condition = self.noise_embedding(c_noise)

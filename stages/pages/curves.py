@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from stages.artifacts.scores import Row
     from stages.methods.protocol import Score
 
-
 METRICS = ("trajectory_rms", "fid")
 PLAIN, LITERAL = "none", "literal"
 NFE = "network evaluations (NFE)"

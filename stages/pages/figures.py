@@ -92,11 +92,7 @@ MARGINS = {
 
 
 def plot(
-    name: str,
-    caption: str,
-    curves: Sequence[Curve],
-    axes: Axes,
-    size: tuple[float, float] = WHOLE,
+    name: str, caption: str, curves: Sequence[Curve], axes: Axes, size: tuple[float, float] = WHOLE
 ) -> Figure:
     """Curves over a common abscissa, each with its own colour, marker and dash."""
 

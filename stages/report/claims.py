@@ -9,18 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.stage import resolve
-from stages.pages.findings import (
-    ABSENT,
-    BOUND,
-    EXACT,
-    FAILS,
-    HOLDS,
-    NOISES,
-    SEEDS,
-    TIMED,
-    TRAININGS,
-    counted,
-)
+from stages.pages import findings as rules
 
 if TYPE_CHECKING:
     from stages.pages.findings import Effect, Finding
@@ -28,7 +17,7 @@ if TYPE_CHECKING:
     from stages.pages.page import Section
 
 COLUMNS = ("method", "claim", "paper", "ours", "error", "verdict")
-KINDS = {EXACT: "none: closed form", BOUND: "none: a bound", "none": "not known"}
+KINDS = {rules.EXACT: "none: closed form", rules.BOUND: "none: a bound", "none": "not known"}
 OUT_OF_SCOPE = (
     "Text-to-image (GenEval) is out of scope. The papers' numbers are of their own data and "
     "scale; here the question is whether the effect goes the same way."
@@ -47,7 +36,9 @@ def section(found: Sequence[Finding]) -> Section:
     """The table, and every claim's numbers folded below it."""
     from stages.pages.page import Section
 
-    counts = ", ".join(f"{number} {word}" for word, number in counted(found).items() if number)
+    counts = ", ".join(
+        f"{number} {word}" for word, number in rules.counted(found).items() if number
+    )
     text = (
         f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where its effect "
         f"is beyond 2 standard errors, and is <b>inconclusive</b> within. A change in % is tested "
@@ -58,8 +49,8 @@ def section(found: Sequence[Finding]) -> Section:
         f"another seed may say otherwise. {OUT_OF_SCOPE} Claims "
         "about time stand with <a href='#run'>the run</a>.</p>"
     )
-    measured = [finding for finding in found if finding.verdict != ABSENT]
-    absent = [finding for finding in found if finding.verdict == ABSENT]
+    measured = [finding for finding in found if finding.verdict != rules.ABSENT]
+    absent = [finding for finding in found if finding.verdict == rules.ABSENT]
     tables = [table_of(measured)] if measured else []
     if absent:
         summary = f"<summary>{len(absent)} claims are not measured in this run</summary>"
@@ -77,14 +68,14 @@ def table_of(found: Sequence[Finding]) -> str:
 
 
 def _cells(finding: Finding) -> Iterator[str]:
-    looks = {HOLDS: "good", FAILS: "failed"}.get(finding.verdict, "note")
+    looks = {rules.HOLDS: "good", rules.FAILS: "failed"}.get(finding.verdict, "note")
     more = [text for text in (finding.what, finding.note) if text]
     explained = f"<div class='note'>{html.escape('; '.join(more))}</div>" if more else ""
     for name, text in zip(COLUMNS, row(finding), strict=True):
         body = html.escape(text)
         if name == "claim":
             body += explained
-        if name == "verdict" and finding.verdict == TIMED:
+        if name == "verdict" and finding.verdict == rules.TIMED:
             body = f"<a href='#run'>{body}</a>"
         if name == "verdict":
             body = f"<b class='{looks}'>{body}</b>"
@@ -95,9 +86,9 @@ def row(finding: Finding) -> tuple[str, ...]:
     """A finding as plain texts, one for each of COLUMNS."""
     claim, effect = finding.claim, finding.effect
     said = finding.verdict
-    if said == ABSENT:
+    if said == rules.ABSENT:
         recipes = " or ".join(claim.recipes)
-        said = f"{ABSENT} (recipe {recipes})"
+        said = f"{rules.ABSENT} (recipe {recipes})"
     return (claim.method, claim.text, claim.paper, value(effect), kind(effect), said)
 
 
@@ -108,7 +99,7 @@ def value(effect: Effect | None) -> str:
     if effect is None:
         return ""
     sign = "+" if effect.unit and effect.value > 0 else ""
-    if effect.error_kind == BOUND:
+    if effect.error_kind == rules.BOUND:
         sign = "at most " if effect.value < 0 else f"at least {sign}"
     return f"{sign}{with_error(effect.value, effect.error)}\u00a0{effect.unit}".strip()
 
@@ -117,7 +108,7 @@ def kind(effect: Effect | None) -> str:
     """What kind of error an effect has, in words."""
     if effect is None:
         return ""
-    if effect.error_kind in (SEEDS, TRAININGS, NOISES):
+    if effect.error_kind in (rules.SEEDS, rules.TRAININGS, rules.NOISES):
         return f"{effect.num_seeds} {effect.error_kind}"
     return KINDS.get(effect.error_kind, f"{effect.error_kind}, one seed")
 

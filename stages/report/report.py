@@ -98,7 +98,9 @@ def _sections(made: Made, papers: Sequence[str]) -> Iterator[Any]:
     inputs, scores = made.inputs, made.scores
     if scores:
         yield score_section.overview(scores)
-    by_step = {name: rows for name, rows in scores.items() if _varies(rows, "training_step")}
+    by_step = {
+        name: rows for name, rows in scores.items() if len({row.training_step for row in rows}) > 1
+    }
     yield from training.sections(inputs, by_step)
     for place in papers:
         yield from resolve(place)(made)
@@ -106,10 +108,6 @@ def _sections(made: Made, papers: Sequence[str]) -> Iterator[Any]:
         yield _pictures(inputs["samples"])
     yield from neighbours.sections(inputs, scores)
     yield from extractor.sections(inputs)
-
-
-def _varies(rows: Sequence[Row], name: str) -> bool:
-    return len({getattr(row, name) for row in rows}) > 1
 
 
 def _pictures(samples: Mapping[str, Samples]) -> Any:
@@ -125,18 +123,13 @@ def _pictures(samples: Mapping[str, Samples]) -> Any:
             else f"{facts['method']}: made elsewhere, the first 100"
         )
         picture = Picture(caption, (artifact.path / "grid.png").read_bytes())
-        (shown if _stands_out(name) else more).append(picture)
+        # Grids along a training, and of samples from elsewhere, are shown unfolded.
+        (shown if "-step" in name or "/" not in name else more).append(picture)
     text = (
         "<p>The same place in every grid is the same noise and the same class; nothing is "
         "selected.</p>"
     )
     return Section("Samples", text, pictures=shown or more, more=more if shown else ())
-
-
-def _stands_out(name: str) -> bool:
-    """Whether a node samples a model along its training, or comes from elsewhere: those grids are
-    shown unfolded."""
-    return "-step" in name or "/" not in name
 
 
 STAGE = Stage(

@@ -29,7 +29,8 @@ def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
     tables = []
     for protocol, curves in _by_protocol(scores).items():
         tables += [_words(protocol, curves), _last_sets(curves), _cautions(curves)]
-    tables.append(_every_score(scores))
+    lines = list(_lines(scores))
+    tables.append(folded(f"all {len(lines)} scores", table([HEADING, *lines])))
     text = (
         "<p>Scores stand in one table only where they were measured under one protocol: same "
         "extractor, reference and number of samples. An error is one standard error; its kind "
@@ -108,9 +109,7 @@ def apart(values: Sequence[float], logarithmic: bool = False) -> list[float]:
     return kept
 
 
-def _by_protocol(
-    scores: Mapping[str, Sequence[Row]],
-) -> dict[Protocol, dict[str, list[Row]]]:
+def _by_protocol(scores: Mapping[str, Sequence[Row]]) -> dict[Protocol, dict[str, list[Row]]]:
     """Curves by the protocol they share, what single metrics add to it left out."""
     found: dict[Protocol, dict[str, list[Row]]] = {}
     for curve, rows in scores.items():
@@ -196,8 +195,3 @@ def _lines(scores: Mapping[str, Sequence[Row]]) -> Iterator[tuple[Any, ...]]:
                 *(row.node, s.metric, s.value, s.error, s.error_kind, s.num_seeds, s.floor),
                 *(p.num_samples, p.name, p.details, s.caution),
             )
-
-
-def _every_score(scores: Mapping[str, Sequence[Row]]) -> str:
-    lines = list(_lines(scores))
-    return folded(f"all {len(lines)} scores", table([HEADING, *lines]))

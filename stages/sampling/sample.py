@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import StageError
-from pipeline.stage import Context, Input, Result, Stage, resolve
+from pipeline.errors import StageError, raised_as
+from pipeline.stage import Context, Input, Result, Stage, resolve, unkeyed
 from stages.artifacts import network
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork
-from stages.artifacts.samples import GRID_SIDE, Samples, write_grid
+from stages.artifacts.samples import Samples
 from stages.artifacts.schedule import Schedule
 from stages.artifacts.spectrum import Spectrum
 from stages.methods import table
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from stages.methods.solvers.trajectories import Correction, Solver
     from stages.sampling.problem import Problem
-
 
 # Added to the seed of the SDE's noise, whose steps would else be those of training.
 SDE_SEED = 1 << 40
@@ -59,18 +58,11 @@ class SampleOptions(SolverOptions):
         1, ge=1, le=1000, description="online and literal: random probes a divergence"
     )
     num_samples: int = Field(1500, ge=1, le=10**7, description="samples, classes balanced")
-    batch_size: int = Field(
-        1000,
-        ge=1,
-        le=10**6,
-        description="samples held at once; rounded up to whole blocks",
-        json_schema_extra={"keyed": False},
+    batch_size: int = unkeyed(
+        1000, ge=1, le=10**6, description="samples held at once; rounded up to whole blocks"
     )
-    shard_size: int = Field(
-        5000,
-        ge=1,
-        description="samples of one task; rounded up to whole blocks",
-        json_schema_extra={"keyed": False},
+    shard_size: int = unkeyed(
+        5000, ge=1, description="samples of one task; rounded up to whole blocks"
     )
 
     @model_validator(mode="after")
@@ -237,17 +229,12 @@ def run(context: Context) -> Result:
     others = {name: context.inputs.get(name) for name in ("spectrum", "data", "schedule")}
     items = shards(settings.num_samples, settings.block_size, settings.shard_size)
     context.progress(0, settings.num_samples, "samples")
-    try:
+    with raised_as(StageError, ValueError, FloatingPointError):
         plan = plan_of(settings, model, **others)
         parts = context.map(sample_shard, items, model, settings, plan)
-    except (ValueError, FloatingPointError) as error:
-        raise StageError(str(error)) from error
     images = np.concatenate([part.images for part in parts])
     context.progress(len(images), settings.num_samples, "samples")
     labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)
-    np.save(context.path / "samples.npy", images)
-    np.save(context.path / "labels.npy", labels)
-    write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
     stochastic = table.SOLVERS[settings.solver].stochastic
     facts = {
         "training_step": model.description.get("steps_before", 0) + parts[0].step,
@@ -263,7 +250,7 @@ def run(context: Context) -> Result:
         # Copies are sought among the images that the model has seen.
         "num_training_images": model.description.get("num_images"),
     }
-    (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    Samples.write(context.path, images, labels, facts)
     gammas = np.concatenate([part.gammas for part in parts])
     mean = gammas.mean(0) if _over_batch(settings) else gammas[0]
     steps = {"level": plan.levels[:-1].tolist(), "gamma": mean.tolist()}
@@ -288,13 +275,6 @@ def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:
     return schedule.name if stored else settings.correction
 
 
-def _needs(settings: SampleSettings) -> list[str]:
-    return [
-        *solvers.needs(settings),
-        *corrections.inputs(settings.correction, settings.solver),
-    ]
-
-
 STAGE = Stage(
     name="sample",
     settings=SampleSettings,
@@ -310,6 +290,9 @@ STAGE = Stage(
         *solvers.sources(settings),
         table.CORRECTIONS[settings.correction].place,
     ],
-    needs=_needs,
+    needs=lambda settings: [
+        *solvers.needs(settings),
+        *corrections.inputs(settings.correction, settings.solver),
+    ],
     metrics=lambda node: (),
 )

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from stages.artifacts.features import FeatureArrays
     from stages.methods.protocol import Protocol, Score
 
-
 FEWEST = 40  # below, the kernel distance has no two subsets of two images
-
 
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 

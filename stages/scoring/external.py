@@ -6,16 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from pipeline.errors import StageError, UsageError, raised_as
-from pipeline.stage import Context, Input, Place, Result, Settings, Stage
+from pipeline.stage import Context, Input, Place, Result, Settings, Stage, unkeyed
 from stages.artifacts.data import Data
-from stages.artifacts.samples import GRID_SIDE, ExternalSamples
+from stages.artifacts.samples import ExternalSamples
 
 if TYPE_CHECKING:
     import numpy as np
-
 
 SHARD_FILES = 2000
 
@@ -23,9 +20,8 @@ SHARD_FILES = 2000
 class ExternalSettings(Settings):
     """The stage's settings."""
 
-    path: Place = Field(
-        description="folder of image files, or .npz file; its contents, not its place, enter keys",
-        json_schema_extra={"keyed": False},
+    path: Place = unkeyed(
+        description="folder of image files, or .npz file; its contents, not its place, enter keys"
     )
 
 
@@ -52,7 +48,6 @@ def run(context: Context) -> Result:
     """
     import numpy as np
 
-    from stages.artifacts.samples import write_grid
     from stages.data.readers.order import mixed_order
 
     (path,) = sources_of(context.settings)
@@ -62,11 +57,6 @@ def run(context: Context) -> Result:
         images = _with_channels(images, data.description["shape"][0])
     order = mixed_order(len(images))
     images, names = images[order], [names[i] for i in order]
-    np.save(context.path / "samples.npy", images)
-    np.save(context.path / "labels.npy", np.full(len(images), -1, np.int64))
-    first = images[: GRID_SIDE**2]
-    shown = first / 127.5 - 1 if first.dtype == np.uint8 else first
-    write_grid(context.path / "grid.png", shown)
     (context.path / "names.json").write_text(json.dumps(names))
     facts = {
         "training_step": 0,
@@ -80,7 +70,8 @@ def run(context: Context) -> Result:
         "seed": 0,
         "num_samples": len(images),
     }
-    (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    labels = np.full(len(images), -1, np.int64)
+    ExternalSamples.write(context.path, images, labels, facts)
     context.log(f"{len(images)} images of {images.shape[1:]} (channels, height, width)")
     return Result(metrics={"num_samples": len(images)})
 

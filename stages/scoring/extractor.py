@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -12,7 +10,7 @@ from pydantic import Field
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
-from stages.artifacts.extractor import EMBEDDED, FACTS, WEIGHTS, Extractor, Identity
+from stages.artifacts.extractor import EMBEDDED, WEIGHTS, Extractor, Identity
 from stages.methods import table
 from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.graph import Node
     from stages.artifacts.data import DataSet
     from stages.encoders.embedded import FeatureNetwork
-
 
 # Real images that are degraded, and those they are compared with, at most.
 VALIDATION_IMAGES, VALIDATION_REFERENCE = 500, 1500
@@ -48,8 +45,9 @@ def run(context: Context) -> Result:
         else:
             network = build(settings.kind, settings.weights, settings.device)
         validation = _validation(network, data, settings.seed)
-    facts = asdict(_identity(network)) | {"validation": validation}
-    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    identity = {name: getattr(network, name) for name in Identity.__annotations__}
+    facts = identity | {"validation": validation}
+    Extractor.describe(context.path, facts)
     caution = caution_of(facts)
     context.log(caution or f"its distance rises with every step of {', '.join(validation)}")
     return Result(metrics=metrics | {"distance_monotone": float(not caution)})
@@ -63,10 +61,6 @@ def _check_labels(settings: ExtractorSettings, data: DataSet) -> None:
             "have none; set extractor.kind=inception or dinov2-base, or give labels (y_train in an "
             ".npz file, class folders in a folder)"
         )
-
-
-def _identity(network: FeatureNetwork) -> Identity:
-    return Identity(**{name: getattr(network, name) for name in Identity.__annotations__})
 
 
 def _accuracies(

@@ -7,7 +7,6 @@ computed in shards of whole batches, so that the bytes do not depend on how many
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -24,7 +23,6 @@ from stages.settings.extractors import NetworkOptions, PassOptions, weight_files
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
 
 NEIGHBOURS = 3  # nearest training images kept: two give the memorisation ratio, all are shown
 
@@ -61,7 +59,7 @@ def run(context: Context) -> Result:
         "extractor": {k: v for k, v in extractor.description.items() if k != "validation"},
         "samples": samples.description if samples else {},
     }
-    (context.path / "features.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    FeatureSet.describe(context.path, facts)
     context.progress(count, count, "images")
     return Result()
 

@@ -179,10 +179,7 @@ def least_share_above(options: DensityOptions, kind: str, t: float, base: str = 
 
 
 def time_density(
-    options: DensityOptions,
-    kind: str,
-    base: str = "uniform",
-    spectrum: PowerSpectrum | None = None,
+    options: DensityOptions, kind: str, base: str = "uniform", spectrum: PowerSpectrum | None = None
 ) -> TimeDensity | None:
     """The density over t that settings name; None for plain uniform.
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import UsageError, raised_as
-from pipeline.stage import Settings
+from pipeline.stage import Settings, unkeyed
 from stages.artifacts.extractor import EMBEDDED
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
@@ -22,11 +22,10 @@ class NetworkOptions(Settings):
         description="embedded (a small classifier trained on the training labels, no download), "
         "inception or dinov2-small, -base, -large (weights placed by hand)",
     )
-    weights: str | None = Field(
+    weights: str | None = unkeyed(
         None,
         description="weight file of an extractor that is not embedded, or the folder that holds "
         "it; unset is the folder weights; its contents, not its place, enter keys",
-        json_schema_extra={"keyed": False},
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where features are computed")
 
@@ -62,11 +61,8 @@ class PassOptions(Settings):
     """How images go through the extractor."""
 
     batch_size: int = Field(128, ge=1, le=65536, description="images in one pass")
-    shard_size: int = Field(
-        5000,
-        ge=1,
-        description="images of one task; rounded up to whole batches",
-        json_schema_extra={"keyed": False},
+    shard_size: int = unkeyed(
+        5000, ge=1, description="images of one task; rounded up to whole batches"
     )
 
 

@@ -162,10 +162,7 @@ class ScanPreset(ScanOptions):
         "compared at equal steps go on",
     )
     stop_confirmations: int = Field(
-        3,
-        ge=1,
-        le=1000,
-        description="stop: measurements in a row that confirm the same minimum",
+        3, ge=1, le=1000, description="stop: measurements in a row that confirm the same minimum"
     )
 
     @model_validator(mode="after")

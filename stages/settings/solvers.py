@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from stages.artifacts.spectrum import PowerSpectrum
 
-
 UNIFORM = "uniform_t"
-
 
 # Where a flow model starts; path.T_START, whose module imports torch.
 T_START = 0.999

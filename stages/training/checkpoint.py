@@ -7,10 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from pipeline.errors import StageError, UsageError, raised_as
-from pipeline.stage import Context, Input, Place, Result, Settings, Stage, resolve
+from pipeline.stage import Context, Input, Place, Result, Settings, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedModel, TrainedNetwork, checkpoint_name
 from stages.methods import table
@@ -23,21 +21,17 @@ NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
 class CheckpointSettings(Settings):
     """The stage's settings."""
 
-    path: Place = Field(
+    path: Place = unkeyed(
         description="folder laid out as a training's artifact: model.json and "
-        "checkpoints/step-NNNNNN.safetensors; its contents, not its place, enter keys",
-        json_schema_extra={"keyed": False},
+        "checkpoints/step-NNNNNN.safetensors; its contents, not its place, enter keys"
     )
-    setting: str = Field(
-        "stein.checkpoint",
-        description="the setting that path was given in, for messages",
-        json_schema_extra={"keyed": False},
+    setting: str = unkeyed(
+        "stein.checkpoint", description="the setting that path was given in, for messages"
     )
-    scanned: tuple[ScannedOptions, ...] = Field(
+    scanned: tuple[ScannedOptions, ...] = unkeyed(
         (),
         description="scans of this network that are to come: those that cannot be made are refused "
         "here",
-        json_schema_extra={"keyed": False},
     )
 
 
@@ -63,7 +57,7 @@ def run(context: Context) -> Result:
     (context.path / "checkpoints").mkdir()
     for file in files:
         shutil.copyfile(file, context.path / "checkpoints" / file.name)
-    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    TrainedNetwork.describe(context.path, facts)
     model = TrainedModel.of(context.path, facts)
     for step in model.steps:
         try:

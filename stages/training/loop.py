@@ -77,10 +77,7 @@ class TrainState:
         self.optimization = optimization
         self.ema = EMA(network, optimization.ema_decay)
         self.optimizer = adamw(
-            network.parameters(),
-            optimization.lr,
-            optimization.betas,
-            optimization.weight_decay,
+            network.parameters(), optimization.lr, optimization.betas, optimization.weight_decay
         )
         self.step = 0
 
@@ -196,11 +193,7 @@ def _each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def train(
-    state: TrainState,
-    loss: Loss,
-    batches: Callable[[int], Batch],
-    steps: int,
-    share: float = 1.0,
+    state: TrainState, loss: Loss, batches: Callable[[int], Batch], steps: int, share: float = 1.0
 ) -> Iterator[Step]:
     """Update `state` until it has made `steps` steps, yielding after each.
 

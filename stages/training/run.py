@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
 from pipeline.stage import Context, Result
-from stages.artifacts.network import checkpoint_name
+from stages.artifacts.network import TrainedNetwork, checkpoint_name
 from stages.settings import networks
-from stages.training.worker import (
-    ABSCISSA,
-    _is_first,
-    _steps_before,
-    network_config,
-    train_worker,
-    training_images,
-)
+from stages.training import worker
 
 if TYPE_CHECKING:
     from stages.artifacts.data import DataSet
     from stages.training.train import TrainOptions, TrainSettings
 
-
 REFUSAL = "refused.txt"
-
 
 # Each start of the workers that finds no room for them has waited a minute.
 MAX_FAILED_STARTS = 60
@@ -88,12 +78,12 @@ def _guarded(context: Context) -> None:
     from stages.training.resume import write_atomically
 
     try:
-        train_worker(context)
+        worker.train_worker(context)
     except StageError as error:
         text = str(error)
         if not context.settings.num_workers:
             raise
-        if _is_first():
+        if worker._is_first():
             write_atomically(context.work.path / REFUSAL, lambda path: path.write_text(text))
 
 
@@ -120,7 +110,7 @@ def finish(context: Context) -> Result:
     for kept in kept_steps:
         name = checkpoint_name(kept)
         shutil.copyfile(context.work.path / name, context.path / name)
-    config = network_config(settings, data, context.inputs.get("teacher"))
+    config = worker.network_config(settings, data, context.inputs.get("teacher"))
     facts = {
         "network": settings.network.kind,
         "config": config,
@@ -129,18 +119,18 @@ def finish(context: Context) -> Result:
         "shape": list(data.shape),
         "num_classes": data.num_classes,
         "time_density": settings.density.name,
-        "steps_before": _steps_before(context),
+        "steps_before": worker._steps_before(context),
         "seed": settings.seed,
-        "num_images": len(training_images(settings, data)),
+        "num_images": len(worker.training_images(settings, data)),
         "parameters": networks.num_parameters(settings.network.kind, config),
     }
-    (context.path / "model.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    TrainedNetwork.describe(context.path, facts)
     curves = [tuple(row) for row in record["curves"]]
     seconds = [tuple(row) for row in record["step_seconds"]]
     return Result(
         metrics={name: value for name, _, value in curves},
         curves=curves,
-        abscissa=ABSCISSA,
+        abscissa=worker.ABSCISSA,
         timings={"step_seconds": seconds} | _speeds(settings, data, seconds),
         tags=record.get("tags", {}),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, UsageError, raised_as
-from pipeline.stage import Context, Input, Result, Settings, Stage, resolve
+from pipeline.stage import Context, Input, Result, Settings, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
-from stages.artifacts.teacher import FACTS, PATCHES, TOKENS, Teacher
+from stages.artifacts.teacher import PATCHES, TOKENS, Teacher
 from stages.data.prepare import PrepareSettings
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
@@ -36,11 +35,10 @@ class TeachOptions(Settings):
         description="embedded (a small ViT trained on the training images without labels, no "
         "download) or dinov2-small, -base, -large (weights placed by hand)",
     )
-    weights: str | None = Field(
+    weights: str | None = unkeyed(
         None,
         description="weight file of a teacher that is not embedded, or the folder that holds it; "
         "unset is the folder weights; its contents, not its place, enter keys",
-        json_schema_extra={"keyed": False},
     )
     interpolate: bool = Field(
         False,
@@ -186,7 +184,7 @@ def run(context: Context) -> Result:
         "num_images": len(data.train),
         "probes": probes,
     }
-    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    Teacher.describe(context.path, facts)
     return Result(metrics={name.replace("/", "_"): value for name, value in probes.items()})
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.stage import Input, Stage, Workers
+from pipeline.stage import Input, Stage, Workers, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.spectrum import Spectrum
@@ -57,12 +57,7 @@ class TrainOptions(methods.MethodOptions):
         description="parts of a worker's images that go through the network one after the other; "
         "their gradients add up to those of the whole",
     )
-    save_every: int = Field(
-        200,
-        ge=1,
-        description="steps between resumable states",
-        json_schema_extra={"keyed": False},
-    )
+    save_every: int = unkeyed(200, ge=1, description="steps between resumable states")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the network's products; weights stay in float32"
     )
@@ -73,13 +68,12 @@ class TrainOptions(methods.MethodOptions):
         description="Ray Train workers; 0 trains in the node's own process; [min, max] takes as "
         "many as the cluster has and follows it",
     )
-    max_failures: int = Field(
+    max_failures: int = unkeyed(
         3,
         ge=-1,
         le=1000,
         description="with workers: how often they are started anew after one was lost, going on "
         "from the last state; -1 is without end",
-        json_schema_extra={"keyed": False},
     )
 
     @property
@@ -156,16 +150,13 @@ class TrainSettings(TrainOptions):
     live: LiveOptions | None = Field(
         None, description="measure the ICR during training; scan.live sets it"
     )
-    scanned: tuple[ScannedOptions, ...] = Field(
+    scanned: tuple[ScannedOptions, ...] = unkeyed(
         (),
         description="scans of this network that are to come: those that cannot be made are refused "
         "before the first step",
-        json_schema_extra={"keyed": False},
     )
-    limit_setting: str = Field(
-        "train.limit",
-        description="the setting that limit was given in, for messages",
-        json_schema_extra={"keyed": False},
+    limit_setting: str = unkeyed(
+        "train.limit", description="the setting that limit was given in, for messages"
     )
     start_step: int | None = Field(
         None, ge=1, description="with a start: its checkpoint to continue; unset is the last"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stages.training.loop import Batches, TrainState
     from stages.training.train import TrainOptions, TrainSettings
 
-
 ABSCISSA = "training_step"
 
 

@@ -30,11 +30,7 @@ def time_grid(num_steps: int = 250, last_time: float = 0.04) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    denoiser: path.Denoiser,
-    x: Tensor,
-    draws: Draws,
-    num_steps: int = 250,
-    last_time: float = 0.04,
+    denoiser: path.Denoiser, x: Tensor, draws: Draws, num_steps: int = 250, last_time: float = 0.04
 ) -> Tensor:
     """x at t=1, (B, ...) from N(0, I) -> x at t=0; `num_steps` network evaluations.
 

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 PAPER = "FID 4.7 % lower (abstract; from the grid alone or short fine-tuning)"
 GRID = Claim(
-    "CSFlow",
-    "Better FID at equal evaluations from the time grid alone",
-    PAPER,
-    ("full", "csflow"),
+    "CSFlow", "Better FID at equal evaluations from the time grid alone", PAPER, ("full", "csflow")
 )
 TUNED = Claim("CSFlow", "More with fine-tuning", PAPER, ("csflow",))
 BASELINES = {

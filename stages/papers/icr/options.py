@@ -15,7 +15,6 @@ from stages.training.train import TrainOptions
 
 FIRST_CHECKPOINT = 25
 
-
 UNET = TrainOptions(
     method="edm",
     network=NetworkSettings(kind="unet", width=32),

@@ -19,27 +19,16 @@ from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork, checkpoint_name
 from stages.artifacts.scan import FILE, Scan, ScanRow
 from stages.artifacts.scores import Scores
-from stages.papers.icr.summary import (
-    curves_of,
-    facts_of,
-    lines_of,
-    metrics_of,
-    tags_of,
-    with_scores,
-)
+from stages.papers.icr import summary
 from stages.settings.scans import ScanSettings, ViewOptions
 
 if TYPE_CHECKING:
     from pipeline.graph import Node
     from stages.papers.icr.measure import Viewer
 
-
 WAVE = 8  # rows scanned side by side, and then remembered
-
-
-WORTH_SECONDS = (
-    10  # of work left that other processes are asked to share; one row stays in this one
-)
+# Of work left that other processes are asked to share; one row stays in this one.
+WORTH_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -57,16 +46,16 @@ def run(context: Context) -> Result:
     items = items_of(settings, model)
     before = model.description.get("steps_before", 0)
     rows = [replace(row, step=before + row.step) for row in _rows(context, items)]
-    rows = with_scores(rows, context.inputs.get("scores"))
-    facts = facts_of(settings, rows, model, data)
+    rows = summary.with_scores(rows, context.inputs.get("scores"))
+    facts = summary.facts_of(settings, rows, model, data)
     (context.path / FILE).write_text(json.dumps(facts, indent=1))
-    for line in lines_of(facts, rows):
+    for line in summary.lines_of(facts, rows):
         context.log(line)
     return Result(
-        metrics=metrics_of(facts, rows),
-        curves=curves_of(settings.abscissa, rows, facts["icr_error"]),
+        metrics=summary.metrics_of(facts, rows),
+        curves=summary.curves_of(settings.abscissa, rows, facts["icr_error"]),
         abscissa=settings.abscissa,
-        tags=tags_of(facts),
+        tags=summary.tags_of(facts),
     )
 
 

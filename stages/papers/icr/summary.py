@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from stages.methods.alarm import Alarm
     from stages.settings.scans import ScanSettings
 
-
 CURVES = {
     "icr": "icr",
     "icr_naive": "naive",
@@ -106,10 +105,7 @@ def metrics_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, f
         probed = [row for row in rows if row.probe_accuracy is not None]
         if probed:
             best = max(probed, key=lambda row: row.probe_accuracy)
-            metrics |= {
-                "probe_accuracy": best.probe_accuracy,
-                "probe_accuracy_sigma": best.sigma,
-            }
+            metrics |= {"probe_accuracy": best.probe_accuracy, "probe_accuracy_sigma": best.sigma}
     else:
         metrics |= {
             "icr_minimum_step": found["step"],

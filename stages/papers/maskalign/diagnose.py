@@ -198,17 +198,12 @@ METRICS = (
     *(f"masked_{name}" for name in GRADIENT),
 )
 
-
 STAGE = Stage(
     name="diagnose",
     settings=DiagnoseSettings,
     output=Diagnosis,
     run="stages.papers.maskalign.diagnose:run",
-    inputs={
-        "model": Input(TrainedNetwork),
-        "data": Input(Data),
-        "teacher": Input(Teacher),
-    },
+    inputs={"model": Input(TrainedNetwork), "data": Input(Data), "teacher": Input(Teacher)},
     sources=lambda settings: ["stages.nets.sit:SiT"],
     metrics=lambda node: METRICS,
 )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from stages.pages.made import Made
     from stages.papers.maskalign.claims import Curves
 
-
 HEADING = ("compared with", *(STEP if word == "NFE" else word for word in pairs.HEADING[1:]))
 
 

@@ -6,19 +6,18 @@ seed and every run reads the same one.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
-from pipeline.stage import Context, Input, Result, Settings, Stage
+from pipeline.stage import Context, Input, Result, Settings, Stage, unkeyed
 from stages import shards
 from stages.artifacts import network
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.samples import Samples
-from stages.artifacts.schedule import FILE, Schedule
+from stages.artifacts.schedule import Schedule
 from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.methods import drawn_at, table
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.graph import Node
-
 
 ABSCISSA = "solver_step"
 
@@ -66,11 +64,8 @@ class CalibrationOptions(Settings):
         "(0.2, 3) for Heun and (0.5, 1.5) else",
     )
 
-    shard_size: int = Field(
-        5000,
-        ge=1,
-        description="target=matched: images of one task; rounded up to whole blocks",
-        json_schema_extra={"keyed": False},
+    shard_size: int = unkeyed(
+        5000, ge=1, description="target=matched: images of one task; rounded up to whole blocks"
     )
 
     def on_trajectories(self) -> dict[str, object]:
@@ -139,7 +134,7 @@ def run(context: Context) -> Result:
         "method": model.description["method"],
         "clip": _clip(settings),
     }
-    (context.path / FILE).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    Schedule.describe(context.path, facts)
     context.log(f"{settings.solver}, {settings.nfe} evaluations: {_words(values)}")
     timings = {"network_seconds": network_seconds}
     if values.ndim > 1:

@@ -50,10 +50,7 @@ BETTER = _claims("Better FID at 5 to 10 evaluations", ("full", "stein"))
 LITERAL = _claims("The same with the paper's literal form", ("stein",), ("dpmpp2m",))
 FADES = _claims("The gain fades with more evaluations", ("stein",))
 PEAKS = Claim(
-    "SteinDiff",
-    "Singular values of large steps peak above 1",
-    "above 1",
-    ("full", "stein"),
+    "SteinDiff", "Singular values of large steps peak above 1", "above 1", ("full", "stein")
 )
 
 

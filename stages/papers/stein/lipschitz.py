@@ -6,7 +6,6 @@ solver and one NFE, so that the nodes of several NFE are curves beside each othe
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -25,7 +24,6 @@ from stages.settings.solvers import SolverOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 ABSCISSA = "solver_step"
 
@@ -95,7 +93,7 @@ def run(context: Context) -> Result:
         "method": model.description["method"],
         "training_step": step,
     }
-    (context.path / "lipschitz.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    Lipschitz.describe(context.path, facts)
     curves = zip(columns["step"], columns["mean"], columns["maximum"], strict=True)
     return Result(
         metrics={"lipschitz_mean": mean.mean().item(), "lipschitz_max": maximum.max().item()},

@@ -14,8 +14,7 @@ class SteinOptions(CalibrationOptions, PowerIteration):
     """Which solvers and corrections are compared, what they are calibrated on, contractivity."""
 
     in_full: bool = Field(
-        True,
-        description="recipe full: beside the plain solvers the calibrated and the fitted ones",
+        True, description="recipe full: beside the plain solvers the calibrated and the fitted ones"
     )
     solvers: tuple[table.choice("solver", table.PLAIN_SOLVERS), ...] = Field(
         tuple(table.PLAIN_SOLVERS), min_length=1, description="recipe stein: solvers compared"

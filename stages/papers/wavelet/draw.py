@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
-from pipeline.stage import Context, Input, Result, Stage
+from pipeline.stage import Context, Input, Result, Stage, unkeyed
 from stages import shards
 from stages.artifacts.fitted_score import FittedScore
-from stages.artifacts.samples import GRID_SIDE, Samples, write_grid
+from stages.artifacts.samples import Samples
 from stages.artifacts.spectrum import Spectrum
 from stages.methods import drawn_at, table
 from stages.settings import solvers
@@ -30,11 +30,8 @@ class DrawSettings(SolverOptions):
     """The solver, and how many samples."""
 
     num_samples: int = Field(100, ge=1, le=10**7, description="samples")
-    shard_size: int = Field(
-        5000,
-        ge=1,
-        description="samples of one task; rounded up to whole blocks",
-        json_schema_extra={"keyed": False},
+    shard_size: int = unkeyed(
+        5000, ge=1, description="samples of one task; rounded up to whole blocks"
     )
     seed: int = Field(0, ge=0, description="of the noise")
 
@@ -89,9 +86,6 @@ def run(context: Context) -> Result:
         levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
         images = np.concatenate(context.map(draw_shard, items, score, settings, levels))
     context.progress(len(images), settings.num_samples, "samples")
-    np.save(context.path / "samples.npy", images)
-    np.save(context.path / "labels.npy", np.zeros(len(images), np.int64))
-    write_grid(context.path / "grid.png", images[: GRID_SIDE**2])
     facts = {
         "training_step": 0,
         "method": score.description["method"],
@@ -105,7 +99,7 @@ def run(context: Context) -> Result:
         "seed": settings.seed,
         "num_samples": len(images),
     }
-    (context.path / "samples.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    Samples.write(context.path, images, np.zeros(len(images), np.int64), facts)
     steps = {"level": levels[:-1].tolist(), "gamma": [1.0] * (len(levels) - 1)}
     (context.path / "steps.json").write_text(json.dumps(steps, indent=1))
     return Result()

@@ -6,7 +6,6 @@ not depend on workers. No gradient step is made.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from pydantic import Field, model_validator
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.data import Data
-from stages.artifacts.fitted_score import FACTS, STATISTICS, FittedScore
+from stages.artifacts.fitted_score import STATISTICS, FittedScore
 from stages.methods import table
 from stages.settings.sigmas import ABSCISSA, check_sigmas, sigma_1000
+from stages.shards import blocks
 
 if TYPE_CHECKING:
     from stages.methods.wavelet import WaveletStatistics
@@ -235,7 +235,7 @@ def run(context: Context) -> Result:
         "num_images": statistics.count,
         "ridges": ridges,
     }
-    (context.path / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    FittedScore.describe(context.path, facts)
     size = statistics.moments.numel() * statistics.moments.element_size()
     context.log(
         f"{settings.name} of {statistics.count} images: {statistics.moments.shape[0]} groups of "
@@ -255,8 +255,7 @@ def collect(context: Context, data: Data) -> list[WaveletStatistics]:
         raise ValueError(
             f"num_folds={settings.folds} is above the {count} training images; lower num_folds"
         )
-    size = settings.shard_size
-    items = [(first, min(first + size, count)) for first in range(0, count, size)]
+    items = list(blocks(count, settings.shard_size))
     shape = tuple(facts["shape"])
     at_once = settings.check_memory(shape, len(items))  # refuses sizes that cannot be, too
     settings.model().layout(shape)  # refuses wavelets; its own size is what the memory is for

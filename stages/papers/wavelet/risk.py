@@ -344,10 +344,6 @@ def _curves(facts: Mapping[str, Any]) -> list[tuple[str, int, float]]:
     ]
 
 
-def _needs(settings: RiskSettings) -> list[str]:
-    return {"score": ["score"], "network": ["model"]}.get(settings.denoiser, [])
-
-
 STAGE = Stage(
     name="risk",
     settings=RiskSettings,
@@ -358,6 +354,6 @@ STAGE = Stage(
         "score": Input(FittedScore, optional=True),
         "model": Input(TrainedNetwork, optional=True),
     },
-    needs=_needs,
+    needs=lambda settings: {"score": ["score"], "network": ["model"]}.get(settings.denoiser, []),
     metrics=lambda node: tuple(f"denoising_mse_sigma_{s:g}" for s in node.settings.sigmas),
 )
