@@ -162,8 +162,11 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
         if trial.state == "finished":
             assert node.manifest.metrics["loss/velocity"] == trial.measured["loss/velocity"][0]
         else:
-            # A state may be saved, and its point untold, when Ctrl-C comes.
-            assert [step for step, _ in trial.reports] in ([10, 20], [20])
+            # A state may be saved, and its point untold, when Ctrl-C comes. One that learns is
+            # stopped at the second rung where it came to the first before the better one did.
+            learns = rate > 1e-5
+            told = [step for step, _ in trial.reports]
+            assert told in ([[10, 20], [20]] + [[10, 20, 30, 40], [20, 30, 40]] * learns)
             assert node.manifest is None
             assert store.has_work("train", node.key), "it could go on"
             doomed, _ = garbage(store, keep=3)
