@@ -94,7 +94,7 @@ class Manifest:
             if schema != SCHEMA:
                 age = "an earlier" if schema < SCHEMA else "a later"
                 raise EarlierArtifactError(
-                    f"made by {age} version (manifest schema {schema}, this one reads {SCHEMA}); "
+                    f"was made by {age} version (manifest schema {schema}, this one reads {SCHEMA}); "
                     f"{REMEDY}"
                 )
             return cls(**fields)
@@ -211,6 +211,6 @@ def open_artifact(path: Path) -> Artifact:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise EarlierArtifactError(
-            f"of a kind that this version does not have ({manifest.type}); {REMEDY}"
+            f"is of a kind that this version does not have ({manifest.type}); {REMEDY}"
         ) from error
     return kind(path, manifest)

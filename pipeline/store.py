@@ -80,7 +80,7 @@ class Store:
         try:
             return Manifest.parse(data.decode())
         except EarlierArtifactError as error:
-            raise EarlierArtifactError(f"artifact {stage}/{key} is {error}") from error
+            raise EarlierArtifactError(f"artifact {stage}/{key} {error}") from error
         except (DamagedArtifactError, UnicodeDecodeError) as error:
             raise DamagedArtifactError(f"artifact {stage}/{key}: {error}") from error
 
@@ -109,7 +109,7 @@ class Store:
             artifact.reopen = (reopen, (path, self.uri, manifest.stage, manifest.key))
             artifact.verify()
         except EarlierArtifactError as error:
-            raise EarlierArtifactError(f"{name} is {error}") from error
+            raise EarlierArtifactError(f"{name} {error}") from error
         except (DamagedArtifactError, OSError) as error:
             raise DamagedArtifactError(f"{name}: {error}") from error
         return artifact

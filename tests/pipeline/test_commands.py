@@ -210,8 +210,8 @@ def test_a_run_of_an_earlier_version_is_told_and_made_anew(tmp_path, capsys):
     code, words = said("doctor", "--verify")
     assert "1 artifacts are of another version" in words
     assert code == 0
-    assert "is made by an earlier version" in said("plan", "chain")[1]
+    assert "was made by an earlier version" in said("plan", "chain")[1]
     session.set_aside(planning.make(CATALOG, store, Request("chain")), store)
-    assert "is made by an earlier version" in capsys.readouterr().out
+    assert "was made by an earlier version" in capsys.readouterr().out
     run_all(CATALOG, store, Request("chain"))
     assert store.open("total", artifact.manifest.key).load() == artifact.load()

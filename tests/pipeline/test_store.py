@@ -100,16 +100,16 @@ def test_damage_is_found_on_read_and_set_aside(store, damage):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("schema", SCHEMA - 1, "made by an earlier version"),
-        ("schema", SCHEMA + 1, "made by a later version"),
-        ("type", "stages.gone:Number", "of a kind that this version does not have"),
-        ("type", "tests.toy.stages:Gone", "of a kind that this version does not have"),
+        ("schema", SCHEMA - 1, "was made by an earlier version"),
+        ("schema", SCHEMA + 1, "was made by a later version"),
+        ("type", "stages.gone:Number", "is of a kind that this version does not have"),
+        ("type", "tests.toy.stages:Gone", "is of a kind that this version does not have"),
     ],
 )
 def test_an_artifact_of_another_version_is_one_sentence(store, field, value, words):
     file = store.local / "artifacts/number" / put(store).key / MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
-    with pytest.raises(EarlierArtifactError, match=f"number/{KEY} is {words}.*run its recipe ag"):
+    with pytest.raises(EarlierArtifactError, match=f"number/{KEY} {words}.*run its recipe ag"):
         store.open("number", KEY)
 
 
