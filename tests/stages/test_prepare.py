@@ -174,14 +174,14 @@ def test_cifar10(tmp_path):
 
 class Evil:
     def __reduce__(self):
-        return (print, ("ran",))
+        return (exec, ("print('ran')",))  # Ray puts its own function in the place of print
 
 
 def test_cifar10_runs_no_code(tmp_path, capsys):
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar(folder)
     (folder / "data_batch_1").write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(StageError, match=r"it asks for builtins[.]print"):
+    with pytest.raises(StageError, match=r"it asks for builtins[.]exec"):
         prepared(tmp_path / "out", dataset="cifar10", path=str(folder))
     assert capsys.readouterr().out == ""
     (folder / "data_batch_1").write_bytes(b"\x80\x02}")
