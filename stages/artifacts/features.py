@@ -39,10 +39,10 @@ class FeatureSet(DescribedArtifact):
         import numpy as np
         import torch
 
-        found = {}
+        arrays = {}
         for name in ARRAYS:
             file = self.path / f"{name}.npy"
             if file.exists():
                 array = np.load(file, mmap_mode="r")[:count]
-                found[name] = torch.from_numpy(np.array(array))
-        return FeatureArrays(**dict.fromkeys(ARRAYS) | found)
+                arrays[name] = torch.from_numpy(np.array(array))
+        return FeatureArrays(**dict.fromkeys(ARRAYS) | arrays)

@@ -113,8 +113,8 @@ def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
 def model_identity(model: TrainedNetwork, step: int) -> str:
     """SHA-256 of a checkpoint's weights: what a stored schedule belongs to."""
 
-    found = model.manifest.files.get(checkpoint_name(step))
-    if found is None:
+    entry = model.manifest.files.get(checkpoint_name(step))
+    if entry is None:
         kept = ", ".join(map(str, model.description["steps"]))
         raise ValueError(f"no checkpoint of step {step} was kept (there are {kept})")
-    return found["sha256"]
+    return entry["sha256"]

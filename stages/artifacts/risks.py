@@ -61,12 +61,12 @@ class Risk:
 
     def scales(self) -> dict[str, tuple[float, ...]]:
         """Risk of each scale, `A2`, `2`, `1`: the mean of its orientations, by sigma."""
-        found: dict[str, list[tuple[float, ...]]] = {}
+        by_scale: dict[str, list[tuple[float, ...]]] = {}
         for band, values in self.bands.items():
-            found.setdefault(band if band[0] == "A" else band[1:], []).append(values)
+            by_scale.setdefault(band if band[0] == "A" else band[1:], []).append(values)
         return {
             scale: tuple(sum(column) / len(column) for column in zip(*rows, strict=True))
-            for scale, rows in found.items()
+            for scale, rows in by_scale.items()
         }
 
 

@@ -87,17 +87,17 @@ def mean_over_seeds(rows: Sequence[Row], facts: Mapping[str, Mapping[str, Any]])
     for node, description in facts.items():
         same = {name: value for name, value in description.items() if name != "seed"}
         groups.setdefault(repr(sorted(same.items())), []).append(node)
-    found: list[Row] = []
+    averaged: list[Row] = []
     for nodes in groups.values():
         of = [[row for row in rows if row.node == node] for node in nodes]
         seeds = {facts[node]["seed"] for node in nodes}
         if len(nodes) == 1 or len(seeds) < len(nodes):
-            found += [row for part in of for row in part]
+            averaged += [row for part in of for row in part]
             continue
         for together in zip(*of, strict=True):
             mean = over_seeds([row.score for row in together])
-            found.append(replace(together[0], seed=None, score=mean))
-    return found
+            averaged.append(replace(together[0], seed=None, score=mean))
+    return averaged
 
 
 def headline(rows: Sequence[Row]) -> dict[str, float]:

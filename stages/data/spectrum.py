@@ -80,8 +80,8 @@ def run(context: Context) -> Result:
         for other in others:
             total += other
         frequency, power = total.spectrum()
-    found = {"frequency": frequency.tolist(), "power": power.tolist(), "sums": total.state()}
-    (context.path / FILE).write_text(json.dumps(found, sort_keys=True))
+    spectrum = {"frequency": frequency.tolist(), "power": power.tolist(), "sums": total.state()}
+    (context.path / FILE).write_text(json.dumps(spectrum, sort_keys=True))
     context.progress(count, count, "images")
     context.log(
         f"{count} images of {total.height} x {total.width}: power {power[0]:.4g} at "

@@ -87,10 +87,10 @@ def accuracy(network: EmbeddedCNN, images: Tensor, labels: Tensor, batch_size: i
         raise ValueError(
             f"{len(images)} images and {len(labels)} labels; give as many labels as images"
         )
-    found = torch.cat(
+    predicted = torch.cat(
         [network(batch.float()).logits.argmax(1) for batch in images.split(batch_size)]
     )
-    return (found == labels.to(found.device)).double().mean().item()
+    return (predicted == labels.to(predicted.device)).double().mean().item()
 
 
 def _fresh_network(images: Tensor, num_classes: int, generator: torch.Generator) -> EmbeddedCNN:

@@ -76,10 +76,10 @@ def embedded(state: Mapping[str, Tensor], device: str = "cpu") -> FeatureNetwork
                 f"images have {images.shape[1]} channels and the embedded extractor was trained "
                 f"on {in_channels}; train one on this data set"
             )
-        found = network(images)
-        side = tuple(min(SPATIAL_SIDE, length) for length in found.spatial.shape[2:])
-        spatial = F.adaptive_avg_pool2d(found.spatial[:, :SPATIAL_CHANNELS], side)
-        return Features(found.features, spatial, found.logits)
+        outputs = network(images)
+        side = tuple(min(SPATIAL_SIDE, length) for length in outputs.spatial.shape[2:])
+        spatial = F.adaptive_avg_pool2d(outputs.spatial[:, :SPATIAL_CHANNELS], side)
+        return Features(outputs.features, spatial, outputs.logits)
 
     dimension = network.hidden.out_features
     return FeatureNetwork(
@@ -112,7 +112,7 @@ def extract(
     image.
     """
     batches = images.split(batch_size) if isinstance(images, Tensor) else images
-    found: list[Features] = []
+    parts: list[Features] = []
     count = 0
     for batch in batches:
         part = extractor(batch)
@@ -125,12 +125,12 @@ def extract(
             raise ValueError(
                 f"the {pixels} NaN or infinite in {image}{more}; remove it, or look at what made it"
             )
-        found.append(part)
+        parts.append(part)
         count += len(batch)
-    if not found:
+    if not parts:
         raise ValueError("there are no images to extract features from")
     return Features(
-        *(_joined([getattr(part, name) for part in found]) for name in Features.__annotations__)
+        *(_joined([getattr(part, name) for part in parts]) for name in Features.__annotations__)
     )
 
 

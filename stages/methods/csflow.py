@@ -98,12 +98,9 @@ def _longer_side(frequency: Tensor) -> int:
     corner[0, -1:] = math.inf  # 2 K pixels are not the longer side beside 2 K + 1
     if num_bins:
         centres = (torch.arange(num_bins, dtype=torch.float64) + 0.5) / num_bins
-        found = frequency[-1] / centres[-1]
-        off = (corner / found - 1).abs()
-        if (
-            off.min() < SIZE_TOLERANCE
-            and (frequency / found - centres).abs().max() < SIZE_TOLERANCE
-        ):
+        edge = frequency[-1] / centres[-1]
+        off = (corner / edge - 1).abs()
+        if off.min() < SIZE_TOLERANCE and (frequency / edge - centres).abs().max() < SIZE_TOLERANCE:
             return 2 * num_bins + int(off.min(1).values.argmin())
     raise ValueError(
         "frequency does not tell the size of the images, since these are not the bins that "

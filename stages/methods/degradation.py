@@ -72,15 +72,15 @@ def validate(
     def distance(changed: Tensor) -> float:
         return distance_from_features(changed, reference)
 
-    found = {
+    curves = {
         "noise": tuple(
             (s, distance(features(noisy(images, s, noise)))) for s in STRENGTHS["noise"]
         ),
         "blur": tuple((s, distance(features(blurred(images, s)))) for s in STRENGTHS["blur"]),
     }
     if dropped := _dropped(clean, labels, distance, generator):
-        found["dropped classes"] = dropped
-    return found
+        curves["dropped classes"] = dropped
+    return curves
 
 
 def is_monotone(curve: Curve) -> bool:

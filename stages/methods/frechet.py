@@ -153,8 +153,8 @@ def real_floor(
         first, second = real[order[:n1]], real[order[n1 : n1 + n2]]
         distances.append(distance_from_features(first, second))
     correction = (1 / num_images1 + 1 / num_images2) / (1 / n1 + 1 / n2) if scale < 1 else 1.0
-    found = torch.tensor(distances, dtype=torch.float64) * correction
-    return found.mean().item()
+    corrected = torch.tensor(distances, dtype=torch.float64) * correction
+    return corrected.mean().item()
 
 
 class _Sample:

@@ -58,13 +58,13 @@ def step_norms(
                 output = solver.evaluate(denoiser, point, grid, step.index)
                 return step.ratio * point + step.weights[0] * output
 
-            found = largest_singular(one_step, step.outputs[0].point, iterations, generator)
-            if not torch.isfinite(found).all():
+            largest = largest_singular(one_step, step.outputs[0].point, iterations, generator)
+            if not torch.isfinite(largest).all():
                 raise FloatingPointError(
                     f"the step's Jacobian holds NaN or infinity at step {step.index + 1} of "
                     f"{len(grid) - 1}, level s={step.level:.6g}"
                 )
-            norms.append(found)
+            norms.append(largest)
     stacked = torch.stack(norms)
     return StepNorms(stacked.mean(1), stacked.amax(1))
 

@@ -37,8 +37,8 @@ def ratio(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; it is a ratio of distances in (0, 1]")
-    found = nearest(samples, training_images, k=2, memory_mib=memory_mib).distances
-    return (found[:, 0] < threshold * found[:, 1]).double().mean().item()
+    distances = nearest(samples, training_images, k=2, memory_mib=memory_mib).distances
+    return (distances[:, 0] < threshold * distances[:, 1]).double().mean().item()
 
 
 def nearest(
@@ -132,9 +132,9 @@ def _direct(x: Tensor, y: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
     indices, distances = [], []
     for one in x.double():
         batches = (y[i : i + rows].double() - one for i in range(0, len(y), rows))
-        found, order = torch.cat([b.norm(dim=1) for b in batches]).sort(stable=True)
+        ascending, order = torch.cat([b.norm(dim=1) for b in batches]).sort(stable=True)
         indices.append(order[:k])
-        distances.append(found[:k])
+        distances.append(ascending[:k])
     return torch.stack(indices), torch.stack(distances)
 
 

@@ -176,8 +176,8 @@ def _prdc(samples: Tensor, reference: Tensor, neighbours: int) -> dict[str, floa
     from prdc import compute_prdc
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
-        found = compute_prdc(_numpy(reference), _numpy(samples), nearest_k=neighbours)
-    return {name: float(value) for name, value in found.items()}
+        scores = compute_prdc(_numpy(reference), _numpy(samples), nearest_k=neighbours)
+    return {name: float(value) for name, value in scores.items()}
 
 
 def _deleted_manifolds(

@@ -38,8 +38,8 @@ class Loss:
     def __call__(self, network: nn.Module, batch: Batch) -> LossTerms:
         """network: images (B, C, H, W) -> embeddings (B, d). Needs two images or more."""
         pairs = [self.view(batch.images, batch.draws, number) for number in range(NUM_VIEWS)]
-        found = nt_xent(network(torch.cat(pairs)), self.temperature)
-        return LossTerms(found, {"contrastive": found})
+        loss = nt_xent(network(torch.cat(pairs)), self.temperature)
+        return LossTerms(loss, {"contrastive": loss})
 
     def view(self, images: Tensor, draws: Draws, number: int) -> Tensor:
         """View 0 or 1 of images (B, C, H, W) at the draws' step: augmented, with noise."""

@@ -18,7 +18,7 @@ POOLINGS = ("auto", "spatial", "tokens", "class_token")
 
 def find_layer(module: nn.Module, layer: str) -> nn.Module:
     """The layer of that name; ValueError lists those that exist, the nearest names first."""
-    layers = {name: found for name, found in module.named_modules() if name}
+    layers = {name: submodule for name, submodule in module.named_modules() if name}
     if layer in layers:
         return layers[layer]
     near = difflib.get_close_matches(layer, layers, n=3)
@@ -41,9 +41,9 @@ def pool(output: Tensor, pooling: str) -> Tensor:
         pooling = "spatial" if output.ndim == 4 else "tokens"
     rank, shape = (4, "(B, d, H, W)") if pooling == "spatial" else (3, "(B, N, d)")
     if not isinstance(output, Tensor) or output.ndim != rank:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"pooling {pooling!r} takes a layer's output {shape}, this one gives {found}; choose "
+            f"pooling {pooling!r} takes a layer's output {shape}, this one gives {given}; choose "
             "another pooling or layer"
         )
     if pooling == "spatial":

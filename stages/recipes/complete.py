@@ -90,7 +90,7 @@ def _connected(node: Node, features: dict[str, Node]) -> Node:
         own = [features[name].name for name in node.slot("samples")]
         return replace(node, inputs={**node.inputs, "features": own, **REFERENCES})
     if node.stage is report.STAGE:
-        every = [found.name for found in features.values()]
+        every = [feature.name for feature in features.values()]
         return replace(node, inputs={**node.inputs, "features": every})
     return node
 
@@ -144,5 +144,5 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
 
 def _hint(hints: Mapping[str, float], name: str) -> float | None:
     """Seconds under the longest beginning of a node's name."""
-    found = [key for key in hints if name.startswith(key)]
-    return hints[max(found, key=len)] if found else None
+    beginnings = [key for key in hints if name.startswith(key)]
+    return hints[max(beginnings, key=len)] if beginnings else None

@@ -59,7 +59,7 @@ def settings_of(kind: type[SettingsT], *options: Settings, **more: object) -> Se
     What is given later takes the place of what is given earlier.
     """
     shared = [given.shared_with(kind) for given in options]
-    return kind(**{name: value for found in [*shared, more] for name, value in found.items()})
+    return kind(**{name: value for fields in [*shared, more] for name, value in fields.items()})
 
 
 def extractor_nodes(bench: Bench) -> list[Node]:

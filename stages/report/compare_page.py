@@ -119,13 +119,13 @@ def _groups(of: Comparison, lines: Sequence[Line]) -> list[str]:
 def _score_curves(of: Comparison) -> Iterator[Section]:
     """One section for each abscissa: a panel for each curve and metric, never two protocols in one
     panel."""
-    found = collect(of.runs)
+    scores = collect(of.runs)
     for over, label in (("training_step", "training steps"), ("nfe", "NFE")):
         groups: dict[tuple[str, str], list[dict[Any, list[Row]]]] = {}
-        for index, one in enumerate(found):
+        for index, one in enumerate(scores):
             for place, row in one.items():
                 if place.over == over and place.metric in HEADLINES[over] and place.at is not None:
-                    lines = groups.setdefault((place.metric, place.curve), [{} for _ in found])
+                    lines = groups.setdefault((place.metric, place.curve), [{} for _ in scores])
                     lines[index].setdefault(row.score.protocol, []).append(row)
         panels = [
             panel
@@ -178,9 +178,9 @@ def _curves(of: Comparison) -> Iterator[Section]:
             equal += 1
             continue
         abscissa = next(iter(manifests.values())).abscissa or "step"
-        found = {letter: _points(opened(*runs[letter])) for letter in manifests}
-        for metric in dict.fromkeys(metric for one in found.values() for metric in one):
-            curves = [Curve(k, *one[metric]) for k, one in found.items() if metric in one]
+        by_letter = {letter: _points(opened(*runs[letter])) for letter in manifests}
+        for metric in dict.fromkeys(metric for one in by_letter.values() for metric in one):
+            curves = [Curve(k, *one[metric]) for k, one in by_letter.items() if metric in one]
             if METRICS.fullmatch(metric) and len(curves) > 1:
                 panel = _panel(f"{metric} {common}", metric, abscissa, curves)
                 panels.setdefault(common.partition("/")[0], []).append(panel)
@@ -200,12 +200,12 @@ def _nodes_beside(of: Comparison) -> Iterator[tuple[str, dict[str, tuple[Run, st
 
 
 def _points(artifact: Any) -> dict[str, tuple[list[float], list[float]]]:
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    points: dict[str, tuple[list[float], list[float]]] = {}
     for metric, step, value in artifact.curves() if artifact is not None else ():
-        x, y = found.setdefault(metric, ([], []))
+        x, y = points.setdefault(metric, ([], []))
         x.append(step)
         y.append(value)
-    return found
+    return points
 
 
 def _panel(title: str, metric: str, abscissa: str, curves: Sequence[Curve]) -> Figure:
@@ -233,15 +233,17 @@ def _samples(of: Comparison) -> Iterator[Section]:
     used, left_out = 0, 0
     blocks: dict[bool, list[str]] = {True: [], False: []}
     for common, runs in _nodes_beside(of):
-        found = {
+        artifacts = {
             letter: opened(run, name)
             for letter, (run, name) in runs.items()
             if run[name].data["stage"] in _WITH_GRIDS
         }
-        found = {letter: artifact for letter, artifact in found.items() if artifact is not None}
-        if len({artifact.manifest.key for artifact in found.values()}) < 2:
+        artifacts = {
+            letter: artifact for letter, artifact in artifacts.items() if artifact is not None
+        }
+        if len({artifact.manifest.key for artifact in artifacts.values()}) < 2:
             continue
-        shown = list(_grids(found))
+        shown = list(_grids(artifacts))
         used += sum(len(picture.png) for picture in shown)
         if used > PICTURE_BYTES:
             left_out += 1

@@ -45,17 +45,17 @@ class Place:
 
 def lines(runs: Sequence[Run]) -> list[Line]:
     """A line for every score that two runs or more have."""
-    found = collect(runs)
+    scores = collect(runs)
     last: dict[tuple[str, str], Place] = {}
     shared = []
-    for place in dict.fromkeys(place for one in found for place in one):
-        if sum(place in one for one in found) > 1:
+    for place in dict.fromkeys(place for one in scores for place in one):
+        if sum(place in one for one in scores) > 1:
             shared.append(place)
             last[place.curve, place.metric] = place
     return [
         _line(
             place,
-            [one.get(place) for one in found],
+            [one.get(place) for one in scores],
             headline=place.metric in HEADLINES[place.over]
             and last[place.curve, place.metric] == place,
         )
@@ -159,12 +159,12 @@ def difference_in_words(base: Score | None, other: Score | None) -> str:
     if base == other:
         return "equal"
     try:
-        found = protocol.difference(other, base)
+        gap = protocol.difference(other, base)
     except protocol.ProtocolError:
         return REFUSED
-    sign, said = "+" if found.value > 0 else "", side(found.value, found.error)
+    sign, said = "+" if gap.value > 0 else "", side(gap.value, gap.error)
     said = "within 2 errors" if said == OPEN else said
-    return f"{sign}{with_error(found.value, found.error)}, {said}"
+    return f"{sign}{with_error(gap.value, gap.error)}, {said}"
 
 
 def _refusal(scores: Sequence[Score]) -> str:
@@ -173,5 +173,5 @@ def _refusal(scores: Sequence[Score]) -> str:
         replace(score.protocol, extractor_hash=score.protocol.extractor_hash[:12])
         for score in scores
     )
-    found = dict.fromkeys(differs for other in others if (differs := first.differs(other)))
-    return f"measured under different protocols, so not subtracted: {'; '.join(found)}"
+    differences = dict.fromkeys(differs for other in others if (differs := first.differs(other)))
+    return f"measured under different protocols, so not subtracted: {'; '.join(differences)}"

@@ -62,13 +62,13 @@ def _picture(
 
     from stages.pages.page import Picture
 
-    found = features.load()
-    ratios = found.neighbour_distances[:, 0] / found.neighbour_distances[:, 1].clamp_min(1e-12)
+    arrays = features.load()
+    ratios = arrays.neighbour_distances[:, 0] / arrays.neighbour_distances[:, 1].clamp_min(1e-12)
     suspects = ratios.topk(min(NEAREST, len(ratios)), largest=False).indices
     chosen = torch.cat([torch.arange(min(FIRST, len(ratios))), suspects])
     train = data.load().train
     images = [torch.cat([samples.images(slice(int(i), int(i) + 1)) for i in chosen])]
-    images += [train[column] for column in found.neighbours[chosen].T]
+    images += [train[column] for column in arrays.neighbours[chosen].T]
     lowest = ", ".join(f"{ratio:.2f}" for ratio in ratios[suspects].tolist())
     caption = (
         f"{name}: {100 * (ratios < threshold).double().mean().item():.3g} % of "

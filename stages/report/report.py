@@ -58,8 +58,8 @@ def run(context: Context) -> Result:
     settings, data = context.settings, context.inputs.get("data")
     made = Made(context.inputs, settings.apart)
     scores = made.scores
-    found = claims.findings(made, settings.claims)
-    sections = [claims.section(found), *_sections(made, settings.sections)]
+    findings = claims.findings(made, settings.claims)
+    sections = [claims.section(findings), *_sections(made, settings.sections)]
     lead = html.escape(_lead(data)) if data is not None else ""
     text = page(settings.title, lead, sections, MARKER)
     (context.path / PAGE).write_text(text)
@@ -68,10 +68,10 @@ def run(context: Context) -> Result:
     figures = [one for section in sections for one in (*section.figures, *section.panels)]
     for figure in figures:
         (folder / f"{figure.name}.svg").write_text(as_file(figure))
-    claims.write(context.path, found)
-    _write_tables(context.path / "tables", {"claims": claims.table(found)}, scores)
+    claims.write(context.path, findings)
+    _write_tables(context.path / "tables", {"claims": claims.table(findings)}, scores)
     context.log(f"{len(sections)} sections, {len(figures)} figures, {len(text) / 2**20:.2f} MiB")
-    verdicts = {f"claims/{k.replace(' ', '_')}": n for k, n in counted(found).items()}
+    verdicts = {f"claims/{k.replace(' ', '_')}": n for k, n in counted(findings).items()}
     return Result(metrics={"figures": len(figures)} | verdicts)
 
 

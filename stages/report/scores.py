@@ -47,13 +47,13 @@ def plots(
 
     name: stem of the figures' files. label: the abscissa in words. axes: of `figures.Axes`.
     """
-    found: dict[Protocol, dict[str, list[Row]]] = {}
+    by_protocol: dict[Protocol, dict[str, list[Row]]] = {}
     for curve, rows in scores.items():
         for row in rows:
             if row.score.metric == metric:
-                found.setdefault(row.score.protocol, {}).setdefault(curve, []).append(row)
+                by_protocol.setdefault(row.score.protocol, {}).setdefault(curve, []).append(row)
     figures = []
-    for index, (protocol, curves) in enumerate(found.items()):
+    for index, (protocol, curves) in enumerate(by_protocol.items()):
         stem = name if index == 0 else f"{name}-{index + 1}"
         figures.append(_plot(stem, curves, protocol, metric, over, label, **axes))
     return figures
@@ -91,11 +91,11 @@ def _plot(
 
 def _kinds(scores: Iterable[Score]) -> str:
     """What the errors of some scores are, in words."""
-    found = {
+    kinds = {
         f"{score.num_seeds} seeds" if score.error_kind == "seeds" else score.error_kind: None
         for score in scores
     }
-    return ", ".join(found)
+    return ", ".join(kinds)
 
 
 def apart(values: Sequence[float], logarithmic: bool = False) -> list[float]:
@@ -111,12 +111,12 @@ def apart(values: Sequence[float], logarithmic: bool = False) -> list[float]:
 
 def _by_protocol(scores: Mapping[str, Sequence[Row]]) -> dict[Protocol, dict[str, list[Row]]]:
     """Curves by the protocol they share, what single metrics add to it left out."""
-    found: dict[Protocol, dict[str, list[Row]]] = {}
+    groups: dict[Protocol, dict[str, list[Row]]] = {}
     for curve, rows in scores.items():
         for row in rows:
             protocol = replace(row.score.protocol, details="")
-            found.setdefault(protocol, {}).setdefault(curve, []).append(row)
-    return found
+            groups.setdefault(protocol, {}).setdefault(curve, []).append(row)
+    return groups
 
 
 def _words(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
@@ -145,16 +145,18 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     floors: dict[str, float] = {}
     for name, rows in curves.items():
         last = rows[-1]
-        found = {row.score.metric: row.score for row in rows if row.node == last.node}
+        by_metric = {row.score.metric: row.score for row in rows if row.node == last.node}
         cells = [
-            with_error(found[metric].value, found[metric].error) if metric in found else ""
+            with_error(by_metric[metric].value, by_metric[metric].error)
+            if metric in by_metric
+            else ""
             for metric in metrics
         ]
-        kinds = _kinds(found[metric] for metric in metrics if metric in found)
+        kinds = _kinds(by_metric[metric] for metric in metrics if metric in by_metric)
         curve = name.removeprefix("evaluate/")
         made = (last.training_step, last.solver, last.nfe) if last.nfe else (None, ELSEWHERE, None)
         lines.append((curve, *made, kinds, *cells))
-        floors |= {m: s.floor for m, s in found.items() if s.floor is not None}
+        floors |= {m: s.floor for m, s in by_metric.items() if s.floor is not None}
     real = [f"{floors[metric]:.4g}" if metric in floors else "" for metric in metrics]
     lines.append(("real images", "", "", "", "", *real))
     if len(curves) <= UNFOLDED:
@@ -163,15 +165,15 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:
-    found: dict[str, list[str]] = {}
+    by_caution: dict[str, list[str]] = {}
     for rows in curves.values():
         for row in rows:
             if row.score.caution:
-                found.setdefault(row.score.caution, []).append(row.score.metric)
+                by_caution.setdefault(row.score.caution, []).append(row.score.metric)
     return "".join(
         f"<p class='failed'>{html.escape(', '.join(dict.fromkeys(metrics)))}: "
         f"{html.escape(caution)}.</p>"
-        for caution, metrics in found.items()
+        for caution, metrics in by_caution.items()
     )
 
 

@@ -38,8 +38,8 @@ def section(run: Run, papers: Sequence[Paper]) -> Timed:
                 continue
             seconds[name] = [float(value) for _, value in rows]
     places = [paper.timed for paper in papers if paper.timed]
-    found = [finding for place in places for finding in resolve(place)(seconds, spans)]
-    parts = ["<h3>Claims about time</h3>", claims.table_of(found)] if found else []
+    findings = [finding for place in places for finding in resolve(place)(seconds, spans)]
+    parts = ["<h3>Claims about time</h3>", claims.table_of(findings)] if findings else []
     figures = [speeds(training)] if training else []
     if training:
         parts += ["<h3>Speed of the trainings</h3>", table(costs(training))]
@@ -84,9 +84,9 @@ def costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _medians(artifacts: Sequence[Any]) -> dict[str, float]:
-    found = {}
+    medians = {}
     for name in (TIMING, "tokens_per_second"):
         values = [v for a in artifacts for _, v in a.manifest.timings.get(name, ())]
         if values:
-            found[name] = statistics.median(values)
-    return found
+            medians[name] = statistics.median(values)
+    return medians

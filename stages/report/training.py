@@ -51,7 +51,7 @@ def probes(teachers: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 def _losses(training: Mapping[str, Any]) -> list[Figure]:
     from stages.pages.figures import Axes, plot
 
-    found: dict[str, dict[str, list[Any]]] = {}
+    losses: dict[str, dict[str, list[Any]]] = {}
     for name, artifacts in grouped(training).items():
         for artifact in artifacts:
             rows: dict[str, list[tuple[int, float]]] = {}
@@ -60,9 +60,9 @@ def _losses(training: Mapping[str, Any]) -> list[Figure]:
                 rows.setdefault(metric, []).append((before + step, value))
             for metric, of_metric in rows.items():
                 if metric.startswith("loss/"):
-                    found.setdefault(metric, {}).setdefault(name, []).append(of_metric)
+                    losses.setdefault(metric, {}).setdefault(name, []).append(of_metric)
     figures = []
-    for metric, of in found.items():
+    for metric, of in losses.items():
         curves = [mean_curve(name, many) for name, many in of.items()]
         log = all(min(curve.y) > 0 for curve in curves)
         unit = "-mean cosine" if metric == "loss/alignment" else "mean squared error"

@@ -90,15 +90,15 @@ class SampleSweep(SampleOptions):
 
     def of_checkpoints(self) -> dict[str, object]:
         """Settings of the samples over training steps that are not those of the others."""
-        found: dict[str, object] = {}
+        settings: dict[str, object] = {}
         if self.checkpoint_solver is not None:
-            found["solver"] = self.checkpoint_solver
-            found["grid"] = settings_solvers.UNIFORM
+            settings["solver"] = self.checkpoint_solver
+            settings["grid"] = settings_solvers.UNIFORM
             if self.checkpoint_solver not in table.STOCHASTIC_SOLVERS:
-                found["grid"] = self.grid_of(self.checkpoint_solver)
+                settings["grid"] = self.grid_of(self.checkpoint_solver)
         if self.checkpoint_nfe is not None:
-            found["nfe"] = self.checkpoint_nfe
-        return found
+            settings["nfe"] = self.checkpoint_nfe
+        return settings
 
     def nfes_of(self, solver: str) -> tuple[int, ...]:
         """The NFE this solver is run at, ascending."""

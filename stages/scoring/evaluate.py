@@ -112,8 +112,8 @@ def run(context: Context) -> Result:
         judge = _judge(context.inputs["train"], held_out, settings)
         context.progress(0, len(sets), "sets")
         shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
-        found = context.map(score_sets, shards, judge, reference)
-        scores = [scores for shard in found for scores in shard]
+        by_shard = context.map(score_sets, shards, judge, reference)
+        scores = [scores for shard in by_shard for scores in shard]
     context.progress(len(sets), len(sets), "sets")
     facts = {name: samples[name].description for name in sets}
     singles = [
@@ -135,15 +135,15 @@ def run(context: Context) -> Result:
 
 def _times(samples: Mapping[str, Samples], abscissa: str) -> dict[str, list[tuple[int, float]]]:
     """What a sample took when the sets were made, in milliseconds, beside the scores."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    times: dict[str, list[tuple[int, float]]] = {}
     for artifact in samples.values():
         facts, timings = artifact.description, artifact.manifest.timings
         for name in ("sampling", "network"):
             if f"{name}_seconds" in timings:
                 each = 1000 * timings[f"{name}_seconds"] / facts["num_samples"]
-                rows = found.setdefault(f"{name}_milliseconds_per_sample", [])
+                rows = times.setdefault(f"{name}_milliseconds_per_sample", [])
                 rows.append((facts[abscissa], each))
-    return {name: sorted(rows) for name, rows in found.items()}
+    return {name: sorted(rows) for name, rows in times.items()}
 
 
 def _check(
@@ -156,21 +156,21 @@ def _check(
     if not samples:
         raise StageError("there are no samples to evaluate; connect at least one sample node")
     for node, artifact in samples.items():
-        found = artifact.description
-        if features[node].description["samples"] != found:
+        facts = artifact.description
+        if features[node].description["samples"] != facts:
             raise StageError(f"{features_node(node)} holds features of other samples than {node}")
-        if found["num_samples"] < settings.num_samples:
+        if facts["num_samples"] < settings.num_samples:
             raise StageError(
-                f"{node} holds {found['num_samples']} samples, fewer than "
+                f"{node} holds {facts['num_samples']} samples, fewer than "
                 f"evaluate.num_samples={settings.num_samples}; lower it, or give more samples"
             )
         if reference is None:
             continue
         expected = reference.description
-        differing = [k for k in ("seed", "method", "training_step") if found[k] != expected[k]]
+        differing = [k for k in ("seed", "method", "training_step") if facts[k] != expected[k]]
         if differing:
             raise StageError(
-                f"{node} and the reference differ in {differing[0]} ({found[differing[0]]} against "
+                f"{node} and the reference differ in {differing[0]} ({facts[differing[0]]} against "
                 f"{expected[differing[0]]}); trajectory_rms compares samples of one model from "
                 "the same noise"
             )
@@ -232,8 +232,8 @@ def _floors(
     if half > settings.neighbours + 2:
         order = torch.randperm(len(real), generator=generator)
         first, second = real[order[:half]], real[order[half : 2 * half]]
-        found = quality.precision_recall(first, second, settings.neighbours, blocks=0)
-        floors |= {name: getattr(found, name).value for name in MANIFOLDS}
+        manifolds = quality.precision_recall(first, second, settings.neighbours, blocks=0)
+        floors |= {name: getattr(manifolds, name).value for name in MANIFOLDS}
     if held_out.logits is not None:
         floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
     if held_out.neighbour_distances.shape[1] > 1:
@@ -264,9 +264,9 @@ def score_set(
 ) -> list[Score]:
     """All scores of one set of samples."""
     count = judge.settings.num_samples
-    found = features.load(count)
-    scores = list(_feature_scores(found, judge.train.load(), judge))
-    scores += _memorization(found, judge, samples.description)
+    arrays = features.load(count)
+    scores = list(_feature_scores(arrays, judge.train.load(), judge))
+    scores += _memorization(arrays, judge, samples.description)
     if reference is not None:
         scores += _trajectories(samples, reference, judge)
     return scores

@@ -69,18 +69,18 @@ def _accuracies(
     """Shares of training and held-out images it classifies; StageError below min_accuracy."""
     from stages.encoders import embedded
 
-    found = {}
+    accuracies = {}
     for name, images in (("train_accuracy", data.train), ("accuracy", data.test)):
         batches = (images[start : start + 512] for start in range(0, len(images), 512))
         right = embedded.extract(network, batches).logits.argmax(1) == images.labels
-        found[name] = right.double().mean().item()
-    if found["accuracy"] < settings.min_accuracy:
+        accuracies[name] = right.double().mean().item()
+    if accuracies["accuracy"] < settings.min_accuracy:
         raise StageError(
-            f"the extractor classifies {found['accuracy']:.3f} of the held-out images, below "
+            f"the extractor classifies {accuracies['accuracy']:.3f} of the held-out images, below "
             f"extractor.min_accuracy={settings.min_accuracy}; its distances would mean little: "
             "raise extractor.epochs, or lower extractor.min_accuracy if you accept that"
         )
-    return found
+    return accuracies
 
 
 def caution_of(facts: Mapping[str, Any]) -> str:

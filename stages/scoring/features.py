@@ -100,8 +100,8 @@ def embed_shard(
     network = extractor.load(settings.weights, settings.device)
     # Clipped as an image file would be.
     names = [name_of(index) for index in range(*shard)]
-    found = embedded.extract(network, images.clamp(-1, 1), settings.batch_size, names)
-    arrays = {name: getattr(found, name) for name in embedded.Features.__annotations__}
+    outputs = embedded.extract(network, images.clamp(-1, 1), settings.batch_size, names)
+    arrays = {name: getattr(outputs, name) for name in embedded.Features.__annotations__}
     if settings.part != "train":
         seen = samples.description.get("num_training_images") if samples else None
         arrays |= _neighbours(images.clamp(-1, 1), loaded.train.first(seen or len(loaded.train)))
@@ -123,8 +123,8 @@ def _neighbours(images: Tensor, train: Any) -> dict[str, Tensor]:
     if stored.dtype == torch.uint8:
         scale = train.white / 2
         images = (images + 1) * scale
-    found = nearest(images, stored, k=min(NEIGHBOURS, len(stored)))
-    return {"neighbours": found.indices, "neighbour_distances": found.distances / scale}
+    neighbours = nearest(images, stored, k=min(NEIGHBOURS, len(stored)))
+    return {"neighbours": neighbours.indices, "neighbour_distances": neighbours.distances / scale}
 
 
 STAGE = Stage(

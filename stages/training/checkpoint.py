@@ -43,10 +43,10 @@ def sources_of(settings: CheckpointSettings) -> list[Path]:
             f"{settings.setting}={settings.path} holds no {FACTS}; set it to a folder laid out as "
             f"a training's artifact, with {FACTS} and {checkpoint_name(1)}"
         )
-    found = sorted((folder / "checkpoints").glob("step-*.safetensors"))
-    if not found:
+    weights = sorted((folder / "checkpoints").glob("step-*.safetensors"))
+    if not weights:
         raise UsageError(f"{settings.setting}={settings.path} holds no {checkpoint_name(1)}")
-    return [folder / FACTS, *found]
+    return [folder / FACTS, *weights]
 
 
 def run(context: Context) -> Result:

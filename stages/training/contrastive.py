@@ -69,8 +69,8 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
         ema_decay=0.0,
     )
     state, log = loop.TrainState(network, how), LossLog(LOG_EVERY)
-    if (found := resume.latest(context.work.path)) is not None:
-        step, tensors, record = found
+    if (saved := resume.latest(context.work.path)) is not None:
+        step, tensors, record = saved
         state.restore(step, tensors)
         log.restore(tensors, record, settings.device)
         context.log(f"continuing after step {step} of {settings.steps}")

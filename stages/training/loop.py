@@ -83,11 +83,11 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, by name."""
-        found = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        found |= {f"ema.{k}": v for k, v in self.ema.network.state_dict().items()}
+        state_tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        state_tensors |= {f"ema.{k}": v for k, v in self.ema.network.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        return found
+            state_tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        return state_tensors
 
     def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `tensors()` returned after `step` steps."""
@@ -187,9 +187,9 @@ def _permutation(seed: int, epoch: int, n: int) -> Tensor:
 def _each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     """A function of every tensor of the batch."""
     names = ("images", "labels", "patch_targets", "class_features")
-    found = {name: getattr(batch, name) for name in names}
-    found = {name: None if part is None else function(part) for name, part in found.items()}
-    return Batch(draws=replace(batch.draws, indices=function(batch.draws.indices)), **found)
+    tensors = {name: getattr(batch, name) for name in names}
+    tensors = {name: None if part is None else function(part) for name, part in tensors.items()}
+    return Batch(draws=replace(batch.draws, indices=function(batch.draws.indices)), **tensors)
 
 
 def train(
@@ -228,9 +228,9 @@ def backward(
         weight = share * (last - first) / size
         with _reduced(model, last == size):
             with _autocast(how.precision, batch.images.device):
-                found = loss(model, batch if parts == 1 else batch[first:last])
-            (found.total * weight).backward()
-        for name, term in found.terms.items():
+                terms = loss(model, batch if parts == 1 else batch[first:last])
+            (terms.total * weight).backward()
+        for name, term in terms.terms.items():
             means[name] = means.get(name, 0.0) + weight * term.detach()
     return means
 

@@ -21,8 +21,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping
     """Write the state after `step` over the older of the two slots."""
     from safetensors.torch import save_file
 
-    found = _readable(folder)
-    newest = max(found, key=found.get) if found else SLOTS[1]
+    saved = _readable(folder)
+    newest = max(saved, key=saved.get) if saved else SLOTS[1]
     slot = SLOTS[1 - SLOTS.index(newest)]
     metadata = {"step": str(step), "record": json.dumps(record, sort_keys=True)}
     write_atomically(folder / slot, lambda path: save_file(dict(tensors), path, metadata))
@@ -32,13 +32,13 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
     """Step, tensors and record of the newest whole state, or None where there is none."""
     from safetensors import safe_open
 
-    found = _readable(folder)
-    if not found:
+    saved = _readable(folder)
+    if not saved:
         return None
-    name = max(found, key=found.get)
+    name = max(saved, key=saved.get)
     with safe_open(folder / name, framework="pt") as stream:
         tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-        return found[name], tensors, json.loads(stream.metadata()["record"])
+        return saved[name], tensors, json.loads(stream.metadata()["record"])
 
 
 def _readable(folder: Path) -> dict[str, int]:

@@ -118,11 +118,11 @@ class TeachSettings(TeachOptions):
     def keyed(self) -> dict[str, Any]:
         """As the base's; of a teacher that is not embedded, what trains the embedded one left
         out."""
-        found = super().keyed()
+        inherited = super().keyed()
         if self.kind == EMBEDDED:
-            return found
+            return inherited
         trained = {"patch", "width", "depth", "heads", "steps", "train_batch_size", "lr", "seed"}
-        return {k: v for k, v in found.items() if k not in trained | {"temperature"}}
+        return {k: v for k, v in inherited.items() if k not in trained | {"temperature"}}
 
 
 def check_grids(options: TeachOptions, image_size: int | None, patch: int) -> None:
@@ -220,7 +220,7 @@ def _probes(teacher: TeacherNetwork, data: DataSet, settings: TeachSettings) -> 
 
     if data.num_classes < 2:
         return {}
-    labels, found = {}, {}
+    labels, accuracies = {}, {}
     for part in ("train", "test"):
         images = getattr(data, part)
         labels[part] = images.labels[: settings.probe_images]
@@ -232,11 +232,11 @@ def _probes(teacher: TeacherNetwork, data: DataSet, settings: TeachSettings) -> 
             features["class"][part] = torch.cat([t[:, 0] for t in passes])
             features["patches"][part] = torch.cat([t[:, 1:].mean(1) for t in passes])
         for which, of in features.items():
-            found[f"probe_accuracy/{which}_{state}"] = probe_accuracy(
+            accuracies[f"probe_accuracy/{which}_{state}"] = probe_accuracy(
                 of["train"], labels["train"], of["test"], labels["test"]
             )
-    _judge(found, settings)
-    return found
+    _judge(accuracies, settings)
+    return accuracies
 
 
 def _judge(probes: dict[str, float], settings: TeachSettings) -> None:

@@ -107,8 +107,8 @@ def _loss(context: Context) -> Loss:
     settings, spectrum = context.settings, context.inputs.get("spectrum")
     density = settings.density
     with raised_as(StageError):
-        found = None if spectrum is None else spectrum.load()
-        of_time = densities.time_density(density, density.kind, density.base, found)
+        loaded = None if spectrum is None else spectrum.load()
+        of_time = densities.time_density(density, density.kind, density.base, loaded)
         return settings.loss_options.loss(settings.label_dropout, of_time)
 
 
@@ -180,13 +180,13 @@ def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> N
     facts, settings = context.inputs["start"].description, context.settings
     theirs = {"method": facts["method"], "network": facts["network"], **facts["config"]}
     ours = {"method": settings.method, "network": settings.network.kind, **config}
-    if found := networks.differences(ours, theirs):
+    if other := networks.differences(ours, theirs):
         raise ValueError(
-            f"the training to continue has {', '.join(found)}; a training goes on with the network "
+            f"the training to continue has {', '.join(other)}; a training goes on with the network "
             "and the loss it began with"
         )
-    found = context.inputs["start"].load().network(_start_step(context))
-    network.load_state_dict(found.state_dict())
+    trained = context.inputs["start"].load().network(_start_step(context))
+    network.load_state_dict(trained.state_dict())
 
 
 def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:
@@ -218,9 +218,9 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     training_watch.check_scans(settings, state.ema.network, config, data)
     log = LossLog(settings.log_every)
     watch = training_watch.watch_of(settings, state.ema.network, config, data)
-    found = resume.latest(context.work.path)
-    if found is not None:
-        step, tensors, record = found
+    saved = resume.latest(context.work.path)
+    if saved is not None:
+        step, tensors, record = saved
         state.restore(step, tensors)
         log.restore(tensors, record, device)
         if watch is not None:

@@ -67,9 +67,9 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
         raise ValueError(f"{path.name} is not in {path.parent}; unpack CIFAR-10's archive there")
     try:
         with path.open("rb") as stream:
-            found = RestrictedUnpickler(stream, encoding="bytes").load()
+            content = RestrictedUnpickler(stream, encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(f"{path} is not a CIFAR-10 batch: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is not a CIFAR-10 batch: it holds no dictionary")
-    return {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}
+    return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}

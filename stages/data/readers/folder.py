@@ -56,11 +56,11 @@ def _listing(root: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
     files: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(classes):
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
+        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not images:
             raise ValueError(f"{folder} holds no image files")
-        files += found
-        labels += [label] * len(found)
+        files += images
+        labels += [label] * len(images)
     return tuple(folder.name for folder in classes), files, np.array(labels, np.int64)
 
 

@@ -54,10 +54,10 @@ def required(path: str | None, dataset: str, kind: str) -> Path:
     """The path that the settings give, or ValueError: it is not set, or not there."""
     if path is None:
         raise ValueError(f"data set '{dataset}' needs data.path, the {kind}")
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise ValueError(f"data.path {found} does not exist; it must be the {kind}")
-    return found
+    location = Path(path).expanduser()
+    if not location.exists():
+        raise ValueError(f"data.path {location} does not exist; it must be the {kind}")
+    return location
 
 
 def check(source: Source, latent: bool = False) -> Source:

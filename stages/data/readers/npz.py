@@ -41,14 +41,14 @@ def read(settings) -> Source:
 def _class_names(labels: np.ndarray) -> tuple[str, ...]:
     """Of 0 to the highest label. Raises ValueError for a class without an image, which would be
     sampled though it was never trained."""
-    found = np.unique(labels)
-    gaps = np.flatnonzero(found != np.arange(len(found)))
+    present = np.unique(labels)
+    gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps):
         raise ValueError(
-            f"y_train holds label {found[gaps[0]]} but none of {gaps[0]}; number the classes 0, "
+            f"y_train holds label {present[gaps[0]]} but none of {gaps[0]}; number the classes 0, "
             "1, 2, ... without gaps, and leave out images that have no class"
         )
-    return tuple(str(label) for label in found)
+    return tuple(str(label) for label in present)
 
 
 def _pair(arrays: dict[str, np.ndarray], part: str, path) -> ImageSet:

@@ -66,22 +66,22 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Inference only: CSFlow's grid, and the uniform one unless `nodes` have it."""
     method, solver = bench.train.method, bench.sample.solver
     reference = f"sample/{method}-reference"
-    found = grid_curve(bench, method, bench.seed, "csflow", bench.csflow.mix, reference)
+    added = grid_curve(bench, method, bench.seed, "csflow", bench.csflow.mix, reference)
     if solver not in bench.sample.solvers or bench.sample.grid_of(solver) != UNIFORM:
-        found += grid_curve(bench, method, bench.seed, UNIFORM, reference=reference)
-    return found
+        added += grid_curve(bench, method, bench.seed, UNIFORM, reference=reference)
+    return added
 
 
 def compared_nodes(bench: Bench) -> list[Node]:
     """The recipe csflow: every grid on the trained model, and fine-tuned models, for every seed."""
     densities = {kind: fine_tuned_density(bench, kind) for kind in _fine_tuned(bench)}
     _check_fine_tuning(bench)
-    found = []
+    nodes = []
     for seed in range(bench.seed, bench.seed + bench.csflow.num_seeds):
         if seed != bench.seed:
-            found.append(train_node(bench, seed=seed))
-        found += _of_seed(bench, seed, densities)
-    return found
+            nodes.append(train_node(bench, seed=seed))
+        nodes += _of_seed(bench, seed, densities)
+    return nodes
 
 
 def _fine_tuned(bench: Bench) -> list[str]:
@@ -95,14 +95,14 @@ def _of_seed(bench: Bench, seed: int, densities: Mapping[str, DensitySettings]) 
     grids = [(UNIFORM, None)]
     grids += [("csflow", mix) for mix in sorted({options.mix, *options.more_mixes})]
     grids += [(name, options.mix) for name in dict.fromkeys(options.baselines)]
-    found = [reference]
+    nodes = [reference]
     for grid, mix in grids:
-        found += grid_curve(bench, method, seed, grid, mix, reference.name)
+        nodes += grid_curve(bench, method, seed, grid, mix, reference.name)
     for model, drawn_from in (*densities.items(), (f"{method}-more", bench.train.density)):
-        found.append(continued(bench, model, seed, drawn_from))
+        nodes.append(continued(bench, model, seed, drawn_from))
         for grid, mix in ((UNIFORM, None), ("csflow", options.mix)):
-            found += grid_curve(bench, model, seed, grid, mix)
-    return found
+            nodes += grid_curve(bench, model, seed, grid, mix)
+    return nodes
 
 
 def fine_tuned_density(bench: Bench, kind: str = "csflow") -> DensitySettings:

@@ -158,11 +158,11 @@ def measure(
     Raises ValueError for what no ICR can be made of (constant features, too few images).
     """
     seeds, options = viewer.options.view_seeds, viewer.options
-    found: list[Contamination] = []
+    contaminations: list[Contamination] = []
     beside: list[tuple[float, float, float]] = []
     for seed in seeds:
         of_seed = features(subject, viewer, seed, sigma)
-        found.append(contamination(of_seed, options.tau, components))
+        contaminations.append(contamination(of_seed, options.tau, components))
         beside.append(
             (
                 representation.alignment(of_seed),
@@ -170,21 +170,21 @@ def measure(
                 representation.rankme(of_seed),
             )
         )
-    values = [one.value for one in found]
+    values = [one.value for one in contaminations]
     alignment, uniformity, rankme = (_mean(column) for column in zip(*beside, strict=True))
     return {
         "icr": _mean(values),
         "icr_seeds": values,
-        "naive": _mean([one.naive_value for one in found]),
-        "mean_snr": _mean([one.mean_snr for one in found]),
-        "trace_signal": _mean([one.traces.signal for one in found]),
-        "trace_noise": _mean([one.traces.noise for one in found]),
-        "trace_between": _mean([one.traces.between for one in found]),
+        "naive": _mean([one.naive_value for one in contaminations]),
+        "mean_snr": _mean([one.mean_snr for one in contaminations]),
+        "trace_signal": _mean([one.traces.signal for one in contaminations]),
+        "trace_noise": _mean([one.traces.noise for one in contaminations]),
+        "trace_between": _mean([one.traces.between for one in contaminations]),
         "alignment": alignment,
         "uniformity": uniformity,
         "rankme": rankme,
-        "retained": _mean([one.retained for one in found]),
-        "guards": _once([guard for one in found for guard in one.guards]),
+        "retained": _mean([one.retained for one in contaminations]),
+        "guards": _once([guard for one in contaminations for guard in one.guards]),
     }
 
 
@@ -245,8 +245,8 @@ def probe_accuracy(
         how = (sigma, subject.layer, subject.pooling, batch_size)
         return view_features(subject.network, subject.denoiser, noisy, *how)[:, 0]
 
-    found = seen(train[0], 0), seen(test[0], len(train[0]))
-    return representation.probe_accuracy(found[0], train[1], found[1], test[1])
+    vectors = seen(train[0], 0), seen(test[0], len(train[0]))
+    return representation.probe_accuracy(vectors[0], train[1], vectors[1], test[1])
 
 
 def _mean(values: Sequence[float]) -> float:

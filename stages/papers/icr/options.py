@@ -111,8 +111,8 @@ class ICROptions(Settings):
         options = self.train
         if options.checkpoint_steps:
             return options.kept_steps
-        found, k = {options.steps}, 0
+        kept, k = {options.steps}, 0
         while (step := round(FIRST_CHECKPOINT * 2 ** (k / 2))) < options.steps:
-            found.add(step)
+            kept.add(step)
             k += 1
-        return tuple(sorted(found))
+        return tuple(sorted(kept))

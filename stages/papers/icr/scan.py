@@ -75,8 +75,8 @@ def items_of(settings: ScanSettings, model: TrainedNetwork) -> list[Item]:
 def _rows(context: Context, items: Sequence[Item]) -> list[ScanRow]:
     settings, model, data = context.settings, context.inputs["model"], context.inputs["data"]
     names = {item: depends_on(item, model, data, settings) for item in items}
-    found = {item: context.recall(names[item]) for item in items}
-    new = [item for item in items if found[item] is None]
+    by_item = {item: context.recall(names[item]) for item in items}
+    new = [item for item in items if by_item[item] is None]
     if len(new) < len(items):
         context.log(f"{len(items) - len(new)} of {len(items)} rows are remembered")
     context.progress(len(items) - len(new), len(items), "rows")
@@ -87,12 +87,12 @@ def _rows(context: Context, items: Sequence[Item]) -> list[ScanRow]:
             rows = context.map(scan_item, wave, model, data, settings)
         for item, row in zip(wave, rows, strict=True):
             context.remember(names[item], row)
-            found[item] = row
+            by_item[item] = row
         context.progress(len(items) - len(new), len(items), "rows")
         if size == 1 and len(new) * (time.perf_counter() - begun) > WORTH_SECONDS:
             size = WAVE
         begun = time.perf_counter()
-    return [ScanRow(**found[item]) for item in items]
+    return [ScanRow(**by_item[item]) for item in items]
 
 
 def depends_on(

@@ -62,8 +62,8 @@ class Group:
         over_steps = self.facts["abscissa"] == "training_step"
         for rows in self.rows:
             for row in rows:
-                if (found := value(row)) is not None:
-                    at.setdefault(row.step if over_steps else row.sigma, []).append(found)
+                if (number := value(row)) is not None:
+                    at.setdefault(row.step if over_steps else row.sigma, []).append(number)
         xs = sorted(at)
         means = [mean_with_error(at[x]) for x in xs]
         return xs, [mean for mean, _ in means], [error for _, error in means]

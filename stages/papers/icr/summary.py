@@ -35,12 +35,12 @@ CURVES = {
 
 def with_scores(rows: Sequence[ScanRow], scores: Scores | None) -> list[ScanRow]:
     """The rows with memorisation ratio and FID of the samples of the same step."""
-    found: Mapping[tuple[int, str], Row] = {}
+    by_metric: Mapping[tuple[int, str], Row] = {}
     if scores is not None:
-        found = {(row.training_step, row.score.metric): row for row in scores.load()}
+        by_metric = {(row.training_step, row.score.metric): row for row in scores.load()}
 
     def of(step: int, metric: str) -> tuple[float | None, float | None]:
-        row = found.get((step, metric))
+        row = by_metric.get((step, metric))
         return (None, None) if row is None else (row.score.value, row.score.error)
 
     beside = []
@@ -64,9 +64,9 @@ def facts_of(
     network = model.description["network"], model.description["config"]
     values = torch.tensor([row.icr_seeds for row in rows], dtype=torch.float64)
     error = pooled_error(values) if len(rows) > 1 else None
-    found = None
+    raised = None
     if not settings.sigmas:
-        found = alarm([row.step for row in rows], values, settings.alarm_errors)
+        raised = alarm([row.step for row in rows], values, settings.alarm_errors)
     past = [
         row.step
         for row in rows
@@ -83,7 +83,7 @@ def facts_of(
         "pooling": settings.pooling,
         **{name: getattr(settings, name) for name in names},
         "icr_error": error,
-        "alarm": None if found is None else _plain(found),
+        "alarm": None if raised is None else _plain(raised),
         "memorization_step": past[0] if past and not settings.sigmas else None,
         "rows": [asdict(row) for row in rows],
     }
@@ -97,10 +97,10 @@ def _plain(found: Alarm) -> dict[str, Any]:
 
 def metrics_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, float]:
     """Headlines: the last row's, the minimum of ICR, the rise since, and where copies begin."""
-    last, found = rows[-1], facts["alarm"]
+    last, raised = rows[-1], facts["alarm"]
     lowest = min(rows, key=lambda row: row.icr)
     metrics: dict[str, float | None] = {"icr": last.icr, "icr_minimum": lowest.icr}
-    if found is None:
+    if raised is None:
         metrics["icr_minimum_sigma"] = lowest.sigma
         probed = [row for row in rows if row.probe_accuracy is not None]
         if probed:
@@ -108,11 +108,11 @@ def metrics_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, f
             metrics |= {"probe_accuracy": best.probe_accuracy, "probe_accuracy_sigma": best.sigma}
     else:
         metrics |= {
-            "icr_minimum_step": found["step"],
-            "icr_rise": found["rise"],
-            "icr_rise_standard_error": found["standard_error"],
+            "icr_minimum_step": raised["step"],
+            "icr_rise": raised["rise"],
+            "icr_rise_standard_error": raised["standard_error"],
             "icr_fall": rows[0].icr - last.icr,
-            "alarm_step": found["confirmed_step"],
+            "alarm_step": raised["confirmed_step"],
             "memorization_step": facts["memorization_step"],
             "memorization_ratio": last.memorization_ratio,
             "fid": last.fid,
@@ -126,20 +126,20 @@ def curves_of(
     abscissa: str, rows: Sequence[ScanRow], error: float | None
 ) -> list[tuple[str, int, float]]:
     """Curve points over the scan's own abscissa."""
-    found = []
+    points = []
     for row in rows:
         at = row.step if abscissa == OVER_STEPS else sigma_1000(row.sigma)
         values = {metric: getattr(row, name) for metric, name in CURVES.items()}
         values["icr_standard_error"] = error
-        found += [(metric, at, value) for metric, value in values.items() if value is not None]
-    return found
+        points += [(metric, at, value) for metric, value in values.items() if value is not None]
+    return points
 
 
 def tags_of(facts: Mapping[str, Any]) -> dict[str, str]:
     """What MLflow says of the scan: `alarm` only of one that is confirmed, else `alarm_state`."""
-    if (found := facts["alarm"]) is None:
+    if (raised := facts["alarm"]) is None:
         return {}
-    return {"alarm_state" if found["confirmed_step"] is None else "alarm": found["words"]}
+    return {"alarm_state" if raised["confirmed_step"] is None else "alarm": raised["words"]}
 
 
 def lines_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> list[str]:

@@ -110,11 +110,11 @@ def _better(
     if not steps:
         return Finding(claim)
     last = steps[-1]
-    found = compared(
+    finding = compared(
         claim, f"FD against {word} at step {last}", {last: ours[last]}, {last: theirs[last]}
     )
     every = paired(*({f"step {s}": by[s] for s in steps} for by in (ours, theirs)))
-    return replace(found, details=details(every)) if found.effect else found
+    return replace(finding, details=details(every)) if finding.effect else finding
 
 
 def _fewer(claim: Claim, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed]) -> Finding:
@@ -205,12 +205,12 @@ def _reached(ours: Mapping[int, BySeed], seed: int | None, goal: Score) -> _Reac
         return _Reached(seed, NEVER, logs[-1][0])
     (a, at_a, first), (b, at_b, second) = bracket
     steps_a_log = (b - a) / (at_a - at_b)
-    found = a + (at_a - wanted) * steps_a_log
+    reached = a + (at_a - wanted) * steps_a_log
     nearer = min((first, second), key=lambda score: abs(math.log(score.value) - wanted))
     if nearer.error is None or goal.error is None:
-        return _Reached(seed, BETWEEN, found)
+        return _Reached(seed, BETWEEN, reached)
     error = steps_a_log * math.hypot(nearer.error / nearer.value, goal.error / goal.value)
-    return _Reached(seed, BETWEEN, found, error)
+    return _Reached(seed, BETWEEN, reached, error)
 
 
 def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
@@ -297,8 +297,8 @@ def _relative_error(values: Sequence[float]) -> float:
 
 def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of MaskAlign's claims."""
-    found = findings(made.over_steps, made.of("diagnose"))
-    yield from repeating(found, made.repeated(made.over_steps))
+    about_steps = findings(made.over_steps, made.of("diagnose"))
+    yield from repeating(about_steps, made.repeated(made.over_steps))
     yield cost_elsewhere(made.trainings)
 
 
@@ -310,9 +310,9 @@ def timed(seconds: Mapping[str, Sequence[float]], made: Mapping[str, Manifest]) 
 def beside(made: Mapping[str, Manifest]) -> list[str]:
     """The nodes that ran on the same machine while one of the compared trainings did, each other
     included; made: the manifests of a run's nodes, which know when and where each was made."""
-    found = set()
+    names = set()
     for ours in (made[name] for name in COMPARED if name in made):
-        found |= {
+        names |= {
             name
             for name, other in made.items()
             if other is not ours
@@ -320,4 +320,4 @@ def beside(made: Mapping[str, Manifest]) -> list[str]:
             and other.started < ours.finished
             and ours.started < other.finished
         }
-    return sorted(found)
+    return sorted(names)

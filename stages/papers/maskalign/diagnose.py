@@ -65,22 +65,24 @@ def run(context: Context) -> Result:
             f"method {model.method} aligns with no teacher, so there is nothing to diagnose; "
             f"connect a training of {', '.join(sorted(aligned))}"
         )
-    found = []
+    diagnoses = []
     for step in model.steps:
-        context.progress(len(found), len(model.steps), "checkpoints")
+        context.progress(len(diagnoses), len(model.steps), "checkpoints")
         network = model.network(step, settings.device)
         if network.num_patches < 2:
             raise StageError(
                 "the network sees an image as one patch, and diagnostics compare patches; lower "
                 "train.network.patch"
             )
-        found.append(measure(network, step, _batches(data, features, network, settings), settings))
-        context.log(_line(found[-1]))
-    lines = [asdict(measured) for measured in found]
+        diagnoses.append(
+            measure(network, step, _batches(data, features, network, settings), settings)
+        )
+        context.log(_line(diagnoses[-1]))
+    lines = [asdict(measured) for measured in diagnoses]
     (context.path / FILE).write_text(json.dumps(lines, indent=1, sort_keys=True))
     return Result(
-        metrics=dict(_metrics(found[-1])),
-        curves=[(name, m.step, value) for m in found for name, value in _metrics(m)],
+        metrics=dict(_metrics(diagnoses[-1])),
+        curves=[(name, m.step, value) for m in diagnoses for name, value in _metrics(m)],
         abscissa="training_step",
         timings=_speed(context.inputs["model"]),
     )
@@ -175,12 +177,12 @@ def _metrics(measured: Measured) -> Iterator[tuple[str, float]]:
 
 def _speed(model: TrainedNetwork) -> dict[str, float]:
     """Median seconds a step, and tokens a second, of the training, as it measured them."""
-    found = {}
+    medians = {}
     for name in ("step_seconds", "tokens_per_second"):
         rows: Sequence = model.manifest.timings.get(name, ())
         if rows:
-            found[name] = statistics.median(value for _, value in rows)
-    return found
+            medians[name] = statistics.median(value for _, value in rows)
+    return medians
 
 
 def _line(measured: Measured) -> str:

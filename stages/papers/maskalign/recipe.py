@@ -102,7 +102,7 @@ def common_steps(own: Sequence[int], options: ComparisonOptions) -> tuple[int, .
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Beside the recipe's own training: the other methods, their scores, and diagnostics."""
     own, seed = bench.train.method, bench.seed
-    options, found = bench.maskalign, []
+    options, added = bench.maskalign, []
     for method in options.methods:
         if method != own:
             node = training(bench, method, method, seed)
@@ -110,10 +110,10 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
                 scored = common_steps(bench.train.kept_steps, options)
                 node = training(bench, method, method, seed, scored)
             steps, seeds = node.settings.kept_steps, range(seed, seed + bench.sample.num_seeds)
-            found += [node, *step_curve(bench, method, method, steps, seeds, trained=seed)]
+            added += [node, *step_curve(bench, method, method, steps, seeds, trained=seed)]
         if needs_teacher(method):
-            found.append(diagnosis(bench, method, seed))
-    return found
+            added.append(diagnosis(bench, method, seed))
+    return added
 
 
 def compared_nodes(bench: Bench, with_scores: bool) -> list[Node]:
@@ -123,15 +123,15 @@ def compared_nodes(bench: Bench, with_scores: bool) -> list[Node]:
     """
     options = bench.maskalign
     seeds = range(bench.seed, bench.seed + options.num_seeds)
-    found: list[Node] = []
+    nodes: list[Node] = []
     for seed in seeds:
         for method in options.methods:
-            found.append(training(bench, method, method, seed))
+            nodes.append(training(bench, method, method, seed))
             if needs_teacher(method):
-                found.append(diagnosis(bench, method, seed))
+                nodes.append(diagnosis(bench, method, seed))
     for method in options.methods:
         steps = training(bench, method, method, bench.seed).settings.kept_steps
-        found += step_curve(bench, method, method, steps, seeds)
+        nodes += step_curve(bench, method, method, steps, seeds)
     seeds = range(bench.seed, bench.seed + options.ablation_seeds)
     steps = options.ablation_steps or options.steps
     kept = training(bench, "sit", "sit", bench.seed).settings.kept_steps
@@ -141,9 +141,9 @@ def compared_nodes(bench: Bench, with_scores: bool) -> list[Node]:
             f"({', '.join(map(str, kept))}); choose one of these"
         )
     for name, changes in ablations(bench) if seeds else ():
-        found += [training(bench, name, "maskalign", seed, [steps], **changes) for seed in seeds]
-        found += step_curve(bench, name, "maskalign", [steps], seeds)
-    return found if with_scores else [node for node in found if _is_unscored(node, options.steps)]
+        nodes += [training(bench, name, "maskalign", seed, [steps], **changes) for seed in seeds]
+        nodes += step_curve(bench, name, "maskalign", [steps], seeds)
+    return nodes if with_scores else [node for node in nodes if _is_unscored(node, options.steps)]
 
 
 def _is_unscored(node: Node, last_step: int) -> bool:

@@ -238,7 +238,7 @@ def products(
 
     problem, _ = sampling_problem.problem(model, settings, settings.step)
     first, last = shard
-    found = []
+    sums = []
     for begin, end in shards.blocks(last - first, settings.block_size):
         block = (first + begin, first + end)
         which = _chosen(clean, block, settings)
@@ -251,10 +251,10 @@ def products(
         generator = sampling_problem.stream(settings.seed, "calibration", block[0])
         state = images.double().to(settings.device)
         coordinates = problem.coordinates
-        found.append(
+        sums.append(
             residual_products(denoiser, state, levels, settings.solver, generator, coordinates)
         )
-    return found, problem.network_seconds
+    return sums, problem.network_seconds
 
 
 def _chosen(clean: Data | Samples, block: tuple[int, int], settings: CalibrationSettings) -> Tensor:
@@ -287,13 +287,13 @@ def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     noise = problem.noise(settings.seed, indices, drawn_at.FITTING_NOISE)
     denoiser, state = problem.denoiser(problem.labels(indices)), levels[0].item() * noise
     if settings.solver == "fitted":
-        found = fit(denoiser, state, levels, settings.memory, settings.substeps).coefficients
+        coefficients = fit(denoiser, state, levels, settings.memory, settings.substeps).coefficients
     elif settings.solver == "fitted-heun":
-        found = fit_heun(denoiser, state, levels, settings.substeps).coefficients
+        coefficients = fit_heun(denoiser, state, levels, settings.substeps).coefficients
     else:
         more = {"substeps": settings.substeps, "coordinates": problem.coordinates}
-        found = fit_gammas(denoiser, state, levels, settings.solver, **more)
-    return found, problem.network_seconds
+        coefficients = fit_gammas(denoiser, state, levels, settings.solver, **more)
+    return coefficients, problem.network_seconds
 
 
 def _needs(settings: CalibrationSettings) -> list[str]:

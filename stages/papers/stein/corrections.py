@@ -16,9 +16,9 @@ def calibrated(given: Given) -> Corrected:
 
 
 def online(given: Given) -> Corrected:
-    found, mean = given.data.load(), given.problem.state_of(given.data.load().mu)
+    spectrum, mean = given.data.load(), given.problem.state_of(given.data.load().mu)
     more = {"num_probes": given.settings.num_probes, "coordinates": given.problem.coordinates}
-    return given.solver, stein.online(mean, found.V, **more)
+    return given.solver, stein.online(mean, spectrum.V, **more)
 
 
 def literal(given: Given) -> Corrected:

@@ -116,7 +116,7 @@ def norms(
 
     problem, _ = sampling_problem.problem(model, settings, settings.step)
     indices = torch.arange(*block)
-    found = step_norms(
+    by_step = step_norms(
         problem.denoiser(problem.labels(indices)),
         levels[0].item() * problem.noise(settings.seed, indices),
         levels,
@@ -124,7 +124,7 @@ def norms(
         settings.iterations,
         sampling_problem.stream(settings.seed, "lipschitz", block[0]),
     )
-    return found.mean.double().cpu(), found.maximum.double().cpu()
+    return by_step.mean.double().cpu(), by_step.maximum.double().cpu()
 
 
 STAGE = Stage(

@@ -178,14 +178,14 @@ class Solved:
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Beside the recipe's plain solvers: the calibrated and the fitted ones, and contractivity."""
     made, nfes, seed = Solved(bench, train_node(bench).name), bench.sample.nfes, bench.seed
-    found = []
+    added = []
     for solver in dict.fromkeys(bench.sample.solvers):
-        found += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
-        found += made.curve(solver, CALIBRATED, nfes, seed)
+        added += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
+        added += made.curve(solver, CALIBRATED, nfes, seed)
     for solver in dict.fromkeys(bench.stein.fitted):
-        found += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
-        found += made.curve(solver, PLAIN, nfes, seed)
-    return [*found, *made.contractivity([bench.stein.lipschitz_nfe])]
+        added += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
+        added += made.curve(solver, PLAIN, nfes, seed)
+    return [*added, *made.contractivity([bench.stein.lipschitz_nfe])]
 
 
 def compared_nodes(bench: Bench) -> list[Node]:
@@ -196,23 +196,23 @@ def compared_nodes(bench: Bench) -> list[Node]:
             f"stein.nfes reaches {max(options.nfes)}, not below sample.reference_nfe="
             f"{bench.sample.reference_nfe}; raise sample.reference_nfe, or lower stein.nfes"
         )
-    found = []
+    nodes = []
     if options.checkpoint is not None:
         settings = CheckpointSettings(path=options.checkpoint)
         inputs, where = {"data": "prepare"}, bench.resources.checkpoint
-        found.append(Node(GIVEN, checkpoint.STAGE, settings, inputs, where))
+        nodes.append(Node(GIVEN, checkpoint.STAGE, settings, inputs, where))
         made = Solved(bench, GIVEN)
     curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]
     curves += [(solver, PLAIN) for solver in options.fitted]
     curves = list(dict.fromkeys(curves))
     for solver, correction in curves:
         if "schedule" in corrections.inputs(correction, solver):
-            found += [made.calibration(solver, nfe) for nfe in runnable(solver, options.nfes)]
+            nodes += [made.calibration(solver, nfe) for nfe in runnable(solver, options.nfes)]
     for seed in range(bench.seed, bench.seed + options.num_seeds):
-        found.append(made.referred(seed))
+        nodes.append(made.referred(seed))
         for solver, correction in curves:
-            found += made.curve(solver, correction, options.nfes, seed)
-    return [*found, *made.contractivity([options.lipschitz_nfe, *options.more_lipschitz_nfes])]
+            nodes += made.curve(solver, correction, options.nfes, seed)
+    return [*nodes, *made.contractivity([options.lipschitz_nfe, *options.more_lipschitz_nfes])]
 
 
 def recipe(bench: Bench) -> list[Node]:

@@ -60,7 +60,7 @@ def _scores(curves: Curves) -> Section:
         (ours, theirs): pairs.lines(curves[ours], curves[theirs], METRICS)
         for ours, theirs in corrected(curves)
     }
-    numbers = "".join(pairs.claim_table(_claim(*pair), found) for pair, found in lines.items())
+    numbers = "".join(pairs.claim_table(_claim(*pair), line) for pair, line in lines.items())
     tables = [folded("Corrected against plain, in numbers", numbers)] if lines else []
     figures = [figure for metric in METRICS for figure in _plots(curves, metric)]
     text = f"<p>{_words(curves)}</p>{_where(curves, lines)}"

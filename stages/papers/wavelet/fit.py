@@ -268,8 +268,8 @@ def collect(context: Context, data: Data) -> list[WaveletStatistics]:
     for start in range(0, len(items), at_once):
         context.progress(count + items[start][0], 2 * count, "images")
         part = items[start : start + at_once]
-        for found in context.map(second_shard, part, data, settings, reference):
-            folds = [_sum(total, one) for total, one in zip(folds, found, strict=True)]
+        for sums in context.map(second_shard, part, data, settings, reference):
+            folds = [_sum(total, one) for total, one in zip(folds, sums, strict=True)]
     context.progress(2 * count, 2 * count, "images")
     return folds
 

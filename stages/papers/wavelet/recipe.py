@@ -43,18 +43,18 @@ def recipe_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     options = bench.wavelet
     options.check("all_models", "drawn")
     models = tuple(dict.fromkeys((*options.all_models, *options.drawn)))
-    found = [
+    own = [
         *_fits_and_risks(bench, models, bench.data),
         *_baseline_risks(bench),
         *_network_risks(bench, nodes),
         *_drawn(bench, bench.data),
     ]
     if not options.with_photographs:
-        return found
+        return own
     photographs, end = options.photographs, PHOTOGRAPHS
     where = f"prepare/{end}"
     return [
-        *found,
+        *own,
         Node(where, prepare.STAGE, photographs, resources=bench.resources.prepare),
         *_fits_and_risks(bench, models, photographs, where, end, "wavelet.with_photographs=false"),
         *_baseline_risks(bench, where, end),

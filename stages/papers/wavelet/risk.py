@@ -200,15 +200,15 @@ class ScoredDenoiser:
         from stages.methods.wavelet.riskmaps import mean_filter
 
         kind = self.settings.denoiser
-        found = self._fitted(sigma) if kind == "score" else self._measured(sigma)
+        at_sigma = self._fitted(sigma) if kind == "score" else self._measured(sigma)
         if kind in NO_FILTER:
-            return found
+            return at_sigma
         _, _, height, width = self.held_out.shape
         centre = (self.held_out.shape[1] // 2, height // 2, width // 2)
         which = slice(0, FILTER_IMAGES)
         denoiser = self._denoiser_for(which)
         noisy = self.held_out[which], self.noise[0, which], sigma
-        return replace(found, filter=mean_filter(denoiser, *noisy, centre))
+        return replace(at_sigma, filter=mean_filter(denoiser, *noisy, centre))
 
     def _fitted(self, sigma: float) -> Level:
         from stages.methods.wavelet.response import band_centres, response_curves
@@ -229,12 +229,12 @@ class ScoredDenoiser:
         return Level(exact, None, score.risk(), maps, sampled.per_image, None, responses)
 
     def _measured(self, sigma: float) -> Level:
-        found = self._sampled(sigma)
+        sampled = self._sampled(sigma)
         if self.settings.denoiser in EXACT:
             mse, error = self.denoiser.risk(self.held_out, sigma), None
         else:
-            mse, error = found.mean, found.standard_error
-        return Level(mse, error, None, found.coefficients, found.per_image, None, {})
+            mse, error = sampled.mean, sampled.standard_error
+        return Level(mse, error, None, sampled.coefficients, sampled.per_image, None, {})
 
     def _sampled(
         self, sigma: float, denoiser_for: Callable[[slice], Denoiser] | None = None
@@ -309,27 +309,27 @@ def _tensors(levels: Sequence[Level], basis: WaveletBasis, std: float) -> dict[s
 
     maps = [basis.mosaic(level.coefficients) / std**2 for level in levels]
     per_image = torch.stack([level.per_image for level in levels]) / std**2
-    found = {"maps": torch.stack(maps), "per_image": per_image}
+    tensors = {"maps": torch.stack(maps), "per_image": per_image}
     if levels[0].filter is not None:
-        found["filters"] = torch.stack([level.filter for level in levels])
+        tensors["filters"] = torch.stack([level.filter for level in levels])
     for band in levels[0].responses:
         # A score has the unit of one over a coefficient.
         for part, unit in (("w", 1 / std), ("score", std), ("linear", std)):
             values = [getattr(level.responses[band], part) * unit for level in levels]
-            found[f"response/{band}/{part}"] = torch.stack(values)
-    return found
+            tensors[f"response/{band}/{part}"] = torch.stack(values)
+    return tensors
 
 
 def _metrics(facts: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
+    metrics = {}
     for sigma, value, error in zip(
         facts["sigmas"], facts["mse"], facts["standard_error"], strict=True
     ):
         name = f"{METRIC}_sigma_{sigma:g}"
-        found[name] = value
+        metrics[name] = value
         if error is not None:
-            found[f"{name}_standard_error"] = error
-    return found
+            metrics[f"{name}_standard_error"] = error
+    return metrics
 
 
 def _curves(facts: Mapping[str, Any]) -> list[tuple[str, int, float]]:
