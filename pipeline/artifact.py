@@ -94,8 +94,8 @@ class Manifest:
             if schema != SCHEMA:
                 age = "an earlier" if schema < SCHEMA else "a later"
                 raise EarlierArtifactError(
-                    f"was made by {age} version (manifest schema {schema}, this one reads {SCHEMA}); "
-                    f"{REMEDY}"
+                    f"was made by {age} version (manifest schema {schema}, this one reads "
+                    f"{SCHEMA}); {REMEDY}"
                 )
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:

@@ -14,6 +14,7 @@ from stages.report import neighbours
 from stages.report import scores as score_section
 from stages.scoring import external
 from stages.scoring import features as scoring_features
+from stages.scoring.extractor import caution_of
 from tests.stages.context import make
 
 FACTS = {
@@ -158,7 +159,7 @@ def test_the_extractors_validation_is_shown(extractor):
     (section,) = extractor_section.sections({"extractor": extractor})
     assert len(section.figures) == 1
     assert "share of classes left out" in section.tables[0]
-    assert ("Caution" in section.text) == (extractor.caution != "")
+    assert ("Caution" in section.text) == (caution_of(extractor.description) != "")
     assert extractor_section.sections({}) == []
 
 
