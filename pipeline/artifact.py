@@ -159,11 +159,11 @@ class Artifact:
 
     def tracked_files(self) -> list[Path]:
         """The payload files that MLflow shows."""
-        return sorted(found for pattern in self.tracked for found in self.path.glob(pattern))
+        return sorted(file for pattern in self.tracked for file in self.path.glob(pattern))
 
     def table_files(self) -> list[Path]:
         """The payload files that MLflow lays out as tables."""
-        return sorted(found for pattern in self.tables for found in self.path.glob(pattern))
+        return sorted(file for pattern in self.tables for file in self.path.glob(pattern))
 
     def datasets(self) -> list[dict[str, Any]]:
         """Data sets to note in MLflow: `name`, `digest`, `source` and a small `profile`."""

@@ -54,10 +54,10 @@ def run(root: Root, options: Namespace) -> int:
         print(plan_text(plan, how.cores))
         return DONE
     if not plan.todo:
-        found = record.finished_run(store, plan)
-        if found is not None:
-            print(f"nothing to do: run {found['id']} holds these results\n")
-            print(session.results_text(store, found, options.tracking_uri))
+        finished = record.finished_run(store, plan)
+        if finished is not None:
+            print(f"nothing to do: run {finished['id']} holds these results\n")
+            print(session.results_text(store, finished, options.tracking_uri))
             return DONE
     session.check(plan, store, how)
     return supervise(
@@ -67,14 +67,14 @@ def run(root: Root, options: Namespace) -> int:
 
 def plan(root: Root, options: Namespace) -> int:
     """Print the state of every node."""
-    found = planning.make(root(), _store(options), _request(options))
-    states = {name: node.state for name, node in found.nodes.items()}
+    planned = planning.make(root(), _store(options), _request(options))
+    states = {name: node.state for name, node in planned.nodes.items()}
     if options.mermaid:
-        print(found.graph.mermaid(states))
+        print(planned.graph.mermaid(states))
     elif options.json:
-        print(json.dumps(plan_data(found), indent=1))
+        print(json.dumps(plan_data(planned), indent=1))
     else:
-        print(plan_text(found, len(os.sched_getaffinity(0))))
+        print(plan_text(planned, len(os.sched_getaffinity(0))))
     return DONE
 
 
@@ -135,10 +135,10 @@ def config(root: Root, options: Namespace) -> int:
 
 def runs(root: Root, options: Namespace) -> int:
     """List all runs."""
-    found = results.runs(_store(options))
-    if not found:
+    all_runs = results.runs(_store(options))
+    if not all_runs:
         print("no runs yet; begin with: python -m pipeline run full")
-    for run in found:
+    for run in all_runs:
         states = [node["state"] for node in run.data["nodes"].values()]
         done = sum(state in (progress.DONE, progress.REUSED) for state in states)
         changes = " ".join(run.data["overrides"])
@@ -214,16 +214,16 @@ def compare(root: Root, options: Namespace) -> int:
     from pipeline import compare as comparing
 
     store, catalog = _store(options), root()
-    found = comparing.compare(catalog, comparing.find(options.runs, store))
+    comparison = comparing.compare(catalog, comparing.find(options.runs, store))
     # A pipe has no width; a table that breaks its lines is of no use there.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    comparing.show(found, console)
+    comparing.show(comparison, console)
     if options.no_html or not catalog.compare_page:
         return DONE
-    beside = store.run_path(found.runs[0].id) / comparing.file_name(found.runs)
+    beside = store.run_path(comparison.runs[0].id) / comparing.file_name(comparison.runs)
     path = Path(options.html).expanduser() if options.html else beside
     try:
-        path.write_text(resolve_name(catalog.compare_page)(found))
+        path.write_text(resolve_name(catalog.compare_page)(comparison))
     except OSError as error:
         raise UsageError(f"--html {path} cannot be written: {error.strerror}") from error
     print(f"html: {path}")

@@ -91,13 +91,13 @@ def find(names: Sequence[str], store: Store) -> list[results.Run]:
         UsageError: a name is unknown or matches several runs, fewer than two different ones are
             named, or too many.
     """
-    found = {run.id: run for run in (results.find(name, store) for name in names)}
-    if len(found) < 2:
+    by_id = {run.id: run for run in (results.find(name, store) for name in names)}
+    if len(by_id) < 2:
         same = f"; {' and '.join(names)} are one run" if len(names) > 1 else ""
         raise UsageError(f"compare takes two runs or more{same}; see python -m pipeline runs")
-    if len(found) > MOST:
-        raise UsageError(f"{len(found)} runs do not fit beside each other; give {MOST} at most")
-    return list(found.values())
+    if len(by_id) > MOST:
+        raise UsageError(f"{len(by_id)} runs do not fit beside each other; give {MOST} at most")
+    return list(by_id.values())
 
 
 def compare(catalog: Catalog, runs: Sequence[results.Run]) -> Comparison:
@@ -128,13 +128,13 @@ def _text(value: Any) -> str:
 def nodes(runs: Sequence[results.Run]) -> Iterator[NodeLine]:
     """Every node of every run."""
     for name in _union(runs):
-        found = [run.data["nodes"].get(name) for run in runs]
-        keys = {(node["stage"], node["key"]) if node else None for node in found}
-        ended = all(node and node["state"] in (progress.DONE, progress.REUSED) for node in found)
+        entries = [run.data["nodes"].get(name) for run in runs]
+        keys = {(node["stage"], node["key"]) if node else None for node in entries}
+        ended = all(node and node["state"] in (progress.DONE, progress.REUSED) for node in entries)
         yield NodeLine(
             name,
-            tuple(node["state"] if node else None for node in found),
-            tuple(node["seconds"] if node else None for node in found),
+            tuple(node["state"] if node else None for node in entries),
+            tuple(node["seconds"] if node else None for node in entries),
             same=ended and len(keys) == 1,
         )
 
@@ -142,8 +142,8 @@ def nodes(runs: Sequence[results.Run]) -> Iterator[NodeLine]:
 def measures(runs: Sequence[results.Run]) -> Iterator[Line]:
     """The headline metrics of nodes that two runs or more have with different results."""
     for name in _union(runs):
-        found = [run[name] if name in run.data["nodes"] else None for run in runs]
-        manifests = [node.manifest if node else None for node in found]
+        node_results = [run[name] if name in run.data["nodes"] else None for run in runs]
+        manifests = [node.manifest if node else None for node in node_results]
         keys = [manifest.key for manifest in manifests if manifest is not None]
         if len(keys) < 2 or len(set(keys)) == 1:
             continue

@@ -38,9 +38,9 @@ def _checks(catalog: Catalog, store_uri: str, verify: bool) -> Iterator[tuple[bo
     yield from _torch()
     yield from _store(store_uri, verify)
     for weights in catalog.weights:
-        found = weights.find()
-        where = f"found at {found}" if found else f"not there (needed for {weights.purpose})"
-        yield True if found else None, f"{weights.file}: {where}{'' if found else weights.remedy}"
+        path = weights.find()
+        where = f"found at {path}" if path else f"not there (needed for {weights.purpose})"
+        yield True if path else None, f"{weights.file}: {where}{'' if path else weights.remedy}"
 
 
 def _torch() -> Iterator[tuple[bool | None, str]]:

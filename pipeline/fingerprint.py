@@ -58,8 +58,8 @@ def _lines(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         return
     above = (*above, (own.st_dev, own.st_ino))
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
+        listing = sorted(entries, key=lambda entry: entry.name)
+    for entry in listing:
         if entry.is_dir():
             yield from _lines(entry.path, f"{prefix}{entry.name}/", above)
             continue

@@ -157,10 +157,10 @@ class Graph:
     @cached_property
     def identities(self) -> dict[str, Identity]:
         """The identity of every node; keys follow from it."""
-        found: dict[str, Identity] = {}
+        by_name: dict[str, Identity] = {}
         for node in self:
-            found[node.name] = self._identity(node, found)
-        return found
+            by_name[node.name] = self._identity(node, by_name)
+        return by_name
 
     @cached_property
     def keys(self) -> dict[str, str]:

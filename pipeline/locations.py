@@ -238,11 +238,11 @@ class RemoteLocation:
     def get(self, name: str) -> Path | None:
         target = self.cache / name
         self.fs.invalidate_cache()
-        found = self.fs.find(self._at(name))
-        if not found:
+        paths = self.fs.find(self._at(name))
+        if not paths:
             return None
         prefix = self._at(name) + "/"
-        for path in found:
+        for path in paths:
             local = target / path.removeprefix(prefix)
             if not local.is_file() or local.stat().st_size != self.fs.size(path):
                 local.parent.mkdir(parents=True, exist_ok=True)
@@ -252,10 +252,10 @@ class RemoteLocation:
     def children(self, name: str) -> list[str]:
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self._at(name), detail=False)
+            paths = self.fs.ls(self._at(name), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
 
     def remove(self, name: str) -> None:
         shutil.rmtree(self.cache / name, ignore_errors=True)

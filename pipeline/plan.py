@@ -142,9 +142,9 @@ def _states(
     verified = 0
     for node in graph:
         if node.name in wanted:
-            found = _state(node, graph, store, nodes, forced, previous, verified)
-            verified += found.manifest.num_bytes if found.manifest else 0
-            nodes[node.name] = found
+            node_plan = _state(node, graph, store, nodes, forced, previous, verified)
+            verified += node_plan.manifest.num_bytes if node_plan.manifest else 0
+            nodes[node.name] = node_plan
     return nodes
 
 

@@ -134,9 +134,9 @@ def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any], folder: Pa
 def _render(store: Store, data: Mapping[str, Any], node: Node, graph: Graph, folder: Path) -> None:
     inputs: dict[str, Any] = {}
     for slot, declared in node.stage.inputs.items():
-        found = {name: _available(store, data, name) for name in node.slot(slot)}
-        found = {name: artifact for name, artifact in found.items() if artifact is not None}
-        inputs[slot] = found if declared.many else next(iter(found.values()), None)
+        available = {name: _available(store, data, name) for name in node.slot(slot)}
+        artifacts = {name: artifact for name, artifact in available.items() if artifact is not None}
+        inputs[slot] = artifacts if declared.many else next(iter(artifacts.values()), None)
     job = worker.Job(
         node=node.name,
         key="",

@@ -130,13 +130,13 @@ def log_path(folder: Path, node: str) -> Path:
 
 def brief(timings: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     """Measured curves as `[[step, value], ...]`; of a long one only the median, without step."""
-    found = {}
+    curves = {}
     for name, rows in timings.items():
         if isinstance(rows, list) and rows:
             long = len(rows) > LONGEST
             median = statistics.median(value for _, value in rows)
-            found[name] = [[None, median]] if long else [list(row) for row in rows]
-    return found
+            curves[name] = [[None, median]] if long else [list(row) for row in rows]
+    return curves
 
 
 def _new(run_id: str, plan: Plan, overrides: list[str]) -> dict[str, Any]:

@@ -36,11 +36,11 @@ def _file() -> Path:
 def _findings() -> dict[str, Any]:
     """What earlier commands found; written back when this one ends, if it found more."""
     try:
-        found = json.loads(_file().read_text())
+        findings = json.loads(_file().read_text())
     except (OSError, ValueError):
-        found = {}
-    atexit.register(_keep, found, len(found))
-    return found
+        findings = {}
+    atexit.register(_keep, findings, len(findings))
+    return findings
 
 
 def _keep(found: dict[str, Any], known: int) -> None:

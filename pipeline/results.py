@@ -71,10 +71,10 @@ class RunNode:
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """`{metric: [(step, value), ...]}`."""
-        found: dict[str, list[tuple[int, float]]] = {}
+        by_metric: dict[str, list[tuple[int, float]]] = {}
         for metric, step, value in self.artifact.curves():
-            found.setdefault(metric, []).append((step, value))
-        return found
+            by_metric.setdefault(metric, []).append((step, value))
+        return by_metric
 
 
 class Run:
@@ -147,8 +147,8 @@ def measured(metrics: Mapping[str, float]) -> list[str]:
 
 def runs(store: str | Store | None = None) -> list[Run]:
     """All runs of a store, the newest first."""
-    found = store if isinstance(store, Store) else opened(store)
-    return [Run(found, data) for data in found.runs()]
+    opened_store = store if isinstance(store, Store) else opened(store)
+    return [Run(opened_store, data) for data in opened_store.runs()]
 
 
 def latest(recipe: str | None = None, store: str | Store | None = None) -> Run:
@@ -169,12 +169,12 @@ def find(name: str, store: str | Store | None = None) -> Run:
     Raises:
         UsageError: no run, or several, match.
     """
-    found = runs(store)
+    all_runs = runs(store)
     if name == "latest":
         return latest(store=store)
-    matches = [run for run in found if run.id == name] or [r for r in found if name in r.id]
+    matches = [run for run in all_runs if run.id == name] or [r for r in all_runs if name in r.id]
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise UsageError(f"'{name}' names {len(matches)} runs: {', '.join(r.id for r in matches)}")
-    raise UsageError(f"unknown run '{name}'{nearest(name, [r.id for r in found])}")
+    raise UsageError(f"unknown run '{name}'{nearest(name, [r.id for r in all_runs])}")

@@ -25,17 +25,17 @@ def closure(roots: Iterable[str], exclude: Collection[str] = ()) -> dict[str, st
 
 @cache
 def _closure(roots: frozenset[str], exclude: frozenset[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     waiting = sorted(roots)
     packages = {root.partition(".")[0] for root in waiting}
     while waiting:
         name = waiting.pop()
-        if name in found or name in exclude:
+        if name in digests or name in exclude:
             continue
         digest, imports = scan(name)
-        found[name] = digest
+        digests[name] = digest
         waiting += [module for module in imports if module.partition(".")[0] in packages]
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 # Raise it when the way of hashing changes.

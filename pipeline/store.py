@@ -228,8 +228,8 @@ class Store:
 
     def runs(self) -> list[dict[str, Any]]:
         """All run records, the newest first."""
-        found = (self.read_run(name) for name in self.location.children("runs"))
-        records = [record for record in found if record]
+        candidates = (self.read_run(name) for name in self.location.children("runs"))
+        records = [record for record in candidates if record]
         return sorted(records, key=lambda r: (r["created"], r["id"]), reverse=True)
 
     def run_path(self, run_id: str) -> Path:

@@ -130,9 +130,9 @@ def execute(job: Job, send: Send, mapper: Mapper = run_inline) -> Outcome:
             with store.lock(f"{stage}-{job.key}") as held:
                 if not held:
                     return Outcome(BUSY)
-                found = store.manifest(stage, job.key)
-                if found is not None:
-                    return Outcome(DONE, found, made=False)
+                manifest = store.manifest(stage, job.key)
+                if manifest is not None:
+                    return Outcome(DONE, manifest, made=False)
                 return Outcome(DONE, _make(job, store, send, mapper))
         except _InputDamagedError as error:
             return Outcome(DAMAGED, error=str(error), damaged=error.where)

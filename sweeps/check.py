@@ -42,15 +42,15 @@ class Checked:
     @property
     def grace(self) -> int | None:
         """The first step at which early stopping ends a trial: that of the shortest curve."""
-        found = [target.grace for trial in self.looked_at for target in trial]
-        return None if found[0] is None else min(found)
+        graces = [target.grace for trial in self.looked_at for target in trial]
+        return None if graces[0] is None else min(graces)
 
     def concurrent(self, cpus: float, gpus: float) -> int:
         """Trials at a time: as many as their largest nodes leave room for."""
         nodes = [
             node
-            for found in self.looked_at
-            for target in found
+            for trial in self.looked_at
+            for target in trial
             for node in target.graph
             if target.graph.keys[node.name] not in self.shared
         ]
@@ -76,25 +76,25 @@ def checked(catalog: Catalog, sweep: Sweep) -> Checked:
     _check_paths(catalog, sweep)
     made_up = space.search == "optuna"
     values = _probes(sweep) if made_up else space.values()
-    found = tuple(tuple(_targets(catalog, sweep, chosen)) for chosen in values)
-    if len(found) > 1 and len({target.results for targets in found for target in targets}) == len(
-        found[0]
+    trials = tuple(tuple(_targets(catalog, sweep, chosen)) for chosen in values)
+    if len(trials) > 1 and len({target.results for targets in trials for target in targets}) == len(
+        trials[0]
     ):
         raise UsageError(
             f"none of {', '.join(space.paths)} changes what {space.decides} needs: all trials "
-            f"would give the same; sweep settings that {found[0][0].measured[space.decides].name} "
+            f"would give the same; sweep settings that {trials[0][0].measured[space.decides].name} "
             "depends on"
         )
     if not made_up:
-        _check_different(sweep, values, found)
-    first = found[0]
+        _check_different(sweep, values, trials)
+    first = trials[0]
     if len(first) > 1 and len({target.results for target in first}) == 1:
         where = f"nodes of stage {', '.join(space.seeded)}" if space.seeded else "the setting seed"
         raise UsageError(
             f"seeds={space.seeds} changes nothing: {space.decides} does not depend on {where}"
         )
-    shared = shared_keys(found, least=max(2, len(found)) if made_up else 2)
-    return Checked(sweep, () if made_up else tuple(values), found, frozenset(shared))
+    shared = shared_keys(trials, least=max(2, len(trials)) if made_up else 2)
+    return Checked(sweep, () if made_up else tuple(values), trials, frozenset(shared))
 
 
 def _check_different(

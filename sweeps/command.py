@@ -27,18 +27,18 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
         raise UsageError(f"--jobs {options.jobs}: give at least 1")
     asked, catalog = _asked(options), root()
     store = results.opened(options.store)
-    found = checked(catalog, asked)
+    checked_sweep = checked(catalog, asked)
     if options.dry_run:
         if options.resume:
             record.resumable(store, asked)
-        print(_trials_text(found, store))
+        print(_trials_text(checked_sweep, store))
         return DONE
     address = options.address or os.environ.get("RAY_ADDRESS") or None
     how = Options(options.tracking_uri, address, options.jobs)
-    _check(found, store, how)
-    data = _data(asked, found, store, options.resume)
+    _check(checked_sweep, store, how)
+    data = _data(asked, checked_sweep, store, options.resume)
     trials = [record.TrialRecord(**trial) for trial in data["sweep"]["trials"]]
-    if data["state"] == FINISHED and not _outdated(data, trials, found):
+    if data["state"] == FINISHED and not _outdated(data, trials, checked_sweep):
         outcome = Outcome.of(asked.space, trials)
         print(f"nothing to do: sweep {data['id']} holds these results\n\n{outcome.text()}\n")
         print(outcome.verdict())
@@ -48,7 +48,7 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
     def body(attempt: int) -> int:
         from sweeps import session
 
-        return session.run(root, store, found, how, data)
+        return session.run(root, store, checked_sweep, how, data)
 
     return supervise(body, say)
 
@@ -65,15 +65,17 @@ def _asked(options: Namespace) -> Sweep:
         "search": options.search,
         "objective": options.objective,
     }
-    found = space.read(options.name, options.space, **changes)
+    asked_space = space.read(options.name, options.space, **changes)
     if options.scheduler == "none":
-        found = found.revised(halving=None)
-    elif options.scheduler == "asha" and found.halving is None:
+        asked_space = asked_space.revised(halving=None)
+    elif options.scheduler == "asha" and asked_space.halving is None:
         raise UsageError(
             f"--scheduler asha: the space of sweep '{options.name}' has no 'halving', which says "
             "what curve of what node is watched; give a space that has with --space FILE"
         )
-    return Sweep(options.name, found, options.preset or found.preset, tuple(options.overrides))
+    return Sweep(
+        options.name, asked_space, options.preset or asked_space.preset, tuple(options.overrides)
+    )
 
 
 def _check(found: Checked, store: Store, how: Options) -> None:

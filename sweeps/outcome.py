@@ -158,15 +158,15 @@ def within_noise(first: Value, second: Value) -> bool:
 
 def short(paths: Sequence[str]) -> dict[str, str]:
     """Each path's last part, or as much of it as tells it from the others."""
-    found = {}
+    names = {}
     for path in paths:
         parts = path.split(".")
         for length in range(1, len(parts) + 1):
             name = ".".join(parts[-length:])
             if sum(f".{other}".endswith(f".{name}") for other in paths) == 1:
                 break
-        found[path] = name
-    return found
+        names[path] = name
+    return names
 
 
 def shown(value: Any) -> str:

@@ -193,8 +193,8 @@ def _parallel(outcome: Outcome) -> Figure:
         columns = range(len(paths) + 1)
         for row in reversed(rows):  # the best on top
             ys = [
-                scale.unit(row.trial.values[path], found)
-                for scale, path, found in zip(scales, paths, places, strict=True)
+                scale.unit(row.trial.values[path], positions)
+                for scale, path, positions in zip(scales, paths, places, strict=True)
             ]
             best = row is outcome.best
             rank = rows.index(row) / max(1, len(rows) - 1)

@@ -176,9 +176,9 @@ def resumable(store: Store, sweep: Sweep) -> dict[str, Any]:
     Raises:
         UsageError: there is none.
     """
-    found = same(store, sweep)
-    if found:
-        return found[0]
+    earlier = same(store, sweep)
+    if earlier:
+        return earlier[0]
     others = [r["id"] for r in store.runs() if r["recipe"] == f"{RECIPE}{sweep.name}"]
     if others:
         raise UsageError(

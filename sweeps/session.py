@@ -125,14 +125,14 @@ class Session:
         if not self.checked.values:
             return None
         todo = []
-        for index, (values, found) in enumerate(
+        for index, (values, targets) in enumerate(
             zip(self.checked.values, self.checked.looked_at, strict=True)
         ):
             trial = self.entry.trial(values)
-            if trial.ended and record.outdated(self.entry.data, trial, found):
+            if trial.ended and record.outdated(self.entry.data, trial, targets):
                 say(f"{trial.name} ended before code or data changed; it begins again")
                 trial.forget()
-            missing = [k for t in found for k in t.graph.keys.values() if k in failed]
+            missing = [k for t in targets for k in t.graph.keys.values() if k in failed]
             if missing:
                 trial.state, trial.error = FAILED, failed[missing[0]]
                 self.curves.begin(trial)
@@ -141,7 +141,7 @@ class Session:
                 todo.append(index)
                 if not trial.ended:
                     trial.error = ""
-                    self.entry.expect(trial, found, self.checked.shared)
+                    self.entry.expect(trial, targets, self.checked.shared)
         if all(self.entry.trial(self.checked.values[index]).ended for index in todo):
             return []
         # Those that ended come first: early stopping hears again what it knew.
@@ -237,9 +237,9 @@ class Session:
 
     def _show_end(self, trial: TrialRecord, state: str) -> None:
         value = self._objective(trial)
-        found = f"{self.sweep.space.decides} {value:.4g}" if value is not None else ""
+        result = f"{self.sweep.space.decides} {value:.4g}" if value is not None else ""
         early = "stopped early" if trial.state == LAGGED else ""
-        note = trial.error or found or early
+        note = trial.error or result or early
         self._show(trial, state=state, note=f"{note}  ({assigned(trial.values)})")
 
     def _show(self, trial: TrialRecord, **changes: Any) -> None:

@@ -159,23 +159,25 @@ class Space(Settings):
         """
         if self.search != "grid":
             return self._drawn()
-        found = [dict(point) for point in self.points] or list(_product(self.ranges()))
-        if self.trials is not None and self.trials < len(found):
-            kept = sorted(Random(f"{self.search_seed}").sample(range(len(found)), self.trials))
-            found = [found[i] for i in kept]
-        return found
+        combinations = [dict(point) for point in self.points] or list(_product(self.ranges()))
+        if self.trials is not None and self.trials < len(combinations):
+            kept = sorted(
+                Random(f"{self.search_seed}").sample(range(len(combinations)), self.trials)
+            )
+            combinations = [combinations[i] for i in kept]
+        return combinations
 
     def _drawn(self) -> list[dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
+        drawn: dict[str, dict[str, Any]] = {}
         for index in range(100 * self.trials):  # a small space may be used up before
             values = {
                 p.path: p.draw(Random(f"{self.search_seed}/{index}/{p.path}"))
                 for p in self.ranges()
             }
-            found.setdefault(canonical(values), values)
-            if len(found) == self.trials:
+            drawn.setdefault(canonical(values), values)
+            if len(drawn) == self.trials:
                 break
-        return list(found.values())
+        return list(drawn.values())
 
 
 @dataclass(frozen=True)

@@ -171,18 +171,18 @@ def filled(pattern: str, flat: Mapping[str, Any]) -> str:
 
 def _reporting(graph: Graph, pattern: str, metric: str) -> Node:
     """The one node that a pattern fits; UsageError unless it may report the metric."""
-    found = [name for name in graph.nodes if fnmatchcase(name, pattern)]
-    if not found:
+    matches = [name for name in graph.nodes if fnmatchcase(name, pattern)]
+    if not matches:
         known = [name for name in graph.nodes if _may_report(graph[name], metric)]
         these = f" (with {metric}: {_few(known)})" if known else ""
         hint = nearest(pattern, graph.nodes) or these
         raise UsageError(f"no node of the recipe fits '{pattern}', for {metric}{hint}")
-    if len(found) > 1:
+    if len(matches) > 1:
         raise UsageError(
-            f"'{pattern}' fits {len(found)} nodes ({_few(found)}); {metric} is taken from one: "
+            f"'{pattern}' fits {len(matches)} nodes ({_few(matches)}); {metric} is taken from one: "
             "name it, or narrow the pattern"
         )
-    node = graph[found[0]]
+    node = graph[matches[0]]
     if not _may_report(node, metric):
         reported = node.stage.metrics(node)
         known = f" (it reports: {', '.join(reported) or 'nothing'})"
@@ -205,10 +205,10 @@ def shared_keys(trials: Iterable[Sequence[Target]], least: int = 2) -> set[str]:
     """Keys of the nodes that at least so many trials need, those that report metrics left out."""
     counts: dict[str, int] = {}
     reported: set[str] = set()
-    for found in trials:
-        for key in {key for target in found for key in target.graph.keys.values()}:
+    for trial in trials:
+        for key in {key for target in trial for key in target.graph.keys.values()}:
             counts[key] = counts.get(key, 0) + 1
-        reported |= {key for target in found for key in target.results}
+        reported |= {key for target in trial for key in target.results}
     return {key for key, count in counts.items() if count >= least} - reported
 
 

@@ -34,10 +34,10 @@ class Curves:
             abscissa, rows = self._mean_curves(nodes)
         metrics: dict[str, float] = {}
         for name, values in trial.measured.items():
-            found = Value.of(values, trial.errors.get(name, ()))
-            metrics[name] = found.mean
-            if found.error is not None:
-                metrics[f"{name}_standard_error"] = found.error
+            value = Value.of(values, trial.errors.get(name, ()))
+            metrics[name] = value.mean
+            if value.error is not None:
+                metrics[f"{name}_standard_error"] = value.error
         self._tracker.node_finished(
             trial.name,
             status=STATUS[trial.state],
@@ -51,14 +51,16 @@ class Curves:
         self, nodes: Sequence[Mapping[str, Any]]
     ) -> tuple[str | None, list[tuple[str, int, float]]]:
         """The curves of a trial's nodes, means over its seeds; of equal names the last node's."""
-        found: dict[tuple[str, int], dict[int, float]] = {}
+        by_point: dict[tuple[str, int], dict[int, float]] = {}
         abscissa = None
         for number, seed in enumerate(nodes):
             for along, rows in self._curves(seed):
                 abscissa = along or abscissa
                 for metric, step, value in rows:
-                    found.setdefault((metric, step), {})[number] = value
-        rows = [(metric, step, statistics.fmean(v.values())) for (metric, step), v in found.items()]
+                    by_point.setdefault((metric, step), {})[number] = value
+        rows = [
+            (metric, step, statistics.fmean(v.values())) for (metric, step), v in by_point.items()
+        ]
         return abscissa, rows
 
     def _curves(

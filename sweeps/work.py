@@ -138,15 +138,15 @@ class Work:
             metric = measure.metric or label
             for execution, target in zip(self._executions, self._targets, strict=True):
                 node = target.measured[label].name
-                found = execution.nodes[node].manifest.metrics
-                value = found.get(metric)
+                reported = execution.nodes[node].manifest.metrics
+                value = reported.get(metric)
                 if value is None or not math.isfinite(value):
                     what = "is not a number" if value is not None else "is not there"
-                    known = ", ".join(found) or "nothing"
+                    known = ", ".join(reported) or "nothing"
                     error = f"{metric} of {node} {what} (it reports: {known})"
                     return end | {"state": FAILED, "error": error}
                 measured.setdefault(label, []).append(value)
-                errors.setdefault(label, []).append(found.get(f"{metric}_standard_error"))
+                errors.setdefault(label, []).append(reported.get(f"{metric}_standard_error"))
         values = measured[self._space.decides]
         return end | {
             "state": FINISHED,

@@ -89,17 +89,17 @@ class Sender:
         if key in state.runs:
             return
         if key in state.creating:
-            found = self._server.may(lambda: self._find(key))
+            mlflow_id = self._server.may(lambda: self._find(key))
         else:
-            found = None
+            mlflow_id = None
             state.creating.append(key)
             state.save()
-        if found is None:
+        if mlflow_id is None:
             tags = {**tags, "pipeline.run_id": self._begin["run_id"]}
             if key != PARENT:
                 tags |= {"node": key, "mlflow.parentRunId": state.runs[PARENT]}
-            found = self._server.create_run(state.experiment_id, name, start_ms, tags)
-        state.runs[key] = found
+            mlflow_id = self._server.create_run(state.experiment_id, name, start_ms, tags)
+        state.runs[key] = mlflow_id
         state.creating.remove(key)
         state.open.append(key)
         state.save()

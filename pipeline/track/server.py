@@ -125,8 +125,8 @@ class Server:
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             path = sqlite_path(self._uri)
             location = path and str(path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name))
             try:
@@ -135,12 +135,12 @@ class Server:
                     name, artifact_location=location, tags=dict([views.KIND_TAG])
                 )
             except MlflowException:
-                found = self.client.get_experiment_by_name(name)  # made by another command
-                if found is None:
+                experiment = self.client.get_experiment_by_name(name)  # made by another command
+                if experiment is None:
                     raise
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
 
     def is_gone(self, run: str) -> bool:
         """Whether somebody removed a run, or the database is a new one."""

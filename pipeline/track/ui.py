@@ -132,8 +132,8 @@ def _experiments(uri: str) -> list[Experiment]:
 
 def _abscissas(database: sqlite3.Connection, experiment_id: int) -> tuple[str, ...]:
     query = "SELECT key, value FROM experiment_tags WHERE experiment_id = ? ORDER BY key"
-    found = (views.abscissa_of(*row) for row in database.execute(query, (experiment_id,)))
-    return tuple(abscissa for abscissa in found if abscissa is not None)
+    abscissas = (views.abscissa_of(*row) for row in database.execute(query, (experiment_id,)))
+    return tuple(abscissa for abscissa in abscissas if abscissa is not None)
 
 
 def _check_port(port: int) -> None:
