@@ -44,7 +44,7 @@ class Made:
         return {
             name: rows
             for name, rows in self.scores.items()
-            if self._is_over(name, "nfe") and not name.startswith(self._apart)
+            if self._is_over_nfe(name) and not name.startswith(self._apart)
         }
 
     @cached_property
@@ -53,15 +53,15 @@ class Made:
         return {
             name: self.inputs["scores"][name].load(every_seed=True)
             for name in self.scores
-            if not self._is_over(name, "nfe") and not name.startswith(self._apart)
+            if not self._is_over_nfe(name) and not name.startswith(self._apart)
         }
 
     def beginning(self, beginning: str) -> dict[str, Sequence[Row]]:
         """The curves of the evaluations whose names begin so."""
         return {name: rows for name, rows in self.scores.items() if name.startswith(beginning)}
 
-    def _is_over(self, name: str, abscissa: str) -> bool:
-        return self.inputs["scores"][name].settings["abscissa"] == abscissa
+    def _is_over_nfe(self, name: str) -> bool:
+        return self.inputs["scores"][name].settings["abscissa"] == "nfe"
 
     @property
     def trainings(self) -> Mapping[str, Any]:

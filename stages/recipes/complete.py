@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
-from stages.recipes.nodes import REFERENCES, own_features_node, spectrum_nodes, teacher_nodes
+from stages.recipes.nodes import (
+    REFERENCES,
+    own_features_node,
+    settings_of,
+    spectrum_nodes,
+    teacher_nodes,
+)
 from stages.report import report
 from stages.report.report import ReportSettings
 from stages.sampling import sample
@@ -133,8 +139,9 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "samples": shown_samples(bench, nodes) + of(external.STAGE.name),
         "papers": of(*shown),
     }
-    settings = ReportSettings(
-        title=bench.report.title,
+    settings = settings_of(
+        ReportSettings,
+        bench.report,
         sections=tuple(paper.section for paper in bench.papers if paper.section),
         claims=tuple(paper.claims for paper in bench.papers if paper.claims),
         apart=tuple(paper.apart for paper in bench.papers if paper.apart),
