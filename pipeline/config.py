@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from pipeline.errors import UsageError, nearest
 from pipeline.stage import Catalog, Settings
+from pipeline.written import meant, overriding
+from pipeline.yaml12 import Block, Scalar, read
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def resolve(catalog: Catalog, preset: str | None, overrides: Sequence[str] = ())
             bounds, or settings that contradict each other.
     """
     name, layers = _preset_layers(catalog, preset or catalog.default_preset)
-    layers += [_override(text) for text in overrides]
+    layers += [_override(catalog.settings, text) for text in overrides]
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
@@ -101,49 +102,29 @@ def _preset_layers(
     if (own := path.resolve()) in above:
         trail = " -> ".join(file.name for file in (*above[above.index(own) :], own))
         raise UsageError(f"presets extend each other in a circle ({trail}); name another preset")
-    tree = read_yaml(path)
-    base = tree.pop("extends", None)
-    layers = [(f"preset {path.stem}", tree)]
+    tree, origin = read(path), f"preset {path.stem}"
+    base = _base(tree, origin)
+    layers = [(origin, meant(catalog.settings, tree, origin))]
     if base is not None:
-        further = _preset_layers(catalog, str(base), path.parent, (*above, own))
+        further = _preset_layers(catalog, base, path.parent, (*above, own))
         layers = further[1] + layers
     return path.stem, layers
 
 
-def read_yaml(path: Path, what: str = "preset") -> dict[str, Any]:
-    """Read a YAML mapping; `what` it is called in errors.
-
-    Raises:
-        UsageError: the file cannot be read or is not a mapping.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(f"{what} file {path} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise UsageError(f"{what} file {path} is not valid YAML{where}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UsageError(f"{what} file {path} must hold settings as 'key: value' lines")
-    return tree
+def _base(tree: Block, origin: str) -> str | None:
+    """The preset that a file extends, taken out of it."""
+    base = tree.pop("extends", Scalar(""))
+    if not isinstance(base, Scalar):
+        raise UsageError(f"{origin} extends a list or group; name one preset: extends: digits")
+    return None if base.null else base.text
 
 
-def _override(text: str) -> tuple[str, dict[str, Any]]:
+def _override(model: type[Settings], text: str) -> tuple[str, dict[str, Any]]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise UsageError(f"'{text}' is not a setting; write key=value, such as train.lr=0.001")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
-    tree: Any = parsed
-    for part in reversed(key.strip().split(".")):
-        tree = {part: tree}
-    return "command line", tree
+    block = overriding(model, key.strip(), value)
+    return "command line", meant(model, block)
 
 
 def _merge(tree: dict, layer: Mapping, origin: str, origins: dict[str, str], at: str = "") -> None:

@@ -33,9 +33,10 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, model_validator
 
-from pipeline import config
+from pipeline import yaml12
 from pipeline.errors import UsageError, nearest
 from pipeline.stage import Settings
+from pipeline.written import meant
 
 FOLDER = Path(__file__).parent / "spaces"
 LISTS, RANGES = ("grid", "choice"), ("uniform", "loguniform", "randint")
@@ -307,7 +308,7 @@ def read(name: str, file: str | None = None, **changes: Any) -> Space:
             "your own space with --space FILE)"
         )
     path = Path(file) if file is not None else FOLDER / f"{name}.yaml"
-    tree = config.read_yaml(path, "space")
+    tree = meant(Space, yaml12.read(path, "space"), f"space {path.stem}")
     tree |= {key: value for key, value in changes.items() if value is not None}
     try:
         return Space.model_validate(tree)
