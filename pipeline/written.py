@@ -21,10 +21,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.errors import UsageError
-from pipeline.yaml12 import FLAGS, NULLS, NUMBER, WHOLE, Block, Scalar, YAMLError, parse, plain
+from pipeline.yaml12 import FLAGS, NUMBER, WHOLE, Block, Scalar, YAMLError, parse, plain
 
 WORDS = ("yes", "no", "on", "off", "y", "n", "true", "false")
 DIGITS = 30  # of a whole number, at most
+UNSET = ("", "null", "None")  # what a command line may say for null; the last is refused
 SHOWN = 80  # characters of a refused value
 
 
@@ -147,8 +148,8 @@ def _literal(kind: Kind, text: str) -> Scalar:
             quoted = None
         if isinstance(quoted, Scalar):
             return quoted
-    unset = kind.optional or kind.items is not None
-    return Scalar(text, plain=unset and text in (*NULLS, "None"))
+    unset = kind.optional and text in UNSET
+    return Scalar(text, plain=unset or kind.items is not None)
 
 
 def meant(model: type[pydantic.BaseModel], written: Block, origin: str = "") -> dict[str, Any]:
@@ -228,64 +229,65 @@ class _Meaning:
                 inner = Kind.of(kind.values)
                 return {k: self.value(inner, v, f"{key}.{k}", 1) for k, v in written.items()}
             self.refuse(kind, written, key, example)
-        if isinstance(written, list):
-            if kind.items is None:
-                self.refuse(kind, written, key, example)
-            return self.listed(kind, written, key, example)
-        if written.null and kind.optional:
+        if isinstance(written, list) and kind.items is not None:
+            return self.listed(kind, written, written, key, example)
+        if isinstance(written, Scalar) and written.null and kind.optional:
             return None
-        if kind.group is not None or kind.values is not None:
-            first = next(iter(kind.group.model_fields), "KEY") if kind.group else "NAME"
+        if kind.values is not None:
+            self.fail(written, key, f"give names with values, such as {key}={{NAME: VALUE}}")
+        if kind.group is not None:
+            first = next(iter(kind.group.model_fields), "KEY")
             where = self.where(written)
             raise UsageError(
                 f"{key} is a group of settings{where}; set one of its keys, such as {key}.{first}"
             )
+        if isinstance(written, list):
+            self.refuse(kind, written, key, example)
         if written.plain and written.text == "None" and kind.optional:
             self.fail(written, key, f"write null to leave it unset: {key}=null")
         if kind.items is not None and not kind.number:
-            return self.listed(kind, [written], key, example)
-        return self.single(kind, written, key, example)
-
-    def listed(self, kind: Kind, written: list[Any], key: str, example: Any) -> list[Any]:
-        alone = written[0] if len(written) == 1 and isinstance(written[0], Scalar) else None
-        if alone is not None and alone.plain and ("," in alone.text or alone.null):
-            self.refuse(kind, alone, key, example)
-        if not kind.many and len(written) != len(kind.items):
-            self.refuse(kind, alone or written, key, example)
-        kinds = [Kind.of(kind.item)] * len(written)
-        if not kind.many:
-            kinds = [Kind.of(one) for one in kind.items]
-        first = example[0] if isinstance(example, list | tuple) and example else None
-        found = []
-        for place, (one, value) in enumerate(zip(kinds, written, strict=True)):
-            if isinstance(value, list) and one.items is None and not one.anything:
+            if written.plain and ("," in written.text or written.null):
                 self.refuse(kind, written, key, example)
-            found.append(self.value(one, value, key if alone else f"{key}.{place}", first))
+            return self.listed(kind, [written], written, key, example)
+        try:
+            return _single(kind, written)
+        except ValueError:
+            self.refuse(kind, written, key, example)
+
+    def listed(self, kind: Kind, items: list[Any], written: Any, key: str, example: Any) -> Any:
+        """The items of a list that was written as `written`."""
+        if not kind.many and len(items) != len(kind.items):
+            self.refuse(kind, written, key, example)
+        kinds = [Kind.of(kind.item)] * len(items) if kind.many else list(map(Kind.of, kind.items))
+        found = []
+        for place, (inner, item) in enumerate(zip(kinds, items, strict=True)):
+            if inner.anything or inner.values is not None or inner.items is not None:
+                found.append(self.value(inner, item, f"{key}.{place}", None))
+                continue
+            try:
+                found.append(_single(inner, item))
+            except ValueError:
+                self.refuse(kind, written, key, example, item)
         return found
 
-    def single(self, kind: Kind, written: Scalar, key: str, example: Any) -> Any:
-        if kind.number and (number := _number(kind.number, written.text.strip())) is not None:
-            return number
-        if kind.flag and written.text.strip() in FLAGS:
-            return FLAGS[written.text.strip()]
-        if kind.text and not written.null:
-            return written.text
-        self.refuse(kind, written, key, example)
-
-    def refuse(self, kind: Kind, written: Any, key: str, example: Any) -> NoReturn:
-        text = written.text.strip() if isinstance(written, Scalar) else ""
-        remedy = f"give {kind.words}"
-        if kind.items is not None and "," in text:
-            bare = text.strip("()[] ").split(",")
-            remedy = "give a list"
-            example = [part for one in bare if (part := one.strip(" '\""))]
+    def refuse(
+        self, kind: Kind, written: Any, key: str, example: Any, item: Any = None
+    ) -> NoReturn:
+        """Say what to give instead. item: the one of a list that is wrong."""
+        odd = written if item is None else item
+        text = odd.text.strip() if isinstance(odd, Scalar) else ""
+        commas = kind.items is not None and isinstance(written, Scalar) and "," in text
+        remedy = "give a list" if commas else f"give {kind.words}"
+        if commas:
+            parts = [part.strip(" '\"") for part in text.strip("()[] ").split(",")]
+            example = [part for part in parts if part]
         if kind.flag:
             example = text.lower() in ("yes", "on", "y", "1")
         if example is not None:
             remedy += f", such as {key}={_flow(example)}"
-        if kind.items is not None and "," in text and Kind.of(kind.item).text:
+        if commas and Kind.of(kind.item).text:
             remedy += "; in quotes where the comma belongs to the text"
-        elif kind.number:
+        elif not commas and (kind.number or kind.items is not None):
             remedy += _oddity(text)
         self.fail(written, key, remedy)
 
@@ -295,6 +297,19 @@ class _Meaning:
     def where(self, written: Any) -> str:
         line = f", line {written.line}" if isinstance(written, Scalar) and written.line else ""
         return f" (from {self.origin}{line})" if self.origin else ""
+
+
+def _single(kind: Kind, written: Any) -> Any:
+    """The value of a number, truth value or text. Raises ValueError."""
+    if isinstance(written, Scalar):
+        text = written.text.strip()
+        if kind.number and (number := _number(kind.number, text)) is not None:
+            return number
+        if kind.flag and text in FLAGS:
+            return FLAGS[text]
+        if kind.text and not written.null:
+            return written.text
+    raise ValueError("of another kind")
 
 
 def _number(kind: type, text: str) -> int | float | None:
@@ -322,8 +337,8 @@ def _oddity(text: str) -> str:
         return "; without underscores"
     if re.fullmatch(r"[-+]?0\d+(e.*)?", text):
         return "; without zeros in front"
-    if re.fullmatch(r"[-+]?\d*,\d+", text):
-        return "; with a point, not a comma"
+    if re.fullmatch(r"[-+]?[\d,.]+", text) and "," in text:
+        return "; without a comma (decimals begin with a point)"
     return ""
 
 
@@ -335,7 +350,7 @@ def _example(kind: Kind, info: FieldInfo) -> Any:
     if kind.items is not None and not kind.number:
         inner = Kind.of(kind.item)
         count = 1 if kind.many else len(kind.items)
-        return [1] * count if inner.number else None
+        return [1] * count if inner.number else ["FIRST", "SECOND"] if inner.text else None
     if not kind.number:
         return None
     bounds = {k: getattr(one, k) for one in info.metadata for k in ("ge", "le") if hasattr(one, k)}

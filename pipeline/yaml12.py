@@ -24,7 +24,8 @@ FLAGS = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fals
 NUMBER = re.compile(r"[-+]?(\.\d+|(0|[1-9]\d*)(\.\d*)?|0\d+\.\d*)([eE][-+]?\d+)?", re.ASCII)
 WHOLE = re.compile(r"[-+]?(0|[1-9]\d*)", re.ASCII)
 ENDLESS = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-TAGS = {f"tag:yaml.org,2002:{name}" for name in "str int float bool null seq map merge".split()}
+KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge")
+TAGS = {"!", *(f"tag:yaml.org,2002:{kind}" for kind in KINDS)}
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,16 @@ def _explained(error: yaml.YAMLError, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:  # a character that YAML forbids
         found = getattr(error, "character", None)
-        return f"is not valid YAML: it holds the character {found!r}" if found else "is not YAML"
+        return f"is not valid YAML: it holds the character {_named(found)}"
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return f"is not valid YAML (line {mark.line + 1}): it is indented by a tab; use spaces"
+    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in error.problem:
+        return f"is not valid YAML (line {mark.line + 1}): it has a tab there; use spaces"
     return f"is not valid YAML (line {mark.line + 1}): {error.problem}"
+
+
+def _named(character: int | str | bytes | None) -> str:
+    return f"U+{character:04X}" if isinstance(character, int) else repr(character)
 
 
 def _line(node: yaml.Node) -> int:
@@ -152,9 +157,8 @@ def _line(node: yaml.Node) -> int:
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
     """How many values a node has with all that it repeats. Raises YAMLError for one in itself."""
-    known = sizes.setdefault(id(node), 0)
-    if known:
-        return known
+    if id(node) in sizes:
+        return sizes[id(node)]
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         parts = [part for pair in node.value for part in pair]
@@ -170,7 +174,7 @@ def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
 
 def _built(node: yaml.Node, built: dict[int, Any]) -> Any:
     if id(node) not in built:
-        if node.tag not in TAGS and node.tag != "!":
+        if node.tag not in TAGS:
             raise YAMLError(f"has the tag {node.tag} (line {_line(node)}); write the value alone")
         if isinstance(node, yaml.ScalarNode):
             built[id(node)] = Scalar(node.value, node.style is None, _line(node))
@@ -187,11 +191,14 @@ def _block(node: yaml.MappingNode, built: dict[int, Any]) -> Block:
         if not isinstance(key_node, yaml.ScalarNode):
             raise YAMLError(f"has a key that is no word (line {_line(key_node)})")
         key = key_node.value.strip()
+        if not key:
+            raise YAMLError(f"has a key that is empty (line {_line(key_node)})")
         if key in first:
             again = "; write <<: [*ONE, *OTHER]" if key == "<<" else "; leave one out"
-            raise YAMLError(
-                f"has '{key}' twice, in line {first[key]} and in line {_line(key_node)}{again}"
-            )
+            lines = f", in line {first[key]} and in line {_line(key_node)}"
+            if first[key] == _line(key_node):
+                lines = f" in line {first[key]}"
+            raise YAMLError(f"has '{key}' twice{lines}{again}")
         first[key] = _line(key_node)
         value = _built(value_node, built)
         if key == "<<" and key_node.style is None:
