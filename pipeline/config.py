@@ -167,11 +167,11 @@ def _explain(
         return f"{key}: {message}{where}" if key else message
     if problem["type"] == "missing":
         return f"{key} is required; set it in the preset or as {key}=VALUE"
+    given, message = problem["input"], problem["msg"]
     if problem["type"] in ("too_short", "too_long"):
         few = problem["type"] == "too_short"
         bound = problem["ctx"]["min_length" if few else "max_length"]
-        return f"{key}{where}: give at {'least' if few else 'most'} {bound}"
-    given, message = problem["input"], problem["msg"]
+        return f"{key}={given!r}{where}: give at {'least' if few else 'most'} {bound}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         inner = next((k for k in known_keys(model) if k.startswith(f"{key}.")), f"{key}.KEY")
         return f"{key} is a group of settings{where}; set one of its keys, such as {inner}"

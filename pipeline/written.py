@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 import pydantic
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from pipeline.errors import UsageError
 from pipeline.yaml12 import FLAGS, NUMBER, WHOLE, Block, Scalar, YAMLError, parse, plain
@@ -344,9 +343,8 @@ def _oddity(text: str) -> str:
 
 def _example(kind: Kind, info: FieldInfo) -> Any:
     """A value that a setting takes: its default, or one within its bounds."""
-    default = info.get_default()
-    if default not in (PydanticUndefined, None, (), ""):
-        return default
+    if not info.is_required() and info.get_default() not in (None, (), ""):
+        return info.get_default()
     if kind.items is not None and not kind.number:
         inner = Kind.of(kind.item)
         count = 1 if kind.many else len(kind.items)

@@ -52,6 +52,7 @@ from stages.methods.solvers.trajectories import (
     Rectifier,
     Solver,
     Step,
+    check_state,
     checked,
     combine,
     trajectory,
@@ -160,6 +161,7 @@ def straight_path(
 
     rectifier: records the outputs, with divergences for instance, where one is given.
     """
+    check_state(denoiser, clean, "clean")
     grid = grids.check(levels).tolist()
     solver.check(grid)
     generator = _seeded(generator)

@@ -100,7 +100,7 @@ def refusal(folder, *overrides, preset="{}"):
         ("g.hints={train: 1e1}", {"train": 10.0}),
         ("g.free={a: [1, yes]}", {"a": [1, "yes"]}),
         ("g.inner={depth: 4}", Inner(depth=4)),
-        ("g.other.depth=4", Inner(depth=4)),
+        ("g.other.depth=4", 4),
     ],
 )
 def test_an_override_is_read_by_the_kind_of_its_setting(text, value, tmp_path):

@@ -297,7 +297,7 @@ def test_checkpoints_can_be_sampled_by_the_papers_sde():
             ["sample.guidance=0", "train.label_dropout=0"],
             ["sample.guidance=0", "train.label_dropout=0", "set train.label_dropout=0.1"],
         ),
-        (["sample.solvers=[]"], ["sample.solvers=[]", "at least 1 item"]),
+        (["sample.solvers=[]"], ["sample.solvers=[]", "give at least 1"]),
         (["maskalign.mask_ratios=[0.25,1]"], ["maskalign.mask_ratios.1=1", "less than 1"]),
         (["maskalign.mix_layers=[-1]"], ["maskalign.mix_layers.0=-1", "equal to 0"]),
         ([f"seed={2**63 - 1}"], ["seed=9223372036854775807", "less than"]),
