@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.methods import given
 from stages.methods.frechet import FrechetResult, from_features
 from stages.methods.jackknife import complements, deal, standard_error
 
@@ -153,6 +154,9 @@ def spatial_frechet(
     samples: (n, channels, h, w), reference: (m, channels, h, w): the first few channels of a
     feature map, flattened, so that it notices where things are and not only whether they are.
     """
+    samples, reference = (
+        given.tensor(x, name) for x, name in ((samples, "samples"), (reference, "reference"))
+    )
     for name, x in (("samples", samples), ("reference", reference)):
         if x.ndim != 4:
             raise ValueError(
@@ -257,8 +261,8 @@ def _pair(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(x: Tensor, name: str) -> Tensor:
-    x = torch.as_tensor(x)
-    if x.ndim != 2 or len(x) < 2:
+    x = given.tensor(x, name)
+    if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; give (images, dimensions), at least two images"
         )
@@ -268,4 +272,5 @@ def _checked(x: Tensor, name: str) -> Tensor:
             f"{name} has NaN or infinite values in {len(bad)} of {len(x)} images, first in image "
             f"{bad[0]}; look at it, or at the network that made them"
         )
+    given.check_size(x, name)
     return x

@@ -18,7 +18,6 @@ from stages.methods import path
 from stages.methods.draws import Draws
 from stages.methods.solvers.trajectories import check_state, checked
 
-
 LEAST = 1e-6
 """The least last time: the velocity there is a difference divided by it."""
 
