@@ -262,7 +262,10 @@ def _check_features(x: Tensor, name: str) -> Tensor:
             "pool them first"
         )
     if len(x) < FEWEST_IMAGES:
-        raise ValueError(f"{name} has {len(x)} images; a distance needs at least {FEWEST_IMAGES}")
+        raise ValueError(
+            f"{name} has {len(x)} images; a distance needs at least {FEWEST_IMAGES}: give more, or "
+            "where they are held-out images hold out more"
+        )
     bad = (~torch.isfinite(x).all(1)).nonzero().flatten().tolist()
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")

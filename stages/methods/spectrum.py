@@ -72,7 +72,8 @@ class RadialPower:
                 "images must be a floating-point tensor (B, C, H, W) in [-1, 1], "
                 f"got {images.dtype} of shape {(*images.shape,)}"
             )
-        given.check_size(images, "images")
+        if images.isfinite().all():
+            given.check_size(images, "images")
         num_images, channels, height, width = images.shape
         if channels < 1:
             raise ValueError("images has no channels; give (B, C, H, W) with C >= 1")

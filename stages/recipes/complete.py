@@ -84,6 +84,8 @@ def with_features(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     by_name = {node.name: node for node in nodes}
     scored = [node for node in nodes if node.stage is evaluate.STAGE]
     sets = dict.fromkeys(name for node in scored for name in node.slot("samples"))
+    if scored:
+        _check_data(bench)
     for node in scored:
         for name in node.slot("samples"):
             _check_size(node, by_name[name])
@@ -99,6 +101,27 @@ def _connected(node: Node, features: dict[str, Node]) -> Node:
         every = [feature.name for feature in features.values()]
         return replace(node, inputs={**node.inputs, "features": every})
     return node
+
+
+def _check_data(bench: Bench) -> None:
+    """Raise UsageError where the settings leave fewer real images than scores need."""
+    data, fewest = bench.data, extractor.FEWEST_IMAGES
+    for name in ("held_out", "limit_held_out"):
+        if (count := getattr(data, name)) is not None and count < fewest:
+            raise UsageError(
+                f"data.{name}={count} leaves too few held-out images: scores need at least "
+                f"{fewest}; raise it"
+            )
+    if data.limit is not None and data.limit < evaluate.FEWEST:
+        raise UsageError(
+            f"data.limit={data.limit} leaves too few training images: scores need at least "
+            f"{evaluate.FEWEST}; raise it"
+        )
+    if data.limit is not None and data.limit < bench.evaluate.num_samples:
+        try:
+            bench.evaluate.check_neighbours(data.limit, f"data.limit={data.limit}")
+        except ValueError as error:
+            raise UsageError(f"evaluate.{error}") from error
 
 
 def _check_size(scores: Node, samples: Node) -> None:

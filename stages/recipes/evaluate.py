@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
@@ -36,7 +35,7 @@ def external_nodes(bench: Bench) -> list[Node]:
         settings_of(EvaluateSettings, bench.evaluate, seed=bench.seed),
         {"samples": [samples.name]},
         bench.resources.evaluate,
-        tags={"method": Path(bench.evaluate.path).stem},
+        tags={"method": external.called(bench.evaluate.path)},
     )
     return [samples, scores]
 

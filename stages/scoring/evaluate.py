@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
@@ -43,6 +43,26 @@ class EvaluateOptions(Settings):
         description="nearest over second nearest training distance below which a sample counts "
         "as memorised",
     )
+
+    @model_validator(mode="after")
+    def _neighbours_fit(self) -> EvaluateOptions:
+        self.check_neighbours(self.num_samples, f"num_samples={self.num_samples}")
+        return self
+
+    def check_neighbours(self, count: int, because: str) -> None:
+        """Raise ValueError where `count` images of each set have too few neighbours."""
+        most = most_neighbours(count)
+        if self.neighbours > most:
+            raise ValueError(
+                f"neighbours={self.neighbours} is too many for {because}: precision and "
+                f"recall take at most {most} there; lower it, or raise the other"
+            )
+
+
+def most_neighbours(count: int, blocks: int = 20) -> int:
+    """The largest k of k-th neighbours among `count` images without one block of the jackknife."""
+    blocks = min(blocks, count // 2)
+    return count - -(-count // max(1, blocks)) - 2
 
 
 class EvaluateSettings(EvaluateOptions):
@@ -105,6 +125,7 @@ def run(context: Context) -> Result:
     features = {name: context.inputs["features"][features_node(name)] for name in samples}
     sets = sorted(samples, key=lambda name: (samples[name].description[settings.abscissa], name))
     _check(samples, features, reference, settings)
+    _check_reference(context.inputs["train"], settings)
     held_out = context.inputs["held_out"]
     _check_extractors([*features.values(), held_out], context.inputs["train"])
     pairs = [(samples[name], features[name]) for name in sets]
@@ -174,6 +195,18 @@ def _check(
                 f"{expected[differing[0]]}); trajectory_rms compares samples of one model from "
                 "the same noise"
             )
+
+
+def _check_reference(train: FeatureSet, settings: EvaluateSettings) -> None:
+    """Raise StageError where there are too few training images to score against."""
+    count = train.description["num_images"]
+    if count < FEWEST:
+        raise StageError(
+            f"there are {count} training images, and scores need at least {FEWEST}; raise "
+            "data.limit, or give more images"
+        )
+    with raised_as(StageError):
+        settings.check_neighbours(min(count, settings.num_samples), f"{count} training images")
 
 
 def _check_extractors(sets: Iterable[FeatureSet], train: FeatureSet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,13 @@ def sources_of(settings: ExternalSettings) -> list[Path]:
     return [path]
 
 
+def called(path: str) -> str:
+    """What tables call samples: the whole name of a folder, that of a file without .npz."""
+    place = Path(os.path.abspath(Path(path).expanduser()))
+    named = place.stem if place.suffix.lower() == ".npz" and not place.is_dir() else place.name
+    return named or str(place)
+
+
 def run(context: Context) -> Result:
     """Read all images, bring them to the data's number of channels, write them in mixed order.
 
@@ -60,7 +68,7 @@ def run(context: Context) -> Result:
     (context.path / "names.json").write_text(json.dumps(names))
     facts = {
         "training_step": 0,
-        "method": path.stem,
+        "method": called(str(path)),
         "solver": "unknown",
         "correction": "none",
         "nfe": 0,

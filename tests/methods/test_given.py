@@ -1,4 +1,4 @@
-"""The front doors of the scores on what is few, all alike, huge, or no array: a number or a word."""
+"""Scores of what is few, all alike, huge, or no array: a finite number, or one sentence."""
 
 import dataclasses
 import math
@@ -73,12 +73,13 @@ def finite_or_one_sentence(score, value):
     try:
         found = score(value)
     except ValueError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) > 20
-        return str(error)
-    assert numbers(found)
-    assert all(map(math.isfinite, numbers(found))), found
-    return ""
+        found = str(error)
+    if isinstance(found, str):
+        assert len(found) > 20
+        assert "\n" not in found
+    else:
+        assert numbers(found)
+        assert all(map(math.isfinite, numbers(found))), found
 
 
 @pytest.mark.filterwarnings("error")
@@ -90,7 +91,7 @@ def test_a_score_is_finite_or_refused_in_one_sentence(score, features):
 
 VIEWS = {
     "one image": noise(1, 3, 6),
-    "two images": noise(2, 9, 6),
+    "two images": noise(2, 20, 6),
     "one view": noise(30, 1, 6),
     "identical": torch.ones(30, 3, 6),
     "one image thirty times": noise(1, 3, 6).repeat(30, 1, 1),
@@ -132,11 +133,9 @@ def test_a_time_grid_of_any_images_is_finite_or_refused(images):
 
 
 def test_features_too_large_to_square_are_named():
-    with pytest.raises(
-        ValueError, match=r"^x1 holds values of up to [\d.]+e\+160, too large to sq"
-    ):
+    with pytest.raises(ValueError, match=r"^x1 holds values of up to .*, too large to square"):
         frechet.distance_from_features(FEATURES["huge"], REFERENCE)
-    with pytest.raises(ValueError, match="cov2 holds values of up to 1e.300"):
+    with pytest.raises(ValueError, match=r"cov2 holds values of up to 1e\+300"):
         frechet.frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.eye(2) * 1e300)
 
 
