@@ -225,7 +225,7 @@ class Sender:
         for metric, step, value in rows:
             metric = metric_name(metric)
             if not math.isfinite(value):  # a database would keep 1.8e308 for infinity
-                batch.tags.setdefault(f"not_finite.{metric}", f"{value} at step {step}")
+                batch.tags.setdefault(f"not_finite.{metric}"[:250], f"{value} at step {step}")
                 continue
             if step in self._state.steps(key, metric) or (metric, step) in batch.steps:
                 continue

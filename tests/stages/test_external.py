@@ -5,12 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import config
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
 from stages.data.image_files import read_npz
 from stages.data.readers.order import mixed_order
+from stages.recipes.evaluate import external_nodes
 from stages.scoring import evaluate, external, extractor, features
 from tests.stages.context import context, digests, make
 from tests.test_extractors import inception_dir  # noqa: F401
@@ -221,3 +223,33 @@ def _kid(x, y, clean_fid):
         for a, b in zip(*dealt, strict=True)
     ]
     return np.mean(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("lr-0.001", "lr-0.001"),
+        ("lr-0.002/", "lr-0.002"),
+        ("a.npz", "a"),
+        ("a.b.NPZ", "a.b"),
+        ("folder.npz/", "folder.npz"),
+        ("x/..", "sets"),
+        (".", "sets"),
+    ],
+)
+def test_samples_are_called_by_the_whole_name_of_their_folder(path, name, tmp_path, monkeypatch):
+    (tmp_path / "sets" / "folder.npz").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sets")
+    assert external.called(path) == name
+    assert external.called(str(tmp_path / "sets" / path)) == name
+
+
+def test_folders_that_differ_behind_a_dot_are_two_methods(tmp_path):
+    names = ("lr-0.001", "lr-0.002")
+    for name in names:
+        (tmp_path / name).mkdir()
+    made = [
+        config.resolve(CATALOG, "smoke", [f"evaluate.path={tmp_path / name}"]).settings
+        for name in names
+    ]
+    assert [external_nodes(bench)[1].tags["method"] for bench in made] == list(names)
