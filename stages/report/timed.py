@@ -11,6 +11,7 @@ from pipeline.errors import DamagedArtifactError
 from pipeline.publish import Timed
 from pipeline.stage import resolve
 from stages.pages.curves import STEP, grouped, mean_curve
+from stages.pages.figures import as_files
 from stages.pages.page import figure, table
 from stages.report import claims
 
