@@ -112,14 +112,16 @@ def _check_data(bench: Bench) -> None:
                 f"data.{name}={count} leaves too few held-out images: scores need at least "
                 f"{fewest}; raise it"
             )
-    if data.limit is not None and data.limit < evaluate.FEWEST:
+    if (most := data.most_train) is None:
+        return
+    if most < evaluate.FEWEST:
         raise UsageError(
-            f"data.limit={data.limit} leaves too few training images: scores need at least "
-            f"{evaluate.FEWEST}; raise it"
+            f"data.limit={data.limit} and data.held_out={data.held_out} leave {most} training "
+            f"images, and scores need at least {evaluate.FEWEST}; raise the one or lower the other"
         )
-    if data.limit is not None and data.limit < bench.evaluate.num_samples:
+    if most < bench.evaluate.num_samples:
         try:
-            bench.evaluate.check_neighbours(data.limit, f"data.limit={data.limit}")
+            bench.evaluate.check_neighbours(most, f"the {most} training images that are left")
         except ValueError as error:
             raise UsageError(f"evaluate.{error}") from error
 
