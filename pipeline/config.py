@@ -55,7 +55,7 @@ def resolve(catalog: Catalog, preset: str | None, overrides: Sequence[str] = ())
 
     Args:
         preset: a name in the catalog's folder or a path to a YAML file; None for the default.
-        overrides: `key=value` strings, the value read as YAML.
+        overrides: `key=value` strings, each value read by the kind of its setting.
 
     Raises:
         UsageError: an unknown preset or key, an unreadable file, a wrong type, a value out of
@@ -89,7 +89,7 @@ def _preset_layers(
     extend this one.
     """
     path = Path(preset).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml"):
         path = (beside or Path()) / path
     else:
         names = preset_names(catalog)
@@ -172,9 +172,6 @@ def _explain(
         few = problem["type"] == "too_short"
         bound = problem["ctx"]["min_length" if few else "max_length"]
         return f"{key}={given!r}{where}: give at {'least' if few else 'most'} {bound}"
-    if problem["type"] in ("model_type", "model_attributes_type"):
-        inner = next((k for k in known_keys(model) if k.startswith(f"{key}.")), f"{key}.KEY")
-        return f"{key} is a group of settings{where}; set one of its keys, such as {inner}"
     return f"{key}={given!r}{where}: {message[:1].lower()}{message[1:]}"
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from stages.methods import given
+from stages.methods.fewest import FEWEST_IMAGES
 from stages.methods.jackknife import deal, standard_error
 
 __all__ = [
@@ -35,8 +36,6 @@ __all__ = [
     "from_features",
     "real_floor",
 ]
-
-FEWEST_IMAGES = 4
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stages.methods import given
+from stages.methods.fewest import most_neighbours
 from stages.methods.frechet import FrechetResult, from_features
 from stages.methods.jackknife import complements, deal, standard_error
 
@@ -108,11 +109,10 @@ def precision_recall(
             f"{LARGEST_MANIFOLD} of each set"
         )
     blocks = min(blocks, fewest // 2)
-    remaining = fewest - -(-fewest // blocks) if blocks >= 2 else fewest
-    if not 1 <= neighbours < remaining - 1:
+    if not 1 <= neighbours <= (largest := most_neighbours(fewest, blocks)):
         raise ValueError(
-            f"neighbours is {neighbours} and {remaining} images remain when a block is left out; "
-            f"use 1 to {remaining - 2} neighbours"
+            f"neighbours is {neighbours} and {largest + 2} images remain when a block is left out; "
+            f"use 1 to {largest} neighbours"
         )
     whole = _prdc(samples, reference, neighbours)
     errors: dict[str, float | None] = dict.fromkeys(whole)

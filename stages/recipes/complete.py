@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
+from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.nodes import (
     REFERENCES,
     own_features_node,
@@ -105,7 +106,7 @@ def _connected(node: Node, features: dict[str, Node]) -> Node:
 
 def _check_data(bench: Bench) -> None:
     """Raise UsageError where the settings leave fewer real images than scores need."""
-    data, fewest = bench.data, extractor.FEWEST_IMAGES
+    data, fewest = bench.data, FEWEST_IMAGES
     for name in ("held_out", "limit_held_out"):
         if (count := getattr(data, name)) is not None and count < fewest:
             raise UsageError(

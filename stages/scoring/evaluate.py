@@ -13,6 +13,8 @@ from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.features import FeatureSet
 from stages.artifacts.samples import Samples
 from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
+from stages.methods.fewest import FEWEST_OF_SUBSETS as FEWEST
+from stages.methods.fewest import most_neighbours
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from pipeline.graph import Node
     from stages.artifacts.features import FeatureArrays
     from stages.methods.protocol import Protocol, Score
-
-FEWEST = 40  # below, the kernel distance has no two subsets of two images
 
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 
@@ -57,12 +57,6 @@ class EvaluateOptions(Settings):
                 f"neighbours={self.neighbours} is too many for {because}: precision and "
                 f"recall take at most {most} there; lower it, or raise the other"
             )
-
-
-def most_neighbours(count: int, blocks: int = 20) -> int:
-    """The largest k of k-th neighbours among `count` images without one block of the jackknife."""
-    blocks = min(blocks, count // 2)
-    return count - -(-count // max(1, blocks)) - 2
 
 
 class EvaluateSettings(EvaluateOptions):

@@ -12,7 +12,7 @@ from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.extractor import EMBEDDED, WEIGHTS, Extractor, Identity
 from stages.methods import table
-from stages.scoring.evaluate import FEWEST
+from stages.methods.fewest import FEWEST_IMAGES, FEWEST_OF_SUBSETS
 from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Real images that are degraded, and those they are compared with, at most.
 VALIDATION_IMAGES, VALIDATION_REFERENCE = 500, 1500
-
-FEWEST_IMAGES = 4  # held out, as a Fréchet distance needs
 
 
 class ExtractorSettings(NetworkOptions, TrainingOptions):
@@ -74,9 +72,9 @@ def _check_counts(num_train: int, num_held_out: int) -> None:
             f"the data have {num_held_out} held-out images, and scores need at least "
             f"{FEWEST_IMAGES}: raise data.held_out (or data.limit_held_out), or give more images"
         )
-    if num_train < FEWEST:
+    if num_train < FEWEST_OF_SUBSETS:
         raise StageError(
-            f"the data have {num_train} training images, and scores need at least {FEWEST}: raise "
+            f"the data have {num_train} training images, and scores need at least {FEWEST_OF_SUBSETS}: raise "
             "data.limit, lower data.held_out, or give more images"
         )
 
