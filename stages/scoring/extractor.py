@@ -74,8 +74,8 @@ def _check_counts(num_train: int, num_held_out: int) -> None:
         )
     if num_train < FEWEST_OF_SUBSETS:
         raise StageError(
-            f"the data have {num_train} training images, and scores need at least {FEWEST_OF_SUBSETS}: raise "
-            "data.limit, lower data.held_out, or give more images"
+            f"the data have {num_train} training images, and scores need at least "
+            f"{FEWEST_OF_SUBSETS}: raise data.limit, lower data.held_out, or give more images"
         )
 
 
