@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pipeline import sources
@@ -71,8 +72,20 @@ class Identity:
 
     @property
     def key(self) -> str:
-        text = json.dumps(self.__dict__, sort_keys=True, separators=(",", ":"))
+        parts = dict(self.__dict__)
+        if len(self.files) == 1:
+            parts["files"] = list(self.files.values())  # its name decides nothing
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _fingerprints(paths: Iterable[Path]) -> dict[str, str]:
+    """The digest of each by its name, and a number behind that where another has it too."""
+    found: dict[str, str] = {}
+    for path in paths:
+        same = sum(name.partition("/")[0] == path.name for name in found)
+        found[f"{path.name}/{same + 1}" if same else path.name] = fingerprint(path)
+    return found
 
 
 class Graph:
@@ -183,7 +196,7 @@ class Graph:
             inputs=inputs,
             sources=sources.closure((d.partition(":")[0] for d in dotted), self._exclude),
             threads=node.resources.threads,
-            files={path.name: fingerprint(path) for path in node.stage.files(node.settings)},
+            files=_fingerprints(node.stage.files(node.settings)),
         )
 
     def ancestors(self, names: Iterable[str]) -> set[str]:

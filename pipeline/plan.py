@@ -232,9 +232,12 @@ def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
     for module in sorted(old.sources.keys() | new.sources.keys()):
         if old.sources.get(module) != new.sources.get(module):
             changes.append(f"code of {module} changed")
-    for name in sorted(old.external.keys() | new.files.keys()):
-        if old.external.get(name) != new.files.get(name):
-            changes.append(f"{name} changed on disk")
+    known = set(old.external.values())
+    changed = [name for name, digest in new.files.items() if digest not in known]
+    gone = [] if changed else [name for name in old.external if name not in new.files]
+    if sorted(known) != sorted(set(new.files.values())):
+        changes += [f"{name} changed on disk" for name in changed]
+        changes += [f"{name} is gone" for name in gone]
     if old.threads != new.threads:
         changes.append(f"threads {old.threads} -> {new.threads}")
     if old.version != new.version:

@@ -124,7 +124,7 @@ class Stage:
             settings name; their modules enter the artifact's key.
         needs: the optional inputs that given settings cannot do without.
         files: the files and folders outside the store that given settings name; their contents
-            (of folders: names, sizes and times of change) enter the key.
+            enter the key, and the name of one alone does not.
         workers: the processes that given settings make its run function start, or None.
         metrics: the headline numbers that a given node may report: what sweeps can name; `*`
             stands for any part of a name.
