@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import StageError, UsageError
+from pipeline.fingerprint import fingerprint
 from pipeline.graph import Graph
 from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
@@ -44,7 +45,7 @@ def test_a_folder_and_an_archive_of_the_same_pixels_are_the_same(tmp_path, few, 
     assert {name for name in one if one[name] != two[name]} == {"names.json"}
     at = order.tolist().index(3)
     assert (folder.name_of(at), archive.name_of(at)) == ("003.png", "image 3")
-    assert folder.description["method"] == "set"
+    assert folder.description == archive.description
 
 
 def test_the_first_of_a_folder_of_class_folders_are_of_every_class(tmp_path, few):
@@ -155,6 +156,29 @@ def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "a").rename(tmp_path / "b" / "a")
     assert graph(path=str(tmp_path / "b" / "a")).keys["external"] == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_samples_of_another_name_run_nothing_and_are_called_by_it(tmp_path, kind):
+    """Names with dots too; what is cached holds no name that could be a former one's."""
+
+    def planned(path):
+        fingerprint.cache_clear()
+        graph = Graph(RECIPES["evaluate"](Bench(evaluate={"path": str(path)})))
+        return graph.keys, graph["evaluate/external"].tags["method"]
+
+    pixels = np.random.RandomState(0).randint(0, 256, (3, 8, 8)).astype(np.uint8)
+    end = "" if kind == "folder" else ".npz"
+    first, second = (tmp_path / f"{name}{end}" for name in ("lr-0.001", "lr-0.002"))
+    if kind == "folder":
+        write_images(first, pixels)
+    else:
+        np.savez(first, pixels)
+    keys, name = planned(first)
+    first.rename(second)
+    again, other = planned(second)
+    assert again == keys
+    assert (name, other) == ("lr-0.001", "lr-0.002")
 
 
 def test_scores_are_clean_fids_on_the_same_files(tmp_path, inception_dir):  # noqa: F811
