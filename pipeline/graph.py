@@ -91,17 +91,29 @@ def _fingerprints(paths: Iterable[Path]) -> dict[str, str]:
 class Graph:
     """A checked graph: unique names, known inputs of the right types, no cycles.
 
+    Args:
+        absent: for nodes whose files are not there, what to say.
+        lenient: give such nodes an identity all the same, which nothing else has; else asking for
+            identities is refused with what there is to say.
+
     Raises:
         UsageError: the graph is wrong; names the node and what to change.
     """
 
-    def __init__(self, nodes: Iterable[Node], exclude_sources: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        exclude_sources: frozenset[str] = frozenset(),
+        absent: Mapping[str, str] | None = None,
+        lenient: bool = False,
+    ) -> None:
         self.nodes: dict[str, Node] = {}
         for node in nodes:
             if node.name in self.nodes:
                 raise UsageError(f"two nodes are named '{node.name}'; give each its own name")
             self.nodes[node.name] = node
         self._exclude = exclude_sources
+        self.absent, self._lenient = absent or {}, lenient
         for node in self.nodes.values():
             self._check_inputs(node)
         self.order = self._topological_order()
@@ -196,8 +208,15 @@ class Graph:
             inputs=inputs,
             sources=sources.closure((d.partition(":")[0] for d in dotted), self._exclude),
             threads=node.resources.threads,
-            files=_fingerprints(node.stage.files(node.settings)),
+            files=self._files(node),
         )
+
+    def _files(self, node: Node) -> dict[str, str]:
+        if node.name not in self.absent:
+            return _fingerprints(node.stage.files(node.settings))
+        if not self._lenient:
+            raise UsageError(self.absent[node.name])
+        return {"": "absent"}
 
     def ancestors(self, names: Iterable[str]) -> set[str]:
         """`names` and everything they read, directly or not."""

@@ -99,14 +99,17 @@ class Request:
     force: Sequence[str] = ()
 
 
-def build(catalog: Catalog, request: Request) -> tuple[Resolved, Graph]:
+def build(catalog: Catalog, request: Request, lenient: bool = False) -> tuple[Resolved, Graph]:
     """The resolved settings and the checked graph of a request.
+
+    Args:
+        lenient: let nodes be whose data were not fetched yet; else their identities are refused.
 
     Raises:
         UsageError: see `pipeline.config.resolve` and `pipeline.graph.Graph`; settings from which
             the recipe makes a node that its stage refuses.
     """
-    from pipeline import config
+    from pipeline import config, fetching
 
     if request.recipe not in catalog.recipes:
         hint = nearest(request.recipe, catalog.recipes)
@@ -118,12 +121,17 @@ def build(catalog: Catalog, request: Request) -> tuple[Resolved, Graph]:
         nodes = catalog.recipes[request.recipe](resolved.settings)
     except ValidationError as error:
         raise config.of_node(catalog, request.recipe, error) from error
-    return resolved, Graph(nodes, catalog.exclude_sources)
+    absent = {n.name: said for n in nodes if (said := fetching.absent(catalog, n.settings))}
+    return resolved, Graph(nodes, catalog.exclude_sources, absent, lenient)
 
 
-def make(catalog: Catalog, store: Store, request: Request) -> Plan:
-    """Compare the graph of a request with what the store holds. Writes nothing."""
-    resolved, graph = build(catalog, request)
+def make(catalog: Catalog, store: Store, request: Request, lenient: bool = False) -> Plan:
+    """Compare the graph of a request with what the store holds. Writes nothing.
+
+    Args:
+        lenient: see `build`; such a node is to do, and its reason says what is not there.
+    """
+    resolved, graph = build(catalog, request, lenient)
     wanted = graph.select(request.only, request.start, request.end)
     forced = {name for pattern in request.force for name in graph.matching(pattern)}
     nodes = _states(graph, store, wanted, forced, _Previous(store, request.recipe))
@@ -178,6 +186,7 @@ def _state(
             reason = previous.what_changed(node.name, graph.identities[node.name], waiting)
         if store.has_work(stage, key):
             state, reason = PARTIAL, "interrupted; continues from its last checkpoint"
+    reason = graph.absent.get(node.name, reason)
     if seconds is None:
         measured = previous.seconds(node.name) if previous is not None else None
         seconds = node.hint_seconds if measured is None else measured
