@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 import struct
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -35,6 +37,7 @@ SAID_SECONDS = 1.5  # of reading until it is said
 SAVED_SECONDS = 5.0  # between findings are saved, so that a reading that is stopped goes on
 BLOCK = 2**20
 NOTHING = bytes(32)
+LISTED = 20_000  # files of a folder whose names are remembered, to say what changed
 TASK_BYTES, TASK_FILES = 2**24, 256  # that one thread reads in a row
 
 KINDS = {
@@ -114,10 +117,35 @@ def _state(status: os.stat_result) -> bytes:
 
 def _of_folder(path: Path) -> str:
     files = sorted(_below(str(path), "", ()), key=lambda file: file.name)
+    contents = _digests(files, path)
     digest = hashlib.sha256()
-    for file, contents in zip(files, _digests(files, path), strict=True):
-        digest.update(os.fsencode(file.name) + b"\0" + contents)
-    return digest.hexdigest()
+    for file, of_file in zip(files, contents, strict=True):
+        digest.update(os.fsencode(file.name) + b"\0" + of_file)
+    found = digest.hexdigest()
+    if len(files) <= LISTED and not remembered.recall([_listing(found)]):
+        listing = {file.name: got.hex()[:8] for file, got in zip(files, contents, strict=True)}
+        packed = zlib.compress(json.dumps(listing).encode())
+        remembered.keep({_listing(found): (found, packed)})
+    return found
+
+
+def _listing(digest: str) -> str:
+    return f"folder {digest}"
+
+
+def difference(old: str, new: str) -> str:
+    """How folders of two digests differ, such as "1 added, 2 changed"; nothing where that is not
+    remembered, as of folders with very many files."""
+    known = remembered.recall([_listing(old), _listing(new)])
+    if len(known) < 2:
+        return ""
+    before, after = (json.loads(zlib.decompress(known[_listing(d)][1])) for d in (old, new))
+    counts = {
+        "added": len(after.keys() - before.keys()),
+        "removed": len(before.keys() - after.keys()),
+        "changed": sum(before[name] != after[name] for name in before.keys() & after.keys()),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def _below(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[_File]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.artifact import Manifest
 from pipeline.config import Resolved, flatten
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
+from pipeline.fingerprint import difference
 from pipeline.graph import Graph, Identity, Node
 from pipeline.provenance import installed
 from pipeline.stage import Catalog
@@ -241,12 +242,7 @@ def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
     for module in sorted(old.sources.keys() | new.sources.keys()):
         if old.sources.get(module) != new.sources.get(module):
             changes.append(f"code of {module} changed")
-    known = set(old.external.values())
-    changed = [name for name, digest in new.files.items() if digest not in known]
-    gone = [] if changed else [name for name in old.external if name not in new.files]
-    if sorted(known) != sorted(set(new.files.values())):
-        changes += [f"{name} changed on disk" for name in changed]
-        changes += [f"{name} is gone" for name in gone]
+    changes += _changed_files(old.external, new.files)
     if old.threads != new.threads:
         changes.append(f"threads {old.threads} -> {new.threads}")
     if old.version != new.version:
@@ -255,6 +251,18 @@ def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
         more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
         changes.append(f"reads {', '.join(waiting[:3]) or 'other inputs'}{more}")
     return "; ".join(changes) or "not finished before"
+
+
+def _changed_files(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    """In words, which outside files have other contents, whatever their names are now."""
+    for name, digest in new.items():
+        if digest in old.values():
+            continue
+        (before,) = old.values() if len(old) == 1 else [old.get(name, "")]
+        what = difference(before, digest)
+        yield f"files of {name} changed: {what}" if what else f"{name} changed on disk"
+    if len(old) > len(new):
+        yield from (f"{name} is gone" for name in old.keys() - new.keys())
 
 
 def _version_warnings(catalog: Catalog, nodes: Mapping[str, NodePlan]) -> list[str]:

@@ -382,15 +382,27 @@ def test_of_several_files_the_names_are_in_the_key(tmp_path):
     assert len(set(both.files.values())) == 2
 
 
-def test_why_a_node_runs_is_said_of_what_changed_alone(tmp_path):
-    def made_of(old):
-        return Manifest("", old.stage, "", 1, {"value": 1.0}, {}, dict(old.sources), 1, {})
+def test_why_a_node_runs_is_said_of_what_changed_alone(tmp_path, monkeypatch):
+    def why(path):
+        return plan._changes(manifest, identity(path), ())
 
-    folder = pictures(tmp_path / "data")
+    folder, renamed = pictures(tmp_path / "data"), tmp_path / "renamed"
     old = identity(folder)
-    manifest = replace(made_of(old), settings=old.settings, external=old.files)
-    folder.rename(tmp_path / "renamed")
-    assert plan._changes(manifest, identity(tmp_path / "renamed"), ()) == "not finished before"
-    pictures(tmp_path / "renamed", fill=1)
-    said = plan._changes(manifest, identity(tmp_path / "renamed"), ())
-    assert said == "renamed changed on disk"
+    made = (old.stage, "", 1, old.settings, {}, dict(old.sources), 1, {})
+    manifest = Manifest("", *made, external=dict(old.files))
+    folder.rename(renamed)
+    assert why(renamed) == "not finished before"
+    (renamed / "a" / "0.png").write_bytes(b"other")
+    for name in ("2", "3"):
+        (renamed / "b" / f"{name}.png").write_bytes(b"more")
+    assert why(renamed) == "files of renamed changed: 2 added, 1 changed"
+    (renamed / "b" / "0.png").unlink()
+    assert why(renamed) == "files of renamed changed: 2 added, 1 removed, 1 changed"
+    monkeypatch.setattr(module, "LISTED", 2)
+    (renamed / "b" / "4.png").write_bytes(b"more")
+    assert why(renamed) == "renamed changed on disk"
+    (tmp_path / "x.npz").write_bytes(b"x")
+    assert why(tmp_path / "x.npz") == "x.npz changed on disk"
+    several = replace(manifest, external={"x.npz": identity(tmp_path / "x.npz").files["x.npz"]})
+    several.external["y.npz"] = "gone"
+    assert plan._changes(several, identity(tmp_path / "x.npz"), ()) == "y.npz is gone"
