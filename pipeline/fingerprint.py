@@ -28,7 +28,9 @@ from pipeline.errors import UsageError
 
 # What systems and programs leave beside data, other than hidden files; locks of LMDB change when
 # it is read.
-FOREIGN = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "lock.mdb"})
+FOREIGN = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lock.mdb"}
+)
 
 # A file that was written less than this before it was read may be written again without another
 # time of change: it is read again next time.

@@ -108,6 +108,7 @@ def test_hidden_and_foreign_files_change_nothing(tmp_path):
     for name in (
         *(".DS_Store", "Thumbs.db", "desktop.ini", "a/._0.png", "a/.hidden", "lock.mdb"),
         *("a/.ipynb_checkpoints/0-checkpoint.png", "__MACOSX/a/0.png", ".git/config"),
+        *("a/Icon\r", "a/@eaDir/0.png"),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
