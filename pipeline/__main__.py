@@ -15,6 +15,7 @@ first steps:
   python -m pipeline run full --preset smoke      every node at a tiny size
   python -m pipeline plan full train.lr=0.002     what a change would run again, and why
   python -m pipeline config full                  every setting and where it came from
+  python -m pipeline fetch mnist                  data of the papers, only when asked
   python -m pipeline compare RUN RUN              two runs side by side
   python -m pipeline sweep train                  try many settings and rank them
   python -m pipeline ui                           compare runs in MLflow
