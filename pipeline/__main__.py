@@ -192,7 +192,8 @@ def _names_wanted(program: str, root: Callable[[], Any]) -> str:
         return f"name a sweep, such as: {program} {known[0]} (known: {', '.join(known)})"
     if program.endswith(" fetch"):
         known = list(root().fetches)
-        return f"name the data, such as: {program} {known[0]} (known: {', '.join(known)})"
+        such = f", such as: {program} {known[0]}" if known else ""
+        return f"name the data{such} (known: {', '.join(known) or 'none'})"
     known = sorted(root().recipes)
     first = "full" if "full" in known else known[0]
     return f"name a recipe, such as: {program} {first} (known: {', '.join(known)})"

@@ -24,7 +24,7 @@ def fetch(catalog: Catalog, name: str, to: str | None) -> None:
     known = catalog.fetches
     if name not in known:
         raise UsageError(
-            f"unknown data '{name}'{nearest(name, known)} (known: {', '.join(known)}); place other "
+            f"unknown data '{name}'{nearest(name, known)} (known: {', '.join(known) or 'none'}); place other "
             "data by hand and set data.path to them"
         )
     folder = folder_of(name) if to is None else Path(to).expanduser().absolute()

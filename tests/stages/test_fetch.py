@@ -211,6 +211,14 @@ def test_what_cannot_be_asked_for_is_one_sentence(server, tmp_path, capsys):
     assert "cannot be written (File exists)" in refused(capsys, "mnist", "--to", "file")
 
 
+def test_where_nothing_can_be_fetched_that_is_said(capsys):
+    from tests.toy.table import CATALOG as TOY
+
+    for words in ([], ["mnist"]):
+        assert main(["fetch", *words], root=lambda: TOY) == 2
+        assert "(known: none)" in capsys.readouterr().err
+
+
 def test_every_data_set_has_its_class_in_torchvision_and_names_its_files():
     for name, known in fetch.SETS.items():
         kind = fetch._torchvision(known.kind)
