@@ -24,8 +24,8 @@ def fetch(catalog: Catalog, name: str, to: str | None) -> None:
     known = catalog.fetches
     if name not in known:
         raise UsageError(
-            f"unknown data '{name}'{nearest(name, known)} (known: {', '.join(known) or 'none'}); place other "
-            "data by hand and set data.path to them"
+            f"unknown data '{name}'{nearest(name, known)} (known: {', '.join(known) or 'none'}); "
+            "place other data by hand and set data.path to them"
         )
     folder = folder_of(name) if to is None else Path(to).expanduser().absolute()
     resolve(known[name].get)(name, folder, folder == folder_of(name))
