@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
@@ -35,9 +37,17 @@ def external_nodes(bench: Bench) -> list[Node]:
         settings_of(EvaluateSettings, bench.evaluate, seed=bench.seed),
         {"samples": [samples.name]},
         bench.resources.evaluate,
-        tags={"method": external.called(bench.evaluate.path)},
+        tags={"method": name_of(Path(bench.evaluate.path))},
     )
     return [samples, scores]
+
+
+def name_of(path: Path) -> str:
+    """What samples made elsewhere are called: as their folder, or as their archive but for its
+    suffix."""
+    path = Path(os.path.abspath(path.expanduser()))  # without the dots of `.` and `..`
+    named = path.stem if path.suffix.lower() == ".npz" and not path.is_dir() else path.name
+    return named or str(path)
 
 
 def recipe(bench: Bench) -> list[Node]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +41,6 @@ def sources_of(settings: ExternalSettings) -> list[Path]:
     return [path]
 
 
-def called(path: str) -> str:
-    """What tables call samples: the whole name of a folder, that of a file without .npz."""
-    place = Path(os.path.abspath(Path(path).expanduser()))
-    named = place.stem if place.suffix.lower() == ".npz" and not place.is_dir() else place.name
-    return named or str(place)
-
-
 def run(context: Context) -> Result:
     """Read all images, bring them to the data's number of channels, write them in mixed order.
 
@@ -68,7 +60,7 @@ def run(context: Context) -> Result:
     (context.path / "names.json").write_text(json.dumps(names))
     facts = {
         "training_step": 0,
-        "method": called(str(path)),
+        "method": STAGE.name,  # a name would be that of the first place these contents had
         "solver": "unknown",
         "correction": "none",
         "nfe": 0,
