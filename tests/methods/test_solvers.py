@@ -291,6 +291,8 @@ def test_what_are_no_states_is_named(y, message):
             call(lambda y, s: 0.5 * y, y, levels)
     with pytest.raises(ValueError, match=f"clean {message}"):
         stein.calibrate(lambda y, s: 0.5 * y, y, levels)
+    with pytest.raises(ValueError, match=f"noise {message}"):
+        solvers.fit_whole(lambda y, s: 0.5 * y, y, 3, 80.0)
     with pytest.raises(ValueError, match="denoiser is str; give a function"):
         solvers.solve("network", torch.ones(2, 3), levels)
 
