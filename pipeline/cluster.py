@@ -14,13 +14,17 @@ from typing import Any
 import psutil
 
 from pipeline import worker
-from pipeline.errors import RayLostError, UsageError
+from pipeline.address import VARIABLE, check_alive
+from pipeline.errors import UsageError
+from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
 
 
 def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[float, float]:
     """Start Ray on this machine, or join the cluster at `address`.
+
+    A Ray that does not come up is tried once more, unless its settings are at fault.
 
     Args:
         jobs: CPU cores that a local Ray may use.
@@ -31,13 +35,44 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
         The CPUs and GPUs there are.
 
     Raises:
-        UsageError: nobody answers at `address`.
-        RayLostError: a local Ray did not come up.
+        UsageError: nobody answers at `address`, or a local Ray did not come up.
     """
     _quiet()
     import ray
 
+    os.environ.pop(VARIABLE, None)  # Ray would heed it more than `address="auto"`
     if address is None:
+        _start(jobs, gpus)
+    else:
+        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        try:
+            address = _found(address)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level="CRITICAL",
+                namespace=NAMESPACE,
+                runtime_env=_shipped(code),
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"no Ray cluster answers at '{address}' ({_first_line(error)}); "
+                f"check --address and {VARIABLE}"
+            ) from error
+    _watched.clear()
+    if address is None:
+        family = psutil.Process().children(recursive=True)
+        _watched.extend(p for p in family if p.name() in ("raylet", "gcs_server"))
+    total = ray.cluster_resources()
+    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+def _start(jobs: int, gpus: int) -> None:
+    import ray
+
+    folder = ray_folder()
+    for attempt in (1, 2):
         try:
             ray.init(
                 address="local",
@@ -48,31 +83,31 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
                 logging_level="CRITICAL",
                 namespace=NAMESPACE,
                 object_store_memory=512 * 2**20,
+                _temp_dir=folder.path,
             )
+            return
         except Exception as error:  # Ray raises bare exceptions when its processes do not come up
-            raise RayLostError(f"Ray did not start: {error}") from error
-    else:
-        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level="CRITICAL",
-                namespace=NAMESPACE,
-                runtime_env=_shipped(code),
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"no Ray cluster answers at '{address}' ({str(error).splitlines()[0]}); "
-                "check --address and RAY_ADDRESS"
-            ) from error
-    _watched.clear()
-    if address is None:
-        family = psutil.Process().children(recursive=True)
-        _watched.extend(p for p in family if p.name() in ("raylet", "gcs_server"))
-    total = ray.cluster_resources()
-    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+            if attempt == 2 or isinstance(error, ValueError | OSError):
+                raise UsageError(
+                    f"Ray does not start on this machine: {_first_line(error)} (Ray's own files "
+                    f"are in {folder.path}; python -m pipeline doctor looks at the surroundings)"
+                ) from error
+            disconnect()
+
+
+def _found(address: str) -> str:
+    """What `auto` stands for, or the address itself; UsageError if nobody is there."""
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    found = canonicalize_bootstrap_address_or_die(address)
+    check_alive(found)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line), type(error).__name__)
 
 
 # Processes of a Ray that we started: without them nothing goes on.

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import environment
 from pipeline import plan as planning
 from pipeline import progress, record, track
+from pipeline.address import check_address, check_alive
+from pipeline.address import given as given_address
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.plan import CACHED, DAMAGED, Plan, Request
+from pipeline.rayfiles import ray_folder
 from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -22,7 +26,6 @@ from pipeline.supervise import RAY_LOST
 from pipeline.track.redaction import redact
 
 CODE = Path(__file__).resolve().parent.parent
-_ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
 _MLFLOW_STATUS = {record.FINISHED: "FINISHED", record.FAILED: "FAILED", record.STOPPED: "KILLED"}
 
 
@@ -33,6 +36,13 @@ class Options:
     tracking_uri: str | None = None
     address: str | None = None
     jobs: int | None = None
+
+    @classmethod
+    def of(cls, options: Namespace) -> Options:
+        """As the command line says, or else the environment (RAY_ADDRESS, MLFLOW_TRACKING_URI)."""
+        return cls(
+            track.chosen_uri(options.tracking_uri), given_address(options.address), options.jobs
+        )
 
     @property
     def cores(self) -> int:
@@ -47,15 +57,32 @@ def check(plan: Plan, store: Store, options: Options) -> None:
         UsageError: the store cannot be written, a node asks for more than this machine has, or
             the address or the tracking URI is bad.
     """
-    store.check_writable()
-    if options.address is not None:
-        check_address(options.address)
-    else:
+    check_place(store, options)
+    if options.address is None:
         gpus = planning.local_gpus()
         planning.check_resources(plan, options.cores, gpus, f"--jobs {options.cores} here")
-    warning = track.check_uri(tracking_uri(store, options))
-    for text in (*plan.warnings, *([warning] if warning else [])):
+    for text in plan.warnings:
         say(f"warning: {text}")
+
+
+def check_place(store: Store, options: Options) -> None:
+    """Refuse, before work starts, a machine, a store or services with which none can.
+
+    Raises:
+        UsageError: the store cannot be written or its disk is full, Ray finds no room for its
+            own files, no cluster answers at the address, or the tracking URI is bad.
+    """
+    store.check_writable()
+    environment.check_space(store.local)
+    environment.check_limits()
+    if options.address is not None:
+        check_address(options.address)
+        check_alive(options.address)
+    elif (folder := ray_folder()).moved:
+        say(f"note: {folder.moved}; Ray's own files go to {folder.path}")
+    warning = track.check_chosen_uri(tracking_uri(store, options))
+    if warning:
+        say(f"warning: {warning}")
 
 
 def run(catalog: Catalog, store: Store, request: Request, options: Options, attempt: int) -> int:
@@ -97,15 +124,6 @@ def tracking_uri(store: Store, options: Options) -> str:
     """Where the run is tracked: as asked, or in the store's own database."""
     given = options.tracking_uri
     return track.default_uri(store.local) if given is None else given
-
-
-def check_address(address: str) -> None:
-    """Raise `UsageError` where Ray could not read the address of a cluster."""
-    if address not in ("auto", "local") and not _ADDRESS.fullmatch(address):
-        raise UsageError(
-            f"--address '{address}' (or RAY_ADDRESS) is no address of a Ray cluster; give "
-            "HOST:PORT, ray://HOST:PORT, or auto"
-        )
 
 
 class _Session:

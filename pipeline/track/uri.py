@@ -6,6 +6,7 @@ Every command that runs something imports this module; what speaks HTTP is in `t
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +23,26 @@ DRIVERS = {
 }
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 EXAMPLES = "sqlite:////path/to/mlflow.db or http://host:5000"
+
+
+VARIABLE = "MLFLOW_TRACKING_URI"  # MLflow's own
+
+
+def chosen_uri(option: str | None) -> str | None:
+    """What `--tracking-uri` says, or else MLFLOW_TRACKING_URI; None for the store's own database."""
+    return option if option is not None else os.environ.get(VARIABLE, "").strip() or None
+
+
+def check_chosen_uri(uri: str) -> str | None:
+    """`check_uri`, whose refusal tells where the URI comes from."""
+    try:
+        return check_uri(uri)
+    except UsageError as error:
+        if uri != chosen_uri(None):
+            raise
+        raise UsageError(
+            f"{error} ({VARIABLE} says so: correct it, unset it, or give --tracking-uri)"
+        ) from error
 
 
 def default_uri(store_dir: Path) -> str:
