@@ -8,14 +8,20 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 from pipeline.errors import UsageError
 
 VARIABLE = "RAY_ADDRESS"
-WAIT_SECONDS = 6.0  # a cluster that is just starting may still come
+WAIT_SECONDS = 5.0  # a cluster that is just starting may still come
+ANSWER_SECONDS = 7.0  # of which importing Ray takes some
+LATE = "it did not answer in time"
 _ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):(\d{1,5})")
+_CLIENT = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 # A client of HTTP/2, on which Ray's gRPC stands, begins with these words and a frame of settings.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS = 4  # the kind of frame with which a server answers
@@ -36,50 +42,88 @@ def check_address(address: str) -> None:
         )
 
 
+def show_token() -> bool:
+    """Let Ray show its token where there is one; Ray reads the mode when it is imported."""
+    kept = Path.home() / ".ray" / "auth_token"
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    known = bool(named or os.environ.get("RAY_AUTH_TOKEN")) or os.access(kept, os.R_OK)
+    if known:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return known
+
+
 def check_alive(address: str, wait_seconds: float = WAIT_SECONDS) -> None:
     """Raise `UsageError` where nothing like Ray answers; "auto" is for Ray to find."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
         return
+    show_token()
     host, port = match[2].strip("[]"), int(match[3])
-    said = ["it did not answer in time"]
+    said = [LATE]
     # Looking up a name has no limit of its own.
     asking = threading.Thread(target=_ask, args=(host, port, wait_seconds, said), daemon=True)
     asking.start()
-    asking.join(wait_seconds + 1)
-    if said[-1]:
-        raise unanswered(address, said[-1])
+    asking.join(wait_seconds)
+    reason = said[-1]
+    if not reason:
+        reason = _hello(host, port) if match[1] else _client(address)
+    if reason:
+        raise unanswered(address, reason)
 
 
 def unanswered(address: str, reason: str) -> UsageError:
     """What to say of an address where no cluster is."""
-    named = f"{VARIABLE} is" if given(None) == address else "--address is"
-    remedy = f"unset {VARIABLE}" if given(None) == address else "leave --address out"
     return UsageError(
-        f"no Ray cluster answers at '{address}' ({reason}); {named} to name a cluster that runs: "
-        f"start it, correct the address, or {remedy} for a Ray of this machine's own"
+        f"no Ray cluster answers at '{address}' ({reason.rstrip('.')}); start it, correct "
+        f"--address or {VARIABLE}, or leave these out (unset {VARIABLE}) for a Ray of our own"
     )
 
 
 def _ask(host: str, port: int, wait_seconds: float, said: list[str]) -> None:
-    """Append why there is no answer, again with every attempt; "" once there is one."""
+    """Append why nobody listens, again with every attempt; "" once somebody does."""
     deadline = time.monotonic() + wait_seconds
-    while (left := deadline - time.monotonic()) > 0:
-        said.append(_refusal(host, port, left))
-        if not said[-1]:
-            return
-        time.sleep(0.3)
+    while said[-1] and (left := deadline - time.monotonic()) > 0:
+        try:
+            socket.create_connection((host, port), timeout=left).close()
+            said.append("")
+        except TimeoutError:
+            said.append(LATE)
+        except (OSError, OverflowError, UnicodeError) as error:
+            said.append(getattr(error, "strerror", None) or str(error))
+            time.sleep(0.3)
 
 
-def _refusal(host: str, port: int, seconds: float) -> str:
+def _client(address: str) -> str:
+    """What Ray's own client says against the head there, in a process that can be ended."""
     try:
-        with socket.create_connection((host, port), timeout=seconds) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-                return ""
+        process = subprocess.run(
+            [sys.executable, "-c", _CLIENT, address],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ANSWER_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return LATE
+    if process.returncode == 0:
+        return ""
+    lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+    return f"what answers there is no head of a Ray cluster: {lines[-1].partition(': ')[2]}"
+
+
+def _hello(host: str, port: int) -> str:
+    """Why what listens there cannot be the server of `ray://`, which speaks HTTP/2; "" if it can.
+
+    Ray's own client of it tries for half a minute.
+    """
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return ""
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
             connection.sendall(_HELLO)
             answer = connection.recv(9)
     except TimeoutError:
-        return "it did not answer in time"
-    except (OSError, OverflowError, UnicodeError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return LATE
+    except OSError as error:
+        return error.strerror or str(error)
     return "" if answer[3:4] == bytes((_SETTINGS,)) else "what answers there is not Ray"

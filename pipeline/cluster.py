@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import secrets
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 
 from pipeline import worker
-from pipeline.address import VARIABLE, check_alive
+from pipeline.address import VARIABLE, check_alive, show_token, unanswered
 from pipeline.errors import UsageError
 from pipeline.rayfiles import ray_folder
 
@@ -38,14 +39,17 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
         UsageError: nobody answers at `address`, or a local Ray did not come up.
     """
     _quiet()
+    os.environ.pop(VARIABLE, None)  # Ray would heed it more than `address="auto"`
+    if address is None:
+        # Else Ray writes a token to the home folder, and does not start where it cannot.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.pop("RAY_CLIENT_MODE", None)
+    show_token()
     import ray
 
-    os.environ.pop(VARIABLE, None)  # Ray would heed it more than `address="auto"`
     if address is None:
         _start(jobs, gpus)
     else:
-        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             address = _found(address)
             ray.init(
@@ -56,10 +60,7 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
                 runtime_env=_shipped(code),
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"no Ray cluster answers at '{address}' ({_first_line(error)}); "
-                f"check --address and {VARIABLE}"
-            ) from error
+            raise unanswered(address, _first_line(error)) from error
     _watched.clear()
     if address is None:
         family = psutil.Process().children(recursive=True)
@@ -107,7 +108,8 @@ def _found(address: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line), type(error).__name__)
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 # Processes of a Ray that we started: without them nothing goes on.

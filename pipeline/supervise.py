@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from pipeline import worker
+from pipeline.environment import Unheard, sentence
 from pipeline.errors import INTERRUPTED, NODE_FAILED
 
 RAY_LOST = 75
@@ -71,15 +72,21 @@ def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
     worker.watch_parent()
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.signal(signal.SIGTERM, _interrupt_once)
+    # A reader who has had enough (head, less) does not end the run.
+    sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)
     code: int | None = None
     try:
         code = body(attempt)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BaseException:
-        import traceback
+    except BaseException as error:
+        text = sentence(error) if isinstance(error, OSError) else None
+        if text is None:
+            import traceback
 
-        traceback.print_exc()
+            traceback.print_exc()
+        else:
+            print(f"error: {text}", file=sys.stderr)
         code = NODE_FAILED
     finally:
         sys.stdout.flush()
