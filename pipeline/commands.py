@@ -179,7 +179,7 @@ def logs(root: Root, options: Namespace) -> int:
     if not path.is_file():
         print(f"{options.node} printed nothing in run {run.id} ({node.state})")
         return DONE
-    print(path.read_text(), end="")
+    print(path.read_text(encoding="utf-8"), end="")
     return DONE
 
 
@@ -222,7 +222,7 @@ def compare(root: Root, options: Namespace) -> int:
     beside = store.run_path(comparison.runs[0].id) / comparing.file_name(comparison.runs)
     path = Path(options.html).expanduser() if options.html else beside
     try:
-        path.write_text(resolve_name(catalog.compare_page)(comparison))
+        path.write_text(resolve_name(catalog.compare_page)(comparison), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--html {path} cannot be written: {error.strerror}") from error
     print(f"html: {path}")

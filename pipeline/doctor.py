@@ -97,7 +97,9 @@ def _store(uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
 def _tracking(store: Store) -> tuple[bool | None, str]:
     """Where runs are tracked unless `--tracking-uri` says otherwise, and whether that works."""
     chosen = track.chosen_uri(None)
-    uri, origin = (chosen, "MLFLOW_TRACKING_URI") if chosen else (track.default_uri(store.local), "")
+    uri, origin = (
+        (chosen, "MLFLOW_TRACKING_URI") if chosen else (track.default_uri(store.local), "")
+    )
     try:
         warning = track.check_chosen_uri(uri)
     except UsageError as error:

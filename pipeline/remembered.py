@@ -36,8 +36,8 @@ def _file() -> Path:
 def _findings() -> dict[str, Any]:
     """What earlier commands found; written back when this one ends, if it found more."""
     try:
-        findings = json.loads(_file().read_text())
-    except (OSError, ValueError):
+        findings = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home
         findings = {}
     atexit.register(_keep, findings, len(findings))
     return findings
@@ -46,10 +46,10 @@ def _findings() -> dict[str, Any]:
 def _keep(found: dict[str, Any], known: int) -> None:
     if len(found) == known:
         return
-    file = _file()
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
     newest = dict(list(found.items())[-NEWEST:])
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        file = _file()
+        temporary = file.with_name(f"{file.name}.{os.getpid()}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(newest))
+        temporary.write_text(json.dumps(newest), encoding="utf-8")
         temporary.replace(file)

@@ -63,6 +63,7 @@ def serve(uri: str, port: int = 5000) -> int:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is ours: we stop the server and its workers together
+        encoding="utf-8",
     )
     log: list[str] = []
     threading.Thread(target=_drain, args=(server, log), daemon=True).start()
