@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import environment
+from pipeline import environment, progress, record, track
 from pipeline import plan as planning
-from pipeline import progress, record, track
 from pipeline.address import check_address, check_alive
 from pipeline.address import given as given_address
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
@@ -213,6 +212,8 @@ class _Session:
             published = publish.publish(self.catalog, self.store, self.entry.data)
         except Exception as error:
             # The results are safe; a report of them can be made again at any time.
+            with contextlib.suppress(OSError):
+                (self.entry.folder / publish.PAGE).unlink()  # half of one, or an earlier one
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             say(f"warning: no report was written ({last[0]}); see python -m pipeline report")
             return

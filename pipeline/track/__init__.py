@@ -273,7 +273,6 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
             stdin=subprocess.PIPE if live else subprocess.DEVNULL,
             stdout=subprocess.PIPE if live else subprocess.DEVNULL,
             stderr=stderr,
-            text=True,
             encoding="utf-8",
             errors="replace",
             env=environment,

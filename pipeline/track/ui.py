@@ -61,9 +61,9 @@ def serve(uri: str, port: int = 5000) -> int:
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is ours: we stop the server and its workers together
         encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # Ctrl-C is ours: we stop the server and its workers together
     )
     log: list[str] = []
     threading.Thread(target=_drain, args=(server, log), daemon=True).start()

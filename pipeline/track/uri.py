@@ -29,7 +29,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"  # MLflow's own
 
 
 def chosen_uri(option: str | None) -> str | None:
-    """What `--tracking-uri` says, or else MLFLOW_TRACKING_URI; None for the store's own database."""
+    """What `--tracking-uri` says, or else MLFLOW_TRACKING_URI; None for the store's own."""
     return option if option is not None else os.environ.get(VARIABLE, "").strip() or None
 
 
