@@ -144,6 +144,8 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
     Args:
         root: gives the catalog of stages and recipes; the project's own by default.
     """
+    if arguments is None:
+        environment.speak_utf8()
     environment.prepare()
     try:
         code = _run(arguments, root)

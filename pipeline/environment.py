@@ -48,6 +48,18 @@ def prepare() -> None:
     _raise_limit_of_files()
 
 
+def speak_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where file names are not UTF-8, so that all agree on them.
+
+    What the terminal shows stays in its own encoding.
+    """
+    if sys.getfilesystemencoding().lower() in ("utf-8", "utf8") or sys.flags.utf8_mode:
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    modes = {"PYTHONUTF8": "1", "PYTHONIOENCODING": encoding}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | modes)
+
+
 def check() -> None:
     """Raise `UsageError` for what stands in the way of every command."""
     try:
@@ -124,7 +136,7 @@ def _readers_gone():
 
 def drop_output() -> None:
     """Let nothing more be said: Python would complain at its end of a reader that has left."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -156,8 +168,9 @@ def _show_what_can_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="shown")
-    os.environ["PYTHONUTF8"] = "1"  # read by processes that we start
-    os.environ.pop("PYTHONIOENCODING", None)
+    os.environ.pop("PYTHONIOENCODING", None)  # processes that we start have pipes, not terminals
+    if sys.getfilesystemencoding() == "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # and agree with us on file names
 
 
 def _shown(error: UnicodeError) -> tuple[bytes, int]:

@@ -71,6 +71,13 @@ def check_place(store: Store, options: Options) -> None:
         UsageError: the store cannot be written or its disk is full, Ray finds no room for its
             own files, no cluster answers at the address, or the tracking URI is bad.
     """
+    try:
+        store.uri.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the path of store {store.uri} is no text in UTF-8, which MLflow and Ray need; rename "
+            "the folder, or choose another with --store"
+        ) from error
     store.check_writable()
     environment.check_space(store.local)
     environment.check_limits()

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UsageError, nearest
 from pipeline.track.redaction import redact
@@ -47,14 +47,24 @@ def check_chosen_uri(uri: str) -> str | None:
 
 def default_uri(store_dir: Path) -> str:
     """The tracking database of a store on a local disk: `mlflow.db` inside it."""
-    return f"sqlite:///{Path(store_dir).absolute()}/mlflow.db"
+    return sqlite_uri(Path(store_dir).absolute() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a database file: SQLAlchemy reads %XX in its name, and takes ? for its end."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a sqlite URI, or None for any other URI."""
     if not uri.startswith("sqlite:"):
         return None
-    return Path(uri.split("?", 1)[0].removeprefix("sqlite:///")).absolute()
+    return Path(unquote(uri.split("?", 1)[0].removeprefix("sqlite:///"))).absolute()
+
+
+def file_location(path: Path) -> str:
+    """A local path as MLflow's artifact location, which reads %XX even in plain paths."""
+    return path.as_uri() if "%" in str(path) else str(path)
 
 
 def check_uri(uri: str, timeout: float = 2.0) -> str | None:
