@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pipeline.errors import DONE, UsageError
 from pipeline.track import views
 from pipeline.track.redaction import redact
-from pipeline.track.uri import file_location, sqlite_path
+from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -81,6 +81,7 @@ def serve(uri: str, port: int = 5000) -> int:
         return DONE
     finally:
         _stop(server)
+        drop_stray_folder(uri)
 
 
 def addresses(port: int, experiments: list[Experiment]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ Every command that runs something imports this module; what speaks HTTP is in `t
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import tempfile
@@ -60,6 +61,13 @@ def sqlite_path(uri: str) -> Path | None:
     if not uri.startswith("sqlite:"):
         return None
     return Path(unquote(uri.split("?", 1)[0].removeprefix("sqlite:///"))).absolute()
+
+
+def drop_stray_folder(uri: str) -> None:
+    """Remove the empty folder that MLflow makes for a sqlite file, its name read without the %XX."""
+    if uri.startswith("sqlite:") and "%" in uri:
+        with contextlib.suppress(OSError):
+            os.removedirs(Path(uri.removeprefix("sqlite:///")).parent)
 
 
 def file_location(path: Path) -> str:
