@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import secrets
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,26 +49,47 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
     show_token()
     import ray
 
-    if address is None:
-        _start(jobs, gpus)
-    else:
-        try:
-            address = _found(address)
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level="CRITICAL",
-                namespace=NAMESPACE,
-                runtime_env=_shipped(code),
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise unanswered(address, _first_line(error)) from error
+    with _signals_kept():
+        if address is None:
+            _start(jobs, gpus)
+        else:
+            _join(address, code)
     _watched.clear()
     if address is None:
         family = psutil.Process().children(recursive=True)
         _watched.extend(p for p in family if p.name() in ("raylet", "gcs_server"))
     total = ray.cluster_resources()
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep our handlers of signals: Ray puts its own there, which print where the code was."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _join(address: str, code: Path) -> None:
+    import ray
+
+    try:
+        address = _found(address)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="CRITICAL",
+            namespace=NAMESPACE,
+            runtime_env=_shipped(code),
+        )
+    except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
+        raise unanswered(address, _first_line(error)) from error
 
 
 def _start(jobs: int, gpus: int) -> None:
@@ -143,8 +166,11 @@ def cpus() -> float:
 
 
 def disconnect() -> None:
+    """Leave Ray; one that is dead is left as it is: a goodbye takes long and prints Ray's log."""
     import ray
 
+    if not alive():
+        return
     with contextlib.suppress(Exception):
         ray.shutdown()
 

@@ -164,7 +164,13 @@ class _Session:
             return RAY_LOST
         self.view.close()
         self._close(state)
-        return self._last_words(state)
+        code = self._last_words(state)
+        if self.plan.todo:
+            from pipeline import cluster
+
+            # Behind the last words: a Ray that was told to end as well may take its time.
+            cluster.disconnect()
+        return code
 
     def _execute(self) -> str:
         from pipeline import run
@@ -207,10 +213,6 @@ class _Session:
         for problem in self.relay.problems:
             say(f"warning: {problem}")
         self.tracker.close(_MLFLOW_STATUS[state], timeout=1 if stopped else 10)
-        if self.plan.todo:
-            from pipeline import cluster
-
-            cluster.disconnect()
 
     def _publish(self) -> None:
         from pipeline import publish

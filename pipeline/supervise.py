@@ -63,9 +63,9 @@ def _child(body: Callable[[int], int], attempt: int) -> int | None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if said:
-        return int(said)
-    return INTERRUPTED if interrupted else None
+    code = int(said) if said else None
+    # A signal to all of our processes ends Ray too: that is no Ray that was lost.
+    return INTERRUPTED if interrupted and code in (None, RAY_LOST) else code
 
 
 def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
@@ -97,9 +97,14 @@ def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
     """The terminal and the parent may both tell us: once is enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not SIG_IGN: what comes at this very moment would be told as an error.
+        signal.signal(signum, _unheard)
     raise KeyboardInterrupt
+
+
+def _unheard(number: int, frame: FrameType | None) -> None:
+    """A signal that says nothing new."""
 
 
 def _wait(pid: int, interrupted: list[float]) -> None:
