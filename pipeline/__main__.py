@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from pipeline import environment
-from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError
+from pipeline import apart, environment
+from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError
 
 DESCRIPTION = """Five diffusion papers on one bench.
 
@@ -169,6 +169,13 @@ def _run(arguments: Sequence[str] | None, root: Callable[[], Any] | None) -> int
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         environment.check()
+        if apart.is_wanted(options.command):
+            if root is None:
+                return apart.run(sys.argv[1:] if arguments is None else arguments)
+            raise UsageError(
+                "Ray is running in this process already; call ray.shutdown() first, or run the "
+                "command in a process of its own"
+            )
         from pipeline import commands
 
         command = _sweep() if options.command == "sweep" else commands.COMMANDS[options.command]
