@@ -117,7 +117,7 @@ def read_yaml(path: Path, what: str = "preset") -> dict[str, Any]:
         UsageError: the file cannot be read or is not a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UsageError(f"{what} file {path} cannot be read: {reason}") from error
