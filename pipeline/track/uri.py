@@ -64,7 +64,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def drop_stray_folder(uri: str) -> None:
-    """Remove the empty folder that MLflow makes for a sqlite file, its name read without the %XX."""
+    """Remove the empty folder that MLflow makes for a sqlite file whose name has %XX."""
     if uri.startswith("sqlite:") and "%" in uri:
         with contextlib.suppress(OSError):
             os.removedirs(Path(uri.removeprefix("sqlite:///")).parent)
