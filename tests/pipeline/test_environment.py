@@ -16,6 +16,7 @@ import pytest
 from pipeline import (
     address,
     apart,
+    cluster,
     environment,
     gpus,
     provenance,
@@ -476,6 +477,25 @@ def test_odd_variables_are_no_matter(variables, finished):
     for arguments in (["--help"], ["plan", "chain"], ["runs", "--store", finished]):
         process = command(*arguments, **variables)
         assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_a_ray_that_does_not_start_is_not_one_that_was_lost(monkeypatch):
+    pytest.importorskip("ray")
+    tries = []
+
+    def fail(error):
+        def init(**options):
+            tries.append(options["num_gpus"])
+            raise error
+
+        return init
+
+    for error, count in ((RuntimeError("\n no raylet\nmore"), 2), (ValueError("no raylet"), 1)):
+        tries.clear()
+        monkeypatch.setattr("ray.init", fail(error))
+        with pytest.raises(UsageError, match="Ray does not start on this machine: no raylet"):
+            cluster.connect(None, 1, 0, ROOT)
+        assert tries == [0] * count
 
 
 def test_code_in_a_repository_of_something_else_has_no_revision(tmp_path):
