@@ -41,6 +41,8 @@ REMEDIES = {
 
 def prepare() -> None:
     """Put right what can be. Idempotent, and harmless in a process that others share."""
+    # Ray's own processes do not come up without their docstrings and assertions.
+    os.environ.pop("PYTHONOPTIMIZE", None)
     _open_streams()
     _show_what_can_be_shown()
     _have_a_home()

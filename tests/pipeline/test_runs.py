@@ -188,8 +188,10 @@ def test_sigterm_ends_it_quietly_as_ctrl_c_does(everybody, tmp_path):
     store.mkdir()
     with (store / "out").open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.toy", "run", "chain", "a.steps=300", "a.seconds=60"]
-            + ["--store", str(store)],
+            [
+                *(sys.executable, "-m", "tests.toy", "run", "chain", "--store", str(store)),
+                *("a.steps=300", "a.seconds=60"),
+            ],
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
