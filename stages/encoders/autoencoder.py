@@ -5,6 +5,8 @@ Nothing is downloaded and nothing unpickled. Images are not tiled, which would c
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +18,9 @@ from torch import Tensor
 from stages.encoders.pretrained import file_hash
 from stages.methods.torchvision_shim import prepare_torchvision
 
-__all__ = ["Autoencoder", "load"]
+__all__ = ["Autoencoder", "Known", "known", "load"]
+
+Numbers = float | tuple[float, ...]
 
 SCALING = 0.18215  # of Stable Diffusion's, where a config names none
 
@@ -24,17 +28,23 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Autoencoder:
-    """A frozen autoencoder of images in [-1, 1].
+class Known:
+    """What is known of an autoencoder without its network.
 
     identity: SHA-256 of its weights. scaling, shift: of all channels of latents or of each: what
     networks see is (z - shift) * scaling.
     """
 
-    network: Any
     identity: str
-    scaling: float | tuple[float, ...]
-    shift: float | tuple[float, ...]
+    scaling: Numbers
+    shift: Numbers
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A frozen autoencoder of images in [-1, 1]; dtype: in which it computes."""
+
+    network: Any
     dtype: torch.dtype
 
     @property
@@ -50,19 +60,16 @@ class Autoencoder:
         return torch.stack([mean, torch.exp(logvar / 2)], 1)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, H, W) float32 images, not clipped, of latents (B, c, h, w) as networks see them.
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, C, H, W) float32 images, not clipped, of latents (B, c, h, w) as `moments` gives
+        them."""
+        return self.network.decode(z.to(self.device, self.dtype)).sample.float()
 
-        ValueError for latents of another number of channels.
-        """
-        if latents.shape[1] != (channels := self.network.config.latent_channels):
-            raise ValueError(
-                f"the latents have {latents.shape[1]} channels and the autoencoder's {channels}; "
-                "set latents.autoencoder to the one that they are of"
-            )
-        scaling, shift = (_per_channel(x).to(self.device) for x in (self.scaling, self.shift))
-        z = latents.to(self.device) / scaling + shift
-        return self.network.decode(z.to(self.dtype)).sample.float()
+
+def known(folder: str | Path) -> Known:
+    """What the files in a folder say."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    return Known(file_hash(_weights(Path(folder))), *_scale(config))
 
 
 def load(folder: str | Path, device: str = "cpu", precision: str = "float32") -> Autoencoder:
@@ -81,11 +88,7 @@ def _load(folder: str, device: str, precision: str) -> Autoencoder:
     prepare_torchvision()
     from diffusers import AutoencoderKL
 
-    file = next(
-        Path(folder) / f"diffusion_pytorch_model.{ending}"
-        for ending in ("safetensors", "bin")
-        if (Path(folder) / f"diffusion_pytorch_model.{ending}").is_file()
-    )
+    file = _weights(Path(folder))
     try:
         network, found = AutoencoderKL.from_pretrained(
             folder,
@@ -105,10 +108,13 @@ def _load(folder: str, device: str, precision: str) -> Autoencoder:
             words = f"{kind.replace('_', ' ')} such as {sorted(found[kind])[0]}"
             raise ValueError(_unread(file, words))
     dtype = PRECISIONS[precision]
-    config = network.config
-    scaling, shift = _scale(config)
-    network = network.to(device, dtype).eval().requires_grad_(False)
-    return Autoencoder(network, file_hash(file), scaling, shift, dtype)
+    return Autoencoder(network.to(device, dtype).eval().requires_grad_(False), dtype)
+
+
+def _weights(folder: Path) -> Path:
+    """The file that is read: safetensors where there are both."""
+    safe = folder / "diffusion_pytorch_model.safetensors"
+    return safe if safe.is_file() else folder / "diffusion_pytorch_model.bin"
 
 
 def _unread(file: Path, reason: str) -> str:
@@ -118,16 +124,11 @@ def _unread(file: Path, reason: str) -> str:
     )
 
 
-def _scale(config: Any) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
+def _scale(config: Mapping[str, Any]) -> tuple[Numbers, Numbers]:
     """Scaling and shift of all channels, or of each where the config has statistics of each."""
-    scaling = SCALING if config.scaling_factor is None else config.scaling_factor
+    scaling = config.get("scaling_factor") or SCALING
     shift = config.get("shift_factor") or 0.0
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         return float(scaling), float(shift)
     return tuple(float(scaling / s) for s in std), tuple(float(m) for m in mean)
-
-
-def _per_channel(value: float | tuple[float, ...]) -> Tensor:
-    """(1 or c, 1, 1)"""
-    return torch.atleast_1d(torch.as_tensor(value, dtype=torch.float32))[:, None, None]

@@ -5,6 +5,7 @@ Reads nothing but the small `config.json`, so that what does not fit is refused 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ class Geometry:
 def autoencoder_files(place: str) -> list[Path]:
     """Config and weights in a folder. Raises UsageError where one of them is missing, which is
     before any work."""
+    if importlib.util.find_spec("diffusers") is None:
+        raise UsageError(
+            "latents.autoencoder is read by diffusers, which is not installed: "
+            "pip install 'diffusion-bench[latents]', or leave latents.autoencoder unset"
+        )
     folder = Path(place)
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None or not (folder / CONFIG).is_file():
@@ -102,7 +108,7 @@ def autoencoder_files(place: str) -> list[Path]:
 
 def geometry(place: str) -> Geometry:
     """What the config in a folder says. Raises UsageError where it is none of an AutoencoderKL."""
-    file = autoencoder_files(place)[0]
+    file = Path(place) / CONFIG
     config = _read(file, file.stat().st_mtime_ns)
     try:
         kind, widths = config.get("_class_name"), tuple(map(int, config["block_out_channels"]))
@@ -120,6 +126,13 @@ def geometry(place: str) -> Geometry:
             f"latents.autoencoder: {file} does not describe an AutoencoderKL of diffusers; give a "
             "folder that its save_pretrained wrote"
         ) from error
+
+
+def known_geometry(place: str | None) -> Geometry | None:
+    """The same where there is an autoencoder, and its files are there already."""
+    if place is None or not (Path(place) / CONFIG).is_file():
+        return None
+    return geometry(place)
 
 
 @lru_cache(maxsize=8)
