@@ -88,14 +88,14 @@ def _load(folder: str, device: str, precision: str) -> Autoencoder:
     prepare_torchvision()
     from diffusers import AutoencoderKL
 
-    file = _weights(Path(folder))
+    file, dtype = _weights(Path(folder)), PRECISIONS[precision]
     try:
         network, found = AutoencoderKL.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=file.suffix == ".safetensors",
             low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
@@ -107,8 +107,7 @@ def _load(folder: str, device: str, precision: str) -> Autoencoder:
         if found[kind]:
             words = f"{kind.replace('_', ' ')} such as {sorted(found[kind])[0]}"
             raise ValueError(_unread(file, words))
-    dtype = PRECISIONS[precision]
-    return Autoencoder(network.to(device, dtype).eval().requires_grad_(False), dtype)
+    return Autoencoder(network.to(device).eval().requires_grad_(False), dtype)
 
 
 def _weights(folder: Path) -> Path:

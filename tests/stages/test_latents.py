@@ -43,7 +43,7 @@ def images():
 
 
 def prepared(where, images, **more):
-    labels = np.arange(len(images)) % 2
+    labels, images = np.arange(len(images)) % 2, images.transpose(0, 2, 3, 1)
     np.savez(
         where.with_suffix(".npz"),
         x_train=images[:16],
@@ -285,7 +285,7 @@ def test_pickled_weights_are_read_without_unpickling(tmp_path, folder):
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     ours, theirs = (autoencoder.load(x).moments(images) for x in (tmp_path / "bin", folder))
     torch.testing.assert_close(ours, theirs)
-    torch.save({"x": shutil}, tmp_path / "bin" / f"{name}.bin")
+    torch.save({"x": Draws(0, torch.arange(2))}, tmp_path / "bin" / f"{name}.bin")
     with pytest.raises(ValueError, match=r"cannot be read as the weights"):
         autoencoder.load(tmp_path / "bin", precision="bfloat16")
 
