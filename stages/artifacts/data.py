@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SMALL = 2**30  # bytes that a machine keeps in its memory once they were read
+
+
 @dataclass(frozen=True)
 class Images:
     """Images on disk, converted as they are taken: `images[indices]` is float32 in [-1, 1].
@@ -35,6 +38,11 @@ class Images:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as it is given."""
         return tuple(self.stored.shape[1:])
+
+    @property
+    def small(self) -> bool:
+        """Whether reading them is a copy from memory, but for the first time."""
+        return self.stored.nbytes < SMALL
 
     def raw(self, which: Any) -> Tensor:
         """What is stored of some images, to be brought to a device and given to `finish` there;

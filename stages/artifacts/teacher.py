@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stages.artifacts.data import SMALL
 from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
@@ -46,16 +47,27 @@ class TeacherFeatures:
     def __len__(self) -> int:
         return len(self.patches)
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Of these images (B,): patch targets (B, N, Z) and class tokens (B, Z), float32."""
+    @property
+    def small(self) -> bool:
+        """As `Images.small`."""
+        return self.patches.nbytes < SMALL
+
+    def raw(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """What is stored of these images (B,), to be brought to a device and given to `finish`."""
         import numpy as np
         import torch
 
-        chosen = indices.cpu().numpy()
-        return tuple(
-            torch.from_numpy(np.asarray(stored[chosen], np.float32))
-            for stored in (self.patches, self.class_tokens)
-        )
+        chosen, both = indices.cpu().numpy(), (self.patches, self.class_tokens)
+        return tuple(torch.from_numpy(np.asarray(stored[chosen])) for stored in both)
+
+    def finish(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Patch targets (B, N, Z) and class tokens (B, Z), float32, of what `raw` gave."""
+        patches, tokens = raw
+        return patches.float(), tokens.float()
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these images (B,): patch targets (B, N, Z) and class tokens (B, Z), float32."""
+        return self.finish(self.raw(indices))
 
 
 class Teacher(DescribedArtifact):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.stage import Context
+from stages.artifacts import reading
 from stages.artifacts.teacher import TeacherNetwork
 from stages.methods.simclr import Loss
 from stages.nets.vit import ContrastiveViT
@@ -75,21 +76,22 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
         log.restore(tensors, record, settings.device)
         context.log(f"continuing after step {step} of {settings.steps}")
     size = min(settings.train_batch_size, len(data.train))
-    batches = loop.Batches(data.train, None, size, settings.seed, settings.device)
     loss = Loss(settings.temperature)
-    for step in loop.train(state, loss, batches, settings.steps):
-        if rows := log.add(step):
-            note = f"loss {rows[0][2]:.3f}"
-            context.progress(step.step, settings.steps, "steps", note)
-        if step.step % SAVE_EVERY == 0 or step.step == settings.steps:
-            try:
-                log.check(step.step)
-            except StageError as error:
-                raise StageError(str(error).replace("train.", "teach.")) from error
-            resume.save(
-                context.work.path, state.step, state.tensors() | log.tensors(), log.record()
-            )
-            context.work.push()
+    readers = reading.sensible(settings.readers, settings.device, data.train.small)
+    ahead = {"readers": readers, "end": settings.steps}
+    with loop.Batches(data.train, None, size, settings.seed, settings.device, **ahead) as batches:
+        for step in loop.train(state, loss, batches, settings.steps):
+            if rows := log.add(step, batches.waited):
+                note = f"loss {rows[0][2]:.3f}"
+                context.progress(step.step, settings.steps, "steps", note)
+            if step.step % SAVE_EVERY == 0 or step.step == settings.steps:
+                try:
+                    log.check(step.step)
+                except StageError as error:
+                    raise StageError(str(error).replace("train.", "teach.")) from error
+                tensors = state.tensors() | log.tensors()
+                resume.save(context.work.path, state.step, tensors, log.record())
+                context.work.push()
 
 
 def _frozen(network: ContrastiveViT) -> Any:

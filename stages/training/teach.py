@@ -60,6 +60,13 @@ class TeachOptions(Settings):
         "float32", description="of stored features; float16 halves their size"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the teacher runs")
+    readers: int | None = unkeyed(
+        None,
+        ge=0,
+        le=256,
+        description="threads that read the next images meanwhile; 0 reads between passes; unset is "
+        "that on a CPU for small sets of plain arrays, else one for each core, at most 8",
+    )
     probe_images: int = Field(
         5000, ge=10, description="training and held-out images of the linear probe, at most"
     )
@@ -205,8 +212,16 @@ def _check(data: DataSet, shown: DataSet) -> None:
 
 def _passes(tokens: Any, images: Images, indices: Any, settings: TeachSettings) -> Any:
     """Yield `(first, tokens (B, 1 + M, Z) on the CPU)` over batches of the images `indices`."""
-    for first in range(0, len(indices), settings.batch_size):
-        batch = images[indices[first : first + settings.batch_size]].to(settings.device)
+    from stages.artifacts import reading
+
+    def read(first: int) -> Tensor:
+        raw = images.raw(indices[first : first + settings.batch_size])
+        return raw.pin_memory() if settings.device == "cuda" else raw
+
+    firsts = range(0, len(indices), settings.batch_size)
+    readers = reading.sensible(settings.readers, settings.device, images.small)
+    for first, raw in zip(firsts, reading.in_order(read, firsts, readers), strict=True):
+        batch = images.finish(raw.to(settings.device, non_blocking=True))
         yield first, tokens(batch).float().cpu()
 
 
