@@ -55,7 +55,7 @@ def run(context: Context) -> Result:
         "part": settings.part,
         "num_images": count,
         "data": data.description["name"],
-        "data_digest": data.manifest.files["train.npy"]["sha256"][:12],
+        "data_digest": data.train_digest[:12],
         "extractor": {k: v for k, v in extractor.description.items() if k != "validation"},
         "samples": samples.description if samples else {},
     }
