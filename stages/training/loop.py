@@ -114,8 +114,9 @@ class Stored(Protocol):
     def raw(self, which: Tensor) -> Tensor:
         """What is stored of the images `which` (B,); safe in several threads at once."""
 
-    def finish(self, raw: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] of it, on its device."""
+    def finish(self, raw: Tensor, draws: Draws) -> Tensor:
+        """(B, C, H, W) of it, on its device: pixels in [-1, 1], or latents drawn from their
+        posterior."""
 
 
 class Teacher(Protocol):
@@ -184,7 +185,8 @@ class Batches:
         if self.device.type != "cpu":
             raw = raw.on(lambda part: part.to(self.device, non_blocking=True))
         targets, tokens = (None, None) if raw.taught is None else self.teacher.finish(raw.taught)
-        images, draws = self.images.finish(raw.images), Draws(self.seed, raw.places, raw.step)
+        draws = Draws(self.seed, raw.places, raw.step)
+        images = self.images.finish(raw.images, draws)
         return Batch(images, raw.labels, draws, targets, tokens)
 
     @property
