@@ -120,7 +120,10 @@ class Stored(Protocol):
 
 
 class Teacher(Protocol):
-    """A teacher's features of the training images."""
+    """A teacher's features of the training images. images: those that it looks at, or None where
+    its features are stored."""
+
+    images: Any
 
     def raw(self, indices: Tensor) -> Sequence[Tensor]:
         """What is stored of these images (B,), as `Stored.raw`."""
@@ -132,7 +135,7 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class _Raw:
-    """A batch as it was read. taught: of the teacher."""
+    """A batch as it was read. taught: of the teacher, unless it looks at the images."""
 
     images: Tensor
     labels: Tensor | None
@@ -184,7 +187,10 @@ class Batches:
         raw = self._ahead(step, self._has_work())
         if self.device.type != "cpu":
             raw = raw.on(lambda part: part.to(self.device, non_blocking=True))
-        targets, tokens = (None, None) if raw.taught is None else self.teacher.finish(raw.taught)
+        targets, tokens = None, None
+        if self.teacher is not None:
+            shown = [raw.images] if raw.taught is None else raw.taught
+            targets, tokens = self.teacher.finish(shown)
         draws = Draws(self.seed, raw.places, raw.step)
         images = self.images.finish(raw.images, draws)
         return Batch(images, raw.labels, draws, targets, tokens)
@@ -226,7 +232,8 @@ class Batches:
         step, places = step + self.first_step, self._places()
         chosen = self.indices(step * self.batch_size + places)
         labels = None if self.labels is None else self.labels[chosen]
-        taught = None if self.teacher is None else self.teacher.raw(chosen)
+        stored = self.teacher is not None and self.teacher.images is not self.images
+        taught = self.teacher.raw(chosen) if stored else None
         raw = _Raw(self.images.raw(chosen), labels, places, step, taught)
         return raw.on(Tensor.pin_memory) if self.device.type == "cuda" else raw
 

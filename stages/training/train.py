@@ -208,6 +208,7 @@ STAGE = Stage(
         "start": Input(TrainedNetwork, optional=True),
         "spectrum": Input(Spectrum, optional=True),
         "teacher": Input(Teacher, optional=True),
+        "pixels": Input(Data, optional=True),  # that an online teacher looks at, of latents
     },
     sources=lambda settings: [
         table.LOSSES[settings.method],

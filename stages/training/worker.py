@@ -50,7 +50,7 @@ def train_worker(context: Context) -> None:
     from stages.training import loop
 
     settings: TrainSettings = context.settings
-    data, teacher = context.inputs["data"].load(), _teacher(context)
+    data, teacher = context.inputs["data"].load(), context.inputs.get("teacher")
     first = _is_first()
     config = network_config(settings, data, teacher)
     state, log, watch = _start(context, data, config)
@@ -90,7 +90,11 @@ def _batches(context: Context, data: DataSet, teacher: Teacher | None) -> Batche
     from stages.training import loop
 
     settings: TrainSettings = context.settings
-    images, features = training_images(settings, data), teacher and teacher.load()
+    images, features = training_images(settings, data), None
+    if teacher is not None:
+        ours, pixels = context.inputs["data"], context.inputs.get("pixels")
+        with raised_as(StageError):
+            features = teacher.of(ours, pixels, images, _device(settings))
     small = images.small and (features is None or features.small)
     return loop.Batches(
         images,
@@ -160,20 +164,6 @@ def training_images(settings: TrainSettings, data: DataSet) -> Images:
             "images; lower it"
         )
     return data.train.first(settings.limit)
-
-
-def _teacher(context: Context) -> Teacher | None:
-    """The teacher, if the method aligns with one; StageError where it saw other images."""
-    teacher = context.inputs.get("teacher")
-    if teacher is None:
-        return None
-    facts, ours = teacher.description, context.inputs["data"].description
-    if (facts["data"], facts["num_images"]) != (ours["name"], ours["num_train"]):
-        raise StageError(
-            f"the teacher's features are of {facts['num_images']} images of {facts['data']}, the "
-            f"data are {ours['num_train']} of {ours['name']}; connect a teacher of these data"
-        )
-    return teacher
 
 
 def check(loss: LossOptions, network: nn.Module, data: DataSet, batches: Batches) -> None:

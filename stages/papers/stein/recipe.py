@@ -20,7 +20,6 @@ from stages.papers.stein.lipschitz import LipschitzSettings
 from stages.recipes.nodes import (
     curve,
     extractor_nodes,
-    needs_teacher,
     prepare_nodes,
     reference_node,
     sample_node,
@@ -28,6 +27,7 @@ from stages.recipes.nodes import (
     settings_of,
     spectrum_input,
     swept,
+    teacher_inputs,
     train_node,
     train_nodes,
 )
@@ -131,7 +131,7 @@ class Solved:
                 "clean values are not known here; set stein.target=trajectory, which needs none"
             )
         if settings.source == "data":
-            return {"data": "prepare"} | (needs_teacher(method) if tokens else {})
+            return {"data": "prepare"} | (teacher_inputs(self.bench, method) if tokens else {})
         if tokens:
             raise UsageError(
                 f"stein.source=samples and train.method={method} contradict each other: samples "
