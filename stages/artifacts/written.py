@@ -133,7 +133,7 @@ def write_latents(
     totals: list[Moments] = []
 
     def write(stream: IO[bytes]) -> int:
-        _write_header(stream, (count, *shape), dtype)
+        write_header(stream, (count, *shape), dtype)
         mapped = np.memmap(raw, np.float32, "r", shape=(count, *shape))
         scaling, shift = (x.astype(np.float64) for x in scale.per_channel())
         rows = max(1, BLOCK_BYTES // mapped[0].nbytes)
@@ -194,7 +194,7 @@ def _fits_float16(block: np.ndarray) -> bool:
         )
 
 
-def _write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+def write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
     """The head of an .npy file, as np.save writes it."""
     facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +64,24 @@ class PrepareSettings(Settings):
         False,
         description="npz: the images are latents of an autoencoder, not pixels; any number of "
         "channels, any finite values",
+    )
+
+    crop: Literal["adm", "resize", "lanczos"] = Field(
+        "resize", description="what is made of a picture of another size"
+    )
+    skip_damaged: int = Field(0, ge=0, description="damaged files that may be passed over")
+    mapped_gib: float = Field(
+        1.0,
+        ge=0,
+        description="8-bit images above this size as arrays are kept as encoded files, packed, and "
+        "decoded when they are read; smaller sets, and all of floating-point numbers, as one "
+        "mapped array",
+    )
+    memory_gib: float = unkeyed(
+        1.0,
+        gt=0,
+        description="what all processes of the conversion may take beside what they import; it "
+        "says how many run at once",
     )
 
     @model_validator(mode="after")

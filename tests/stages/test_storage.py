@@ -42,9 +42,7 @@ def packed(tmp_path):
     return pixels, Packed(payload, "train", tuple(counts), (3, 6, 5))
 
 
-@pytest.mark.parametrize(
-    "which", [slice(2, 9, 3), np.array([8, 0, 3, 3, 7]), slice(0, 0)]
-)
+@pytest.mark.parametrize("which", [slice(2, 9, 3), np.array([8, 0, 3, 3, 7]), slice(0, 0)])
 def test_packed_images_are_those_that_were_packed(packed, which):
     pixels, stored = packed
     assert stored.counts == (4, 4, 1)
@@ -73,7 +71,9 @@ def test_storages_are_read_in_threads_after_pickling_and_hold_no_file(packed, tm
     mapped = Mapped(tmp_path / "x.npy")
     mapped.take(slice(1))
     assert len(pickle.dumps(mapped)) < 1000
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(mapped)).take(np.array([2])), pixels[[2]])
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(mapped)).take(np.array([2])), pixels[[2]]
+    )
 
 
 def test_images_outside_are_refused(packed):
