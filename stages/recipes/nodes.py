@@ -191,7 +191,7 @@ def train_node(
         settings,
         inputs={"data": data_node(bench)}
         | spectrum_input(settings.density.kind)
-        | needs_teacher(settings.method),
+        | teacher_inputs(bench, settings.method),
         resources=bench.resources.train,
         tags={"method": settings.method, **(tags or {})},
     )
@@ -322,9 +322,19 @@ def seed_suffix(bench: Bench, seed: int) -> str:
 TEACH = "teach"
 
 
-def needs_teacher(method: str) -> dict[str, str]:
-    """The input of a training by this method."""
-    return {"teacher": TEACH} if options_of(method).uses_teacher else {}
+def pixels_input(bench: Bench) -> dict[str, str]:
+    """Where a teacher looks at other images than the data: the pixels of latents."""
+    if bench.latents.autoencoder is not None:
+        return {"pixels": pixels_node(bench)}
+    return {} if bench.teach.pixels is None else {"pixels": PIXELS}
+
+
+def teacher_inputs(bench: Bench, method: str) -> dict[str, str]:
+    """The inputs of what aligns with a teacher by this method; none where it does not.
+
+    The pixels are there in either of its modes, since `teach` itself may choose.
+    """
+    return {"teacher": TEACH, **pixels_input(bench)} if options_of(method).uses_teacher else {}
 
 
 def teacher_nodes(bench: Bench) -> list[Node]:
@@ -348,10 +358,7 @@ def teacher_nodes(bench: Bench) -> list[Node]:
             check_grids(options, bench.network_shape[0], patch, bench.data.image_size)
     more = {"seed": bench.seed, "student_patch": patch, "weights": weights_of(options)}
     settings = settings_of(TeachSettings, options, **more)
-    inputs, nodes = {"data": data_node(bench)}, []
-    if encoded:
-        inputs["pixels"] = pixels_node(bench)
-    elif options.pixels is not None:
-        inputs["pixels"] = PIXELS
+    inputs, nodes = {"data": data_node(bench), **pixels_input(bench)}, []
+    if options.pixels is not None and not encoded:
         nodes.append(Node(PIXELS, prepare.STAGE, options.pixels, resources=bench.resources.prepare))
     return [*nodes, Node(TEACH, teach.STAGE, settings, inputs, bench.resources.teach)]

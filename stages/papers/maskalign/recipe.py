@@ -13,14 +13,13 @@ from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
 from stages.recipes.nodes import (
-    TEACH,
     data_node,
     extractor_nodes,
-    needs_teacher,
     prepare_nodes,
     seed_suffix,
     settings_of,
     step_curve,
+    teacher_inputs,
     train_node,
 )
 from stages.sampling import sample
@@ -84,7 +83,7 @@ def diagnosis(bench: Bench, method: str, seed: int) -> Node:
         f"diagnose/{name}",
         diagnose.STAGE,
         settings_of(DiagnoseSettings, bench.diagnose, seed=bench.seed),
-        {"model": f"train/{name}", "data": data_node(bench), "teacher": TEACH},
+        {"model": f"train/{name}", "data": data_node(bench), **teacher_inputs(bench, method)},
         bench.resources.diagnose,
         tags={"method": method, "seed": str(seed)},
     )
@@ -113,7 +112,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
                 node = training(bench, method, method, seed, scored)
             steps, seeds = node.settings.kept_steps, range(seed, seed + bench.sample.num_seeds)
             added += [node, *step_curve(bench, method, method, steps, seeds, trained=seed)]
-        if needs_teacher(method):
+        if teacher_inputs(bench, method):
             added.append(diagnosis(bench, method, seed))
     return added
 
@@ -129,7 +128,7 @@ def compared_nodes(bench: Bench, with_scores: bool) -> list[Node]:
     for seed in seeds:
         for method in options.methods:
             nodes.append(training(bench, method, method, seed))
-            if needs_teacher(method):
+            if teacher_inputs(bench, method):
                 nodes.append(diagnosis(bench, method, seed))
     for method in options.methods:
         steps = training(bench, method, method, bench.seed).settings.kept_steps

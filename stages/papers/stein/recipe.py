@@ -21,7 +21,6 @@ from stages.recipes.nodes import (
     curve,
     data_node,
     extractor_nodes,
-    needs_teacher,
     prepare_nodes,
     reference_node,
     sample_node,
@@ -29,6 +28,7 @@ from stages.recipes.nodes import (
     settings_of,
     spectrum_input,
     swept,
+    teacher_inputs,
     train_node,
     train_nodes,
 )
@@ -132,7 +132,8 @@ class Solved:
                 "clean values are not known here; set stein.target=trajectory, which needs none"
             )
         if settings.source == "data":
-            return {"data": data_node(self.bench)} | (needs_teacher(method) if tokens else {})
+            taught = teacher_inputs(self.bench, method) if tokens else {}
+            return {"data": data_node(self.bench), **taught}
         if tokens:
             raise UsageError(
                 f"stein.source=samples and train.method={method} contradict each other: samples "
