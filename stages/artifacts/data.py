@@ -44,6 +44,13 @@ class Images:
         """The first `count` of them."""
         return replace(self, labels=self.labels[:count])
 
+    def mirrored(self) -> Images:
+        """These pixels, and then all of them once more, mirrored: n + i is i mirrored."""
+        from stages.artifacts.storage import Mirrored
+
+        stored, labels = Mirrored(self.stored, len(self)), self.labels.repeat(2)
+        return replace(self, stored=stored, labels=labels)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as it is given."""
@@ -191,6 +198,14 @@ class Data(DescribedArtifact):
         if storage == "packed":
             return Packed(*where, shape)
         return Latents(*where, (2, *shape), facts["latents"]["dtype"])
+
+    def pictures(self, pixels: Data) -> DataSet:
+        """`pixels` as they stand behind these latents: followed by mirrored ones where these are
+        of both."""
+        shown = pixels.load()
+        if not self.description.get("flips"):
+            return shown
+        return replace(shown, train=shown.train.mirrored())
 
     @property
     def latents(self) -> LatentScale | None:

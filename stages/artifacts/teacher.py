@@ -193,7 +193,7 @@ class Teacher(DescribedArtifact):
         if self.description["mode"] == STORED:
             return self.load()
         if pixels is not None:
-            images = pixels.load().train
+            images = data.pictures(pixels).train
         return self.load(data.load().train if images is None else images, device)
 
     def check(self, data: Data, pixels: Data | None = None) -> None:

@@ -201,7 +201,7 @@ def run(context: Context) -> Result:
     settings: TeachSettings = context.settings
     data, pixels = (context.inputs.get(name) for name in ("data", "pixels"))
     loaded = data.load()
-    shown = loaded if pixels is None else pixels.load()
+    shown = loaded if pixels is None else data.pictures(pixels)
     grid = tuple(side // settings.student_patch for side in loaded.shape[1:])
     with raised_as(StageError, ValueError, OSError):
         _check(loaded, shown)

@@ -125,6 +125,14 @@ def test_mirrored_images_are_encoded_as_further_ones(tmp_path, folder, pixels):
     mean, _ = diffusers_moments(folder, shown[:].flip(-1))
     torch.testing.assert_close(train.raw(slice(16, 32))[:, 0].float(), mean, atol=2e-3, rtol=2e-3)
     assert torch.equal(train.labels, shown.labels.tile(2))
+    # What a teacher looks at beside them.
+    pictures = data.pictures(pixels).train
+    assert torch.equal(pictures.labels, train.labels)
+    mixed = torch.tensor([17, 1, 31, 0])
+    expected = [shown[i] for i in (slice(1, 2), slice(1, 2), slice(15, 16), slice(0, 1))]
+    expected[0], expected[2] = expected[0].flip(-1), expected[2].flip(-1)
+    assert torch.equal(pictures[mixed], torch.cat(expected))
+    assert torch.equal(pictures[15:18], pictures[torch.tensor([15, 16, 17])])
 
 
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(tmp_path, folder, pixels, latents):
