@@ -36,7 +36,8 @@ class Form:
     """What every image of a set becomes.
 
     shape: (C, H, W) of `first`, the name of the first image; of files C is 3 here, and settled when
-    all are decoded. dtype: uint8 or float32. packed: whether encoded images are kept, else arrays. white: the uint8 value that is 1.
+    all are decoded. dtype: uint8 or float32. packed: whether encoded images are kept, else arrays.
+    white: the uint8 value that is 1.
     size, crop: what is made of a picture of another size; None keeps it. latent: the values are no
     pixels. skip_damaged: how many files may be passed over.
     """
