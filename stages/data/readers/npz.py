@@ -27,22 +27,8 @@ from stages.data.readers.source import (
 )
 from stages.data.readers.tree import side_of
 
-IMAGES = frozenset(
-    [
-        "x",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "data",
-        "pixels",
-        "samples",
-        "sample",
-        "latents",
-        "latent",
-    ]
-)
-LABELS = frozenset(["y", "label", "labels", "target", "targets", "class", "classes"])
+IMAGES = frozenset("x image images img imgs data pixels samples sample latents latent".split())
+LABELS = frozenset("y label labels target targets class classes".split())
 NPY_LABELS = ("{stem}_labels.npy", "{stem}-labels.npy", "labels.npy", "y.npy")
 
 
