@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ PROBED = 64  # files whose sizes say how large the others are
 PNG_LEVEL = 1
 KEPT_FORMATS = frozenset({"JPEG", "PNG", "WEBP"})
 MOST_NAMED = 3  # damaged files that a message names
+MOST_TRIED = 100  # files of which one must be readable
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Form:
     all are decoded. dtype: uint8 or float32. storage: see `stages.artifacts.storage`. white: the
     uint8 value that is 1. size, crop: what is made of a picture of another size; None keeps it.
     latent: the values are no pixels; scale: of latents that are kept with their standard
-    deviations. skip_damaged: how many files may be passed over.
+    deviations.
     """
 
     shape: tuple[int, int, int]
@@ -51,7 +53,6 @@ class Form:
     size: int | None
     crop: str
     latent: bool
-    skip_damaged: int
     scale: LatentScale | None = None
 
     @property
@@ -77,7 +78,7 @@ def form_of(source: Source, settings: Any) -> Form:
     elif settings.size is not None:
         shape = (3, settings.size, settings.size)
     else:
-        name, pixels = _first_readable(train, settings.skip_damaged)
+        name, pixels = _first_readable(train)
         shape = (3, *pixels.shape[:2])
     storage, scale = "mapped", None
     if latents is not None:
@@ -94,20 +95,19 @@ def form_of(source: Source, settings: Any) -> Form:
         settings.size,
         settings.cropping,
         settings.latent or latents is not None,
-        settings.skip_damaged,
         scale,
     )
 
 
-def _first_readable(part: Part, skip_damaged: int) -> tuple[str, np.ndarray]:
-    for tried, index in enumerate(part.places(0, len(part))):
+def _first_readable(part: Part) -> tuple[str, np.ndarray]:
+    for tried, index in enumerate(part.places(0, len(part)), 1):
         name = part.images.name(index)
         try:
             return name, decode(part.images.read(index), name).pixels
         except DamagedError:
-            if tried >= skip_damaged:
+            if tried in (MOST_TRIED, len(part)):
                 raise
-    raise ValueError("none of the files is a readable image")
+    raise ValueError("there is no file")
 
 
 def shards_of(part: Part, form: Form) -> list[tuple[int, int]]:
@@ -127,17 +127,18 @@ def convert_shard(
 ) -> Written:
     """Shard `index` of a part, its images first..last-1, in the work area `folder`.
 
-    item: (part, index, first, last). facts: `coloured` (whether an image has three channels) and
-    `damaged` (names of files passed over). arrays: of the training images those of the statistics;
-    `channels` (n,) of every image; `kept`, places from `first` on, where some were passed over.
+    item: (part, index, first, last). facts: `coloured` (whether an image has three channels),
+    `damaged` (names of files passed over) and `notes` (how many were in which mode). arrays: of the
+    training images those of the statistics; `channels` (n,) of every image; `kept`, places from
+    `first` on, where some were passed over.
 
-    Raises ValueError for values or sizes that do not fit, or more damaged files than are allowed.
+    Raises ValueError for values or sizes that do not fit.
     """
     name, index, first, last = item
     part = parts[name]
     if form.storage == "latents":
         file, moments = shard_file(name, index, ".npy"), _moments(part, form, first, last)
-        none = {"coloured": True, "damaged": []}
+        none = {"coloured": True, "damaged": [], "notes": {}}
         return written.write_latents(Path(folder), file, moments, form.scale, lambda: (none, {}))
     maker = _Maker(part, form, name, measured=name == "train")
     images = maker.images(first, last)
@@ -169,6 +170,7 @@ class _Maker:
         self.channels: list[int] = []
         self.kept: list[int] = []
         self.damaged: list[str] = []
+        self.notes: Counter[str] = Counter()
 
     def images(self, first: int, last: int) -> Iterator[tuple[np.ndarray, bytes | None]]:
         """Blocks (k, C, H, W) of arrays, or single images and their bytes where these serve as
@@ -200,8 +202,8 @@ class _Maker:
                 picture = decode(data, name, form.size, form.crop)
             except DamagedError as error:
                 self.damaged.append(str(error))
-                check_damaged(self.damaged, form.skip_damaged)
                 continue
+            self.notes.update(picture.notes)
             pixels = picture.pixels
             if pixels.shape[:2] != form.shape[1:]:
                 raise ValueError(
@@ -252,16 +254,17 @@ class _Maker:
         if self.totals:
             arrays |= written.sum_of(list(self.totals.values())).arrays()
         coloured = not self.channels or max(self.channels) > 1
-        return {"coloured": coloured, "damaged": self.damaged}, arrays
+        facts = {"coloured": coloured, "damaged": self.damaged, "notes": dict(self.notes)}
+        return facts, arrays
 
 
-def check_damaged(damaged: Sequence[str], allowed: int) -> None:
+def check_damaged(damaged: Sequence[str], allowed: int, total: int) -> None:
     """Raise ValueError for more damaged files than are allowed."""
     if len(damaged) > allowed:
         more = f"; and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""
         raise ValueError(
-            f"{'; '.join(damaged[:MOST_NAMED])}{more}; repair or remove such files, or set "
-            "data.skip_damaged to how many may be passed over"
+            f"{len(damaged)} of {total} files are damaged: {'; '.join(damaged[:MOST_NAMED])}{more}; "
+            f"repair or remove them, or set data.skip_damaged={len(damaged)} to leave them out"
         )
 
 

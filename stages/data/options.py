@@ -86,8 +86,24 @@ class PrepareSettings(Settings):
         "digits and for others a sixth, at most 10,000; a million images and more, and imagenet "
         "without val/, ask for it",
     )
-    skip_damaged: int = Field(
-        0, ge=0, description="files that may be damaged and are then left out, named in the log"
+    skip_damaged: int = unkeyed(
+        0,
+        ge=0,
+        description="how many damaged files may be left out; each is named in the log, and more of "
+        "them end the run",
+    )
+    mapped_gib: float = Field(
+        1.0,
+        ge=0,
+        description="8-bit images above this size as arrays are kept as encoded files, packed, and "
+        "decoded when they are read; smaller sets, and all of floating-point numbers, as one "
+        "mapped array",
+    )
+    memory_gib: float = unkeyed(
+        1.0,
+        gt=0,
+        description="what all processes of the conversion may take beside what they import; it "
+        "says how many run at once",
     )
     follow_links: bool = Field(
         True, description="whether links that leave the folder are followed, or refused"

@@ -29,7 +29,6 @@ TASK_MIB = 64  # what a task needs beside what it imports, at most
 def run(context: Context) -> Result:
     """Read, cut, resize, measure and write the data set."""
     from stages.data.convert import check_damaged, form_of
-    from stages.data.readers.source import check_classes
 
     settings: PrepareSettings = context.settings
     with raised_as(StageError, ValueError, OSError):
@@ -37,24 +36,38 @@ def run(context: Context) -> Result:
         train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
         source = replace(source, train=train, test=test)
         _check(source, settings)
-        check_classes(source)
         form = form_of(source, settings)
         shards = _converted(context, {"train": train, "test": test}, form)
         everything = [shard for part in shards.values() for shard in part]
         damaged = [name for shard in everything for name in shard.facts["damaged"]]
-        check_damaged(damaged, settings.skip_damaged)
+        check_damaged(damaged, settings.skip_damaged, len(train) + len(test))
         facts = _write(context, source, shards, form)
     if source.scratch is not None:
         shutil.rmtree(source.scratch, ignore_errors=True)
-    if source.said:
-        context.log(f"read from {settings.path or settings.dataset}: {source.said}")
     if damaged:
         context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")
     context.log(
         f"{facts['name']}: {facts['num_train']} training and {facts['num_test']} held-out images "
         f"of {facts['shape']}, mean {facts['mean']:.4f}, std {facts['std']:.4f}"
     )
+    context.log(_read_from(source, settings, everything))
     return Result(metrics={name: facts[name] for name in ("num_train", "num_test")})
+
+
+def _read_from(source: Source, settings: PrepareSettings, shards: list[Written]) -> str:
+    """What was read, in one line: the reader, classes, modes, and what was passed over."""
+    from collections import Counter
+
+    notes: Counter[str] = Counter()
+    for shard in shards:
+        notes.update(shard.facts["notes"])
+    classes = len(source.class_names)
+    words = [
+        f"read as {settings.dataset}: {f'{classes} classes' if classes > 1 else 'no labels'}",
+        source.said,
+        ", ".join(f"{count} {note}" for note, count in sorted(notes.items())),
+    ]
+    return "; ".join(filter(None, words))
 
 
 def _parts(source: Source) -> tuple[tuple[str, Part], ...]:
@@ -66,7 +79,7 @@ def _check(source: Source, settings: PrepareSettings) -> None:
 
     Latents may have any number of channels and any finite values.
     """
-    from stages.data.readers.source import Pixels
+    from stages.data.readers.source import Pixels, check_classes
 
     num_classes, shapes = len(source.class_names), {}
     for name, part in _parts(source):
@@ -81,6 +94,7 @@ def _check(source: Source, settings: PrepareSettings) -> None:
         if isinstance(part.images, Pixels):
             _check_array(part.images, name, settings.latent or source.latents is not None)
             shapes[name] = tuple(part.images.shape)
+    check_classes(source)
     # With a size it is the channels alone that have to agree.
     if len({shape[: None if settings.size is None else 1] for shape in shapes.values()}) > 1:
         raise ValueError(
