@@ -208,6 +208,11 @@ class Data(DescribedArtifact):
         return replace(shown, train=shown.train.mirrored())
 
     @property
+    def of_unit_pixels(self) -> bool:
+        """Whether these are latents of pixels in [0, 1], as EDM2 makes them."""
+        return (self.description.get("latents") or {}).get("pixel_range") == "[0, 1]"
+
+    @property
     def latents(self) -> LatentScale | None:
         """How stored latents are brought to what networks see, where they are latents."""
         from stages.artifacts.storage import LatentScale

@@ -298,6 +298,14 @@ def test_pickled_weights_are_read_without_unpickling(tmp_path, folder):
         autoencoder.load(tmp_path / "bin", precision="bfloat16")
 
 
+def test_an_autoencoder_may_be_of_pixels_from_0_to_1(folder):
+    signed, unit = (autoencoder.load(folder, unit=of) for of in (False, True))
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    torch.testing.assert_close(unit.moments(images), signed.moments((images + 1) / 2))
+    z = unit.moments(images)[:, 0]
+    torch.testing.assert_close((unit.decode(z) + 1) / 2, signed.decode(z))
+
+
 def test_statistics_of_each_channel_are_a_scale(tmp_path):
     more = {"latents_mean": [0.0, 1, 2, 3], "latents_std": [1.0, 2, 4, 8]}
     place = save_autoencoder(tmp_path, scaling_factor=2.0, **more)
