@@ -152,12 +152,15 @@ class TeachSettings(TeachOptions):
         return {k: v for k, v in inherited.items() if k not in trained | {"temperature"}}
 
 
-def check_grids(options: TeachOptions, image_size: int | None, patch: int) -> None:
+def check_grids(
+    options: TeachOptions, image_size: int | None, patch: int, shown_size: int | None = None
+) -> None:
     """Raise ValueError where the teacher's grid is known not to be the network's, and is not to be
-    resampled. image_size: side of the images, None while unknown. patch: the network's."""
+    resampled. image_size: side of the images, None while unknown. patch: the network's. shown_size:
+    side of what the teacher sees, where it is another."""
     if options.interpolate or image_size is None:
         return
-    own = image_size // (options.patch or patch)
+    own = (shown_size or image_size) // (options.patch or patch)
     teachers = (own, own) if options.kind == EMBEDDED else DINO_GRID
     ours = (image_size // patch, image_size // patch)
     if teachers != ours:

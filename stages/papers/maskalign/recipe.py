@@ -13,6 +13,7 @@ from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
 from stages.recipes.nodes import (
+    data_node,
     extractor_nodes,
     prepare_nodes,
     seed_suffix,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 def recipe(bench: Bench) -> list[Node]:
     """Training in depth: every method from several seeds, MaskAlign's parts taken away."""
-    # Latents would have to be decoded before they could be scored.
-    scorers = [] if bench.data.latent else extractor_nodes(bench)
+    # Latents are decoded before they are scored, which takes the autoencoder.
+    scored = not bench.is_latent or bench.latents.autoencoder is not None
+    scorers = extractor_nodes(bench) if scored else []
     compared = compared_nodes(bench, with_scores=bool(scorers))
     return [*prepare_nodes(bench), *scorers, *compared]
 
@@ -70,7 +72,7 @@ def training(
 
 def diagnosis(bench: Bench, method: str, seed: int) -> Node:
     """Heatmaps and gap of `train/METHOD`. Raises UsageError where an image is one patch."""
-    size, patch = bench.data.image_size, bench.train.network.patch
+    (size, _), patch = bench.network_shape, bench.train.network.patch
     if size is not None and size // patch < 2:
         raise UsageError(
             f"train.network.patch={patch} makes an image of {size} pixels a side one patch, "
@@ -81,7 +83,7 @@ def diagnosis(bench: Bench, method: str, seed: int) -> Node:
         f"diagnose/{name}",
         diagnose.STAGE,
         settings_of(DiagnoseSettings, bench.diagnose, seed=bench.seed),
-        {"model": f"train/{name}", "data": "prepare", **teacher_inputs(bench, method)},
+        {"model": f"train/{name}", "data": data_node(bench), **teacher_inputs(bench, method)},
         bench.resources.diagnose,
         tags={"method": method, "seed": str(seed)},
     )
