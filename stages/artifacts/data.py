@@ -29,13 +29,15 @@ class Images:
     they are pixels.
 
     stored: how they lie there. labels: (n,) long; there are as many images. white: the stored value
-    that becomes 1 where pixels are uint8. latents: their scale where they are latents.
+    that becomes 1 where pixels are uint8. latents: their scale where they are latents. mirrored:
+    the second half of them are the first, left and right exchanged.
     """
 
     stored: Stored
     labels: Tensor
     white: int = 255
     latents: LatentScale | None = None
+    mirrored: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,6 +45,12 @@ class Images:
     def first(self, count: int) -> Images:
         """The first `count` of them."""
         return replace(self, labels=self.labels[:count])
+
+    def with_mirrored(self) -> Images:
+        """Of n images 2n, image n + i being image i with left and right exchanged."""
+        import torch
+
+        return replace(self, labels=torch.cat([self.labels, self.labels]), mirrored=True)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -75,7 +83,13 @@ class Images:
             which = np.where(which < 0, which + len(self), which)
             if which.size and (which.min() < 0 or which.max() >= len(self)):
                 raise IndexError(f"there are {len(self)} images, and {which.max()} is asked for")
-        return torch.from_numpy(self.stored.take(which))
+        if not self.mirrored:
+            return torch.from_numpy(self.stored.take(which))
+        places = np.arange(*which.indices(len(self))) if isinstance(which, slice) else which
+        half = len(self.stored)
+        taken = self.stored.take(places % half)
+        taken[places >= half] = taken[places >= half, ..., ::-1]
+        return torch.from_numpy(taken)
 
     def finish(self, raw: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, C, H, W) float32 of what `raw` gave, on its device. draws: where latents are drawn
