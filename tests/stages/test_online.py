@@ -1,4 +1,4 @@
-"""Teachers online: the features of the stored ones, trainings as with these, nobody else's images."""
+"""Teachers online: stored ones' features, trainings as with these, nobody else's images."""
 
 import copy
 from dataclasses import replace
@@ -11,19 +11,23 @@ from safetensors.torch import save_file
 from pipeline import config
 from pipeline.errors import StageError
 from pipeline.graph import Graph
-from stages.artifacts.data import DataSet
-from stages.artifacts.teacher import OnlineTeacher, TeacherFeatures
+from pipeline.stage import Result
+from stages.artifacts import written
+from stages.artifacts.data import Data, DataSet
+from stages.artifacts.storage import LatentScale
+from stages.artifacts.teacher import OnlineTeacher, TeacherFeatures, shown_as
 from stages.catalog import CATALOG, RECIPES
 from stages.data import prepare
 from stages.methods import table
 from stages.methods.losses import Batch
+from stages.methods.statistics import from_arrays
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.papers.maskalign import diagnose
 from stages.papers.stein import calibrate
 from stages.training import loop, teach
 from tests.stages import losses
 from tests.stages.conftest import TEACH, TINY, trained_in
-from tests.stages.context import context, digests, make
+from tests.stages.context import context, digests, make, sealed
 from tests.stages.test_training import METHODS, settings_of
 
 ONLINE = TEACH.revised(mode="online")
@@ -233,29 +237,42 @@ def test_images_that_are_trained_on_are_read_once(few, online, monkeypatch):
 # --- latents, and the pixels beside them
 
 
-def latents_of(pixels: DataSet, generator) -> dict[str, np.ndarray]:
-    """Stands for an autoencoder's: four channels of 2x2 averages of a side, each of its own."""
-    factors = torch.rand(4, generator=generator) + 0.5
-    arrays = {}
+def latents_of(pixels: DataSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Moments (n, 2, 4, 4, 4) and labels by part. They stand for an autoencoder's: four channels of
+    averages over 2x2 pixels, each of its own."""
+    factors = torch.rand(4, generator=torch.Generator().manual_seed(1)) + 0.5
+    parts = {}
     for part in ("train", "test"):
         images = getattr(pixels, part)
         pooled = torch.nn.functional.avg_pool2d(images[slice(None)], 2)
-        arrays[f"x_{part}"] = (pooled * factors[:, None, None]).numpy()
-        arrays[f"y_{part}"] = images.labels.numpy()
-    return arrays
+        means = (pooled * factors[:, None, None]).numpy()
+        parts[part] = np.stack([means, np.full_like(means, 0.1)], 1), images.labels.numpy()
+    return parts
 
 
-def latent_data(folder, arrays):
-    folder.mkdir(parents=True)
-    np.savez(folder / "latents.npz", **arrays)
-    settings = prepare.PrepareSettings(dataset="npz", path=str(folder / "latents.npz"), latent=True)
-    return make(folder, prepare.STAGE, settings)
+def latent_data(folder, parts) -> Data:
+    at = context(folder, prepare.PrepareSettings())
+    scale, counts, sums = LatentScale(2.0, 0.1), {}, None
+    for part, (moments, _) in parts.items():
+        shard = written.write_latents(at.work.path, f"{part}.npy", [moments], scale)
+        counts[part] = written.place([shard], at.path, part, ".npy")
+        sums = sums or from_arrays(shard.arrays()).summary()
+    facts = {
+        "name": "latent digits",
+        "shape": [4, 4, 4],
+        "class_names": [str(digit) for digit in range(10)],
+        "white": 255,
+        "storage": "latents",
+        "shards": counts,
+        "latents": {"scaling": 2.0, "shift": 0.1, "dtype": "float16"},
+    }
+    Data.write(at.path, {part: labels for part, (_, labels) in parts.items()}, sums, facts)
+    return sealed(at, prepare.STAGE, Result())
 
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory, few):
-    arrays = latents_of(few.load(), torch.Generator().manual_seed(1))
-    return latent_data(tmp_path_factory.mktemp("latents") / "own", arrays)
+    return latent_data(tmp_path_factory.mktemp("latents"), latents_of(few.load()))
 
 
 LATENT = settings_of("reg", network=TINY.network.model_dump() | {"patch": 2})
@@ -300,14 +317,14 @@ def test_other_images_than_the_teacher_s_are_refused(tmp_path, latents, few, bes
         words = "pixels digits are not those that the teacher looked at"
     else:
         # The same images and labels; two of a class have changed places.
-        arrays = latents_of(few.load(), torch.Generator().manual_seed(1))
-        labels = arrays["y_train"]
+        parts = latents_of(few.load())
+        moments, labels = parts["train"]
         first, second = np.flatnonzero(labels == labels[0])[:2]
         if case == "reordered":
-            arrays["x_train"][[first, second]] = arrays["x_train"][[second, first]]
+            moments[[first, second]] = moments[[second, first]]
         else:
-            arrays["x_train"] = arrays["x_train"] + 1
-        inputs["data"] = latent_data(tmp_path / "other", arrays)
+            moments += 1
+        inputs["data"] = latent_data(tmp_path / "other", parts)
         assert inputs["data"].description["num_train"] == latents.description["num_train"]
         words = "saw other .* than these data, or in another order"
     with pytest.raises(StageError, match=words) as refused:
@@ -317,11 +334,10 @@ def test_other_images_than_the_teacher_s_are_refused(tmp_path, latents, few, bes
 
 def test_a_stored_teacher_of_reordered_latents_is_refused_too(tmp_path, latents, few):
     stored = make(tmp_path / "stored", teach.STAGE, OF_LATENTS, data=latents, pixels=few)
-    arrays = latents_of(few.load(), torch.Generator().manual_seed(1))
-    arrays["x_train"] = arrays["x_train"][::-1]
-    arrays["y_train"] = arrays["y_train"][::-1]
-    other = latent_data(tmp_path / "other", arrays)
-    with pytest.raises(StageError, match="saw other .* than these data, or in another order"):
+    parts = latents_of(few.load())
+    parts["train"] = tuple(array[::-1] for array in parts["train"])
+    other = latent_data(tmp_path / "other", parts)
+    with pytest.raises(StageError, match=r"saw other .* than these data, or in another order"):
         trained_in(context(tmp_path / "train", LATENT, data=other, teacher=stored))
 
 
@@ -338,8 +354,6 @@ def test_mirrored_latents_are_taught_by_mirrored_pixels(few, teacher, online):
     assert torch.equal(doubled.labels[96:], images.labels)
     flipped = copy.copy(few)
     flipped.description = few.description | {"flips": True}
-    from stages.artifacts.teacher import shown_as
-
     assert len(shown_as(flipped, few).train) == 192
     assert len(shown_as(few, few).train) == 96
     loaded = online.load(doubled)
@@ -422,7 +436,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_at_once(tmp_path, few,
     full = teach.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(teach.shutil, "disk_usage", lambda path: full)
     monkeypatch.setitem(table.TEACHERS, "embedded", "tests.stages.test_online:nobody")
-    with pytest.raises(StageError, match="room for 1e-07 GB; set teach.mode=online"):
+    with pytest.raises(StageError, match=r"room for 1e-07 GB; set teach\.mode=online"):
         make(tmp_path, teach.STAGE, TEACH, data=few)
 
 
