@@ -63,7 +63,7 @@ class Bench(Settings):
     @property
     def is_latent(self) -> bool:
         """Whether networks are trained on latents."""
-        return self.data.latent or self.latents.autoencoder is not None
+        return self.data.holds_latents or self.latents.autoencoder is not None
 
     @property
     def geometry(self) -> Geometry | None:
@@ -73,13 +73,13 @@ class Bench(Settings):
     @property
     def shrink(self) -> int:
         """Pixels of a side for one of what networks are trained on, where pixels are encoded."""
-        return self.geometry.factor if self.geometry and not self.data.latent else 1
+        return self.geometry.factor if self.geometry and not self.data.holds_latents else 1
 
     @property
     def network_shape(self) -> tuple[int | None, int | None]:
         """Side and channels of what networks are trained on, where known before it is read."""
         size, channels = self.data.image_size, self.data.image_channels
-        if self.latents.autoencoder is None or self.data.latent:
+        if self.latents.autoencoder is None or self.data.holds_latents:
             return size, channels
         if self.geometry is None:
             return None, None

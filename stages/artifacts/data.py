@@ -29,15 +29,13 @@ class Images:
     they are pixels.
 
     stored: how they lie there. labels: (n,) long; there are as many images. white: the stored value
-    that becomes 1 where pixels are uint8. latents: their scale where they are latents. mirrored:
-    the second half of them are the first, left and right exchanged.
+    that becomes 1 where pixels are uint8. latents: their scale where they are latents.
     """
 
     stored: Stored
     labels: Tensor
     white: int = 255
     latents: LatentScale | None = None
-    mirrored: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,11 +44,12 @@ class Images:
         """The first `count` of them."""
         return replace(self, labels=self.labels[:count])
 
-    def with_mirrored(self) -> Images:
-        """Of n images 2n, image n + i being image i with left and right exchanged."""
-        import torch
+    def mirrored(self) -> Images:
+        """These pixels, and then all of them once more, mirrored: n + i is i mirrored."""
+        from stages.artifacts.storage import Mirrored
 
-        return replace(self, labels=torch.cat([self.labels, self.labels]), mirrored=True)
+        stored, labels = Mirrored(self.stored, len(self)), self.labels.repeat(2)
+        return replace(self, stored=stored, labels=labels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,13 +82,7 @@ class Images:
             which = np.where(which < 0, which + len(self), which)
             if which.size and (which.min() < 0 or which.max() >= len(self)):
                 raise IndexError(f"there are {len(self)} images, and {which.max()} is asked for")
-        if not self.mirrored:
-            return torch.from_numpy(self.stored.take(which))
-        places = np.arange(*which.indices(len(self))) if isinstance(which, slice) else which
-        half = len(self.stored)
-        taken = self.stored.take(places % half)
-        taken[places >= half] = taken[places >= half, ..., ::-1]
-        return torch.from_numpy(taken)
+        return torch.from_numpy(self.stored.take(which))
 
     def finish(self, raw: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, C, H, W) float32 of what `raw` gave, on its device. draws: where latents are drawn
@@ -205,6 +198,19 @@ class Data(DescribedArtifact):
         if storage == "packed":
             return Packed(*where, shape)
         return Latents(*where, (2, *shape), facts["latents"]["dtype"])
+
+    def pictures(self, pixels: Data) -> DataSet:
+        """`pixels` as they stand behind these latents: followed by mirrored ones where these are
+        of both."""
+        shown = pixels.load()
+        if not self.description.get("flips"):
+            return shown
+        return replace(shown, train=shown.train.mirrored())
+
+    @property
+    def of_unit_pixels(self) -> bool:
+        """Whether these are latents of pixels in [0, 1], as EDM2 makes them."""
+        return (self.description.get("latents") or {}).get("pixel_range") == "[0, 1]"
 
     @property
     def latents(self) -> LatentScale | None:

@@ -7,7 +7,7 @@ frozen network itself, which looks at the images of every batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stages.artifacts.data import Data, DataSet, Images
+    from stages.artifacts.data import Data, Images
 
 PATCHES, TOKENS = "patches.npy", "class_tokens.npy"
 STORED, ONLINE = "stored", "online"
@@ -146,13 +146,6 @@ class OnlineTeacher:
         return targets.cpu(), tokens.cpu()
 
 
-def shown_as(data: Data, pixels: Data) -> DataSet:
-    """The pixels of the data, image by image: their mirrored ones too where the data hold these."""
-    shown = pixels.load()
-    mirrored = data.description.get("flips", False)
-    return replace(shown, train=shown.train.with_mirrored()) if mirrored else shown
-
-
 class Teacher(DescribedArtifact):
     """Features of the training images on the student's patch grid, or the network that gives them,
     and what made them. Facts: name, mode, weights_hash, resize, grid, teacher_grid, width, data,
@@ -200,7 +193,7 @@ class Teacher(DescribedArtifact):
         if self.description["mode"] == STORED:
             return self.load()
         if pixels is not None:
-            images = shown_as(data, pixels).train
+            images = data.pictures(pixels).train
         return self.load(data.load().train if images is None else images, device)
 
     def check(self, data: Data, pixels: Data | None = None) -> None:

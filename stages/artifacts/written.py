@@ -153,6 +153,36 @@ def write_latents(
     return made
 
 
+def write_arrays(
+    folder: Path, name: str, make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, Path]:
+    """Arrays as .npy files, by name; `make` is called unless all of them are there already."""
+    done = folder / f"{name}.json"
+    if not done.is_file():
+        arrays = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, array in arrays.items():
+            with _replacing(folder / f"{name}-{key}.npy") as stream:
+                np.save(stream, array)
+        with _replacing(done) as stream:
+            stream.write(json.dumps(list(arrays)).encode())
+    return {key: folder / f"{name}-{key}.npy" for key in json.loads(done.read_text())}
+
+
+def join_arrays(files: Sequence[Path], target: Path) -> None:
+    """One .npy file of several, one after another along the first axis, a block in memory at a
+    time; the bytes are those of np.save."""
+    first = np.load(files[0], mmap_mode="r")
+    count = sum(len(np.load(file, mmap_mode="r")) for file in files)
+    rows = max(1, BLOCK_BYTES // max(1, first[0].nbytes))
+    with target.open("wb") as stream:
+        write_header(stream, (count, *first.shape[1:]), first.dtype)
+        for file in files:
+            array = np.load(file, mmap_mode="r")
+            for start in range(0, len(array), rows):
+                stream.write(np.ascontiguousarray(array[start : start + rows]))
+
+
 def sum_of(parts: Sequence[Any]) -> Any:
     """Their sum, in their order."""
     total, *others = parts

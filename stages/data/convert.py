@@ -7,18 +7,20 @@ neither tasks nor memory nor an interruption change a byte.
 from __future__ import annotations
 
 import io
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from stages.artifacts import written
-from stages.artifacts.storage import shard_file
+from stages.artifacts.storage import LatentScale, shard_file
 from stages.artifacts.written import BLOCK_BYTES, Written
 from stages.data.fitted import DamagedError, decode, resized
-from stages.data.readers.source import Part, Pixels
+from stages.data.readers.source import Part, Pixels, Source
 from stages.methods.statistics import Moments, PixelSums
 from stages.shards import blocks
 
@@ -29,6 +31,7 @@ PROBED = 64  # files whose sizes say how large the others are
 PNG_LEVEL = 1
 KEPT_FORMATS = frozenset({"JPEG", "PNG", "WEBP"})
 MOST_NAMED = 3  # damaged files that a message names
+MOST_TRIED = 100  # files of which one must be readable
 
 
 @dataclass(frozen=True)
@@ -36,64 +39,75 @@ class Form:
     """What every image of a set becomes.
 
     shape: (C, H, W) of `first`, the name of the first image; of files C is 3 here, and settled when
-    all are decoded. dtype: uint8 or float32. packed: whether encoded images are kept, else arrays. white: the uint8 value that is 1.
-    size, crop: what is made of a picture of another size; None keeps it. latent: the values are no
-    pixels. skip_damaged: how many files may be passed over.
+    all are decoded. dtype: uint8 or float32. storage: see `stages.artifacts.storage`. white: the
+    uint8 value that is 1. size, crop: what is made of a picture of another size; None keeps it.
+    latent: the values are no pixels; scale: of latents that are kept with their standard
+    deviations.
     """
 
     shape: tuple[int, int, int]
     first: str
     dtype: str
-    packed: bool
+    storage: Literal["mapped", "packed", "latents"]
     white: int
     size: int | None
     crop: str
     latent: bool
-    skip_damaged: int
+    scale: LatentScale | None = None
+
+    @property
+    def packed(self) -> bool:
+        return self.storage == "packed"
 
     @property
     def image_bytes(self) -> int:
         """Of an image as an array."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        of = 2 if self.storage == "latents" else 1
+        return of * math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def form_of(train: Part, settings: Any, white: int) -> Form:
+def form_of(source: Source, settings: Any) -> Form:
     """The form of a set, from its first image and its size."""
+    train, white, latents = source.train, source.white, source.latents
     places, dtype, name = train.places(0, 1), np.dtype(np.uint8), "the first"
     if isinstance(train.images, Pixels):
         shape, dtype = train.images.shape, np.dtype(train.images.dtype)
         if settings.size is not None and shape[1:] != (settings.size, settings.size):
-            probe = resized(train.images.take(places), settings.size, white, settings.crop)
+            probe = resized(train.images.take(places), settings.size, white, settings.cropping)
             shape, dtype = probe.shape[1:], probe.dtype
     elif settings.size is not None:
         shape = (3, settings.size, settings.size)
     else:
-        name, pixels = _first_readable(train, settings.skip_damaged)
+        name, pixels = _first_readable(train)
         shape = (3, *pixels.shape[:2])
-    is_pixels = dtype == np.uint8 and shape[0] in (1, 3)
-    large = len(train) * int(np.prod(shape)) > settings.mapped_gib * 2**30
+    storage, scale = "mapped", None
+    if latents is not None:
+        storage, scale = "latents", LatentScale(latents.scaling, latents.shift)
+    elif dtype == np.uint8 and shape[0] in (1, 3):
+        large = len(train) * math.prod(shape) > settings.mapped_gib * 2**30
+        storage = "packed" if large else "mapped"
     return Form(
         tuple(map(int, shape)),
         name,
         dtype.name,
-        is_pixels and large,
+        storage,
         white,
         settings.size,
-        settings.crop,
-        settings.latent,
-        settings.skip_damaged,
+        settings.cropping,
+        settings.latent or latents is not None,
+        scale,
     )
 
 
-def _first_readable(part: Part, skip_damaged: int) -> tuple[str, np.ndarray]:
-    for tried, index in enumerate(part.places(0, len(part))):
+def _first_readable(part: Part) -> tuple[str, np.ndarray]:
+    for tried, index in enumerate(part.places(0, len(part)), 1):
         name = part.images.name(index)
         try:
             return name, decode(part.images.read(index), name).pixels
         except DamagedError:
-            if tried >= skip_damaged:
+            if tried in (MOST_TRIED, len(part)):
                 raise
-    raise ValueError("none of the files is a readable image")
+    raise ValueError("there is no file")
 
 
 def shards_of(part: Part, form: Form) -> list[tuple[int, int]]:
@@ -113,14 +127,19 @@ def convert_shard(
 ) -> Written:
     """Shard `index` of a part, its images first..last-1, in the work area `folder`.
 
-    item: (part, index, first, last). facts: `coloured` (whether an image has three channels) and
-    `damaged` (names of files passed over). arrays: of the training images those of the statistics;
-    `channels` (n,) of every image; `kept`, places from `first` on, where some were passed over.
+    item: (part, index, first, last). facts: `coloured` (whether an image has three channels),
+    `damaged` (names of files passed over) and `notes` (how many were in which mode). arrays: of the
+    training images those of the statistics; `channels` (n,) of every image; `kept`, places from
+    `first` on, where some were passed over.
 
-    Raises ValueError for values or sizes that do not fit, or more damaged files than are allowed.
+    Raises ValueError for values or sizes that do not fit.
     """
     name, index, first, last = item
     part = parts[name]
+    if form.storage == "latents":
+        file, moments = shard_file(name, index, ".npy"), _moments(part, form, first, last)
+        none = {"coloured": True, "damaged": [], "notes": {}}
+        return written.write_latents(Path(folder), file, moments, form.scale, lambda: (none, {}))
     maker = _Maker(part, form, name, measured=name == "train")
     images = maker.images(first, last)
     file = shard_file(name, index, ".bin")
@@ -136,6 +155,11 @@ def convert_shard(
     return written.write_shard(Path(folder), file, write, maker.beside)
 
 
+def _moments(part: Part, form: Form, first: int, last: int) -> Iterator[np.ndarray]:
+    for start, stop in blocks(last - first, max(1, BLOCK_BYTES // form.image_bytes)):
+        yield part.images.take(part.places(first + start, first + stop))
+
+
 class _Maker:
     """The images of a shard, one block in memory at a time, and what is found in them."""
 
@@ -146,6 +170,7 @@ class _Maker:
         self.channels: list[int] = []
         self.kept: list[int] = []
         self.damaged: list[str] = []
+        self.notes: Counter[str] = Counter()
 
     def images(self, first: int, last: int) -> Iterator[tuple[np.ndarray, bytes | None]]:
         """Blocks (k, C, H, W) of arrays, or single images and their bytes where these serve as
@@ -156,7 +181,7 @@ class _Maker:
 
     def _of_arrays(self, first: int, last: int) -> Iterator[tuple[np.ndarray, None]]:
         form, images = self.form, self.part.images
-        size = max(int(np.prod(images.shape)), int(np.prod(form.shape))) * 4
+        size = max(math.prod(images.shape), math.prod(form.shape)) * 4
         for start, stop in blocks(last - first, max(1, BLOCK_BYTES // size)):
             block = images.take(self.part.places(first + start, first + stop))
             if form.size is not None:
@@ -177,8 +202,8 @@ class _Maker:
                 picture = decode(data, name, form.size, form.crop)
             except DamagedError as error:
                 self.damaged.append(str(error))
-                check_damaged(self.damaged, form.skip_damaged)
                 continue
+            self.notes.update(picture.notes)
             pixels = picture.pixels
             if pixels.shape[:2] != form.shape[1:]:
                 raise ValueError(
@@ -229,16 +254,17 @@ class _Maker:
         if self.totals:
             arrays |= written.sum_of(list(self.totals.values())).arrays()
         coloured = not self.channels or max(self.channels) > 1
-        return {"coloured": coloured, "damaged": self.damaged}, arrays
+        facts = {"coloured": coloured, "damaged": self.damaged, "notes": dict(self.notes)}
+        return facts, arrays
 
 
-def check_damaged(damaged: Sequence[str], allowed: int) -> None:
+def check_damaged(damaged: Sequence[str], allowed: int, total: int) -> None:
     """Raise ValueError for more damaged files than are allowed."""
     if len(damaged) > allowed:
         more = f"; and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""
         raise ValueError(
-            f"{'; '.join(damaged[:MOST_NAMED])}{more}; repair or remove such files, or set "
-            "data.skip_damaged to how many may be passed over"
+            f"{len(damaged)} of {total} files are damaged: {'; '.join(damaged[:MOST_NAMED])}{more}; "
+            f"repair or remove them, or set data.skip_damaged={len(damaged)} to leave them out"
         )
 
 
@@ -263,7 +289,7 @@ def write_array(shards: Sequence[Written], file: Path, form: Form, channels: int
     """Shards of arrays as one .npy file (n, channels, H, W), a block in memory at a time; the bytes
     are those of np.save."""
     shape = (sum(shard.count for shard in shards), channels, *form.shape[1:])
-    pixels, dtype = int(np.prod(form.shape[1:])), np.dtype(form.dtype)
+    pixels, dtype = math.prod(form.shape[1:]), np.dtype(form.dtype)
     with file.open("wb") as stream:
         written.write_header(stream, shape, dtype)
         for shard in shards:

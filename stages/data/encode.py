@@ -92,7 +92,7 @@ def _encoded(context: Context, pixels: Data) -> dict[str, Any]:
     dtypes = sorted({shard.facts["dtype"] for shard in made})
     latents = {
         "autoencoder": {"name": "AutoencoderKL", "sha256": known.identity},
-        "pixel_range": [-1, 1],
+        "pixel_range": "[-1, 1]",
         "scaling": known.scaling,
         "shift": known.shift,
         "dtype": dtypes[-1],  # float16 before float32
@@ -141,7 +141,8 @@ def _passed_on(context: Context, pixels: Data, latents: Data) -> dict[str, Any]:
     from stages.encoders import autoencoder
 
     settings: EncodeSettings = context.settings
-    network = autoencoder.load(settings.autoencoder, settings.device, settings.precision)
+    how = settings.autoencoder, settings.device, settings.precision
+    network = autoencoder.load(*how, unit=latents.of_unit_pixels)
     known = autoencoder.known(settings.autoencoder)
     shown, given = pixels.load(), latents.load()
     shape = geometry(settings.autoencoder).latent_shape(shown.shape)
@@ -189,7 +190,7 @@ def _compare(
     if len(which) < 2:
         return
     parts = [network.moments(pixels[chosen])[:, 0] for chosen in which.split(settings.batch_size)]
-    scale = LatentScale(known.scaling, known.shift)
+    scale = latents.latents or LatentScale(known.scaling, known.shift)
     scaling, shift = (torch.from_numpy(x) for x in scale.per_channel())
     theirs, ours = (torch.cat(parts).cpu() - shift) * scaling, latents[which]
     wrong = strangers(ours, theirs)

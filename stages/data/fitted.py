@@ -113,14 +113,18 @@ def decode(data: bytes, name: str, size: int | None = None, crop: str = "resize"
             "smaller"
         ) from error
     except UNREADABLE as error:
-        raise DamagedError(f"{name} is not a readable image: {_reason(error)}") from error
+        raise DamagedError(f"{name} is not a readable image: {_reason(error, data)}") from error
     image = _eight_bit(image, name)
     if size is not None:
         image = cropped(image, size, crop)
     return Picture(np.asarray(image), notes)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: bytes) -> str:
+    if data.startswith(b"version https://git-lfs"):
+        return "it is a git-lfs pointer; fetch the data: git lfs pull"
+    if not data:
+        return "it is empty"
     text = str(error)
     return "no image format that is known" if "cannot identify" in text else text
 

@@ -6,13 +6,14 @@ It never holds the set: tasks convert shards, and what they found is added up.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Result, Stage, resolve
 from stages.artifacts.data import Data
-from stages.data.options import PrepareSettings, sources_of
+from stages.data.options import PrepareSettings, readers_of, sources_of
 from stages.methods import table
 
 if TYPE_CHECKING:
@@ -35,19 +36,38 @@ def run(context: Context) -> Result:
         train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
         source = replace(source, train=train, test=test)
         _check(source, settings)
-        form = form_of(train, settings, source.white)
+        form = form_of(source, settings)
         shards = _converted(context, {"train": train, "test": test}, form)
         everything = [shard for part in shards.values() for shard in part]
         damaged = [name for shard in everything for name in shard.facts["damaged"]]
-        check_damaged(damaged, settings.skip_damaged)
+        check_damaged(damaged, settings.skip_damaged, len(train) + len(test))
         facts = _write(context, source, shards, form)
+    if source.scratch is not None:
+        shutil.rmtree(source.scratch, ignore_errors=True)
     if damaged:
         context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")
     context.log(
         f"{facts['name']}: {facts['num_train']} training and {facts['num_test']} held-out images "
         f"of {facts['shape']}, mean {facts['mean']:.4f}, std {facts['std']:.4f}"
     )
+    context.log(_read_from(source, settings, everything))
     return Result(metrics={name: facts[name] for name in ("num_train", "num_test")})
+
+
+def _read_from(source: Source, settings: PrepareSettings, shards: list[Written]) -> str:
+    """What was read, in one line: the reader, classes, modes, and what was passed over."""
+    from collections import Counter
+
+    notes: Counter[str] = Counter()
+    for shard in shards:
+        notes.update(shard.facts["notes"])
+    classes = len(source.class_names)
+    words = [
+        f"read as {settings.dataset}: {f'{classes} classes' if classes > 1 else 'no labels'}",
+        source.said,
+        ", ".join(f"{count} {note}" for note, count in sorted(notes.items())),
+    ]
+    return "; ".join(filter(None, words))
 
 
 def _parts(source: Source) -> tuple[tuple[str, Part], ...]:
@@ -59,7 +79,7 @@ def _check(source: Source, settings: PrepareSettings) -> None:
 
     Latents may have any number of channels and any finite values.
     """
-    from stages.data.readers.source import Pixels
+    from stages.data.readers.source import Pixels, check_classes
 
     num_classes, shapes = len(source.class_names), {}
     for name, part in _parts(source):
@@ -72,8 +92,9 @@ def _check(source: Source, settings: PrepareSettings) -> None:
                 f"lie in 0..{num_classes - 1}"
             )
         if isinstance(part.images, Pixels):
-            _check_array(part.images, name, settings.latent)
+            _check_array(part.images, name, settings.latent or source.latents is not None)
             shapes[name] = tuple(part.images.shape)
+    check_classes(source)
     # With a size it is the channels alone that have to agree.
     if len({shape[: None if settings.size is None else 1] for shape in shapes.values()}) > 1:
         raise ValueError(
@@ -91,16 +112,15 @@ def _check_array(images: Any, name: str, latent: bool) -> None:
             f"{name} images have shape {shape}; they must be (C, H, W) with 1 or 3 channels; set "
             "data.latent=true if they are latents"
         )
-    if latent and dtype != np.float32:
+    if latent and dtype.kind != "f":
         raise ValueError(f"{name} latents have type {dtype}; give floating-point numbers")
-    if dtype not in (np.uint8, np.float32):
+    if not latent and dtype not in (np.uint8, np.float32):
         raise ValueError(f"{name} images have type {dtype}; give uint8 or float32")
 
 
 def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str, list[Written]]:
     """All shards, by part. As many tasks at once as fit the memory."""
     from stages.data.convert import convert_shard, shards_of
-    from stages.data.readers.source import InMemory
 
     items = [
         (name, index, *shard)
@@ -109,7 +129,7 @@ def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str
     ]
     common = parts, form, str(context.work.path)
     at_once = max(1, int(context.settings.memory_gib * 1024 / TASK_MIB))
-    if any(isinstance(part.images, InMemory) for part in parts.values()):
+    if any(map(_is_here, parts.values())):
         at_once = 1  # they are here already: not to be sent
     total, done, made = sum(map(len, parts.values())), 0, []
     context.progress(0, total, "images")
@@ -120,6 +140,16 @@ def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str
         context.progress(done, total, "images")
     pairs = list(zip(items, made, strict=True))
     return {name: [shard for item, shard in pairs if item[0] == name] for name in parts}
+
+
+def _is_here(part: Part) -> bool:
+    """Whether the images are in this process's memory, not in files that tasks can read."""
+    import numpy as np
+
+    from stages.data.readers.source import InMemory
+
+    images = part.images
+    return isinstance(images, InMemory) or isinstance(getattr(images, "stored", None), np.ndarray)
 
 
 def _write(
@@ -139,6 +169,8 @@ def _write(
         labels[name] = _labels(getattr(source, name).labels, part)
         if form.packed:
             counts[name] = written.place_packed(part, context.path, name)
+        elif form.storage == "latents":
+            counts[name] = written.place(part, context.path, name, ".npy")
         else:
             write_array(part, context.path / f"{name}.npy", form, channels)
     if 0 in map(len, labels.values()):
@@ -148,14 +180,27 @@ def _write(
     if channels == 3 and form.dtype == "uint8":
         total = total.coloured()
     facts = {
-        "name": settings.dataset if settings.size is None else f"{settings.dataset}{settings.size}",
+        "name": settings.title,
         "shape": [channels, *form.shape[1:]],
         "class_names": list(source.class_names),
         "white": source.white,
     }
-    if form.packed:
-        facts |= {"storage": "packed", "shards": counts}
+    if form.storage != "mapped":
+        facts |= {"storage": form.storage, "shards": counts}
+    if source.latents is not None:
+        facts |= {"latent": True, "latents": _latent_facts(source, everything)}
     return Data.write(context.path, labels, total.summary(), facts)
+
+
+def _latent_facts(source: Source, shards: list[Written]) -> dict[str, Any]:
+    latents, dtypes = source.latents, sorted({shard.facts["dtype"] for shard in shards})
+    return {
+        "autoencoder": {"name": latents.autoencoder, "sha256": None},
+        "pixel_range": latents.pixel_range,
+        "scaling": latents.scaling,
+        "shift": latents.shift,
+        "dtype": dtypes[-1],  # float16 before float32
+    }
 
 
 def _labels(labels: np.ndarray, shards: list[Written]) -> np.ndarray:
@@ -178,7 +223,7 @@ STAGE = Stage(
     settings=PrepareSettings,
     output=Data,
     run="stages.data.prepare:run",
-    sources=lambda settings: [table.DATASETS[settings.dataset]],
+    sources=readers_of,
     files=sources_of,
     metrics=lambda node: ("num_train", "num_test"),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A frozen autoencoder of images in [-1, 1]; dtype: in which it computes."""
+    """A frozen autoencoder. dtype: in which it computes. unit: whether it is given pixels in [0, 1],
+    as EDM2 does, instead of [-1, 1]."""
 
     network: Any
     dtype: torch.dtype
+    unit: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -55,15 +57,17 @@ class Autoencoder:
     def moments(self, images: Tensor) -> Tensor:
         """(B, 2, c, h, w) float32: mean and standard deviation of the latents of images
         (B, C, H, W) in [-1, 1], not scaled."""
-        posterior = self.network.encode(images.to(self.device, self.dtype)).latent_dist
+        given = (images + 1) / 2 if self.unit else images
+        posterior = self.network.encode(given.to(self.device, self.dtype)).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         return torch.stack([mean, torch.exp(logvar / 2)], 1)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """(B, C, H, W) float32 images, not clipped, of latents (B, c, h, w) as `moments` gives
-        them."""
-        return self.network.decode(z.to(self.device, self.dtype)).sample.float()
+        """(B, C, H, W) float32 images, -1 black and 1 white, not clipped, of latents (B, c, h, w)
+        as `moments` gives them."""
+        images = self.network.decode(z.to(self.device, self.dtype)).sample.float()
+        return images * 2 - 1 if self.unit else images
 
 
 def known(folder: str | Path) -> Known:
@@ -72,15 +76,17 @@ def known(folder: str | Path) -> Known:
     return Known(file_hash(_weights(Path(folder))), *_scale(config))
 
 
-def load(folder: str | Path, device: str = "cpu", precision: str = "float32") -> Autoencoder:
-    """The autoencoder in a folder.
+def load(
+    folder: str | Path, device: str = "cpu", precision: str = "float32", unit: bool = False
+) -> Autoencoder:
+    """The autoencoder in a folder; unit: see `Autoencoder`.
 
     precision: float32, or bfloat16, which has float32's range: no decoder overflows in it, so
     `force_upcast` of a config is met by both.
 
     Raises ValueError for weights that do not fit the config.
     """
-    return _load(str(folder), device, precision)
+    return replace(_load(str(folder), device, precision), unit=unit)
 
 
 @lru_cache(maxsize=1)
@@ -88,14 +94,14 @@ def _load(folder: str, device: str, precision: str) -> Autoencoder:
     prepare_torchvision()
     from diffusers import AutoencoderKL
 
-    file = _weights(Path(folder))
+    file, dtype = _weights(Path(folder)), PRECISIONS[precision]
     try:
         network, found = AutoencoderKL.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=file.suffix == ".safetensors",
             low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
@@ -107,8 +113,7 @@ def _load(folder: str, device: str, precision: str) -> Autoencoder:
         if found[kind]:
             words = f"{kind.replace('_', ' ')} such as {sorted(found[kind])[0]}"
             raise ValueError(_unread(file, words))
-    dtype = PRECISIONS[precision]
-    return Autoencoder(network.to(device, dtype).eval().requires_grad_(False), dtype)
+    return Autoencoder(network.to(device).eval().requires_grad_(False), dtype)
 
 
 def _weights(folder: Path) -> Path:

@@ -18,8 +18,26 @@ DATASETS = {
     "photographs": "stages.data.readers.photographs:read",
     "mnist": "stages.data.readers.mnist:read",
     "cifar10": "stages.data.readers.cifar:read",
+    "cifar100": "stages.data.readers.cifar:read100",
     "folder": "stages.data.readers.folder:read",
+    "imagenet": "stages.data.readers.imagenet:read",
+    "zip": "stages.data.readers.archive:read",
     "npz": "stages.data.readers.npz:read",
+    "parquet": "stages.data.readers.huggingface:read_parquet",
+    "saved": "stages.data.readers.huggingface:read_saved",
+    "webdataset": "stages.data.readers.webdataset:read",
+    "lsun": "stages.data.readers.lsun:read",
+    "latents": "stages.data.readers.latents:read",
+}
+
+# Those that samples made elsewhere may come as: each lists all images of a place.
+SAMPLES = {
+    "folder": "stages.data.readers.folder:pool",
+    "zip": "stages.data.readers.archive:pool",
+    "npz": "stages.data.readers.npz:pool",
+    "parquet": "stages.data.readers.huggingface:pool",
+    "webdataset": "stages.data.readers.webdataset:pool",
+    "lsun": "stages.data.readers.lsun:pool",
 }
 
 EXTRACTORS = {

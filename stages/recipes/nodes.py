@@ -41,7 +41,7 @@ def spectrum_nodes(bench: Bench, name: str = "spectrum") -> list[Node]:
     own = name == "spectrum"
     data = data_node(bench) if own else name.replace("spectrum", "prepare", 1)
     if own and bench.is_latent and not bench.spectrum.allow_latent:
-        setting = "data.latent=true" if bench.data.latent else "latents.autoencoder"
+        setting = "data.latent=true" if bench.data.holds_latents else "latents.autoencoder"
         raise UsageError(
             f"{setting} and CSFlow contradict each other: the eye's contrast sensitivity is "
             "measured against luminance on a screen, and a frequency in a latent is no frequency "
@@ -115,7 +115,7 @@ def data_node(bench: Bench) -> str:
 
 def pixels_node(bench: Bench) -> str:
     """The node with the pictures that samples are compared with."""
-    return PIXELS if bench.latents.autoencoder is not None and bench.data.latent else PREPARE
+    return PIXELS if bench.latents.autoencoder is not None and bench.data.holds_latents else PREPARE
 
 
 def pixel_nodes(bench: Bench) -> list[Node]:
@@ -137,7 +137,7 @@ def prepare_nodes(bench: Bench) -> list[Node]:
         return [Node(PREPARE, prepare.STAGE, bench.data, resources=bench.resources.prepare)]
     nodes = pixel_nodes(bench)
     inputs, options = {"pixels": nodes[0].name}, bench.latents
-    if bench.data.latent:
+    if bench.data.holds_latents:
         if options.flips:
             raise UsageError(
                 "latents.flips=true and data.latent=true contradict each other: only pixels can "
@@ -323,7 +323,7 @@ TEACH = "teach"
 
 
 def pixels_input(bench: Bench) -> dict[str, str]:
-    """The pixels that a teacher looks at, where they are not what networks are trained on."""
+    """Where a teacher looks at other images than the data: the pixels of latents."""
     if bench.latents.autoencoder is not None:
         return {"pixels": pixels_node(bench)}
     return {} if bench.teach.pixels is None else {"pixels": PIXELS}
@@ -341,12 +341,12 @@ def teacher_nodes(bench: Bench) -> list[Node]:
     """The teacher. Raises UsageError where it does not fit the network, or cannot see."""
     options, patch = bench.teach, bench.train.network.patch
     encoded = bench.latents.autoencoder is not None
-    if encoded and not bench.data.latent and options.pixels is not None:
+    if encoded and not bench.data.holds_latents and options.pixels is not None:
         raise UsageError(
             "teach.pixels and latents.autoencoder contradict each other: the teacher sees the "
             "pixels that are encoded; leave teach.pixels unset"
         )
-    if bench.data.latent and options.pixels is None:
+    if bench.data.holds_latents and options.pixels is None:
         raise UsageError(
             "data.latent=true, and a teacher sees pixels: set teach.pixels to the same images as "
             "pixels, such as teach.pixels.dataset=folder and teach.pixels.path=FOLDER"

@@ -54,7 +54,7 @@ def run(context: Context) -> Result:
         )
         rows = max(1, HELD_BYTES // (settings.shard_size * int(np.prod(shape))))
         while wave := list(islice(items, rows)):
-            parts = context.map(decode_shard, wave, samples, scale, settings)
+            parts = context.map(decode_shard, wave, samples, scale, settings, data.of_unit_pixels)
             for (first, last), part in zip(wave, parts, strict=True):
                 pictures[first:last] = part
             context.progress(wave[-1][1], count, "samples")
@@ -68,9 +68,13 @@ def run(context: Context) -> Result:
 
 
 def decode_shard(
-    shard: tuple[int, int], samples: Samples, scale: LatentScale, settings: DecodeSettings
+    shard: tuple[int, int],
+    samples: Samples,
+    scale: LatentScale,
+    settings: DecodeSettings,
+    unit: bool = False,
 ) -> np.ndarray:
-    """(n, C, H, W) uint8 pictures of samples first..last-1, -1 to 1 rounded to 0 to 255.
+    """(n, C, H, W) uint8 pictures of samples first..last-1, black to white rounded to 0 to 255.
 
     Every block is computed at its full size, so that a picture does not depend on how many follow.
     """
@@ -79,7 +83,7 @@ def decode_shard(
 
     from stages.encoders import autoencoder
 
-    network = autoencoder.load(settings.autoencoder, settings.device, settings.precision)
+    network = autoencoder.load(settings.autoencoder, settings.device, settings.precision, unit)
     scaling, shift = (torch.from_numpy(x) for x in scale.per_channel())
     first, last = shard
     parts = []

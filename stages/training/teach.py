@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
-from stages.artifacts.teacher import ONLINE, PATCHES, STORED, TOKENS, Teacher, looked_at, shown_as
+from stages.artifacts.teacher import ONLINE, PATCHES, STORED, TOKENS, Teacher, looked_at
 from stages.data.options import PrepareSettings
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
@@ -201,7 +201,7 @@ def run(context: Context) -> Result:
     settings: TeachSettings = context.settings
     data, pixels = (context.inputs.get(name) for name in ("data", "pixels"))
     loaded = data.load()
-    shown = loaded if pixels is None else shown_as(data, pixels)
+    shown = loaded if pixels is None else data.pictures(pixels)
     grid = tuple(side // settings.student_patch for side in loaded.shape[1:])
     with raised_as(StageError, ValueError, OSError):
         _check(loaded, shown)

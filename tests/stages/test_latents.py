@@ -43,7 +43,7 @@ def images():
 
 
 def prepared(where, images, **more):
-    labels = np.arange(len(images)) % 2
+    labels, images = np.arange(len(images)) % 2, images.transpose(0, 2, 3, 1)
     np.savez(
         where.with_suffix(".npz"),
         x_train=images[:16],
@@ -125,6 +125,14 @@ def test_mirrored_images_are_encoded_as_further_ones(tmp_path, folder, pixels):
     mean, _ = diffusers_moments(folder, shown[:].flip(-1))
     torch.testing.assert_close(train.raw(slice(16, 32))[:, 0].float(), mean, atol=2e-3, rtol=2e-3)
     assert torch.equal(train.labels, shown.labels.tile(2))
+    # What a teacher looks at beside them.
+    pictures = data.pictures(pixels).train
+    assert torch.equal(pictures.labels, train.labels)
+    mixed = torch.tensor([17, 1, 31, 0])
+    expected = [shown[i] for i in (slice(1, 2), slice(1, 2), slice(15, 16), slice(0, 1))]
+    expected[0], expected[2] = expected[0].flip(-1), expected[2].flip(-1)
+    assert torch.equal(pictures[mixed], torch.cat(expected))
+    assert torch.equal(pictures[15:18], pictures[torch.tensor([15, 16, 17])])
 
 
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(tmp_path, folder, pixels, latents):
@@ -285,9 +293,17 @@ def test_pickled_weights_are_read_without_unpickling(tmp_path, folder):
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     ours, theirs = (autoencoder.load(x).moments(images) for x in (tmp_path / "bin", folder))
     torch.testing.assert_close(ours, theirs)
-    torch.save({"x": shutil}, tmp_path / "bin" / f"{name}.bin")
+    torch.save({"x": Draws(0, torch.arange(2))}, tmp_path / "bin" / f"{name}.bin")
     with pytest.raises(ValueError, match=r"cannot be read as the weights"):
         autoencoder.load(tmp_path / "bin", precision="bfloat16")
+
+
+def test_an_autoencoder_may_be_of_pixels_from_0_to_1(folder):
+    signed, unit = (autoencoder.load(folder, unit=of) for of in (False, True))
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    torch.testing.assert_close(unit.moments(images), signed.moments((images + 1) / 2))
+    z = unit.moments(images)[:, 0]
+    torch.testing.assert_close((unit.decode(z) + 1) / 2, signed.decode(z))
 
 
 def test_statistics_of_each_channel_are_a_scale(tmp_path):

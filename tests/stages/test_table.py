@@ -18,7 +18,7 @@ from stages.settings.methods import options_of
 
 PLACES = {
     "cifar10": ["data.path=cifar-10-batches-py"],
-    "imagenet256": ["data.path=latents.npz", "teach.pixels.path=pixels.npz"],
+    "imagenet256": ["data.path=imagenet"],
 }
 
 
@@ -145,7 +145,9 @@ def test_steps_move_the_checkpoints():
 def test_every_preset_gives_every_recipe(preset, recipe):
     path = ["evaluate.path=samples"] if recipe == "evaluate" else []
     settings = config.resolve(CATALOG, preset, [*path, *PLACES.get(preset, ())]).settings
-    if settings.data.latent and recipe not in ("train", "evaluate"):
+    if settings.is_latent and recipe == "csflow":
+        with pytest.raises(UsageError, match=r"latents\.autoencoder and CSFlow contradict"):
+            RECIPES[recipe](settings)
         return
     assert len(RECIPES[recipe](settings)) >= 2
 
@@ -177,8 +179,10 @@ def test_latents_need_their_pixels():
         graph("data.dataset=npz", "data.path=x.npz", "data.latent=true", recipe="train")
 
 
-def test_latents_are_trained_on_and_not_scored():
-    settings = config.resolve(CATALOG, "imagenet256", PLACES["imagenet256"]).settings
+def test_latents_without_their_autoencoder_are_trained_on_and_not_scored():
+    given = ["data.dataset=npz", "data.path=x.npz", "data.latent=true", "data.size=null"]
+    given += ["latents.autoencoder=null", "teach.pixels.dataset=npz", "teach.pixels.path=y.npz"]
+    settings = config.resolve(CATALOG, "imagenet256", given).settings
     names = [node.name for node in RECIPES["train"](settings)]
     assert not [name for name in names if name.startswith(("evaluate", "features", "extractor"))]
     assert {"prepare/pixels", "teach", "train/maskalign", "diagnose/maskalign"} <= {*names}

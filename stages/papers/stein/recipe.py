@@ -132,8 +132,8 @@ class Solved:
                 "clean values are not known here; set stein.target=trajectory, which needs none"
             )
         if settings.source == "data":
-            tokens_of = teacher_inputs(self.bench, method) if tokens else {}
-            return {"data": data_node(self.bench), **tokens_of}
+            taught = teacher_inputs(self.bench, method) if tokens else {}
+            return {"data": data_node(self.bench), **taught}
         if tokens:
             raise UsageError(
                 f"stein.source=samples and train.method={method} contradict each other: samples "
