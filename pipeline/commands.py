@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import plan as planning
 from pipeline import estimates, progress, record, results
+from pipeline import plan as planning
 from pipeline.errors import DONE, UsageError
 from pipeline.holding import holder
 from pipeline.plan import Plan, Request

@@ -1,8 +1,8 @@
 """What nodes take, by their settings and by what is known of their inputs: for plans.
 
-Each function gives `bytes` (of the artifact), `flops`, `parameters`, `gpu_bytes` (of one device) and
-`said`, as far as they are known, and under other names what later nodes ask for. Stages name these
-functions without importing them, so that no key depends on an estimate.
+Each function gives `bytes` (of the artifact), `flops`, `parameters`, `gpu_bytes` (of one device)
+and `said`, as far as they are known, and under other names what later nodes ask for. Stages name
+these functions without importing them, so that no key depends on an estimate.
 """
 
 from __future__ import annotations
