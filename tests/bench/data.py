@@ -351,14 +351,10 @@ def flat(options: argparse.Namespace, folder: Path) -> None:
 def kill(options: argparse.Namespace, folder: Path) -> None:
     """Kill a conversion when a third of its shards are there; go on; compare."""
     count = options.images
-    path = made(
-        folder,
-        options.kinds[0] if "npy" not in options.kinds[:1] else "folder",
-        count,
-        options.side,
+    path = made(folder, "folder", count, options.side)
+    whole, killed = (
+        _spec(options, "prepare", folder / name, path, count) for name in ("whole", "killed")
     )
-    whole = Spec("prepare", str(folder / "whole"), str(path), options.tasks, 0, count)
-    killed = Spec("prepare", str(folder / "killed"), str(path), options.tasks, 0, count)
     for spec in (whole, killed):
         shutil.rmtree(spec.place, ignore_errors=True)
     seconds = [grown(whole)[1]]
