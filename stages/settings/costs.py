@@ -13,20 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from stages.methods import costs
 from stages.settings.latents import Geometry, known_geometry
-from stages.settings.networks import config_of
 
 if TYPE_CHECKING:
     from pipeline.stage import Settings
 
 Estimate = Mapping[str, Any]
-
-# Of float32 weights: the weights, their gradients, two moments of AdamW and the average of weights.
-TRAINED_BYTES, STATE_BYTES = 20, 16
-# Bytes that a value of a token takes in a block until its gradient is known, in bfloat16
-# (Korthikanti et al. 2022, without attention maps, which are computed again).
-ACTIVATION_BYTES = 34
-
-TEACHER_STORED = 20e9  # bytes of features above which a teacher is online
 
 
 def encode(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
@@ -64,58 +55,6 @@ def decode(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
         known.widths, known.layers, known.channels, known.latent_channels, size
     )
     return {"images": count, "shape": shape, "bytes": count * prod(shape), "flops": count * flops}
-
-
-def teach(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
-    """Features of all training images, unless they would be too large to be stored."""
-    data = given["data"]
-    shown = given.get("pixels", data)
-    if "shape" not in data or "shape" not in shown:
-        return {}
-    grid = data["shape"][1] // settings.student_patch
-    if settings.kind in costs.DINOV2:
-        flops = costs.dinov2(settings.kind)
-    else:
-        channels, side, _ = shown["shape"]
-        patches = (side // settings.own_patch) ** 2
-        values = channels * settings.own_patch**2
-        flops = costs.vit(settings.width, settings.depth, patches, values)
-    facts = {"width": settings.features, "forward": flops}
-    if "images" not in data:
-        return facts
-    size = data["images"] * (1 + grid**2) * settings.features
-    size *= 2 if settings.precision == "float16" else 4
-    mode = settings.mode or ("stored" if size < TEACHER_STORED else "online")
-    said = "" if mode == "stored" else f"online: its features would take {size / 1e9:,.0f} GB"
-    passes = data["images"] if mode == "stored" else 0
-    passes += 2 * min(settings.probe_images, data["images"])
-    facts |= {"online": mode == "online", "said": said, "flops": passes * flops}
-    return facts | {"bytes": size if mode == "stored" else 0}
-
-
-def train(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
-    """A forward pass and a backward one, twice as long, of every image of every step, and the
-    teacher's pass where it is online; checkpoints and one resumable state."""
-    data, teacher, size = given["data"], given.get("teacher", {}), settings.network
-    if "shape" not in data or size.kind != "sit":
-        return {"shape": data["shape"]} if "shape" in data else {}
-    classes = data.get("classes", 0) if settings.conditional else 0
-    more = settings.loss_options.of_network(teacher.get("width", 0))
-    config = config_of(size, tuple(data["shape"]), classes, **more)
-    parameters, forward = costs.sit(config)
-    each = 3 * forward + (teacher.get("forward", 0) if teacher.get("online") else 0)
-    workers = max(1, settings.worker_range[0])
-    tokens = (data["shape"][1] // size.patch) ** 2
-    values = tokens * size.width * size.depth * settings.batch_size / workers / settings.accumulate
-    held = values * ACTIVATION_BYTES * (1 if settings.precision == "bfloat16" else 2)
-    return {
-        "shape": data["shape"],
-        "forward": forward,
-        "parameters": parameters,
-        "flops": settings.steps * settings.batch_size * each,
-        "bytes": parameters * (4 * len(settings.kept_steps) + STATE_BYTES),
-        "gpu_bytes": parameters * TRAINED_BYTES + held if settings.device == "cuda" else 0,
-    }
 
 
 def sample(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:

@@ -219,7 +219,7 @@ STAGE = Stage(
     ],
     needs=_needs,
     workers=_workers,
-    estimate="stages.settings.costs:train",
+    estimate="stages.training.expected:train",
     metrics=_metrics,
     curve_steps=lambda node: node.settings.steps,
 )
