@@ -6,6 +6,7 @@ It never holds the set: tasks convert shards, and what they found is added up.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,28 +28,45 @@ TASK_MIB = 64  # what a task needs beside what it imports, at most
 
 def run(context: Context) -> Result:
     """Read, cut, resize, measure and write the data set."""
-    from stages.data.convert import check_damaged, form_of
-
     settings: PrepareSettings = context.settings
     with raised_as(StageError, ValueError, OSError):
         source = resolve(table.DATASETS[settings.dataset])(settings)
-        train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
-        source = replace(source, train=train, test=test)
-        _check(source, settings)
-        form = form_of(train, settings, source.white)
-        shards = _converted(context, {"train": train, "test": test}, form)
-        everything = [shard for part in shards.values() for shard in part]
-        damaged = [name for shard in everything for name in shard.facts["damaged"]]
-        check_damaged(damaged, settings.skip_damaged, len(train) + len(test))
-        facts = _write(context, source, shards, form)
-    if damaged:
-        context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")
+        try:
+            train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
+            lacking = _untrained(source, train, settings)
+            source = replace(source, train=train, test=test)
+            _check(source, settings)
+            facts, shards = _made(context, source)
+        finally:
+            if source.scratch is not None:
+                shutil.rmtree(source.scratch, ignore_errors=True)
+    if lacking:
+        context.notice(f"no training image is of {lacking}: it is sampled though never trained")
     context.log(
         f"{facts['name']}: {facts['num_train']} training and {facts['num_test']} held-out images "
         f"of {facts['shape']}, mean {facts['mean']:.4f}, std {facts['std']:.4f}"
     )
-    context.log(_read_from(source, settings, everything))
+    context.log(_read_from(source, settings, shards))
     return Result(metrics={name: facts[name] for name in ("num_train", "num_test")})
+
+
+def _made(context: Context, source: Source) -> tuple[dict[str, Any], list[Written]]:
+    """The payload's facts, and the shards that it was put together from."""
+    from stages.data.convert import check_damaged, form_of
+    from stages.data.moments import write_latents
+
+    settings = context.settings
+    if source.latents is not None:
+        return write_latents(context, source, settings.title), []
+    form = form_of(source.train, settings, source.white)
+    parts = {"train": source.train, "test": source.test}
+    shards = _converted(context, parts, form)
+    everything = [shard for part in shards.values() for shard in part]
+    damaged = [name for shard in everything for name in shard.facts["damaged"]]
+    check_damaged(damaged, settings.skip_damaged, sum(map(len, parts.values())))
+    if damaged:
+        context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")
+    return _write(context, source, shards, form), everything
 
 
 def _read_from(source: Source, settings: PrepareSettings, shards: list[Written]) -> str:
@@ -67,6 +85,21 @@ def _read_from(source: Source, settings: PrepareSettings, shards: list[Written])
     return "; ".join(filter(None, words))
 
 
+def _untrained(source: Source, train: Part, settings: PrepareSettings) -> str:
+    """A class that has no training image, for a notice; ValueError where it is by data.limit."""
+    from stages.data.readers.source import untrained
+
+    names = source.class_names
+    before = untrained(source.train.labels, len(names))
+    for label in untrained(train.labels, len(names)):
+        if label not in before:
+            raise ValueError(
+                f"data.limit={settings.limit} leaves no training image of class '{names[label]}', "
+                "which would be sampled, never trained; set it higher"
+            )
+    return " and ".join(f"class '{names[label]}'" for label in before[:3])
+
+
 def _parts(source: Source) -> tuple[tuple[str, Part], ...]:
     return (("training", source.train), ("held-out", source.test))
 
@@ -76,7 +109,7 @@ def _check(source: Source, settings: PrepareSettings) -> None:
 
     Latents may have any number of channels and any finite values.
     """
-    from stages.data.readers.source import Pixels, check_classes
+    from stages.data.readers.source import Pixels
 
     num_classes, shapes = len(source.class_names), {}
     for name, part in _parts(source):
@@ -88,10 +121,9 @@ def _check(source: Source, settings: PrepareSettings) -> None:
                 f"{name} labels run from {low} to {high}; with {num_classes} classes they must "
                 f"lie in 0..{num_classes - 1}"
             )
-        if isinstance(part.images, Pixels):
+        if source.latents is None and isinstance(part.images, Pixels):
             _check_array(part.images, name, settings.latent)
             shapes[name] = tuple(part.images.shape)
-    check_classes(source)
     # With a size it is the channels alone that have to agree.
     if len({shape[: None if settings.size is None else 1] for shape in shapes.values()}) > 1:
         raise ValueError(

@@ -126,13 +126,10 @@ def _pixel_axes(shape: tuple[int, ...], name: str, axes: Axes | None, like) -> s
         )
     possible = {k: s for k, s in _orders(shape).items() if s[0] in (1, 3) and axes in (None, k)}
     if not possible:
-        latent = f"; for latents of {shape[1]} or {shape[3]} channels set data.latent=true"
         raise ValueError(
             f"{name} images have shape {shape}; they must be (n, H, W, C) or (n, C, H, W) with 1 "
-            f"or 3 channels; set data.latent=true if they are latents"
-            if 4 not in (shape[1], shape[3]) or axes
-            else f"{name} images have shape {shape}, 4 channels: drop transparency to give (n, H, "
-            f"W, C) with 1 or 3 channels{latent}"
+            "or 3 channels; set data.latent=true if they are latents, and drop the fourth channel "
+            "of RGBA"
         )
     if len(possible) > 1 and like is not None:
         possible = {k: s for k, s in possible.items() if s == like} or possible
