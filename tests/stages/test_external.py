@@ -9,7 +9,7 @@ from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
-from stages.data.image_files import read_npz
+from stages.data.readers import npz
 from stages.data.readers.order import mixed_order
 from stages.scoring import evaluate, external, extractor, features
 from tests.stages.context import context, digests, make
@@ -21,6 +21,11 @@ def write_images(folder, pixels, suffix="png"):
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{i:03}.{suffix}")
     return folder
+
+
+def read_npz(path) -> np.ndarray:
+    images = npz.pool(path).images
+    return images.take(np.arange(len(images)))
 
 
 def read(folder, path, data, stage=external.STAGE):
