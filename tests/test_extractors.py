@@ -9,7 +9,6 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from stages.data import image_files
 from stages.encoders import embedded as encoders_embedded
 from stages.encoders import pretrained
 from stages.encoders.classifier import accuracy, train_classifier

@@ -16,8 +16,8 @@ WNID = re.compile(r"n\d{8}(_.*)?")
 LATENT = re.compile(r"img-mean-std-\d+\.npy")
 IMAGE = re.compile(r".*\.(png|jpe?g|jpe|jfif|bmp|webp|p[pgbn]m|tiff?|gif|avif|jp2|tga)", re.I)
 KNOWN = (
-    "a folder of images or of class folders, ImageNet's tree, an .npz, .npy, .zip, .tar or .parquet "
-    "file or a folder of the latter two, CIFAR's or MNIST's files, an LMDB, a folder of "
+    "a folder of images or of class folders, ImageNet's tree, an .npz, .npy, .zip, .tar or "
+    ".parquet file or a folder of the latter two, CIFAR's or MNIST's files, an LMDB, a folder of "
     "save_to_disk, or one of latents (img-mean-std-*.npy)"
 )
 SUFFIXES = {

@@ -134,8 +134,9 @@ def test_bad_folders_are_refused_in_words(tmp_path, few, monkeypatch):
         monkeypatch.setattr(external, "SHARD_FILES", size)
         with pytest.raises(StageError, match=r"000\.png is 8x8 and 003\.png is 9x8"):
             read(tmp_path / str(size), mixed, few)
-    (mixed / "notes.txt").write_text("x")
-    with pytest.raises(StageError, match=r"not images, the first notes\.txt"):
+    (mixed / "notes.txt").write_text("x")  # passed over, and said
+    (mixed / "a.heic").write_text("x")
+    with pytest.raises(StageError, match=r"not images that can be read, the first a\.heic"):
         read(tmp_path / "3", mixed, few)
     (tmp_path / "bad.npz").write_text("x")
     with pytest.raises(StageError, match=r"not a readable \.npz"):

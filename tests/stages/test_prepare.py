@@ -363,9 +363,7 @@ def test_what_mlflow_is_told(data):
 
 def test_missing_path_is_one_sentence(tmp_path):
     settings = prepare.PrepareSettings(dataset="npz", path=str(tmp_path / "no.npz"))
-    with pytest.raises(
-        StageError, match=r"no.npz does not exist; it must be the .npz or .npy file"
-    ):
+    with pytest.raises(StageError, match=r"no.npz does not exist; it must be the .npz or .npy f"):
         prepare.run(context(tmp_path, settings))
 
 
