@@ -58,6 +58,17 @@ def listed(path: Path, like: tuple[int, int, int]) -> Iterator[Listing]:
             shutil.rmtree(listing.scratch, ignore_errors=True)
 
 
+def read_images(path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """All images of a place as (n, 3, H, W), uint8 or float32 in [-1, 1], and their names; for so
+    few that they fit the memory. ValueError as `listed` and `taken` raise."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a folder of images, or a file that is read")
+    with listed(path, (3, 0, 0)) as listing:
+        images, _ = taken(listing, np.arange(len(listing.images)), 3)
+        return images, list(listing.names)
+
+
 def look(listing: Listing, channels: int) -> Look:
     """At the first image, which all others must be like."""
     first, _ = taken(listing, np.array([0]), channels)

@@ -107,10 +107,12 @@ class LatentFacts:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as read. white: the uint8 value that becomes 1 (0 becomes -1). said: what was
-    read and what was passed over, in words, for the log. latents: set where the images are
-    `Moments` of an autoencoder's latents. scratch: a folder of copies, to be removed when the images
-    are no longer read."""
+    """A data set as read.
+
+    white: the uint8 value that becomes 1 (0 becomes -1). said: what was read and what was passed
+    over, in words, for the log. latents: set where the images are `Moments` of an autoencoder's
+    latents. scratch: a folder of copies, to be removed when the images are no longer read.
+    """
 
     train: Part
     test: Part
