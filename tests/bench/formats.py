@@ -1,4 +1,4 @@
-"""Reads one small true file of every format and mode that data sets may come as, and says what it is taken for.
+"""Reads one small true file of every format and mode, and says what it is taken for.
 
 Every file is made here by the format's own writer; what is read is compared with what was written.
 """
@@ -37,8 +37,8 @@ WNIDS = ("n01440764", "n01443537")
 @dataclass(frozen=True)
 class Case:
     """make: writes the files into a folder, and gives the path and what the training and held-out
-    images together must be, as (n, C, H, W) uint8, in any order; None where decoding is lossy.
-    kind: what auto must take it for."""
+    images together must be, as (n, C, H, W) uint8, in any order, labelled by LABELS; None of
+    latents. kind: what auto must take it for. tolerance: by how much a pixel may differ."""
 
     make: Callable[[Path], tuple[Path, np.ndarray | None]]
     kind: str
@@ -69,7 +69,9 @@ def png(pixels: np.ndarray, kind: str = "PNG", **more) -> bytes:
     return buffer.getvalue()
 
 
-def write_classes(root: Path, encode=png, suffix="png", images=COLOUR, names=("cat", "dog")) -> Path:
+def write_classes(
+    root: Path, encode=png, suffix="png", images=COLOUR, names=("cat", "dog")
+) -> Path:
     for i, (pixels, label) in enumerate(zip(images, LABELS, strict=True)):
         folder = root / names[label]
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +233,10 @@ def _lsun(root):
     import lmdb
 
     folder = root / "bedroom_train_lmdb"
-    with lmdb.open(str(folder), map_size=2**24) as environment, environment.begin(write=True) as txn:
+    with (
+        lmdb.open(str(folder), map_size=2**24) as environment,
+        environment.begin(write=True) as txn,
+    ):
         for i, pixels in enumerate(COLOUR):
             txn.put(f"{i:040x}".encode(), png(pixels, "WEBP", lossless=True))
     return folder, nchw(COLOUR)
@@ -400,9 +405,7 @@ MODES = {
     "PNG of 16-bit grey": _files(png, "png", GREY.astype(np.uint16) * 257, GREY),
     "PNG of 16-bit RGB": _files(deep_png, "png", WIDE, COLOUR),
     "PNG of 1 bit": _files(lambda x: png(x > 127), "png", GREY, BITS),
-    "grey PNG with alpha": _files(
-        lambda x: with_alpha(np.repeat(x[..., None], 3, 2)), "png", GREY
-    ),
+    "grey PNG with alpha": _files(lambda x: with_alpha(np.repeat(x[..., None], 3, 2)), "png", GREY),
     "grey TIFF": _files(lambda x: png(x, "TIFF"), "TIF", GREY),
     "CMYK TIFF": _files(cmyk, "tiff"),
     "BMP": _files(lambda x: png(x, "BMP"), "bmp"),
@@ -443,20 +446,23 @@ def read(name: str, folder: Path, **more) -> Found:
     elif max(1, data.num_classes) != one.num_classes:
         problem = f"{data.num_classes} classes instead of {one.num_classes}"
     elif expected is not None:
-        problem = _difference(data, expected, one.tolerance)
+        problem = _difference(data, expected, one)
     return Found(settings.dataset, data, at.logged[-1], problem)
 
 
-def _difference(data: DataSet, expected: np.ndarray, tolerance: int) -> str:
+def _difference(data: DataSet, expected: np.ndarray, one: Case) -> str:
     found = np.concatenate([data.train[:].numpy(), data.test[:].numpy()])
     if found.shape != expected.shape:
         return f"shape {found.shape} instead of {expected.shape}"
     found = np.rint((found + 1) * 127.5)
-    # The order is mixed: every image as written must be there, as often.
+    # The order is mixed: every image as written must be there, as often, with its label.
     distance = np.abs(found[:, None] - expected[None]).reshape(len(found), len(found), -1).max(2)
-    near = distance <= tolerance
-    good = (near.sum(0) == near.sum(1).max()).all() and near.any(0).all() and near.any(1).all()
-    return "" if good else f"pixels differ by up to {distance.min(1).max():.0f}"
+    near = distance <= one.tolerance
+    if not ((near.sum(0) == near.sum(1).max()).all() and near.any(0).all() and near.any(1).all()):
+        return f"pixels differ by up to {distance.min(1).max():.0f}"
+    labels = np.concatenate([data.train.labels.numpy(), data.test.labels.numpy()])
+    right = LABELS[distance.argmin(1) % COUNT] if one.num_classes > 1 else 0
+    return "" if (labels == right).all() else "labels are of other images"
 
 
 def main() -> int:
