@@ -70,6 +70,14 @@ class Samples(DescribedArtifact):
         import numpy as np
 
         np.save(folder / "samples.npy", images)
+        cls.complete(folder, labels, facts)
+
+    @classmethod
+    def complete(cls, folder: Path, labels: np.ndarray, facts: Mapping[str, Any]) -> None:
+        """Write all the rest beside images that are there."""
+        import numpy as np
+
+        images = np.load(folder / "samples.npy", mmap_mode="r")
         np.save(folder / "labels.npy", labels)
         first = images[: GRID_SIDE**2]
         write_grid(folder / "grid.png", first / 127.5 - 1 if first.dtype == np.uint8 else first)
