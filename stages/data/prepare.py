@@ -46,8 +46,8 @@ def run(context: Context) -> Result:
         f"{facts['name']}: {facts['num_train']} training and {facts['num_test']} held-out images "
         f"of {facts['shape']}, mean {facts['mean']:.4f}, std {facts['std']:.4f}"
     )
-    context.log(_read_from(source, settings, shards))
     context.log(_kept_as(shards, form))
+    context.log(_read_from(source, settings, shards))
     return Result(metrics={name: facts[name] for name in ("num_train", "num_test")})
 
 
