@@ -183,8 +183,8 @@ def _by_side(path: Path) -> dict[str, list[Path]]:
         if len(places) > 1:
             names = " and ".join(sorted(place.name for place in places)[:2])
             raise ValueError(
-                f"{path} has .parquet files of {side or 'one split'} in {names}: several data sets; "
-                "set data.path to the folder of one"
+                f"{path} has .parquet files of {side or 'one split'} in {names}: several data "
+                "sets; set data.path to the folder of one"
             )
     _check_sides(sides, path)
     return sides
