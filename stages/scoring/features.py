@@ -111,6 +111,7 @@ def _arrays(
     extractor: Extractor,
     settings: FeatureSettings,
 ) -> dict[str, np.ndarray]:
+    from stages.artifacts import reading
     from stages.encoders import embedded
     from stages.shards import blocks
 
@@ -124,11 +125,17 @@ def _arrays(
         name_of = f"{words} image {{}}".format
     network = extractor.load(settings.weights, settings.device)
 
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else reading.sensible(None, settings.device, False)
+
     def batches(size: int) -> Iterator[Tensor]:
         """Images of the shard, clipped as an image file would be."""
         first, last = shard
-        for start, stop in blocks(last - first, size):
-            yield read(slice(first + start, first + stop)).clamp(-1, 1)
+
+        def block(ends: tuple[int, int]) -> Tensor:
+            return read(slice(first + ends[0], first + ends[1])).clamp(-1, 1)
+
+        yield from reading.in_order(block, list(blocks(last - first, size)), readers)
 
     names = [name_of(index) for index in range(*shard)]
     outputs = embedded.extract(network, batches(settings.batch_size), names=names)
