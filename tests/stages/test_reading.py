@@ -93,6 +93,42 @@ def test_batches_read_ahead_are_those_read_in_place(monkeypatch, threads):
     assert not readers()
 
 
+class Event:
+    """Of a GPU that is at work until it was asked three times."""
+
+    asked = 0
+
+    def record(self, stream):
+        self.stream = stream
+
+    def query(self):
+        Event.asked += 1
+        return Event.asked > 3
+
+
+def test_a_gpu_is_given_what_is_stored(few, monkeypatch):
+    """Its memory and its clock are stood for: pinned 8-bit images go there, and are finished
+    there."""
+    data, pinned, moved = few.load(), [], []
+    plain = loop.Batches(data.train, data.train.labels, 6, seed=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "pin_memory", lambda part: pinned.append(part) or part)
+        patched.setattr(torch.Tensor, "to", lambda part, *where, **how: moved.append(part) or part)
+        patched.setattr(torch.cuda, "Event", Event)
+        patched.setattr(torch.cuda, "current_stream", lambda device: device)
+        patched.setattr(Event, "asked", 0)
+        slow = Slow(data.train, 0.1)
+        with loop.Batches(slow, data.train.labels, 6, 0, readers=1, end=1) as batches:
+            batches.device = torch.device("cuda")
+            batch = batches(0)
+        assert Event.asked == 4
+    assert [part.dtype for part in moved] == [torch.uint8, torch.int64, torch.int64]
+    assert {id(part) for part in moved} <= {id(part) for part in pinned}
+    assert torch.equal(batch.images, plain(0).images)
+    assert torch.equal(batch.labels, plain(0).labels)
+    assert 0 < batches.waited < 0.1  # until then the device had work
+
+
 def test_what_cannot_be_read_stops_the_training_at_its_batch():
     images = torch.randn(12, 1, 8, 8)
     first = loop.Batches(Held(images), None, 4, seed=0).indices(torch.arange(12))
