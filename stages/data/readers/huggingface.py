@@ -183,8 +183,8 @@ def _by_side(path: Path) -> dict[str, list[Path]]:
         if len(places) > 1:
             names = " and ".join(sorted(place.name for place in places)[:2])
             raise ValueError(
-                f"{path} has .parquet files of {side or 'one split'} in {names}: several data sets; "
-                "set data.path to the folder of one"
+                f"{path} has .parquet files of {side or 'one split'} in {names}: several data "
+                "sets; set data.path to the folder of one"
             )
     _check_sides(sides, path)
     return sides
@@ -226,7 +226,9 @@ def _guessed(field) -> dict[str, Any]:
     return {"_type": "ClassLabel" if whole else "Value"}
 
 
-def _columns(features: Mapping[str, Any], label: str | None, place, labelled: bool = True) -> Columns:
+def _columns(
+    features: Mapping[str, Any], label: str | None, place, labelled: bool = True
+) -> Columns:
     kinds = {n: f.get("_type") if isinstance(f, Mapping) else None for n, f in features.items()}
     images = [name for name, kind in kinds.items() if kind == "Image"]
     if len(images) > 1:
@@ -239,7 +241,9 @@ def _columns(features: Mapping[str, Any], label: str | None, place, labelled: bo
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     if label is not None:
         if label not in features:
-            raise ValueError(f"{place} has no column {label}: data.label is one of its {', '.join(features)}")
+            raise ValueError(
+                f"{place} has no column {label}: data.label is one of its {', '.join(features)}"
+            )
         labels = [label]
     if len(labels) > 1 and labelled:
         raise ValueError(

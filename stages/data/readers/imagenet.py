@@ -6,7 +6,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from stages.data.readers.folder import files_of, part_of
+from stages.data.readers.files import files_of
+from stages.data.readers.folder import part_of
 from stages.data.readers.layout import WNID, Side
 from stages.data.readers.order import mixed
 from stages.data.readers.source import Part, Source, refuse_held_out, required, split

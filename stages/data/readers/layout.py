@@ -203,7 +203,9 @@ def _flat(paths: list[str], prefix: str) -> Side:
 
 def _is_numbered(groups: dict[str, list[str]]) -> bool:
     """Whether folders are EDM's: 00012/img00012345.png."""
-    return all(re.match(rf"(img-?\w*-?)?0*{name}\d{{3}}\b", rests[0]) for name, rests in groups.items())
+    return all(
+        re.match(rf"(img-?\w*-?)?0*{name}\d{{3}}\b", rests[0]) for name, rests in groups.items()
+    )
 
 
 def _is_split_inside(rests: list[str]) -> bool:

@@ -147,7 +147,8 @@ def _refusal(path: Path, error: Exception) -> ValueError:
     if "allow_pickle" in str(error):
         writer = "numpy.savez" if kind == ".npz" else "numpy.save"
         return ValueError(
-            f"{path} holds Python objects, which are not unpickled; write plain arrays with {writer}"
+            f"{path} holds Python objects, which are not unpickled; write plain arrays "
+            f"with {writer}"
         )
     return ValueError(
         f"{path} is not a readable {kind} file ({error}); it is damaged: copy it again"

@@ -42,7 +42,9 @@ class Spans:
             if self.zipped:
                 header = os.pread(descriptor, LOCAL_HEADER, offset)
                 if header[:4] != b"PK\x03\x04":
-                    raise ValueError(f"{self.name(index)} is not where its archive says; copy it again")
+                    raise ValueError(
+                        f"{self.name(index)} is not where its archive says; copy it again"
+                    )
                 offset += LOCAL_HEADER + sum(struct.unpack("<HH", header[26:30]))
             data = os.pread(descriptor, size, offset)
         finally:
