@@ -72,17 +72,23 @@ class Bench(Settings):
 
     @property
     def shrink(self) -> int:
-        """Pixels of a side for one of what networks are trained on, where pixels are encoded."""
-        return self.geometry.factor if self.geometry and not self.data.holds_latents else 1
+        """Pixels of a side for one of what networks are trained on."""
+        return self.geometry.factor if self.geometry else 1
+
+    @property
+    def pictures(self) -> PrepareSettings:
+        """The settings of the pixels that teachers and scores see."""
+        given = self.data.holds_latents and self.teach.pixels
+        return given or self.data
 
     @property
     def network_shape(self) -> tuple[int | None, int | None]:
         """Side and channels of what networks are trained on, where known before it is read."""
-        size, channels = self.data.image_size, self.data.image_channels
-        if self.latents.autoencoder is None or self.data.holds_latents:
-            return size, channels
+        if self.latents.autoencoder is None:
+            return self.data.image_size, self.data.image_channels
         if self.geometry is None:
             return None, None
+        size = self.pictures.image_size
         return size and size // self.shrink, self.geometry.latent_channels
 
     @field_validator("hints")

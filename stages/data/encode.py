@@ -229,5 +229,6 @@ STAGE = Stage(
     run="stages.data.encode:run",
     inputs={"pixels": Input(Data), "latents": Input(Data, optional=True)},
     files=files_of,
+    estimate="stages.settings.costs:encode",
     metrics=lambda node: ("num_train", "num_test"),
 )

@@ -353,9 +353,9 @@ def teacher_nodes(bench: Bench) -> list[Node]:
         )
     if options.kind == teach.EMBEDDED and options.patch is None and bench.shrink > 1:
         options = options.revised(patch=patch * bench.shrink)
-    if options.kind != teach.EMBEDDED or options.pixels is None:
+    if options.kind != teach.EMBEDDED or options.pixels is None or encoded:
         with raised_as(UsageError):
-            check_grids(options, bench.network_shape[0], patch, bench.data.image_size)
+            check_grids(options, bench.network_shape[0], patch, bench.pictures.image_size)
     more = {"seed": bench.seed, "student_patch": patch, "weights": weights_of(options)}
     settings = settings_of(TeachSettings, options, **more)
     inputs, nodes = {"data": data_node(bench), **pixels_input(bench)}, []

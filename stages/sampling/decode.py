@@ -155,5 +155,6 @@ STAGE = Stage(
     run="stages.sampling.decode:run",
     inputs={"samples": Input(Samples), "data": Input(Data)},
     files=files_of,
+    estimate="stages.settings.costs:decode",
     metrics=lambda node: (),
 )

@@ -198,5 +198,6 @@ STAGE = Stage(
     },
     sources=lambda settings: [table.EXTRACTORS[settings.kind]],
     files=weight_files,
+    estimate="stages.settings.costs:features",
     metrics=lambda node: (),
 )

@@ -17,11 +17,9 @@ from pydantic import Field
 
 from pipeline.errors import UsageError
 from pipeline.stage import Place, Settings, unkeyed
+from stages.encoders.weights import AUTOENCODER_FILES as WEIGHTS
 
 CONFIG = "config.json"
-
-# As diffusers' save_pretrained names them; either serves.
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 class CodingOptions(Settings):
@@ -49,7 +47,7 @@ class LatentOptions(CodingOptions):
     flips: bool = Field(
         False,
         description="encode every training image mirrored too: of n images, image n + i is the "
-        "mirrored image i, and training draws from all 2n",
+        "mirrored image i, and training draws from all 2n, unless train.limit is at most n",
     )
     encode_shard: int = Field(
         20_000, ge=1, description="images of one file of latents, which one task encodes"

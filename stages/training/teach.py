@@ -348,5 +348,6 @@ STAGE = Stage(
     inputs={"data": Input(Data), "pixels": Input(Data, optional=True)},
     sources=lambda settings: [table.TEACHERS[settings.kind]],
     files=weight_files,
+    estimate="stages.training.expected:teach",
     metrics=lambda node: ("probe_accuracy_*",),
 )

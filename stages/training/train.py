@@ -219,6 +219,7 @@ STAGE = Stage(
     ],
     needs=_needs,
     workers=_workers,
+    estimate="stages.training.expected:train",
     metrics=_metrics,
     curve_steps=lambda node: node.settings.steps,
 )

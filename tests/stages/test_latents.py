@@ -348,6 +348,7 @@ def test_samples_made_elsewhere_need_no_latents(folder, tmp_path):
 def test_given_latents_are_compared_before_anything_reads_them(folder):
     given = ["data.size=null", "data.latent=true"]
     pixels = ["teach.pixels.dataset=npz", "teach.pixels.path=y.npz"]
+    pixels += ["teach.pixels.size=16"]
     with pytest.raises(UsageError, match=r"set teach\.pixels to the same images as pixels"):
         graph(folder, *given)
     nodes = graph(folder, *given, *pixels)
@@ -355,6 +356,7 @@ def test_given_latents_are_compared_before_anything_reads_them(folder):
     assert nodes["train/sit"].inputs["data"] == "encode"
     assert nodes["features/train"].inputs["data"] == "prepare/pixels"
     assert nodes["teach"].inputs == {"data": "encode", "pixels": "prepare/pixels"}
+    assert nodes["teach"].settings.own_patch == 2 * nodes["teach"].settings.student_patch
     with pytest.raises(UsageError, match=r"latents\.flips=true and data\.latent=true"):
         graph(folder, *given, *pixels, "latents.flips=true")
 

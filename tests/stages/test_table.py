@@ -18,7 +18,6 @@ from stages.settings.methods import options_of
 
 PLACES = {
     "cifar10": ["data.path=cifar-10-batches-py"],
-    "imagenet256": ["data.path=imagenet"],
 }
 
 
@@ -181,6 +180,7 @@ def test_latents_need_their_pixels():
 
 def test_latents_without_their_autoencoder_are_trained_on_and_not_scored():
     given = ["data.dataset=npz", "data.path=x.npz", "data.latent=true", "data.size=null"]
+    given += ["data.crop=null"]
     given += ["latents.autoencoder=null", "teach.pixels.dataset=npz", "teach.pixels.path=y.npz"]
     settings = config.resolve(CATALOG, "imagenet256", given).settings
     names = [node.name for node in RECIPES["train"](settings)]
