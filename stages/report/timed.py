@@ -69,7 +69,7 @@ def speeds(training: Mapping[str, Any]) -> Figure:
 def costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Rows of a table: median milliseconds a step, tokens a second, steps in REG's, and the share
     of the time that was spent waiting for data."""
-    heading = ("ms a step (median)", "tokens a second", "step / REG's", "waiting for data")
+    heading = ("ms a step (median)", "tokens a second", "step / REG's", "share waiting for data")
     lines: list[tuple[Any, ...]] = [("training", "method", *heading)]
     medians = {name: _medians(many) for name, many in grouped(training).items()}
     groups = grouped(training)

@@ -112,6 +112,7 @@ def _arrays(
     extractor: Extractor,
     settings: FeatureSettings,
 ) -> dict[str, np.ndarray]:
+    from stages.artifacts import reading
     from stages.encoders import embedded
     from stages.shards import blocks
 
@@ -125,12 +126,18 @@ def _arrays(
         name_of = f"{words} image {{}}".format
     network = extractor.load(settings.weights, settings.device)
 
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else reading.sensible(None, settings.device, False)
+
     def batches(size: int, most: int) -> Iterator[Tensor]:
         """Images of the shard, clipped as an image file would be; at most so many of a batch."""
         first, last = shard
-        for begin, end in blocks(last - first, size):
-            for start, stop in blocks(end - begin, most):
-                yield read(slice(first + begin + start, first + begin + stop)).clamp(-1, 1)
+        parts = [
+            slice(first + begin + start, first + begin + stop)
+            for begin, end in blocks(last - first, size)
+            for start, stop in blocks(end - begin, most)
+        ]
+        yield from reading.in_order(lambda part: read(part).clamp(-1, 1), parts, readers)
 
     names = [name_of(index) for index in range(*shard)]
     most = settings.batch_size
