@@ -16,6 +16,7 @@ from stages.methods import table as names
 from stages.scoring.evaluate import features_node
 from stages.settings.methods import options_of
 
+
 def graph(*overrides, preset="digits", recipe="full") -> Graph:
     settings = config.resolve(CATALOG, preset, overrides).settings
     return Graph(RECIPES[recipe](settings), CATALOG.exclude_sources)
