@@ -440,7 +440,7 @@ def test_labels_of_every_certain_form_are_numbers():
     numbers, names = class_numbers(np.array(["dog", "ant", "cat"]), "y")
     assert (numbers.tolist(), names) == ([2, 0, 1], ("ant", "cat", "dog"))
     for labels in (expected + 0.5, -expected, np.ones((3, 4))):
-        with pytest.raises(ValueError, match="y ha?o?lds|y has shape"):
+        with pytest.raises(ValueError, match=r"y (holds -2|has shape)"):
             class_numbers(labels, "y")
 
 
