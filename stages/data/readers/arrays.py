@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.data.readers.mapped import FileArray
+from stages.data.readers.mapped import FileArray, release
 
 BLOCK = 2**25  # bytes that are looked at at once
 DIM = 32  # a highest value below this is no picture of 0..255
@@ -55,7 +55,9 @@ class Stack:
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """(k, C, H, W) uint8 in 0..255, or float32."""
-        images = np.asarray(self.array[indices])
+        array = self.array
+        images = np.asarray(array[indices])
+        release(array)
         if self.axes == "nhw":
             images = images[:, None]
         elif self.axes == "nhwc":
@@ -246,3 +248,4 @@ def _blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     step = max(1, BLOCK // max(1, array[:1].nbytes))
     for start in range(0, len(array), step):
         yield start, np.asarray(array[start : start + step])
+        release(array)
