@@ -7,19 +7,20 @@ neither tasks nor memory nor an interruption change a byte.
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from stages.artifacts import written
-from stages.artifacts.storage import shard_file
+from stages.artifacts.storage import LatentScale, shard_file
 from stages.artifacts.written import BLOCK_BYTES, Written
 from stages.data.fitted import DamagedError, decode, resized
-from stages.data.readers.source import Part, Pixels
+from stages.data.readers.source import Part, Pixels, Source
 from stages.methods.statistics import Moments, PixelSums
 from stages.shards import blocks
 
@@ -38,29 +39,36 @@ class Form:
     """What every image of a set becomes.
 
     shape: (C, H, W) of `first`, the name of the first image; of files C is 3 here, and settled when
-    all are decoded. dtype: uint8 or float32. packed: whether encoded images are kept, else arrays.
-    white: the uint8 value that is 1.
-    size, crop: what is made of a picture of another size; None keeps it. latent: the values are no
-    pixels.
+    all are decoded. dtype: uint8 or float32. storage: see `stages.artifacts.storage`. white: the
+    uint8 value that is 1. size, crop: what is made of a picture of another size; None keeps it.
+    latent: the values are no pixels; scale: of latents that are kept with their standard
+    deviations.
     """
 
     shape: tuple[int, int, int]
     first: str
     dtype: str
-    packed: bool
+    storage: Literal["mapped", "packed", "latents"]
     white: int
     size: int | None
     crop: str
     latent: bool
+    scale: LatentScale | None = None
+
+    @property
+    def packed(self) -> bool:
+        return self.storage == "packed"
 
     @property
     def image_bytes(self) -> int:
         """Of an image as an array."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        of = 2 if self.storage == "latents" else 1
+        return of * math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def form_of(train: Part, settings: Any, white: int) -> Form:
+def form_of(source: Source, settings: Any) -> Form:
     """The form of a set, from its first image and its size."""
+    train, white, latents = source.train, source.white, source.latents
     places, dtype, name = train.places(0, 1), np.dtype(np.uint8), "the first"
     if isinstance(train.images, Pixels):
         shape, dtype = train.images.shape, np.dtype(train.images.dtype)
@@ -72,17 +80,22 @@ def form_of(train: Part, settings: Any, white: int) -> Form:
     else:
         name, pixels = _first_readable(train)
         shape = (3, *pixels.shape[:2])
-    is_pixels = dtype == np.uint8 and shape[0] in (1, 3)
-    large = len(train) * int(np.prod(shape)) > settings.mapped_gib * 2**30
+    storage, scale = "mapped", None
+    if latents is not None:
+        storage, scale = "latents", LatentScale(latents.scaling, latents.shift)
+    elif dtype == np.uint8 and shape[0] in (1, 3):
+        large = len(train) * math.prod(shape) > settings.mapped_gib * 2**30
+        storage = "packed" if large else "mapped"
     return Form(
         tuple(map(int, shape)),
         name,
         dtype.name,
-        is_pixels and large,
+        storage,
         white,
         settings.size,
         settings.cropping,
-        settings.latent,
+        settings.latent or latents is not None,
+        scale,
     )
 
 
@@ -123,6 +136,10 @@ def convert_shard(
     """
     name, index, first, last = item
     part = parts[name]
+    if form.storage == "latents":
+        file, moments = shard_file(name, index, ".npy"), _moments(part, form, first, last)
+        none = {"coloured": True, "damaged": [], "notes": {}}
+        return written.write_latents(Path(folder), file, moments, form.scale, lambda: (none, {}))
     maker = _Maker(part, form, name, measured=name == "train")
     images = maker.images(first, last)
     file = shard_file(name, index, ".bin")
@@ -136,6 +153,11 @@ def convert_shard(
         return len(maker.channels)
 
     return written.write_shard(Path(folder), file, write, maker.beside)
+
+
+def _moments(part: Part, form: Form, first: int, last: int) -> Iterator[np.ndarray]:
+    for start, stop in blocks(last - first, max(1, BLOCK_BYTES // form.image_bytes)):
+        yield part.images.take(part.places(first + start, first + stop))
 
 
 class _Maker:
@@ -159,7 +181,7 @@ class _Maker:
 
     def _of_arrays(self, first: int, last: int) -> Iterator[tuple[np.ndarray, None]]:
         form, images = self.form, self.part.images
-        size = max(int(np.prod(images.shape)), int(np.prod(form.shape))) * 4
+        size = max(math.prod(images.shape), math.prod(form.shape)) * 4
         for start, stop in blocks(last - first, max(1, BLOCK_BYTES // size)):
             block = images.take(self.part.places(first + start, first + stop))
             if form.size is not None:
@@ -267,7 +289,7 @@ def write_array(shards: Sequence[Written], file: Path, form: Form, channels: int
     """Shards of arrays as one .npy file (n, channels, H, W), a block in memory at a time; the bytes
     are those of np.save."""
     shape = (sum(shard.count for shard in shards), channels, *form.shape[1:])
-    pixels, dtype = int(np.prod(form.shape[1:])), np.dtype(form.dtype)
+    pixels, dtype = math.prod(form.shape[1:]), np.dtype(form.dtype)
     with file.open("wb") as stream:
         written.write_header(stream, shape, dtype)
         for shard in shards:

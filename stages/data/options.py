@@ -129,6 +129,20 @@ class PrepareSettings(Settings):
         None, description="latents: whose they are where the numbers do not tell"
     )
 
+    mapped_gib: float = Field(
+        1.0,
+        ge=0,
+        description="8-bit images above this size as arrays are kept as encoded files, packed, and "
+        "decoded when they are read; smaller sets, and all of floating-point numbers, as one "
+        "mapped array",
+    )
+    memory_gib: float = unkeyed(
+        1.0,
+        gt=0,
+        description="what all processes of the conversion may take beside what they import; it "
+        "says how many run at once",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _found_out(cls, given: Any) -> Any:

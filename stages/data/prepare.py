@@ -36,7 +36,7 @@ def run(context: Context) -> Result:
             lacking = _untrained(source, train, settings)
             source = replace(source, train=train, test=test)
             _check(source, settings)
-            facts, shards = _made(context, source)
+            form, shards, facts = _made(context, source)
         finally:
             if source.scratch is not None:
                 shutil.rmtree(source.scratch, ignore_errors=True)
@@ -46,27 +46,23 @@ def run(context: Context) -> Result:
         f"{facts['name']}: {facts['num_train']} training and {facts['num_test']} held-out images "
         f"of {facts['shape']}, mean {facts['mean']:.4f}, std {facts['std']:.4f}"
     )
+    context.log(_kept_as(shards, form))
     context.log(_read_from(source, settings, shards))
     return Result(metrics={name: facts[name] for name in ("num_train", "num_test")})
 
 
-def _made(context: Context, source: Source) -> tuple[dict[str, Any], list[Written]]:
-    """The payload's facts, and the shards that it was put together from."""
+def _made(context: Context, source: Source) -> tuple[Form, list[Written], dict[str, Any]]:
+    """What every image became, the shards, and the facts of the payload put together from them."""
     from stages.data.convert import check_damaged, form_of
-    from stages.data.moments import write_latents
 
-    settings = context.settings
-    if source.latents is not None:
-        return write_latents(context, source, settings.title), []
-    form = form_of(source.train, settings, source.white)
-    parts = {"train": source.train, "test": source.test}
+    form, parts = form_of(source, context.settings), {"train": source.train, "test": source.test}
     shards = _converted(context, parts, form)
     everything = [shard for part in shards.values() for shard in part]
     damaged = [name for shard in everything for name in shard.facts["damaged"]]
-    check_damaged(damaged, settings.skip_damaged, sum(map(len, parts.values())))
+    check_damaged(damaged, context.settings.skip_damaged, sum(map(len, parts.values())))
     if damaged:
         context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")
-    return _write(context, source, shards, form), everything
+    return form, everything, _write(context, source, shards, form)
 
 
 def _read_from(source: Source, settings: PrepareSettings, shards: list[Written]) -> str:
@@ -83,6 +79,19 @@ def _read_from(source: Source, settings: PrepareSettings, shards: list[Written])
         ", ".join(f"{count} {note}" for note, count in sorted(notes.items())),
     ]
     return "; ".join(filter(None, words))
+
+
+def _kept_as(shards: list[Written], form: Form) -> str:
+    """How the images lie on disk, in one line."""
+    if form.storage == "mapped":
+        return f"kept as one mapped array a part, {form.dtype}"
+    if form.storage == "packed":
+        return f"kept as image files, packed into {len(shards)} shards"
+    wide = sum(shard.facts["dtype"] == "float32" for shard in shards)
+    return (
+        f"kept as means and standard deviations: {len(shards) - wide} shards in float16 and {wide} "
+        "in float32, where float16's spacing is not below a tenth of every deviation"
+    )
 
 
 def _untrained(source: Source, train: Part, settings: PrepareSettings) -> str:
@@ -121,8 +130,8 @@ def _check(source: Source, settings: PrepareSettings) -> None:
                 f"{name} labels run from {low} to {high}; with {num_classes} classes they must "
                 f"lie in 0..{num_classes - 1}"
             )
-        if source.latents is None and isinstance(part.images, Pixels):
-            _check_array(part.images, name, settings.latent)
+        if isinstance(part.images, Pixels):
+            _check_array(part.images, name, settings.latent or source.latents is not None)
             shapes[name] = tuple(part.images.shape)
     # With a size it is the channels alone that have to agree.
     if len({shape[: None if settings.size is None else 1] for shape in shapes.values()}) > 1:
@@ -141,16 +150,15 @@ def _check_array(images: Any, name: str, latent: bool) -> None:
             f"{name} images have shape {shape}; they must be (C, H, W) with 1 or 3 channels; set "
             "data.latent=true if they are latents"
         )
-    if latent and dtype != np.float32:
+    if latent and dtype.kind != "f":
         raise ValueError(f"{name} latents have type {dtype}; give floating-point numbers")
-    if dtype not in (np.uint8, np.float32):
+    if not latent and dtype not in (np.uint8, np.float32):
         raise ValueError(f"{name} images have type {dtype}; give uint8 or float32")
 
 
 def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str, list[Written]]:
     """All shards, by part. As many tasks at once as fit the memory."""
     from stages.data.convert import convert_shard, shards_of
-    from stages.data.readers.source import InMemory
 
     items = [
         (name, index, *shard)
@@ -159,7 +167,7 @@ def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str
     ]
     common = parts, form, str(context.work.path)
     at_once = max(1, int(context.settings.memory_gib * 1024 / TASK_MIB))
-    if any(isinstance(part.images, InMemory) for part in parts.values()):
+    if any(map(_is_here, parts.values())):
         at_once = 1  # they are here already: not to be sent
     total, done, made = sum(map(len, parts.values())), 0, []
     context.progress(0, total, "images")
@@ -170,6 +178,16 @@ def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str
         context.progress(done, total, "images")
     pairs = list(zip(items, made, strict=True))
     return {name: [shard for item, shard in pairs if item[0] == name] for name in parts}
+
+
+def _is_here(part: Part) -> bool:
+    """Whether the images are in this process's memory, not in files that tasks can read."""
+    import numpy as np
+
+    from stages.data.readers.source import InMemory
+
+    images = part.images
+    return isinstance(images, InMemory) or isinstance(getattr(images, "stored", None), np.ndarray)
 
 
 def _write(
@@ -189,6 +207,8 @@ def _write(
         labels[name] = _labels(getattr(source, name).labels, part)
         if form.packed:
             counts[name] = written.place_packed(part, context.path, name)
+        elif form.storage == "latents":
+            counts[name] = written.place(part, context.path, name, ".npy")
         else:
             write_array(part, context.path / f"{name}.npy", form, channels)
     if 0 in map(len, labels.values()):
@@ -203,9 +223,22 @@ def _write(
         "class_names": list(source.class_names),
         "white": source.white,
     }
-    if form.packed:
-        facts |= {"storage": "packed", "shards": counts}
+    if form.storage != "mapped":
+        facts |= {"storage": form.storage, "shards": counts}
+    if source.latents is not None:
+        facts |= {"latent": True, "latents": _latent_facts(source, everything)}
     return Data.write(context.path, labels, total.summary(), facts)
+
+
+def _latent_facts(source: Source, shards: list[Written]) -> dict[str, Any]:
+    latents, dtypes = source.latents, sorted({shard.facts["dtype"] for shard in shards})
+    return {
+        "autoencoder": {"name": latents.autoencoder, "sha256": None},
+        "pixel_range": latents.pixel_range,
+        "scaling": latents.scaling,
+        "shift": latents.shift,
+        "dtype": dtypes[-1],  # float16 before float32
+    }
 
 
 def _labels(labels: np.ndarray, shards: list[Written]) -> np.ndarray:

@@ -22,6 +22,13 @@ def levels(white: int) -> np.ndarray:
     return np.arange(256).astype(np.float32) / np.float32(white / 2) - np.float32(1)
 
 
+def _units(white: int) -> np.ndarray:
+    """(256,) int64: the levels in units of 2^-24, up to white; 0 for values that do not occur."""
+    units = np.ldexp(levels(white).astype(np.float64), UNIT_BITS).astype(np.int64)
+    units[white + 1 :] = 0
+    return units
+
+
 @dataclass(frozen=True)
 class Summary:
     """mu: (C, H, W) float64, the mean image. mean, std: over all values. V = E|x0 - mu|^2."""
@@ -45,11 +52,11 @@ class PixelSums:
     @classmethod
     def of(cls, images: np.ndarray, white: int) -> PixelSums:
         """images: (n, C, H, W) uint8."""
-        units = np.ldexp(levels(white), UNIT_BITS).astype(np.int64)
+        units = _units(white).astype(np.int32)
         sums = np.zeros(images.shape[1:], np.int64)
         for image in images if images[0].size > 4096 else (images,):
             taken = units[image]
-            sums += taken if taken.ndim == 3 else taken.sum(0)
+            sums += taken if taken.ndim == 3 else taken.sum(0, dtype=np.int64)
         return cls(len(images), sums, np.bincount(images.reshape(-1), minlength=256), white)
 
     def __add__(self, other: PixelSums) -> PixelSums:
@@ -69,7 +76,7 @@ class PixelSums:
 
     def summary(self) -> Summary:
         """Every number is the exact one, rounded; only `mean` is the mean of the rounded mu."""
-        units = np.ldexp(levels(self.white), UNIT_BITS).astype(np.int64)
+        units = _units(self.white)
         n, size = self.num_images, self.sums.size
         squares = sum(int(c) * int(u) ** 2 for c, u in zip(self.counts, units, strict=True))
         of_means = sum(s * s for s in self.sums.reshape(-1).tolist())

@@ -60,7 +60,9 @@ class TrainingOptions(Settings):
 class PassOptions(Settings):
     """How images go through the extractor."""
 
-    batch_size: int = Field(128, ge=1, le=65536, description="images in one pass")
+    batch_size: int = Field(
+        128, ge=1, le=65536, description="images in one pass; fewer of large ones on a CPU"
+    )
     shard_size: int = unkeyed(
         5000, ge=1, description="images of one task; rounded up to whole batches"
     )
