@@ -214,9 +214,10 @@ def _parquet(root):
 
 @case("Hugging Face save_to_disk", "saved")
 def _saved(root):
-    from datasets import ClassLabel, Dataset, DatasetDict, Features
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, disable_progress_bars
     from datasets import Image as ImageFeature
 
+    disable_progress_bars()
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
     rows = {
         "image": [{"bytes": png(pixels), "path": None} for pixels in COLOUR],

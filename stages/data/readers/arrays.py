@@ -114,8 +114,17 @@ def latents_of(stored: np.ndarray | FileArray, name: str, axes: Axes | None = No
             "data.latent=false if they are pixels"
         )
     stack = Stack(stored, _latent_axes(stored.shape, name, axes), "float32")
+    half, lowest = stack.shape[0] // 2, [0.0, 0.0]
     for start, block in _blocks(stack.array):
         _check_finite(block, start, name)
+        if half >= 4 and stack.shape[0] == 2 * half:
+            halves = np.split(block, 2, axis=3 if stack.axes == "nhwc" else 1)
+            lowest = [min(low, float(of.min())) for low, of in zip(lowest, halves, strict=True)]
+    if lowest[0] < 0 == lowest[1]:
+        raise ValueError(
+            f"{name} has {2 * half} channels of which the last {half} are never negative, as "
+            "standard deviations are: give the means alone, or a folder of img-mean-std-*.npy"
+        )
     return stack
 
 
