@@ -135,9 +135,12 @@ def _check(source: Source, settings: PrepareSettings) -> None:
             shapes[name] = tuple(part.images.shape)
     # With a size it is the channels alone that have to agree.
     if len({shape[: None if settings.size is None else 1] for shape in shapes.values()}) > 1:
+        remedy = "set data.size to bring them to one"
+        if len({shape[0] for shape in shapes.values()}) > 1:
+            remedy = "give both the same number of channels"
         raise ValueError(
             f"training images have shape {shapes['training']} and held-out images "
-            f"{shapes['held-out']} (C, H, W); set data.size to bring them to one"
+            f"{shapes['held-out']} (C, H, W); {remedy}"
         )
 
 

@@ -12,7 +12,8 @@ from pipeline.errors import UsageError
 
 LOOKED_AT = 2000  # entries of a folder
 MNIST = re.compile(r"(train|t10k)-images[-.]idx3-ubyte(\.gz)?")
-WNID = re.compile(r"n\d{8}(_.*)?")
+WNID = re.compile(r"n\d{8}")
+SOLUTION = "LOC_val_solution.csv"
 LATENT = re.compile(r"img-mean-std-\d+\.npy")
 IMAGE = re.compile(r".*\.(png|jpe?g|jpe|jfif|bmp|webp|p[pgbn]m|tiff?|gif|avif|jp2|tga)", re.I)
 KNOWN = (
@@ -98,7 +99,7 @@ def _kinds(path: Path, names: list[str]) -> list[str]:
             f"the data {path} are REPA's images and latents; set data.path={path / 'vae-sd'} for "
             f"the latents or data.path={path / 'images'} for the pixels"
         )
-    if _is_imagenet(path):
+    if imagenet_base(path) is not None:
         kinds.append("imagenet")
     if kinds and not {"lsun"} & set(kinds):
         return kinds
@@ -121,6 +122,29 @@ def mnist_folder(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def beside(path: Path, kind: str) -> list[Path]:
+    """Files that a data set is read from though they do not lie in `path`: the labels of an .npy,
+    and those of ImageNet's validation images."""
+    if kind == "npz" and path.suffix.lower() == ".npy":
+        names = (f"{path.stem}_labels.npy", f"{path.stem}-labels.npy", "labels.npy", "y.npy")
+        places = [path.with_name(name) for name in names]
+        return [place for place in places if place.is_file() and place != path][:1]
+    if kind == "imagenet" and (base := imagenet_base(path)) is not None:
+        places = [folder / SOLUTION for folder in (path, base, *list(base.parents)[:3])]
+        return [place for place in places if place.is_file()][:1]
+    return []
+
+
+def imagenet_base(path: Path) -> Path | None:
+    """The folder with train/WNID, in `path` or where its archive unpacks to; None without one."""
+    for inside in ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "ILSVRC2012", "imagenet"):
+        train = path / inside / "train"
+        first = [name for name in _names(train, 20) if not name.startswith(".")]
+        if first and all(WNID.fullmatch(name) for name in first) and (train / first[0]).is_dir():
+            return path / inside
+    return None
+
+
 def _is_latents(path: Path, names: set[str]) -> bool:
     if "dataset.json" not in names:
         return False
@@ -129,15 +153,6 @@ def _is_latents(path: Path, names: set[str]) -> bool:
         for name in sorted(names)[:5]
         for leaf in (_names(path / name, 20) if "." not in name else [name])
     ) or any(LATENT.fullmatch(name) for name in _names(path / "00000", 20))
-
-
-def _is_imagenet(path: Path) -> bool:
-    inside = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "ILSVRC2012", "imagenet")
-    for place in inside:
-        first = _names(path / place / "train", 20)
-        if first and all(WNID.fullmatch(name) for name in first if not name.startswith(".")):
-            return (path / place / "train" / first[0]).is_dir()
-    return False
 
 
 def _has_images(path: Path, names: list[str]) -> bool:

@@ -31,6 +31,7 @@ RNG = np.random.RandomState(0)
 COLOUR = RNG.randint(0, 256, (COUNT, SIDE, SIDE, 3)).astype(np.uint8)
 GREY = RNG.randint(0, 256, (COUNT, SIDE, SIDE)).astype(np.uint8)
 LABELS = np.arange(COUNT) % 2
+CLASSES = ("cat", "dog")
 WNIDS = ("n01440764", "n01443537")
 
 
@@ -69,9 +70,7 @@ def png(pixels: np.ndarray, kind: str = "PNG", **more) -> bytes:
     return buffer.getvalue()
 
 
-def write_classes(
-    root: Path, encode=png, suffix="png", images=COLOUR, names=("cat", "dog")
-) -> Path:
+def write_classes(root: Path, encode=png, suffix="png", images=COLOUR, names=CLASSES) -> Path:
     for i, (pixels, label) in enumerate(zip(images, LABELS, strict=True)):
         folder = root / names[label]
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +152,7 @@ def _edm_zip_null(root):
 def _mac_zip(root):
     with zipfile.ZipFile(root / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for i, (pixels, label) in enumerate(zip(COLOUR, LABELS, strict=True)):
-            archive.writestr(f"set/{'cat dog'.split()[label]}/{i:03}.png", png(pixels))
+            archive.writestr(f"set/{CLASSES[label]}/{i:03}.png", png(pixels))
             archive.writestr(f"__MACOSX/set/._{i:03}.png", b"\0\5\x16\7")
     return root / "set.zip", nchw(COLOUR)
 
@@ -185,7 +184,7 @@ def _webdataset(root):
 def _tar_folders(root):
     _write_tar(
         root / "set.tar",
-        lambda i: [(f"./{'cat dog'.split()[LABELS[i]]}/{i:03}.png", png(COLOUR[i]))],
+        lambda i: [(f"./{CLASSES[LABELS[i]]}/{i:03}.png", png(COLOUR[i]))],
     )
     return root / "set.tar", nchw(COLOUR)
 
@@ -215,9 +214,10 @@ def _parquet(root):
 
 @case("Hugging Face save_to_disk", "saved")
 def _saved(root):
-    from datasets import ClassLabel, Dataset, DatasetDict, Features
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, disable_progress_bars
     from datasets import Image as ImageFeature
 
+    disable_progress_bars()
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
     rows = {
         "image": [{"bytes": png(pixels), "path": None} for pixels in COLOUR],

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.data.readers.mapped import FileArray
+from stages.data.readers.mapped import FileArray, release
 
 BLOCK = 2**25  # bytes that are looked at at once
 DIM = 32  # a highest value below this is no picture of 0..255
@@ -55,7 +55,9 @@ class Stack:
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """(k, C, H, W) uint8 in 0..255, or float32."""
-        images = np.asarray(self.array[indices])
+        array = self.array
+        images = np.asarray(array[indices])
+        release(array)
         if self.axes == "nhw":
             images = images[:, None]
         elif self.axes == "nhwc":
@@ -112,8 +114,17 @@ def latents_of(stored: np.ndarray | FileArray, name: str, axes: Axes | None = No
             "data.latent=false if they are pixels"
         )
     stack = Stack(stored, _latent_axes(stored.shape, name, axes), "float32")
+    half, lowest = stack.shape[0] // 2, [0.0, 0.0]
     for start, block in _blocks(stack.array):
         _check_finite(block, start, name)
+        if half >= 4 and stack.shape[0] == 2 * half:
+            halves = np.split(block, 2, axis=3 if stack.axes == "nhwc" else 1)
+            lowest = [min(low, float(of.min())) for low, of in zip(lowest, halves, strict=True)]
+    if lowest[0] < 0 == lowest[1]:
+        raise ValueError(
+            f"{name} has {2 * half} channels of which the last {half} are never negative, as "
+            "standard deviations are: give the means alone, or a folder of img-mean-std-*.npy"
+        )
     return stack
 
 
@@ -246,3 +257,4 @@ def _blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     step = max(1, BLOCK // max(1, array[:1].nbytes))
     for start in range(0, len(array), step):
         yield start, np.asarray(array[start : start + step])
+        release(array)

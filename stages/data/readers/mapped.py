@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 import tempfile
 import zipfile
@@ -41,6 +42,14 @@ class FileArray:
         """The array, read-only and mapped. Raises ValueError where it does not open."""
         status = Path(self.path).stat()
         return _mapped(self.path, self.member, status.st_mtime_ns, status.st_size)
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages of a mapped array that were read: they stay in the system's cache and no
+    longer count as this process's memory."""
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def open_npy(path: Path) -> FileArray:

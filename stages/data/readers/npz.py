@@ -26,6 +26,7 @@ from stages.data.readers.source import (
     split,
 )
 from stages.data.readers.tree import side_of
+from stages.data.recognised import beside
 
 IMAGES = frozenset(
     [
@@ -43,7 +44,6 @@ IMAGES = frozenset(
     ]
 )
 LABELS = frozenset(["y", "label", "labels", "target", "targets", "class", "classes"])
-NPY_LABELS = ("{stem}_labels.npy", "{stem}-labels.npy", "labels.npy", "y.npy")
 
 
 @dataclass
@@ -99,10 +99,8 @@ def _arrays(path: Path) -> tuple[dict[str, FileArray], list[str]]:
         known = {name: a for name, a in arrays.items() if _role(name) is not None}
         return arrays, sorted(arrays.keys() - known.keys())
     arrays = {"x": open_npy(path)}
-    for pattern in NPY_LABELS:
-        beside = path.with_name(pattern.format(stem=path.stem))
-        if beside.is_file() and beside != path:
-            return arrays | {"y": open_npy(beside)}, []
+    for labels in beside(path, "npz"):
+        arrays["y"] = open_npy(labels)
     return arrays, []
 
 
