@@ -49,7 +49,7 @@ def run(root: Root, options: Namespace) -> int:
     catalog, store, request = root(), _store(options), _request(options)
     address = options.address or os.environ.get("RAY_ADDRESS") or None
     how = session.Options(options.tracking_uri, address, options.jobs)
-    plan = planning.make(catalog, store, request)
+    plan = planning.make(catalog, store, request, lenient=options.dry_run)
     if options.dry_run:
         print(plan_text(plan, how.cores))
         return DONE
@@ -69,7 +69,7 @@ def plan(root: Root, options: Namespace) -> int:
     """Print the state of every node."""
     catalog, request = root(), _request(options)
     try:
-        planned = planning.make(catalog, _store(options), request)
+        planned = planning.make(catalog, _store(options), request, lenient=True)
     except UsageError:
         _say_what_it_takes(catalog, request)
         raise
@@ -86,7 +86,7 @@ def plan(root: Root, options: Namespace) -> int:
 def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
     """Where a plan fails because something is yet to be placed: what all of it takes, if much."""
     try:
-        _, graph = planning.build(catalog, request)
+        _, graph = planning.build(catalog, request, lenient=True)
         taken = estimates.text(estimates.by_stage(graph, graph.nodes))
     except UsageError:
         return
@@ -334,6 +334,14 @@ def garbage(
     return doomed, len(runs)
 
 
+def fetch(root: Root, options: Namespace) -> int:
+    """Get data, or check those that are there."""
+    from pipeline import fetching
+
+    fetching.fetch(root(), options.name, options.to)
+    return DONE
+
+
 def doctor(root: Root, options: Namespace) -> int:
     """Say what works here and what is missing."""
     from pipeline import doctor as checks
@@ -353,5 +361,6 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "compare": compare,
     "ui": ui,
     "gc": gc,
+    "fetch": fetch,
     "doctor": doctor,
 }

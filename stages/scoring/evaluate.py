@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FEWEST = 40  # below, the kernel distance has no two subsets of two images
 
+BLOCK = 256  # samples compared at once with those of the reference
+
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 
 
@@ -236,7 +238,7 @@ def _floors(
         floors |= {name: getattr(manifolds, name).value for name in MANIFOLDS}
     if held_out.logits is not None:
         floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
-    if held_out.neighbour_distances.shape[1] > 1:
+    if _has_neighbours(held_out):
         floors["memorization_ratio"] = _memorised(held_out, settings).mean().item()
     return floors
 
@@ -266,7 +268,8 @@ def score_set(
     count = judge.settings.num_samples
     arrays = features.load(count)
     scores = list(_feature_scores(arrays, judge.train.load(), judge))
-    scores += _memorization(arrays, judge, samples.description)
+    among = features.description.get("nearest_among")
+    scores += _memorization(arrays, judge, samples.description, among)
     if reference is not None:
         scores += _trajectories(samples, reference, judge)
     return scores
@@ -314,6 +317,11 @@ def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return features[torch.randperm(len(features), generator=generator)[:count]]
 
 
+def _has_neighbours(found: FeatureArrays) -> bool:
+    """Whether two training images are known for each image."""
+    return found.neighbour_distances is not None and found.neighbour_distances.shape[1] > 1
+
+
 def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
     """(n,) 1.0 where the nearest training image is much nearer than the second nearest."""
     nearest, second = found.neighbour_distances[:, 0], found.neighbour_distances[:, 1]
@@ -321,14 +329,17 @@ def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
 
 
 def _memorization(
-    found: FeatureArrays, judge: Judge, samples: Mapping[str, Any]
+    found: FeatureArrays, judge: Judge, samples: Mapping[str, Any], among: int | None = None
 ) -> Iterator[Score]:
-    """The share of copies among the images that the samples' model was trained on."""
-    if found.neighbour_distances.shape[1] < 2:
+    """The share of copies among the images that the samples' model was trained on, or the first of
+    them."""
+    if not _has_neighbours(found):
         return
     values = _memorised(found, judge.settings)
     details = f"pixels, threshold {judge.settings.memorization_threshold:.4g}"
     seen = samples.get("num_training_images")
+    if among is not None:
+        seen = min(among, seen or judge.protocol.num_reference)
     if seen not in (None, judge.protocol.num_reference):
         details += f", among {seen} training images"
     error = _error_of_mean(values)
@@ -339,9 +350,16 @@ def _memorization(
 
 def _trajectories(samples: Samples, reference: Samples, judge: Judge) -> Iterator[Score]:
     """Root mean square distance per pixel to the reference's samples from the same noise."""
-    first = slice(judge.settings.num_samples)
-    difference = samples.images(first).double() - reference.images(first).double()
-    squares = difference.square_().flatten(1).mean(1)
+    import torch
+
+    from stages.shards import blocks
+
+    parts = []
+    for which in blocks(judge.settings.num_samples, BLOCK):
+        first = slice(*which)
+        difference = samples.images(first).double() - reference.images(first).double()
+        parts.append(difference.square_().flatten(1).mean(1))
+    squares = torch.cat(parts)
     rms = squares.mean().sqrt().item()
     # The jackknife of a root is, to first order, that of the mean over twice the root.
     error = _error_of_mean(squares) / (2 * rms) if rms > 0 else 0.0

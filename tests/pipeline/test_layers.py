@@ -83,7 +83,7 @@ def test_every_package_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     used = ("optuna", "latents", "lmdb", "datasets")
-    needed = project["dependencies"] + [name for extra in used for name in extras[extra]]
+    needed = project["dependencies"] + [one for extra in used for one in extras[extra]]
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in needed}
     tops = {module.partition(".")[0] for path in files() for module in imports(path)}
     tops -= {*sys.stdlib_module_names, *RANK}

@@ -16,11 +16,6 @@ from stages.methods import table as names
 from stages.scoring.evaluate import features_node
 from stages.settings.methods import options_of
 
-PLACES = {
-    "cifar10": ["data.path=cifar-10-batches-py"],
-}
-
-
 def graph(*overrides, preset="digits", recipe="full") -> Graph:
     settings = config.resolve(CATALOG, preset, overrides).settings
     return Graph(RECIPES[recipe](settings), CATALOG.exclude_sources)
@@ -143,7 +138,7 @@ def test_steps_move_the_checkpoints():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_preset_gives_every_recipe(preset, recipe):
     path = ["evaluate.path=samples"] if recipe == "evaluate" else []
-    settings = config.resolve(CATALOG, preset, [*path, *PLACES.get(preset, ())]).settings
+    settings = config.resolve(CATALOG, preset, path).settings
     if settings.is_latent and recipe == "csflow":
         with pytest.raises(UsageError, match=r"latents\.autoencoder and CSFlow contradict"):
             RECIPES[recipe](settings)
@@ -151,10 +146,9 @@ def test_every_preset_gives_every_recipe(preset, recipe):
     assert len(RECIPES[recipe](settings)) >= 2
 
 
-@pytest.mark.parametrize("preset", PLACES)
-def test_presets_of_data_to_place_ask_for_their_path(preset):
+def test_data_to_place_ask_for_their_path():
     with pytest.raises(UsageError, match=r"needs path: set data.path to where it is"):
-        graph(preset=preset, recipe="train")
+        graph("data.dataset=folder", recipe="train")
 
 
 def test_one_patch_is_refused_where_alignment_is_diagnosed():
