@@ -1,7 +1,8 @@
 """Data: memory of every pass over a set, a conversion killed and taken up again, reading speed.
 
     python -m tests.bench.data [memory] [flat] [kill] [speed] [--images 5000] [--side 256]
-        [--npy-gib 4] [--kinds folder npy tar parquet] [--phases prepare read ...] [--most 50000] [--tasks 2]
+        [--npy-gib 4] [--kinds folder npy tar parquet] [--phases prepare read ...]
+        [--most 50000] [--tasks 2]
 
 Everything is synthetic and made in a temporary folder (`--folder` keeps it). `memory`: what all
 processes together grow by above their size after imports, in `prepare`, in reading for training, in
