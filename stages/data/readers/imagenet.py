@@ -15,7 +15,6 @@ from stages.data.readers.tree import Found, images_below
 from stages.data.recognised import SOLUTION, beside, imagenet_base
 
 CLASSES = 1000
-TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000  # of ILSVRC 2012
 
 
 def read(settings) -> Source:
