@@ -333,7 +333,10 @@ def test_imagenet_without_val_asks_and_without_labels_of_val_says_where_they_go(
     write(base / "val/ILSVRC2012_val_00000001.JPEG")
     refused(tmp_path, tmp_path / "in", r"place LOC_val_solution\.csv")
     refused(tmp_path, tmp_path / "in", "leave data.held_out unset", held_out=2)
-    (base / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nx,n01440764 1 2 3 4\n")
+    solution = "ImageId,PredictionString\nx,n01440764 1 2 3 4\n"
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-16")
+    refused(tmp_path, tmp_path / "in", "LOC_val_solution.csv is not UTF-8 text")
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-8-sig")
     refused(tmp_path, tmp_path / "in", "has no label of ILSVRC2012_val_00000001")
 
 

@@ -88,10 +88,12 @@ def _solution(base: Path, path: Path) -> dict[str, str]:
             f"{path}, or sort the images into folders of their WordNet ids"
         )
     (file,) = found
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = csv.DictReader(stream)
         try:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
         except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"{file} has no columns ImageId and PredictionString: {error}"
