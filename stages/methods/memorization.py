@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from stages.methods import given
+
 __all__ = ["Neighbours", "Rows", "nearest", "ratio", "samples_at_once"]
 
 ROWS = 1024  # of a batch, at most
@@ -175,7 +177,8 @@ class _Flat:
     """Training images as rows (m, width), read by index."""
 
     def __init__(self, images: Any) -> None:
-        self._images = images if hasattr(images, "__getitem__") else torch.as_tensor(images)
+        rows = hasattr(images, "shape") and not hasattr(images, "__array__")
+        self._images = images if rows else given.tensor(images, "training_images")
         shape = tuple(self._images.shape)
         _check_shape(shape, "training_images")
         self.width = math.prod(shape[1:])
@@ -188,7 +191,7 @@ class _Flat:
 
 
 def _flat(images: Tensor, name: str) -> Tensor:
-    images = torch.as_tensor(images)
+    images = given.tensor(images, name)
     _check_shape(tuple(images.shape), name)
     flat = images.detach().flatten(1)
     for start in range(0, len(flat), ROWS):
