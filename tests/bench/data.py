@@ -2,7 +2,7 @@
 
     python -m tests.bench.data [memory] [flat] [kill] [speed] [--images 5000] [--side 256]
         [--npy-gib 4] [--kinds folder npy tar parquet] [--phases prepare read ...]
-        [--most 50000] [--tasks 2]
+        [--storages packed mapped] [--most 50000] [--tasks 2]
 
 Everything is synthetic and made in a temporary folder (`--folder` keeps it). `memory`: what all
 processes together grow by above their size after imports, in `prepare`, in reading for training, in
@@ -44,6 +44,7 @@ from tests.stages.context import Context, context, digests, sealed
 
 KINDS = ("folder", "npy", "tar", "parquet")
 PHASES = ("prepare", "read", "features", "neighbours", "spectrum")
+STORAGES = ("packed", "mapped")
 CLASSES, HELD_OUT = 10, 64
 TARGET_MIB, FLAT_MIB = 1024, 96
 BATCH, ROUNDS = 64, 7
@@ -338,7 +339,8 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
 
 def flat(options: argparse.Namespace, folder: Path) -> None:
     few, most = min(1000, options.most // 2), options.most
-    for storage, mapped_gib in (("packed", 0), ("mapped", 1000)):
+    for storage in options.storages:
+        mapped_gib = 0 if storage == "packed" else 1000
         for phase in options.phases:
             found = []
             for count in (few, most):
@@ -439,6 +441,7 @@ def main() -> None:
     parser.add_argument("--npy-gib", type=float, default=4)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument("--storages", nargs="+", choices=STORAGES, default=list(STORAGES))
     parser.add_argument("--most", type=int, default=50_000)
     parser.add_argument("--flat-side", type=int, default=64)
     parser.add_argument("--tasks", type=int, default=2, help="processes, as on so many cores")
