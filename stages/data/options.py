@@ -102,8 +102,8 @@ class PrepareSettings(Settings):
     memory_gib: float = unkeyed(
         1.0,
         gt=0,
-        description="what all processes of the conversion may take beside what they import; it "
-        "says how many run at once",
+        description="what all processes of the conversion may take beside what they import, 64 MiB "
+        "each: it says how many run at once",
     )
     follow_links: bool = Field(
         True, description="whether links that leave the folder are followed, or refused"
@@ -127,20 +127,6 @@ class PrepareSettings(Settings):
     )
     latents: Literal["edm2", "repa"] | None = Field(
         None, description="latents: whose they are where the numbers do not tell"
-    )
-
-    mapped_gib: float = Field(
-        1.0,
-        ge=0,
-        description="8-bit images above this size as arrays are kept as encoded files, packed, and "
-        "decoded when they are read; smaller sets, and all of floating-point numbers, as one "
-        "mapped array",
-    )
-    memory_gib: float = unkeyed(
-        1.0,
-        gt=0,
-        description="what all processes of the conversion may take beside what they import; it "
-        "says how many run at once",
     )
 
     @model_validator(mode="before")
