@@ -177,7 +177,8 @@ class _Flat:
     """Training images as rows (m, width), read by index."""
 
     def __init__(self, images: Any) -> None:
-        self._images = images if hasattr(images, "__getitem__") else torch.as_tensor(images)
+        rows = hasattr(images, "shape") and not hasattr(images, "__array__")
+        self._images = images if rows else given.tensor(images, "training_images")
         shape = tuple(self._images.shape)
         _check_shape(shape, "training_images")
         self.width = math.prod(shape[1:])

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.errors import StageError
 from stages.data import fitted, image_files, prepare
 from stages.data.options import PrepareSettings, readers_of
-from stages.data.readers import folder, imagenet, mapped
+from stages.data.readers import folder, mapped
 from stages.data.readers.arrays import latents_of, pixels_of
 from stages.data.readers.labels import class_numbers
 from stages.data.readers.layout import layout_of
@@ -319,8 +319,8 @@ def test_of_large_sets_none_is_held_out_unasked():
     assert number_held_out(asked(), 600) == 100
     assert number_held_out(asked(), 600_000) == 10_000
     with pytest.raises(ValueError, match=r"1,281,167 images .* set data\.held_out"):
-        number_held_out(asked(), imagenet.TRAIN_IMAGES)
-    assert number_held_out(asked(held_out=50_000), imagenet.TRAIN_IMAGES) == 50_000
+        number_held_out(asked(), 1_281_167)
+    assert number_held_out(asked(held_out=50_000), 1_281_167) == 50_000
 
 
 def test_imagenet_without_val_asks_and_without_labels_of_val_says_where_they_go(tmp_path):
@@ -333,7 +333,10 @@ def test_imagenet_without_val_asks_and_without_labels_of_val_says_where_they_go(
     write(base / "val/ILSVRC2012_val_00000001.JPEG")
     refused(tmp_path, tmp_path / "in", r"place LOC_val_solution\.csv")
     refused(tmp_path, tmp_path / "in", "leave data.held_out unset", held_out=2)
-    (base / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nx,n01440764 1 2 3 4\n")
+    solution = "ImageId,PredictionString\nx,n01440764 1 2 3 4\n"
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-16")
+    refused(tmp_path, tmp_path / "in", "LOC_val_solution.csv is not UTF-8 text")
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-8-sig")
     refused(tmp_path, tmp_path / "in", "has no label of ILSVRC2012_val_00000001")
 
 
