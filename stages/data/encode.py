@@ -240,6 +240,7 @@ STAGE = Stage(
     settings=EncodeSettings,
     output=Data,
     run="stages.data.encode:run",
+    fans_out=True,
     inputs={"pixels": Input(Data), "latents": Input(Data, optional=True)},
     files=files_of,
     estimate="stages.settings.costs:encode",

@@ -280,6 +280,7 @@ STAGE = Stage(
     settings=SampleSettings,
     output=Samples,
     run="stages.sampling.sample:run",
+    fans_out=True,
     inputs={
         "model": Input(TrainedNetwork),
         "spectrum": Input(Spectrum, optional=True),
