@@ -155,11 +155,10 @@ def test_workers_that_find_no_room_wait_for_it(tmp_path, few, teacher, two, monk
     import ray
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    other = ray.remote(num_cpus=1)(time.sleep).remote(8)
+    other = ray.remote(num_cpus=1)(lambda: time.sleep(8)).remote()
     at = context(tmp_path, LONG, data=few, teacher=teacher)
     trained = sealed(at, train.STAGE, run.run(at))
     ray.get(other)
-    assert {said for said, _ in at.noticed} == {
-        "waiting for the cluster: 2 workers found no room; they are started as soon as there is some"
-    }
+    said = "2 workers found no room; they are started as soon as there is some"
+    assert {text for text, _ in at.noticed} == {f"waiting for the cluster: {said}"}
     assert digests(trained.path) == digests(two.path)
