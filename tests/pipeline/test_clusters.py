@@ -1,7 +1,12 @@
-"""Nodes and their shards on clusters: GPUs of their own, lost machines, room that is waited for."""
+"""Nodes and their shards on clusters: GPUs of their own, lost machines, room that is waited for.
+
+Each test is a process of its own: Ray keeps the token of the first cluster that one joins.
+"""
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -27,14 +32,12 @@ ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own_clusters")]
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def marks(tmp_path):
-    return tmp_path / "marks"
+@pytest.mark.parametrize("case", ["gpus", "queue", "lost"])
+def test_on_a_cluster(case, tmp_path):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "tests.pipeline.test_clusters", case, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def execution(store, plan):
@@ -67,7 +70,7 @@ def shards(marks):
     return [line.split() for line in marks.read_text().splitlines()]
 
 
-def test_shards_hold_gpus_of_their_own(store, marks):
+def shards_hold_gpus_of_their_own(store, marks):
     with local(2, 2) as have:
         assert have.gpus == 2
         run(
@@ -85,7 +88,7 @@ def test_shards_hold_gpus_of_their_own(store, marks):
                 assert one[1] != two[1], "at one time, one GPU each"
 
 
-def test_groups_queue_and_memory_is_counted(store):
+def groups_queue_and_memory_is_counted(store, marks):
     """Two nodes with two workers each on two cores; then two that together have not the memory."""
     with local(2) as have:
         resolved, graph = planning.build(CATALOG, Request("chain", overrides=["a.seconds=1"]))
@@ -110,12 +113,11 @@ def together(store, plan):
     assert begun >= ended
 
 
-def test_a_lost_machine_costs_its_shard_only(store, marks):
+def a_lost_machine_costs_its_shard_only(store, marks):
     """A raylet is killed while its shard runs; and code and room of a cluster are those of here."""
     import ray
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         other = machines.add_node(num_cpus=1)
@@ -139,3 +141,14 @@ def kill_at_work(machines, other, marks):
         time.sleep(0.05)
     time.sleep(0.5)
     machines.remove_node(other, allow_graceful=False)
+
+
+CASES = {
+    "gpus": shards_hold_gpus_of_their_own,
+    "queue": groups_queue_and_memory_is_counted,
+    "lost": a_lost_machine_costs_its_shard_only,
+}
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    CASES[sys.argv[1]](Store(folder / "store"), folder / "marks")
