@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 
 # The limits of memory that a container may be under; the second is of the older kind.
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+DUST = 1e-6  # of sums of fractions
 LOOKAHEAD = 4  # nodes that wait in Ray: enough that no core waits for the next round
 
 
@@ -31,7 +32,7 @@ class Amount:
     def within(self, other: Amount) -> bool:
         """Whether it is no more than another, the dust of sums of fractions aside."""
         mine, theirs = vars(self).values(), vars(other).values()
-        return all(need <= have + 1e-6 for need, have in zip(mine, theirs, strict=True))
+        return all(need <= have + DUST for need, have in zip(mine, theirs, strict=True))
 
     def most(self, other: Amount) -> Amount:
         """The larger of each."""
@@ -96,53 +97,62 @@ class Room:
     """Decides what may be handed to Ray now. Ray takes no priorities, and gives the workers of a
     training no turn while others take every core that falls free.
 
-    While no node with processes of its own, on GPUs, or with memory runs or waits, it hands over
-    a few more than fit, so that no core waits. Else no more than fits, and what fits beside the
-    most urgent node that waits: the cluster runs empty for that one.
+    GPUs and memory are given to as many as they are enough for. Of nodes that need CPUs only a few
+    more than fit are handed over, so that no core waits; but while a node with processes of its own
+    runs or waits, no more than fits beside it: the cluster runs empty for one that waits.
 
     Args:
         all: what there is, or may be.
+        taken: what those take that were handed over, by key.
+        unbegun: those that Ray has not started, by what they need.
+        groups: what the processes take that nodes start by themselves, by the nodes' keys.
+        awaited: the most urgent node that there is no room for, at the most.
     """
 
     all: Amount
     taken: dict[str, Amount] = field(default_factory=dict)
     unbegun: dict[Amount, set[str]] = field(default_factory=dict)
-    strict: set[str] = field(default_factory=set)
-    awaited: dict[str, Amount] = field(default_factory=dict)  # one at the most
+    groups: dict[str, Amount] = field(default_factory=dict)
+    awaited: dict[str, Amount] = field(default_factory=dict)
 
     @property
-    def narrow(self) -> bool:
-        """Whether somebody needs that nobody takes more than was counted."""
-        return bool(self.strict or self.awaited)
+    def reserved(self) -> frozenset[str]:
+        """The kinds, such as `cpus`, of which groups need that nobody takes what is not counted."""
+        return frozenset(k for of in self.groups.values() for k, value in vars(of).items() if value)
 
-    def offer(self, key: str, need: Amount, group: bool) -> bool:
+    def offer(self, key: str, need: Amount, group: Amount | None = None) -> bool:
         """Whether a node may be handed to Ray now; it counts until `leave`. To be asked again and
         again, the most urgent nodes first.
 
         Args:
-            need: what it and its workers take together.
-            group: whether it starts processes that need their room at once.
+            need: what it and its processes take together.
+            group: what the processes take that it starts by itself, if it does; all at once.
         """
-        counted = bool(group or need.gpus or need.memory_gib)
-        if counted or self.narrow:
-            if not self._fits(key, need):
-                if counted and not self.awaited:
-                    self.awaited[key] = need
+        counted = {kind for kind, value in vars(need).items() if value}
+        if group is None and not self.groups:
+            counted.discard("cpus")
+            if len(self.unbegun.get(need, ())) >= max(LOOKAHEAD, self.all.cpus) and not counted:
                 return False
-        elif len(self.unbegun.get(need, ())) >= max(LOOKAHEAD, self.all.cpus):
+        if not self._fits(key, need, counted):
+            if not self.awaited:
+                self.awaited[key] = need
+                if group is not None:
+                    self.groups[key] = group
             return False
         self.taken[key] = need
         self.unbegun.setdefault(need, set()).add(key)
         self.awaited.pop(key, None)
-        if counted:
-            self.strict.add(key)
+        if group is not None:
+            self.groups[key] = group
         return True
 
-    def _fits(self, key: str, need: Amount) -> bool:
+    def _fits(self, key: str, need: Amount, kinds: Collection[str]) -> bool:
         others = [amount for of, amount in self.awaited.items() if of != key]
-        held = sum([*self.taken.values(), *others], Amount())
+        held = sum([*self.taken.values(), *others], need)
+        if all(getattr(held, kind) <= getattr(self.all, kind) + DUST for kind in kinds):
+            return True
         # Alone it may be more than there is: that was checked before, and the cluster may shrink.
-        return (held + need).within(self.all) or not (self.taken or others)
+        return not (self.taken or others)
 
     def began(self, key: str) -> None:
         """Ray has started it."""
@@ -151,6 +161,5 @@ class Room:
     def leave(self, key: str) -> None:
         """It has ended, or nobody wants it any more."""
         self.began(key)
-        self.taken.pop(key, None)
-        self.awaited.pop(key, None)
-        self.strict.discard(key)
+        for where in (self.taken, self.groups, self.awaited):
+            where.pop(key, None)

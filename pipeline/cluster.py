@@ -208,18 +208,19 @@ class Board:
     def __init__(self, growth: Amount, code: Mapping[str, str]) -> None:
         self._terms = growth, code
         self._events: dict[str, list[tuple]] = {}
-        self._narrow: set[str] = set()
+        self._reserved: dict[str, frozenset[str]] = {}
 
     def terms(self) -> tuple[Amount, Mapping[str, str]]:
         """What the cluster may grow to, and what code its machines must have."""
         return self._terms
 
-    def narrow(self, channel: str, wanted: bool) -> None:
-        """Say that somebody waits for room, or does no more."""
-        (self._narrow.add if wanted else self._narrow.discard)(channel)
+    def reserve(self, channel: str, kinds: frozenset[str]) -> None:
+        """Say of what, such as `cpus`, shards must not take more than was counted."""
+        self._reserved[channel] = kinds
 
-    def is_narrow(self) -> bool:
-        return bool(self._narrow)
+    def reserved(self) -> frozenset[str]:
+        """See `reserve`; of all channels."""
+        return frozenset().union(*self._reserved.values())
 
     def push(self, channel: str, event: tuple) -> None:
         self._events.setdefault(channel, []).append(event)
@@ -239,17 +240,19 @@ class Channel:
         with contextlib.suppress(Exception):
             self.board.push.remote(self.name, event)
 
-    def width(self, most: float) -> float:
-        """How many shards of a node may be with Ray now: one while somebody waits for room."""
+    def width(self, most: float, kinds: frozenset[str]) -> float:
+        """How many shards that take these kinds may be with Ray now: one, which was counted, while
+        another node needs all the rest."""
         import ray
 
         with contextlib.suppress(Exception):  # the board restarts by itself
-            return 1 if ray.get(self.board.is_narrow.remote(), timeout=5) else most
+            return 1 if ray.get(self.board.reserved.remote(), timeout=5) & kinds else most
         return most
 
-    def say_narrow(self, wanted: bool) -> None:
+    def reserve(self, kinds: frozenset[str]) -> None:
+        """See `Board.reserve`."""
         with contextlib.suppress(Exception):
-            self.board.narrow.remote(self.name, wanted)
+            self.board.reserve.remote(self.name, kinds)
 
     def terms(self) -> tuple[Amount, Mapping[str, str]]:
         """See `Board.terms`."""

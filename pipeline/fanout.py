@@ -15,7 +15,7 @@ class Width(Protocol):
 
     def push(self, event: tuple) -> None: ...
 
-    def width(self, most: float) -> float: ...
+    def width(self, most: float, kinds: frozenset[str]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Share:
     retries: int
     width: float
     fresh: bool
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What its shards take, by the names of `pipeline.capacity.Amount`."""
+        return frozenset({"cpus", "gpus"} if self.gpus else {"cpus"})
 
 
 @functools.cache
@@ -72,7 +77,7 @@ def fan_out(
     done: list[Any] = [None] * len(items)
     going: dict[Any, int] = {}
     for place, item in enumerate(items):
-        while len(going) >= channel.width(share.width):
+        while len(going) >= channel.width(share.width, share.kinds):
             _take(going, done)
         reference = task.remote(node, function, item, channel, threads, *shared)
         going[reference] = place

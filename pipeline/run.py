@@ -127,7 +127,8 @@ class Execution:
             self._look_at(name)
         self.running: dict[Any, str] = {}
         self.code: Mapping[str, str] = {}
-        self.growth, self.narrow, self.told = Amount(), False, 0.0
+        self.growth = Amount()
+        self.reserved, self.told = frozenset[str](), 0.0
         self.stirred, self.said = time.monotonic(), ""
         self.channel: cluster.Channel | None = None
 
@@ -171,7 +172,7 @@ class Execution:
             self._drain(final=self.ended)
             self._stop_late()
             if self.ended:
-                self._tell_shards(False)
+                self._tell_shards(frozenset())
         except (ray.exceptions.RaySystemError, ConnectionError) as error:
             raise RayLostError(f"Ray's processes were lost ({error})") from error
         return True
@@ -196,14 +197,14 @@ class Execution:
                     del self.ready[need]
             else:
                 full.add(need)
-        self._tell_shards(self.claims.room.narrow)
+        self._tell_shards(self.claims.room.reserved)
 
-    def _tell_shards(self, narrow: bool) -> None:
-        """Say whether somebody waits for room; now and then again: the board may have restarted."""
+    def _tell_shards(self, reserved: frozenset[str]) -> None:
+        """Say of what they must not take more; now and then again: the board may have restarted."""
         now = time.monotonic()
-        if narrow != self.narrow or (narrow and now > self.told + TELL_SECONDS):
-            self.narrow, self.told = narrow, now
-            self.channel.say_narrow(narrow)
+        if reserved != self.reserved or (reserved and now > self.told + TELL_SECONDS):
+            self.reserved, self.told = reserved, now
+            self.channel.reserve(reserved)
 
     def _tell_readers(self) -> None:
         """Look at the nodes that read what has ended; those that cannot run any more end too."""
@@ -241,7 +242,8 @@ class Execution:
         if self.lacks[name] or item.key in self.claims.running or item.key in self.claims.failed:
             self.later.append(name)
             return True
-        group = item.node.stage.workers(item.node.settings) is not None
+        workers = item.node.stage.workers(item.node.settings)
+        group = None if workers is None else Amount(workers.cpus, workers.gpus)
         if not room.offer(item.key, item.node.need, group):
             return False
         self.claims.running.add(item.key)
@@ -434,7 +436,7 @@ class Execution:
         for name in self.running.values():
             self.claims.room.leave(self.nodes[name].key)
         if self.channel is not None:
-            self._tell_shards(False)
+            self._tell_shards(frozenset())
         try:
             for reference in references:
                 ray.cancel(reference, force=True, recursive=True)

@@ -97,6 +97,11 @@ def check_place(store: Store, options: Options) -> None:
             "the folder, or choose another with --store"
         ) from error
     store.check_writable()
+    if store.has_no_locks():
+        say(
+            f"note: the disk of store {store.local} has no locks that all machines see; its locks "
+            "are files, and those of a machine that dies are taken over after two minutes"
+        )
     environment.check_space(store.local)
     environment.check_limits()
     if options.address is not None:

@@ -7,7 +7,6 @@ Layout: `artifacts/STAGE/KEY/` (payload and manifest), `work/STAGE/KEY/` (resuma
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pipeline import locations
+from pipeline import locations, locks
 from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError
 
@@ -192,21 +191,17 @@ class Store:
 
         Yields whether it is held, within `wait_seconds`. A process that dies lets go of it.
         """
-        path = self._lock_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + wait_seconds
-        with path.open("w", encoding="utf-8") as stream:
-            while not (held := _try_lock(stream, fcntl.LOCK_EX)) and time.monotonic() < deadline:
-                time.sleep(0.05)
+        with locks.hold(self._lock_path(name), wait_seconds) as held:
             yield held
 
     def is_locked(self, name: str) -> bool:
         """Whether somebody holds a lock at this moment. Writes nothing."""
-        try:
-            with self._lock_path(name).open(encoding="utf-8") as stream:
-                return not _try_lock(stream, fcntl.LOCK_SH)
-        except FileNotFoundError:
-            return False
+        return locks.is_held(self._lock_path(name))
+
+    def has_no_locks(self) -> bool:
+        """Whether locks are files, since the disk has none; the store must be writable."""
+        (self.local / "locks").mkdir(exist_ok=True)
+        return locks.by_creation(self.local / "locks")
 
     def _lock_path(self, name: str) -> Path:
         return self.local / "locks" / name.replace("/", "-")
@@ -265,11 +260,3 @@ def reopen(path: Path, uri: str, stage: str, key: str) -> Artifact:
     artifact = open_artifact(path)
     artifact.reopen = (reopen, (path, uri, stage, key))
     return artifact
-
-
-def _try_lock(stream: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -118,7 +118,7 @@ def test_an_error_of_a_shard_elsewhere_is_the_one_it_raised(monkeypatch):
             return f"what shard {item} gives"
 
     class Everything:
-        def width(self, most):
+        def width(self, most, kinds):
             return most
 
     class Here:
