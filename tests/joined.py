@@ -7,12 +7,10 @@ import time
 
 import ray
 
-from tests.toy.__main__ import main, root
-
 if __name__ == "__main__":
     ray.init(sys.argv[sys.argv.index("--address") + 1], log_to_driver=False)
     while (there := sum(node["Alive"] for node in ray.nodes())) < int(os.environ["NODES"]):
         time.sleep(0.2)
     print(f"{there} nodes joined, {ray.cluster_resources()['CPU']:g} CPUs", flush=True)
     ray.shutdown()
-    sys.exit(main(root=root))
+    os.execv(sys.executable, [sys.executable, "-m", "tests.toy", *sys.argv[1:]])
