@@ -20,6 +20,7 @@ VARIABLE = "RAY_ADDRESS"
 WAIT_SECONDS = 5.0  # a cluster that is just starting may still come
 ANSWER_SECONDS = 7.0  # of which importing Ray takes some
 LATE = "it did not answer in time"
+NO_TOKEN = "it asks for a token"
 _ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):(\d{1,5})")
 _CLIENT = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 # A client of HTTP/2, on which Ray's gRPC stands, begins with these words and a frame of settings.
@@ -67,6 +68,12 @@ def check_alive(address: str, wait_seconds: float = WAIT_SECONDS) -> None:
     reason = said[-1]
     if not reason:
         reason = _hello(host, port) if match[1] else _client(address)
+    if reason == NO_TOKEN:
+        raise UsageError(
+            f"the Ray cluster at '{address}' asks for a token, and "
+            f"{'another' if show_token() else 'none'} is known here; put the one that it was "
+            "started with into RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
+        )
     if reason:
         raise unanswered(address, reason)
 
@@ -107,6 +114,8 @@ def _client(address: str) -> str:
         return LATE
     if process.returncode == 0:
         return ""
+    if "uthenticat" in process.stderr or "AuthToken" in process.stderr:
+        return NO_TOKEN
     lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     return f"what answers there is no head of a Ray cluster: {lines[-1].partition(': ')[2]}"
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own_clusters")]
 
 
-@pytest.mark.parametrize("case", ["gpus", "queue", "lost"])
+@pytest.mark.parametrize("case", ["gpus", "queue", "token", "lost"])
 def test_on_a_cluster(case, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "tests.pipeline.test_clusters", case, str(tmp_path)]
@@ -136,6 +137,45 @@ def a_lost_machine_costs_its_shard_only(store, marks):
         machines.shutdown()
 
 
+def a_client_without_the_token_is_told_in_one_sentence(store, marks):
+    from pipeline.address import check_alive
+    from pipeline.errors import UsageError
+
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_TMPDIR": short()}
+    port = 20000 + os.getpid() % 20000
+    place = f"127.0.0.1:{port}"
+    options = ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0", "--block"]
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        check_alive(place, wait_seconds=60)
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            del os.environ[name]
+        os.environ["HOME"] = str(marks.parent)
+        with pytest.raises(UsageError) as none:
+            check_alive(place)
+        os.environ["RAY_AUTH_TOKEN"] = "b" * 64
+        with pytest.raises(UsageError) as another:
+            check_alive(place)
+    finally:
+        head.terminate()
+        head.wait()
+    for found, what in ((none, "none"), (another, "another")):
+        said = str(found.value)
+        assert said.startswith(
+            f"the Ray cluster at '{place}' asks for a token, and {what} is known here; put"
+        ), said
+        assert len(said) < 250
+
+
+def short():
+    """A folder with a short name: Ray's sockets lie in it."""
+    return tempfile.mkdtemp(dir="/tmp", prefix="r")
+
+
 def kill_at_work(machines, other, marks):
     while not marks.exists():
         time.sleep(0.05)
@@ -146,6 +186,7 @@ def kill_at_work(machines, other, marks):
 CASES = {
     "gpus": shards_hold_gpus_of_their_own,
     "queue": groups_queue_and_memory_is_counted,
+    "token": a_client_without_the_token_is_told_in_one_sentence,
     "lost": a_lost_machine_costs_its_shard_only,
 }
 
