@@ -67,7 +67,7 @@ def check_alive(address: str, wait_seconds: float = WAIT_SECONDS) -> None:
     asking.join(wait_seconds)
     reason = said[-1]
     if not reason:
-        reason = _hello(host, port) if match[1] else _client(address)
+        reason = _hello(host, port) if match[1] else _greeted(address)
     if reason == NO_TOKEN:
         raise UsageError(
             f"the Ray cluster at '{address}' asks for a token, and "
@@ -100,11 +100,26 @@ def _ask(host: str, port: int, wait_seconds: float, said: list[str]) -> None:
             time.sleep(0.3)
 
 
-def _client(address: str) -> str:
+def _greeted(address: str) -> str:
+    """What is wrong with the head there; shows a token only where one is asked for.
+
+    A process with a token and a cluster without do connect, and then lose their actors.
+    """
+    reason = _client(address, "disabled")
+    if not reason:
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+    elif reason == NO_TOKEN and show_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        reason = _client(address, "token")
+    return reason
+
+
+def _client(address: str, mode: str) -> str:
     """What Ray's own client says against the head there, in a process that can be ended."""
     try:
         process = subprocess.run(
             [sys.executable, "-c", _CLIENT, address],
+            env=os.environ | {"RAY_AUTH_MODE": mode},
             capture_output=True,
             encoding="utf-8",
             errors="replace",

@@ -57,6 +57,7 @@ def connect(
     os.environ.pop(VARIABLE, None)  # Ray would heed it more than `address="auto"`
     if address is None:
         # Else Ray writes a token to the home folder, and does not start where it cannot.
+        os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.pop("RAY_CLIENT_MODE", None)
     show_token()
