@@ -88,7 +88,7 @@ class Preconditioned(nn.Module):
     def forward(
         self, y: Tensor, sigma: Tensor | float, labels: Tensor | None = None, **more: Tensor
     ) -> Tensor:
-        """E[x0 | y], (B, C, H, W), at sigma, a scalar or (B,), above 0. labels: as the network's."""
+        """E[x0 | y], (B, C, H, W), at sigma > 0, a scalar or (B,). labels: as the network's."""
         sigma = per_sample(sigma, y)
         c_skip, c_out, c_in, c_noise = PRECONDITIONINGS[self.kind](sigma, self.sigma_data)
         dtype = next(self.model.parameters()).dtype
