@@ -152,7 +152,6 @@ def test_every_kind_of_encoder_and_decoder_trains(kind):
         decoder_type=decoder,
         embedding_type="fourier",
         label_dim=3,
-        label_dropout=0.5,
     )
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     network(x, torch.zeros(2), torch.tensor([0, 2])).square().mean().backward()
