@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.methods.path import per_sample
+
 FREQUENCIES = 128
 EPS = 1e-6
 
@@ -235,6 +237,24 @@ class JiT(nn.Module):
         grid = tokens.unflatten(2, (self.patch, self.patch, self.channels))
         grid = grid.unflatten(1, (self.side, self.side))
         return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class JiTDenoiser(nn.Module):
+    """JiT as a denoiser D(y, sigma, labels) in EDM coordinates: z = t y with t = n / (n + sigma).
+
+    noise_scale: n, of the noise at t = 0; 1 at 256 pixels, 2 at 512. Other arguments as `JiT`.
+    """
+
+    def __init__(self, noise_scale: float = 1.0, **arguments: int | float):
+        super().__init__()
+        self.net, self.noise_scale = JiT(**arguments), noise_scale
+
+    def forward(self, y: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """E[x0 | y], (B, C, H, W), at sigma >= 0, a scalar or (B,)."""
+        t = self.noise_scale / (self.noise_scale + per_sample(sigma, y))
+        dtype = self.net.pos_embed.dtype
+        times = t.flatten().expand(len(y)).to(dtype)
+        return self.net((t * y).to(dtype), times, labels).to(y.dtype)
 
 
 def rotary_angles(side: int, width: int) -> Tensor:

@@ -6,11 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.methods.path import per_sample
+from stages.nets.edm.dhariwal import DhariwalUNet
+from stages.nets.edm.song import SongUNet
 
 VP_BETA_D, VP_BETA_MIN, VP_TIMES = 19.9, 0.1, 999
 IDDPM_STEPS, IDDPM_LEAST, IDDPM_OFFSET = 1000, 0.001, 0.008
@@ -95,3 +98,26 @@ class Preconditioned(nn.Module):
         times = c_noise.flatten().expand(len(y)).to(dtype)
         raw = self.model((c_in * y).to(dtype), times, labels, **more)
         return c_skip * y + c_out * raw[:, : self.channels].to(y.dtype)
+
+
+def song(
+    img_channels: int = 3, preconditioning: str = "edm", sigma_data: float = 0.5, **arguments: Any
+) -> Preconditioned:
+    """A preconditioned `SongUNet` of images of `img_channels`; arguments as its own."""
+    return _built(SongUNet, img_channels, preconditioning, sigma_data, arguments)
+
+
+def dhariwal(
+    img_channels: int = 3, preconditioning: str = "edm", sigma_data: float = 0.5, **arguments: Any
+) -> Preconditioned:
+    """A preconditioned `DhariwalUNet` of images of `img_channels`; arguments as its own."""
+    return _built(DhariwalUNet, img_channels, preconditioning, sigma_data, arguments)
+
+
+def _built(
+    network: type, channels: int, kind: str, sigma_data: float, arguments: dict[str, Any]
+) -> Preconditioned:
+    # Networks of improved DDPM give a learned variance beside the noise.
+    outputs = 2 * channels if kind == "iddpm" else channels
+    model = network(in_channels=channels, out_channels=outputs, **arguments)
+    return Preconditioned(model, kind, sigma_data, channels)
