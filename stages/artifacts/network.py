@@ -94,6 +94,9 @@ def as_denoiser(
 
     known = labels is not None and model.config.get("num_classes", model.num_classes)
     condition = {"labels": labels} if known else {}
+    if model.kind in table.PUBLISHED:
+        called = around(network)
+        return lambda y, s: called(y, s, **condition)
     if model.kind in table.EDM_NETWORKS:
         # The preconditioning keeps the precision of the state.
         inner, sigma_data = around(network.inner), network.sigma_data
@@ -107,7 +110,7 @@ def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return resolve(table.NETWORKS[kind])(**config)
+        return resolve({**table.NETWORKS, **table.PUBLISHED}[kind])(**config)
 
 
 def model_identity(model: TrainedNetwork, step: int) -> str:

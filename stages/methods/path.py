@@ -181,13 +181,16 @@ class Guidance:
     them being affine in D with the same coefficients. The unconditional denoiser is called only
     where it counts. One guided evaluation counts as one evaluation, though it calls two networks.
 
-    scale: 1 is no guidance. interval: closed interval of t, in [0, 1]. s must be a scalar.
+    scale: 1 is no guidance. interval: closed interval of t, in [0, 1]. channels: only the first so
+    many channels of y (B, C, ...) are guided, as in the published samplers of SiT and DiT; None
+    for all. s must be a scalar.
     """
 
     conditional: Denoiser
     unconditional: Denoiser
     scale: float
     interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -204,4 +207,7 @@ class Guidance:
         if self.scale == 1 or not low - ROUNDING <= t <= high + ROUNDING:
             return clean
         unconditional = self.unconditional(y, s)
-        return unconditional + self.scale * (clean - unconditional)
+        guided = unconditional + self.scale * (clean - unconditional)
+        if self.channels is None:
+            return guided
+        return torch.cat([guided[:, : self.channels], clean[:, self.channels :]], dim=1)

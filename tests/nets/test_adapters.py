@@ -97,9 +97,7 @@ def test_paths_meet_their_levels_and_their_derivatives(path):
 
 
 def test_unknown_conventions_are_refused():
-    with pytest.raises(
-        ValueError, match="prediction 'eps' is none of epsilon, v_pred"
-    ):
+    with pytest.raises(ValueError, match="prediction 'eps' is none of epsilon, v_pred"):
         NoisePredictor(nn.Identity(), linear_levels(), "eps")
     with pytest.raises(ValueError, match="path 'straight' is none of linear, cosine, vp"):
         Interpolant(nn.Identity(), "straight")

@@ -23,7 +23,17 @@ COMPOSITION_ROOT = "pipeline/__main__.py"
 ORDER = [
     *("catalog", "papers", "recipes", "bench", "paper", "report"),
     ("training", "sampling", "scoring"),
-    *("pages", "data", "settings", "artifacts", "encoders", "nets", "shards", "methods"),
+    *(
+        "pages",
+        "data",
+        "settings",
+        "networks",
+        "artifacts",
+        "encoders",
+        "nets",
+        "shards",
+        "methods",
+    ),
 ]
 TOGETHER = "combined"  # the one paper that may import others
 ENDINGS = r"(s|es|e|d|ed|r|er|or|ing|ning|y|ies|ion|al|_?nodes)?"
@@ -81,7 +91,10 @@ def test_every_package_that_is_imported_is_declared():
     other = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "pywt": "pywavelets"}
     other |= {"skimage": "scikit-image", "cleanfid": "clean-fid"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"] + project["optional-dependencies"]["optuna"]
+    needed = project["dependencies"]
+    needed += [
+        text for extra in ("optuna", "latents") for text in project["optional-dependencies"][extra]
+    ]
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in needed}
     tops = {module.partition(".")[0] for path in files() for module in imports(path)}
     tops -= {*sys.stdlib_module_names, *RANK}
