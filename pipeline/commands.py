@@ -49,7 +49,7 @@ def run(root: Root, options: Namespace) -> int:
     catalog, store, request = root(), _store(options), _request(options)
     address = options.address or os.environ.get("RAY_ADDRESS") or None
     how = session.Options(options.tracking_uri, address, options.jobs)
-    plan = planning.make(catalog, store, request)
+    plan = planning.make(catalog, store, request, lenient=options.dry_run)
     if options.dry_run:
         print(plan_text(plan, how.cores))
         return DONE
@@ -67,7 +67,7 @@ def run(root: Root, options: Namespace) -> int:
 
 def plan(root: Root, options: Namespace) -> int:
     """Print the state of every node."""
-    planned = planning.make(root(), _store(options), _request(options))
+    planned = planning.make(root(), _store(options), _request(options), lenient=True)
     states = {name: node.state for name, node in planned.nodes.items()}
     if options.mermaid:
         print(planned.graph.mermaid(states))
@@ -313,6 +313,14 @@ def garbage(
     return doomed, len(runs)
 
 
+def fetch(root: Root, options: Namespace) -> int:
+    """Get data, or check those that are there."""
+    from pipeline import fetching
+
+    fetching.fetch(root(), options.name, options.to)
+    return DONE
+
+
 def doctor(root: Root, options: Namespace) -> int:
     """Say what works here and what is missing."""
     from pipeline import doctor as checks
@@ -332,5 +340,6 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "compare": compare,
     "ui": ui,
     "gc": gc,
+    "fetch": fetch,
     "doctor": doctor,
 }
