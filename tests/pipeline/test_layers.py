@@ -91,10 +91,8 @@ def test_every_package_that_is_imported_is_declared():
     other = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "pywt": "pywavelets"}
     other |= {"skimage": "scikit-image", "cleanfid": "clean-fid"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"]
-    needed += [
-        text for extra in ("optuna", "latents") for text in project["optional-dependencies"][extra]
-    ]
+    extras = project["optional-dependencies"]
+    needed = project["dependencies"] + extras["optuna"] + extras["latents"]
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in needed}
     tops = {module.partition(".")[0] for path in files() for module in imports(path)}
     tops -= {*sys.stdlib_module_names, *RANK}
