@@ -37,6 +37,8 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None and self.null_class is not None:
             labels = times.new_full((len(x),), self.null_class).long()
+        if labels is None and self.model.config.get("num_class_embeds"):
+            raise ValueError("this network knows no input without a class; give it labels")
         return self.model(x, times, class_labels=labels).sample
 
 

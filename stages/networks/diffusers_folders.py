@@ -82,6 +82,7 @@ def read(folder: Path, said: Conventions) -> Found:
         state={f"call.model.{name}": value for name, value in stored.items()},
         shape=(channels, side, side),
         num_classes=classes,
+        null_class=not classes or null is not None,
         conventions=words,
     )
 

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class Found:
     format: as settings name it. kind: of `table.NETWORKS` or `table.PUBLISHED`. config: keyword
     arguments that build it. state: its weights under our names. shape: (C, H, W) of an image.
     num_classes: 0 for none. method: the training loss, as far as it is ours. guided_channels: the
-    first so many channels of the image are guided, None for all. conventions: what was applied, for
-    people to read.
+    first so many channels of the image are guided, None for all. null_class: whether it can be asked
+    without a class. open_interval: whether the ends of an interval of guidance are left out, as in its
+    own code. conventions: what was applied, for people to read.
     """
 
     format: str
@@ -30,6 +32,8 @@ class Found:
     num_classes: int
     method: str = "unknown"
     guided_channels: int | None = None
+    null_class: bool = True
+    open_interval: bool = False
     conventions: dict[str, str] = field(default_factory=dict)
 
 

@@ -61,6 +61,7 @@ def read(stored: dict[str, Tensor], arguments: Mapping[str, Any], said: Conventi
         state={f"net.{name}": value for name, value in stored.items()},
         shape=(channels, side * patch, side * patch),
         num_classes=config["num_classes"],
+        open_interval=True,
         conventions={
             "prediction": "clean image",
             "path": f"t x0 + (1 - t) {scale:g} eps",

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from stages.networks import pickled
+from stages.networks.formats import CONVERTED_FACTS as FACTS
+from stages.networks.formats import CONVERTED_WEIGHTS as WEIGHTS
 from stages.networks.found import Conventions, Found
 
-FACTS, WEIGHTS = "network.json", "weights.safetensors"
 PRECONDITIONINGS = {
     "EDMPrecond": "edm",
     "VPPrecond": "vp",
@@ -102,6 +103,7 @@ def of(
             shape=(channels, side, side),
             num_classes=num_classes,
             method="edm",
+            null_class=not num_classes,
             conventions=words | {"labels": "one-hot times sqrt(K); no null class"},
         )
     model = arguments.get("model_type", "DhariwalUNet")
@@ -115,6 +117,8 @@ def of(
         shape=(channels, side, side),
         num_classes=num_classes,
         method="edm",
+        # Only with labels dropped in training is a row of zeros the network without a class.
+        null_class=not num_classes or bool(given.get("label_dropout")),
         conventions=words | {"labels": "one-hot; a row of zeros without"},
     )
 

@@ -16,8 +16,6 @@ It may be a torch module (its layers can then be tapped), or any callable. `shap
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,15 +63,6 @@ def made(function: str) -> Any:
     return denoiser
 
 
-def source(function: str) -> Path | None:
-    """The file that the function's module lies in."""
-    try:
-        spec = importlib.util.find_spec(function.partition(":")[0])
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin else None
-
-
 def read(function: str, said: Conventions) -> Found:
     """A user's denoiser. Raises ValueError where its shape is not said."""
     denoiser = made(function)
@@ -88,7 +77,9 @@ def read(function: str, said: Conventions) -> Found:
         format="python",
         kind="python",
         config={"function": function},
-        state={},
+        state={f"called.{k}": v for k, v in denoiser.state_dict().items()}
+        if isinstance(denoiser, nn.Module)
+        else {},
         shape=tuple(int(side) for side in shape),
         num_classes=int(num_classes),
         conventions={"denoiser": function},

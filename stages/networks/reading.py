@@ -22,10 +22,8 @@ from stages.networks import (
     torch_files,
     transformers,
 )
+from stages.networks.formats import FORMATS, files_of, folder_format, names_a_function
 from stages.networks.found import Conventions, Found, digest
-
-FORMATS = ("bench", "sit", "repa", "reg", "dit", "edm", "edm2", "jit", "diffusers", "python")
-OF_STATE_DICTS = ("sit", "repa", "reg", "dit")
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,72 @@ def _denoiser(network: Network, labels: Tensor | None) -> Denoiser:
     return as_denoiser(network.model, network.module, labels, network.packing)
 
 
+@dataclass(frozen=True)
+class Read:
+    """A network's weights and facts, its files, and the network that guidance leads away from."""
+
+    found: Found
+    files: tuple[Path, ...]
+    guide: Read | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the files."""
+        return digest(list(self.files))
+
+    @property
+    def model(self) -> TrainedModel:
+        """What the network is, without weights."""
+        return TrainedModel.of(Path(), self.facts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What describes the network where it is stored."""
+        found = self.found
+        return {
+            "network": found.kind,
+            "config": found.config,
+            "method": found.format if found.method == "unknown" else found.method,
+            "steps": [0],
+            "shape": list(found.shape),
+            "num_classes": found.num_classes,
+            "guided_channels": found.guided_channels,
+            "null_class": found.null_class,
+            "open_interval": found.open_interval,
+            "format": found.format,
+            "conventions": dict(found.conventions),
+        }
+
+    def module(self) -> nn.Module:
+        """The network with its weights, frozen: nothing missing, nothing left over.
+
+        Raises ValueError where file and description differ.
+        """
+        found = self.found
+        try:
+            module = build_network(found.kind, found.config, seed=0)
+        except TypeError as error:
+            raise ValueError(f"the file's network has arguments unknown here ({error})") from error
+        try:
+            given = module.load_state_dict(found.state, strict=False)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1:2] or [str(error)]
+            raise ValueError(f"the weights do not fit: {reason[0].strip()}") from error
+        for kind, names in (("lacks", given.missing_keys), ("holds", given.unexpected_keys)):
+            if names:
+                raise ValueError(
+                    f"the file {kind} {names[0]}, against its own description of the network"
+                )
+        return module.eval().requires_grad_(False)
+
+
 def load(path: str | Path, format: str | None = None, **conventions: Any) -> Network:
-    """A network from a file, a folder, or `module:function`.
+    """A network from a file, a folder, or `module:function`; arguments and errors as `read`'s."""
+    return _network(read(path, format, **conventions))
+
+
+def read(path: str | Path, format: str | None = None, **conventions: Any) -> Read:
+    """What is known of a network, and its weights, which may still lie in the mapped file.
 
     format: of `FORMATS`; None recognises it. conventions: what the files cannot tell or what is to
     be read otherwise, such as num_heads (sizes that were never published), path and prediction (SiT
@@ -118,35 +180,26 @@ def load(path: str | Path, format: str | None = None, **conventions: Any) -> Net
     if format is not None and format not in FORMATS:
         raise ValueError(f"format is '{format}'; it must be one of {', '.join(FORMATS)}")
     guide = conventions.pop("guide", None)
+    guide = None if guide is None else read(guide)
     said = Conventions(conventions)
-    if format == "python" or (format is None and _names_a_function(path)):
-        function = str(path)
-        origin = python_functions.source(function)
-        files = [origin] if origin is not None else []
-        return _network(python_functions.read(function, said), files, guide)
+    if format == "python" or (format is None and names_a_function(path)):
+        found = python_functions.read(str(path), said)
+        return Read(found, tuple(files_of(path)), guide)
     path = Path(path).expanduser()
-    if not path.exists():
-        raise ValueError(f"there is no network at {path}")
-    files, read = _reader(path, format)
-    return _network(read(said), files, guide)
+    files = files_of(path)
+    return Read(_reader(path, format)(said), tuple(files), guide)
 
 
-def _names_a_function(path: str | Path) -> bool:
-    place, colon, name = str(path).partition(":")
-    dotted = place.replace(".", "_").isidentifier() and name.isidentifier()
-    return bool(colon) and dotted and not Path(path).exists()
+Reader = Callable[[Conventions], Found]
 
 
-Read = Callable[[Conventions], Found]
-
-
-def _reader(path: Path, format: str | None) -> tuple[list[Path], Read]:
-    """The files that are read, and what reads them."""
+def _reader(path: Path, format: str | None) -> Reader:
+    """What reads a file or a folder."""
     if path.is_dir():
         return _folder_reader(path, format)
     if path.suffix == ".pkl" or format in ("edm", "edm2"):
         _agree(path, format, ("edm", "edm2"))
-        return [path], lambda said: karras.read_pickle(path, said)
+        return lambda said: karras.read_pickle(path, said)
     stored, arguments = torch_files.read(path)
     found = "jit" if any("x_embedder.proj1" in name for name in stored) else None
     found = found or transformers.recognised(stored)
@@ -156,7 +209,7 @@ def _reader(path: Path, format: str | None) -> tuple[list[Path], Read]:
         )
     if found == "jit":
         _agree(path, format, ("jit",))
-        return [path], lambda said: jit.read(stored, arguments, said)
+        return lambda said: jit.read(stored, arguments, said)
     if found == "sit or dit":
         format = format or ("sit" if {"path_type", "prediction"} <= arguments.keys() else None)
         if format is None:
@@ -168,24 +221,17 @@ def _reader(path: Path, format: str | None) -> tuple[list[Path], Read]:
     else:
         _agree(path, format, (found,))
         format = found
-    return [path], lambda said: transformers.read(format, stored, arguments, said)
+    return lambda said: transformers.read(format, stored, arguments, said)
 
 
-def _folder_reader(path: Path, format: str | None) -> tuple[list[Path], Read]:
-    if (path / "model.json").is_file():
-        _agree(path, format, ("bench",))
+def _folder_reader(path: Path, format: str | None) -> Reader:
+    kind = folder_format(path)
+    _agree(path, format, ("edm", "edm2") if kind == "converted" else (kind,))
+    if kind == "bench":
         return _bench(path)
-    if (path / karras.FACTS).is_file():
-        _agree(path, format, ("edm", "edm2"))
-        files = [path / karras.FACTS, path / karras.WEIGHTS]
-        return files, lambda said: karras.read_folder(path, said)
-    if diffusers_folders.recognised(path):
-        _agree(path, format, ("diffusers",))
-        return diffusers_folders.files(path), lambda said: diffusers_folders.read(path, said)
-    raise ValueError(
-        f"{path} is a folder of no known format: it holds neither model.json (bench), "
-        f"{karras.FACTS} (edm, edm2, converted) nor model_index.json or config.json (diffusers)"
-    )
+    if kind == "converted":
+        return lambda said: karras.read_folder(path, said)
+    return lambda said: diffusers_folders.read(path, said)
 
 
 def _agree(path: Path, said: str | None, found: tuple[str, ...]) -> None:
@@ -193,7 +239,7 @@ def _agree(path: Path, said: str | None, found: tuple[str, ...]) -> None:
         raise ValueError(f"format={said}, but {path} is of format {' or '.join(found)}")
 
 
-def _bench(path: Path) -> tuple[list[Path], Read]:
+def _bench(path: Path) -> Reader:
     from safetensors.torch import load_file
 
     facts = json.loads((path / "model.json").read_text(encoding="utf-8"))
@@ -210,44 +256,25 @@ def _bench(path: Path) -> tuple[list[Path], Read]:
             num_classes=facts["num_classes"],
             method=facts["method"],
             guided_channels=facts.get("guided_channels"),
+            null_class=facts.get("null_class", True),
+            open_interval=facts.get("open_interval", False),
             conventions={"step": str(step), **facts.get("conventions", {})},
         )
 
-    return [path / "model.json", *sorted((path / "checkpoints").glob("*.safetensors"))], read
+    return read
 
 
-def _network(found: Found, files: list[Path], guide: str | Path | None) -> Network:
-    """The network of a format's weights, whole: nothing missing, nothing left over."""
-    model = TrainedModel(
-        folder=Path(),
-        kind=found.kind,
-        config=found.config,
-        method=found.method,
-        steps=(),
-        shape=found.shape,
-        num_classes=found.num_classes,
-    )
-    try:
-        module = build_network(found.kind, found.config, seed=0)
-    except TypeError as error:
-        raise ValueError(f"the file's network has arguments unknown here ({error})") from error
-    given = module.load_state_dict(found.state, strict=False)
-    if given.missing_keys or given.unexpected_keys:
-        kind, names = (
-            ("lacks", given.missing_keys)
-            if given.missing_keys
-            else ("holds", given.unexpected_keys)
-        )
-        raise ValueError(f"the file {kind} {names[0]}, against its own description of the network")
+def _network(given: Read) -> Network:
+    found = given.found
     return Network(
         format=found.format,
         shape=found.shape,
         num_classes=found.num_classes,
-        module=module.eval().requires_grad_(False),
-        model=model,
+        module=given.module(),
+        model=given.model,
         conventions=dict(found.conventions),
-        digest=digest(files),
+        digest=given.digest,
         guided_channels=found.guided_channels,
-        guide=None if guide is None else load(guide),
-        files=tuple(files),
+        guide=None if given.guide is None else _network(given.guide),
+        files=given.files,
     )
