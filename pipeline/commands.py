@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import estimates, progress, record, results
 from pipeline import plan as planning
-from pipeline.errors import DONE, UsageError
+from pipeline.errors import DONE, UsageError, raised_as
 from pipeline.holding import holder
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
@@ -342,6 +342,16 @@ def fetch(root: Root, options: Namespace) -> int:
     return DONE
 
 
+def convert(root: Root, options: Namespace) -> int:
+    """Write a network's file anew in formats that hold no code."""
+    place = root().convert
+    if not place:
+        raise UsageError("there is nothing here that converts networks")
+    with raised_as(UsageError):
+        print(f"written to {resolve_name(place)(options.file, options.to)}")
+    return DONE
+
+
 def doctor(root: Root, options: Namespace) -> int:
     """Say what works here and what is missing."""
     from pipeline import doctor as checks
@@ -362,5 +372,6 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "ui": ui,
     "gc": gc,
     "fetch": fetch,
+    "convert": convert,
     "doctor": doctor,
 }

@@ -16,6 +16,7 @@ from stages.report.report import ReportOptions
 from stages.sampling.sweep import SampleSweep
 from stages.scoring.evaluate import Evaluation
 from stages.settings.extractors import ExtractorOptions
+from stages.settings.elsewhere import NetworkOptions
 from stages.settings.latents import Geometry, LatentOptions, known_geometry
 from stages.settings.scans import ScanPreset
 from stages.training.teach import TeacherOptions
@@ -47,6 +48,9 @@ class Bench(Settings):
         TeacherOptions(), description="the teacher that REPA, REG and MaskAlign align with"
     )
     train: TrainOptions = Field(TrainOptions(), description="training")
+    networks: NetworkOptions = Field(
+        NetworkOptions(), description="a network trained elsewhere, run instead of training one"
+    )
     spectrum: SpectrumSettings = Field(
         SpectrumSettings(), description="the data's power spectrum, which CSFlow starts from"
     )

@@ -61,6 +61,21 @@ def read_folder(folder: Path, said: Conventions) -> Found:
     return of(str(name), dict(arguments), stored, said)
 
 
+def converted(file: str, to: str | None) -> Path:
+    """Convert a published pickle, by default into a folder beside it; the folder.
+
+    Raises ValueError where there is no file, where the folder is there, and as `read_pickle` does.
+    """
+    path = Path(file).expanduser()
+    folder = path.with_suffix("") if to is None else Path(to).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; choose another with --to")
+    convert(path, folder)
+    return folder
+
+
 def convert(path: Path, folder: Path) -> None:
     """Write a published pickle as network.json and weights.safetensors, the weights as they are.
 
