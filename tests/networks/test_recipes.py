@@ -1,0 +1,127 @@
+"""Recipes on networks from elsewhere: every format end to end, on the fixtures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import config
+from pipeline.__main__ import main
+from pipeline.errors import UsageError
+from pipeline.graph import Graph
+from pipeline.plan import Request
+from pipeline.store import Store
+from stages.catalog import CATALOG, RECIPES
+from tests.inline import run_all
+from tests.nets.published import FIXTURES, arguments, tensors
+
+SMALL = [
+    *("data.dataset=npz", "data.limit=60", "data.limit_held_out=40", "data.held_out=40"),
+    *("stein.solvers=[dpmpp2m]", "stein.corrections=[none,calibrated]", "stein.nfes=[3]"),
+    *("stein.num_seeds=1", "stein.more_lipschitz_nfes=[]", "stein.lipschitz_nfe=3"),
+    *("stein.iterations=2", "stein.num_trajectories=2", "stein.num_images=20"),
+    *("sample.num_samples=40", "sample.sweep_samples=40", "sample.block_size=40"),
+    *("sample.reference_nfe=6", "evaluate.num_samples=40", "extractor.epochs=1"),
+    *("extractor.min_accuracy=0", "stein.fitted=[]"),
+]
+
+
+def data(folder, channels, side, classes):
+    """Images of these classes, and the settings that read them; of four channels, pixels whose
+    latents have as many."""
+    latent = [f"latents.autoencoder={FIXTURES / 'diffusers/dit/vae'}"] if channels == 4 else []
+    channels, side = (3, 16) if latent else (channels, side)
+    rng, labels = np.random.default_rng(0), np.arange(100) % classes
+    shade = (labels / classes)[:, None, None, None] - 0.4
+    images = np.clip(rng.normal(0, 0.3, (100, channels, side, side)) + shade, -1, 1)
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "data.npz", x=images.astype(np.float32), y=labels)
+    return [f"data.path={folder / 'data.npz'}", *latent]
+
+
+def edm(folder, which, label_dim=3):
+    """A converted folder of a fixture of EDM or EDM2."""
+    facts = arguments(f"{which}/init_kwargs.json")
+    facts = facts[f"label{label_dim}" if which == "edm2" else f"EDMPrecond_label{label_dim}"]
+    stored = tensors(f"{which}/weights.safetensors")
+    classes = ("map_label", "emb_label")
+    kept = {k: v for k, v in stored.items() if label_dim or not any(c in k for c in classes)}
+    folder.mkdir()
+    save_file(kept, folder / "weights.safetensors")
+    named = {name: facts[name] for name in ("class_name", "init_kwargs")}
+    (folder / "network.json").write_text(json.dumps(named))
+    return folder
+
+
+PYTHON = """
+import torch
+
+def half():
+    network = torch.nn.Conv2d(3, 3, 3, padding=1)
+    torch.nn.init.dirac_(network.weight)
+
+    class Denoiser(torch.nn.Module):
+        shape, num_classes = (3, 8, 8), 3
+
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, y, sigma, labels=None):
+            return self.network(y) / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
+
+    return Denoiser()
+"""
+
+# (channels, side, classes) of the data, where the network lies, and what is to be said of it.
+GIVEN = {
+    "sit": ((4, 8, 5), "sit/sigma_true/SiT-tiny.pt", ["format=sit", "num_heads=3"]),
+    "repa": ((4, 8, 5), "repa/0000010.pt", ["num_heads=3"]),
+    "reg": ((4, 8, 5), "reg/0000010.pt", ["num_heads=3"]),
+    "dit": ((4, 8, 5), "dit/DiT-tiny.pt", ["format=dit", "num_heads=3"]),
+    "jit": ((3, 16, 5), "jit/JiT-tiny.pt", ["in_context_start=1"]),
+    "ddpm": ((3, 8, 3), "diffusers/ddpm_epsilon", []),
+    "ddpm-v": ((3, 8, 3), "diffusers/ddpm_v", []),
+    "diffusers-dit": ((4, 8, 5), "diffusers/dit", []),
+    "edm": ((3, 8, 3), "edm/ddpmpp", []),
+    "edm2": ((4, 8, 3), "edm2", []),
+    "python": ((3, 8, 3), "mine:half", []),
+}
+
+
+def given(folder, which, monkeypatch):
+    """The overrides of a run on the fixture of a format."""
+    shape, path, said = GIVEN[which]
+    if which in ("edm", "edm2"):
+        path = edm(folder / "converted", path)
+    elif which == "python":
+        (folder / "mine.py").write_text(PYTHON)
+        monkeypatch.syspath_prepend(folder)
+    else:
+        path = FIXTURES / path
+    own = [f"networks.path={path}", *(f"networks.{words}" for words in said)]
+    return [*data(folder, *shape), *own]
+
+
+def graph(recipe, *overrides, preset="smoke") -> Graph:
+    settings = config.resolve(CATALOG, preset, overrides).settings
+    return Graph(RECIPES[recipe](settings), CATALOG.exclude_sources)
+
+
+@pytest.mark.parametrize("which", GIVEN)
+def test_every_format_is_sampled(tmp_path, monkeypatch, which):
+    """The stage, one set of samples, and what the artifact says of the network."""
+    overrides = [*SMALL, *given(tmp_path, which, monkeypatch)]
+    request = Request("stein", "smoke", overrides, only=["sample/given-dpmpp2m-nfe3"])
+    if which == "reg":
+        request = Request("stein", "smoke", [*overrides, "stein.target=trajectory"], request.only)
+    made = run_all(CATALOG, Store(tmp_path / "store"), request)
+    images = made["sample/given-dpmpp2m-nfe3"].load().images.numpy()
+    assert images.shape == (40, *GIVEN[which][0][:1], *GIVEN[which][0][1:2] * 2)
+    assert np.isfinite(images).all()
+    facts = made["checkpoint/given"].description
+    assert len(facts["digest"]) == 64
+    assert facts["guided_channels"] == (3 if which in ("sit", "dit") else None)
