@@ -121,7 +121,24 @@ def test_every_format_is_sampled(tmp_path, monkeypatch, which):
     made = run_all(CATALOG, Store(tmp_path / "store"), request)
     images = made["sample/given-dpmpp2m-nfe3"].load().images.numpy()
     assert images.shape == (40, *GIVEN[which][0][:1], *GIVEN[which][0][1:2] * 2)
-    assert np.isfinite(images).all()
+    assert np.isfinite(images).all() and images.std() > 1e-3
     facts = made["checkpoint/given"].description
     assert len(facts["digest"]) == 64
     assert facts["guided_channels"] == (3 if which in ("sit", "dit") else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", GIVEN)
+def test_stein_end_to_end(tmp_path, monkeypatch, which):
+    more = ["stein.target=trajectory"] if which == "reg" else []
+    overrides = [*SMALL, *given(tmp_path, which, monkeypatch), *more]
+    made = run_all(CATALOG, Store(tmp_path / "store"), Request("stein", "smoke", overrides))
+    text = (made["report"].path / "report.html").read_text()
+    facts = made["checkpoint/given"].description
+    assert "Networks from elsewhere" in text
+    for words in (facts["format"], facts["digest"], *facts["conventions"]):
+        assert words in text
+    rows = made["evaluate/given-dpmpp2m-calibrated"].load()
+    assert all(np.isfinite(row.score.value) for row in rows)
+    assert {"lipschitz/given-dpmpp2m-nfe3", "calibrate/given-dpmpp2m-nfe3"} <= made.keys()
+    assert not [name for name in made if name.startswith("train/")]
