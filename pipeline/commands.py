@@ -86,7 +86,7 @@ def plan(root: Root, options: Namespace) -> int:
 def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
     """Where a plan fails because something is yet to be placed: what all of it takes, if much."""
     try:
-        _, graph = planning.build(catalog, request)
+        _, graph = planning.build(catalog, request, lenient=True)
         taken = estimates.text(estimates.by_stage(graph, graph.nodes))
     except UsageError:
         return

@@ -108,13 +108,12 @@ def as_denoiser(
     """
     import torch
 
-    from stages.methods.path import EDMDenoiser, VelocityDenoiser
+    from stages.methods.path import DirectDenoiser, EDMDenoiser, VelocityDenoiser
 
     known = labels is not None and model.config.get("num_classes", model.num_classes)
     condition = {"labels": labels} if known else {}
     if model.kind in table.PUBLISHED:
-        called = around(network)
-        return lambda y, s: called(y, s, **condition)
+        return DirectDenoiser(around(network), condition)
     if model.kind in table.EDM_NETWORKS:
         # The preconditioning keeps the precision of the state.
         inner, sigma_data = around(network.inner), network.sigma_data

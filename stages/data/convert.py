@@ -128,9 +128,9 @@ def convert_shard(
     """Shard `index` of a part, its images first..last-1, in the work area `folder`.
 
     item: (part, index, first, last). facts: `coloured` (whether an image has three channels),
-    `damaged` (names of files passed over) and `notes` (how many were in which mode). arrays: of the
-    training images those of the statistics; `channels` (n,) of every image; `kept`, places from
-    `first` on, where some were passed over.
+    `damaged` (names of files passed over) and `notes` (how many were in which mode). arrays: of
+    the training images those of the statistics; `channels` (n,) of every image; `kept`, places
+    from `first` on, where some were passed over.
 
     Raises ValueError for values or sizes that do not fit.
     """
@@ -263,8 +263,8 @@ def check_damaged(damaged: Sequence[str], allowed: int, total: int) -> None:
     if len(damaged) > allowed:
         more = f"; and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""
         raise ValueError(
-            f"{len(damaged)} of {total} files are damaged: {'; '.join(damaged[:MOST_NAMED])}{more}; "
-            f"repair or remove them, or set data.skip_damaged={len(damaged)} to leave them out"
+            f"{len(damaged)} of {total} files are damaged: {'; '.join(damaged[:MOST_NAMED])}{more}"
+            f"; repair or remove them, or set data.skip_damaged={len(damaged)} to leave them out"
         )
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PAIRS = {"train": 64, "test": 16}  # compared where latents are given
 
+WAVE = 32  # files that are made before the next progress is told
+
 LARGEST_MISFIT = 0.5  # of given latents and those of the pixels; another scale or range is above
 
 
@@ -60,43 +62,21 @@ def run(context: Context) -> Result:
 
 
 def _encoded(context: Context, pixels: Data) -> dict[str, Any]:
+    """Encode all images and write what is known of their latents."""
     import numpy as np
 
     from stages.artifacts.written import place, sum_of
-    from stages.encoders import autoencoder
     from stages.methods.statistics import from_arrays
 
     settings: EncodeSettings = context.settings
     data = pixels.load()
-    items = [
-        (part, first, last, mirrored)
-        for part in ("train", "test")
-        for mirrored in (False, True)[: 2 if part == "train" and settings.flips else 1]
-        for first, last in shards(
-            len(getattr(data, part)), settings.batch_size, settings.shard_size
-        )
-    ]
-    context.progress(0, len(items), "files")
-    made = context.map(encode_shard, items, pixels, context.work.path, settings)
+    made = _made(context, pixels, {part: len(getattr(data, part)) for part in ("train", "test")})
     context.work.push()
-    by_part = {
-        part: [shard for item, shard in zip(items, made, strict=True) if item[0] == part]
-        for part in ("train", "test")
-    }
-    counts = {part: place(of, context.path, part, ".npy") for part, of in by_part.items()}
-    labels = {part: getattr(data, part).labels.numpy() for part in by_part}
+    counts = {part: place(of, context.path, part, ".npy") for part, of in made.items()}
+    labels = {part: getattr(data, part).labels.numpy() for part in made}
     if settings.flips:
         labels["train"] = np.tile(labels["train"], 2)
-    known = autoencoder.known(settings.autoencoder)
-    statistics = [from_arrays(shard.arrays()) for shard in by_part["train"]]
-    dtypes = sorted({shard.facts["dtype"] for shard in made})
-    latents = {
-        "autoencoder": {"name": "AutoencoderKL", "sha256": known.identity},
-        "pixel_range": "[-1, 1]",
-        "scaling": known.scaling,
-        "shift": known.shift,
-        "dtype": dtypes[-1],  # float16 before float32
-    }
+    statistics = [from_arrays(shard.arrays()) for shard in made["train"]]
     facts = {
         "name": pixels.description["name"],
         "shape": list(geometry(settings.autoencoder).latent_shape(data.shape)),
@@ -104,12 +84,45 @@ def _encoded(context: Context, pixels: Data) -> dict[str, Any]:
         "white": 255,
         "storage": "latents",
         "shards": counts,
-        "latents": latents,
+        "latents": _header(settings, [shard for of in made.values() for shard in of]),
         "latent": True,
         "flips": settings.flips,
     }
-    context.progress(len(items), len(items), "files")
     return Data.write(context.path, labels, sum_of(statistics).summary(), facts)
+
+
+def _made(context: Context, pixels: Data, counts: dict[str, int]) -> dict[str, list[Written]]:
+    """The shards of every part, in their order, mirrored ones last."""
+    settings: EncodeSettings = context.settings
+    items = [
+        (part, first, last, mirrored)
+        for part, count in counts.items()
+        for mirrored in ((False, True) if part == "train" and settings.flips else (False,))
+        for first, last in shards(count, settings.batch_size, settings.shard_size)
+    ]
+    made: dict[str, list[Written]] = {part: [] for part in counts}
+    for start, stop in blocks(len(items), WAVE):
+        context.progress(start, len(items), "files")
+        wave = items[start:stop]
+        done = context.map(encode_shard, wave, pixels, context.work.path, settings)
+        for (part, *_), shard in zip(wave, done, strict=True):
+            made[part].append(shard)
+    context.progress(len(items), len(items), "files")
+    return made
+
+
+def _header(settings: EncodeSettings, made: list[Written]) -> dict[str, Any]:
+    """What made the latents, and how networks see them."""
+    from stages.encoders import autoencoder
+
+    known = autoencoder.known(settings.autoencoder)
+    return {
+        "autoencoder": {"name": "AutoencoderKL", "sha256": known.identity},
+        "pixel_range": "[-1, 1]",
+        "scaling": known.scaling,
+        "shift": known.shift,
+        "dtype": max(shard.facts["dtype"] for shard in made),  # float16 < float32
+    }
 
 
 def encode_shard(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UsageError
 from pipeline.stage import Place, Settings, unkeyed
-from stages.data.recognised import recognised
+from stages.data.recognised import beside, recognised
 from stages.methods import table
 
 AUTO = "auto"
@@ -250,4 +250,4 @@ def sources_of(settings: PrepareSettings) -> list[Path]:
             f"the data {path} are a {here}, and dataset={settings.dataset} is read from a {kind}; "
             "set data.path to it, or choose another data.dataset"
         )
-    return [path]
+    return [path, *beside(path, settings.dataset)]

@@ -28,30 +28,41 @@ TASK_MIB = 64  # what a task needs beside what it imports, at most
 
 def run(context: Context) -> Result:
     """Read, cut, resize, measure and write the data set."""
-    from stages.data.convert import check_damaged, form_of
-
     settings: PrepareSettings = context.settings
     with raised_as(StageError, ValueError, OSError):
         source = resolve(table.DATASETS[settings.dataset])(settings)
-        train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
-        source = replace(source, train=train, test=test)
-        _check(source, settings)
-        form = form_of(source, settings)
-        shards = _converted(context, {"train": train, "test": test}, form)
-        everything = [shard for part in shards.values() for shard in part]
-        damaged = [name for shard in everything for name in shard.facts["damaged"]]
-        check_damaged(damaged, settings.skip_damaged, len(train) + len(test))
-        facts = _write(context, source, shards, form)
-    if source.scratch is not None:
-        shutil.rmtree(source.scratch, ignore_errors=True)
-    if damaged:
-        context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")
+        try:
+            train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
+            lacking = _untrained(source, train, settings)
+            source = replace(source, train=train, test=test)
+            _check(source, settings)
+            form, shards, facts = _made(context, source)
+        finally:
+            if source.scratch is not None:
+                shutil.rmtree(source.scratch, ignore_errors=True)
+    if lacking:
+        context.notice(f"no training image is of {lacking}: it is sampled though never trained")
     context.log(
         f"{facts['name']}: {facts['num_train']} training and {facts['num_test']} held-out images "
         f"of {facts['shape']}, mean {facts['mean']:.4f}, std {facts['std']:.4f}"
     )
-    context.log(_read_from(source, settings, everything))
+    context.log(_kept_as(shards, form))
+    context.log(_read_from(source, settings, shards))
     return Result(metrics={name: facts[name] for name in ("num_train", "num_test")})
+
+
+def _made(context: Context, source: Source) -> tuple[Form, list[Written], dict[str, Any]]:
+    """What every image became, the shards, and the facts of the payload put together from them."""
+    from stages.data.convert import check_damaged, form_of
+
+    form, parts = form_of(source, context.settings), {"train": source.train, "test": source.test}
+    shards = _converted(context, parts, form)
+    everything = [shard for part in shards.values() for shard in part]
+    damaged = [name for shard in everything for name in shard.facts["damaged"]]
+    check_damaged(damaged, context.settings.skip_damaged, sum(map(len, parts.values())))
+    if damaged:
+        context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")
+    return form, everything, _write(context, source, shards, form)
 
 
 def _read_from(source: Source, settings: PrepareSettings, shards: list[Written]) -> str:
@@ -70,6 +81,34 @@ def _read_from(source: Source, settings: PrepareSettings, shards: list[Written])
     return "; ".join(filter(None, words))
 
 
+def _kept_as(shards: list[Written], form: Form) -> str:
+    """How the images lie on disk, in one line."""
+    if form.storage == "mapped":
+        return f"kept as one mapped array a part, {form.dtype}"
+    if form.storage == "packed":
+        return f"kept as image files, packed into {len(shards)} shards"
+    wide = sum(shard.facts["dtype"] == "float32" for shard in shards)
+    return (
+        f"kept as means and standard deviations: {len(shards) - wide} shards in float16 and {wide} "
+        "in float32, where float16's spacing is not below a tenth of every deviation"
+    )
+
+
+def _untrained(source: Source, train: Part, settings: PrepareSettings) -> str:
+    """A class that has no training image, for a notice; ValueError where it is by data.limit."""
+    from stages.data.readers.source import untrained
+
+    names = source.class_names
+    before = untrained(source.train.labels, len(names))
+    for label in untrained(train.labels, len(names)):
+        if label not in before:
+            raise ValueError(
+                f"data.limit={settings.limit} leaves no training image of class '{names[label]}', "
+                "which would be sampled, never trained; set it higher"
+            )
+    return " and ".join(f"class '{names[label]}'" for label in before[:3])
+
+
 def _parts(source: Source) -> tuple[tuple[str, Part], ...]:
     return (("training", source.train), ("held-out", source.test))
 
@@ -79,7 +118,7 @@ def _check(source: Source, settings: PrepareSettings) -> None:
 
     Latents may have any number of channels and any finite values.
     """
-    from stages.data.readers.source import Pixels, check_classes
+    from stages.data.readers.source import Pixels
 
     num_classes, shapes = len(source.class_names), {}
     for name, part in _parts(source):
@@ -94,12 +133,14 @@ def _check(source: Source, settings: PrepareSettings) -> None:
         if isinstance(part.images, Pixels):
             _check_array(part.images, name, settings.latent or source.latents is not None)
             shapes[name] = tuple(part.images.shape)
-    check_classes(source)
     # With a size it is the channels alone that have to agree.
     if len({shape[: None if settings.size is None else 1] for shape in shapes.values()}) > 1:
+        remedy = "set data.size to bring them to one"
+        if len({shape[0] for shape in shapes.values()}) > 1:
+            remedy = "give both the same number of channels"
         raise ValueError(
             f"training images have shape {shapes['training']} and held-out images "
-            f"{shapes['held-out']} (C, H, W); set data.size to bring them to one"
+            f"{shapes['held-out']} (C, H, W); {remedy}"
         )
 
 

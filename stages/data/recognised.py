@@ -12,12 +12,13 @@ from pipeline.errors import UsageError
 
 LOOKED_AT = 2000  # entries of a folder
 MNIST = re.compile(r"(train|t10k)-images[-.]idx3-ubyte(\.gz)?")
-WNID = re.compile(r"n\d{8}(_.*)?")
+WNID = re.compile(r"n\d{8}")
+SOLUTION = "LOC_val_solution.csv"
 LATENT = re.compile(r"img-mean-std-\d+\.npy")
 IMAGE = re.compile(r".*\.(png|jpe?g|jpe|jfif|bmp|webp|p[pgbn]m|tiff?|gif|avif|jp2|tga)", re.I)
 KNOWN = (
-    "a folder of images or of class folders, ImageNet's tree, an .npz, .npy, .zip, .tar or .parquet "
-    "file or a folder of the latter two, CIFAR's or MNIST's files, an LMDB, a folder of "
+    "a folder of images or of class folders, ImageNet's tree, an .npz, .npy, .zip, .tar or "
+    ".parquet file or a folder of the latter two, CIFAR's or MNIST's files, an LMDB, a folder of "
     "save_to_disk, or one of latents (img-mean-std-*.npy)"
 )
 SUFFIXES = {
@@ -29,24 +30,24 @@ SUFFIXES = {
 }
 
 
-def recognised(path: Path) -> str:
-    """The name of the reader, a key of table.DATASETS.
+def recognised(path: Path, setting: str = "data.path") -> str:
+    """The name of the reader, a key of table.DATASETS. setting: the one that gave the path.
 
     Raises UsageError where nothing is known of it, or where it could be more than one.
     """
     try:
         status = path.stat()
-        return _recognised(path, status.st_mtime_ns, status.st_ino)
+        return _recognised(path, setting, status.st_mtime_ns, status.st_ino)
     except OSError as error:
         raise UsageError(f"the data {path} cannot be read: {error.strerror or error}") from error
 
 
 @lru_cache(maxsize=64)
-def _recognised(path: Path, *state: int) -> str:
-    return _of_file(path) if path.is_file() else _of_folder(path)
+def _recognised(path: Path, setting: str, *state: int) -> str:
+    return _of_file(path, setting) if path.is_file() else _of_folder(path, setting)
 
 
-def _of_file(path: Path) -> str:
+def _of_file(path: Path, setting: str) -> str:
     name = path.name.lower()
     for suffix, kind in SUFFIXES.items():
         if name.endswith(suffix):
@@ -55,26 +56,24 @@ def _of_file(path: Path) -> str:
         for part, kind in (("cifar-100", "cifar100"), ("cifar-10", "cifar10")):
             if part in name:
                 return kind
-        raise UsageError(f"the data {path} are a compressed archive; unpack it, and set data.path")
-    raise UsageError(f"the data {path} are of no kind that is known; data.path can be {KNOWN}")
+        raise UsageError(f"{setting}={path} is a compressed archive; unpack it, and set {setting}")
+    raise UsageError(f"{setting}={path} is of no kind that is known; it can be {KNOWN}")
 
 
-def _of_folder(path: Path) -> str:
+def _of_folder(path: Path, setting: str) -> str:
     names = _names(path)
     kinds = _kinds(path, names)
     if len(kinds) > 1:
-        first, second, *_ = kinds
-        raise UsageError(
-            f"the data {path} could be {' or '.join(kinds)}; set data.dataset={first} or "
-            f"data.dataset={second}"
-        )
+        choices = " or ".join(f"data.dataset={kind}" for kind in kinds)
+        remedy = f"set {choices}" if setting == "data.path" else "leave one of them there"
+        raise UsageError(f"{setting}={path} could be {' or '.join(kinds)}; {remedy}")
     if kinds:
         return kinds[0]
     arrays = [name for name in names if name.endswith((".npz", ".npy"))]
     if arrays and not _has_images(path, names):
         raise UsageError(
-            f"the data {path} hold {arrays[0]}, a file of images; set data.path to it: "
-            f"data.path={path / arrays[0]}"
+            f"{setting}={path} is a folder with {arrays[0]}, a file of images; set {setting}="
+            f"{path / arrays[0]}"
         )
     return "folder"
 
@@ -100,7 +99,7 @@ def _kinds(path: Path, names: list[str]) -> list[str]:
             f"the data {path} are REPA's images and latents; set data.path={path / 'vae-sd'} for "
             f"the latents or data.path={path / 'images'} for the pixels"
         )
-    if _is_imagenet(path):
+    if imagenet_base(path) is not None:
         kinds.append("imagenet")
     if kinds and not {"lsun"} & set(kinds):
         return kinds
@@ -123,6 +122,29 @@ def mnist_folder(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def beside(path: Path, kind: str) -> list[Path]:
+    """Files that a data set is read from though they do not lie in `path`: the labels of an .npy,
+    and those of ImageNet's validation images."""
+    if kind == "npz" and path.suffix.lower() == ".npy":
+        names = (f"{path.stem}_labels.npy", f"{path.stem}-labels.npy", "labels.npy", "y.npy")
+        places = [path.with_name(name) for name in names]
+        return [place for place in places if place.is_file() and place != path][:1]
+    if kind == "imagenet" and (base := imagenet_base(path)) is not None:
+        places = [folder / SOLUTION for folder in (path, base, *list(base.parents)[:3])]
+        return [place for place in places if place.is_file()][:1]
+    return []
+
+
+def imagenet_base(path: Path) -> Path | None:
+    """The folder with train/WNID, in `path` or where its archive unpacks to; None without one."""
+    for inside in ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "ILSVRC2012", "imagenet"):
+        train = path / inside / "train"
+        first = [name for name in _names(train, 20) if not name.startswith(".")]
+        if first and all(WNID.fullmatch(name) for name in first) and (train / first[0]).is_dir():
+            return path / inside
+    return None
+
+
 def _is_latents(path: Path, names: set[str]) -> bool:
     if "dataset.json" not in names:
         return False
@@ -131,15 +153,6 @@ def _is_latents(path: Path, names: set[str]) -> bool:
         for name in sorted(names)[:5]
         for leaf in (_names(path / name, 20) if "." not in name else [name])
     ) or any(LATENT.fullmatch(name) for name in _names(path / "00000", 20))
-
-
-def _is_imagenet(path: Path) -> bool:
-    inside = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "ILSVRC2012", "imagenet")
-    for place in inside:
-        first = _names(path / place / "train", 20)
-        if first and all(WNID.fullmatch(name) for name in first if not name.startswith(".")):
-            return (path / place / "train" / first[0]).is_dir()
-    return False
 
 
 def _has_images(path: Path, names: list[str]) -> bool:

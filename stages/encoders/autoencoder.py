@@ -42,8 +42,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A frozen autoencoder. dtype: in which it computes. unit: whether it is given pixels in [0, 1],
-    as EDM2 does, instead of [-1, 1]."""
+    """A frozen autoencoder.
+
+    dtype: in which it computes. unit: whether it is given pixels in [0, 1], as EDM2's is, instead
+    of [-1, 1].
+    """
 
     network: Any
     dtype: torch.dtype

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from stages.methods import given
+
 __all__ = ["Neighbours", "Rows", "nearest", "ratio", "samples_at_once"]
 
 ROWS = 1024  # of a batch, at most
@@ -188,7 +190,7 @@ class _Flat:
 
 
 def _flat(images: Tensor, name: str) -> Tensor:
-    images = torch.as_tensor(images)
+    images = given.tensor(images, name)
     _check_shape(tuple(images.shape), name)
     flat = images.detach().flatten(1)
     for start in range(0, len(flat), ROWS):

@@ -173,6 +173,17 @@ class EDMDenoiser:
 
 
 @dataclass(frozen=True)
+class DirectDenoiser:
+    """A network that is a denoiser itself, called as network(y, s, **condition)."""
+
+    network: Callable[..., Tensor]
+    condition: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
+        return self.network(y, s, **self.condition)
+
+
+@dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance around two denoisers; solvers receive this one.
 

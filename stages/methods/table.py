@@ -32,7 +32,7 @@ DATASETS = {
 
 # Those that samples made elsewhere may come as: each lists all images of a place.
 SAMPLES = {
-    "folder": "stages.data.readers.folder:pool",
+    "folder": "stages.data.readers.files:pool",
     "zip": "stages.data.readers.archive:pool",
     "npz": "stages.data.readers.npz:pool",
     "parquet": "stages.data.readers.huggingface:pool",

@@ -52,7 +52,7 @@ class Report(Artifact):
 
 def run(context: Context) -> Result:
     """Write the report of what the inputs hold; inputs that are missing are left out."""
-    from stages.pages.figures import as_file
+    from stages.pages.figures import as_files
     from stages.pages.page import page
 
     settings, data = context.settings, context.inputs.get("data")
@@ -66,8 +66,8 @@ def run(context: Context) -> Result:
     folder = context.path / "figures"
     folder.mkdir()
     figures = [one for section in sections for one in (*section.figures, *section.panels)]
-    for figure in figures:
-        (folder / f"{figure.name}.svg").write_text(as_file(figure))
+    for name, svg in as_files(figures).items():
+        (folder / f"{name}.svg").write_text(svg)
     claims.write(context.path, findings)
     _write_tables(context.path / "tables", {"claims": claims.table(findings)}, scores)
     context.log(f"{len(sections)} sections, {len(figures)} figures, {len(text) / 2**20:.2f} MiB")

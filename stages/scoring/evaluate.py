@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.features import FeatureSet
 from stages.artifacts.samples import Samples
 from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
+from stages.methods.fewest import FEWEST_OF_SUBSETS as FEWEST
+from stages.methods.fewest import most_neighbours
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from stages.artifacts.features import FeatureArrays
     from stages.methods.protocol import Protocol, Score
 
-FEWEST = 40  # below, the kernel distance has no two subsets of two images
+BLOCK = 256  # samples compared at once with those of the reference
 
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 
@@ -43,6 +45,20 @@ class EvaluateOptions(Settings):
         description="nearest over second nearest training distance below which a sample counts "
         "as memorised",
     )
+
+    @model_validator(mode="after")
+    def _neighbours_fit(self) -> EvaluateOptions:
+        self.check_neighbours(self.num_samples, f"num_samples={self.num_samples}")
+        return self
+
+    def check_neighbours(self, count: int, because: str) -> None:
+        """Raise ValueError where `count` images of each set have too few neighbours."""
+        most = most_neighbours(count)
+        if self.neighbours > most:
+            raise ValueError(
+                f"neighbours={self.neighbours} is too many for {because}: precision and "
+                f"recall take at most {most} there; lower it, or raise the other"
+            )
 
 
 class EvaluateSettings(EvaluateOptions):
@@ -105,6 +121,7 @@ def run(context: Context) -> Result:
     features = {name: context.inputs["features"][features_node(name)] for name in samples}
     sets = sorted(samples, key=lambda name: (samples[name].description[settings.abscissa], name))
     _check(samples, features, reference, settings)
+    _check_reference(context.inputs["train"], settings)
     held_out = context.inputs["held_out"]
     _check_extractors([*features.values(), held_out], context.inputs["train"])
     pairs = [(samples[name], features[name]) for name in sets]
@@ -176,6 +193,18 @@ def _check(
             )
 
 
+def _check_reference(train: FeatureSet, settings: EvaluateSettings) -> None:
+    """Raise StageError where there are too few training images to score against."""
+    count = train.description["num_images"]
+    if count < FEWEST:
+        raise StageError(
+            f"there are {count} training images, and scores need at least {FEWEST}; raise "
+            "data.limit, or give more images"
+        )
+    with raised_as(StageError):
+        settings.check_neighbours(min(count, settings.num_samples), f"{count} training images")
+
+
 def _check_extractors(sets: Iterable[FeatureSet], train: FeatureSet) -> None:
     """Raise StageError where features come from several extractors."""
     expected = train.description["extractor"]
@@ -236,7 +265,7 @@ def _floors(
         floors |= {name: getattr(manifolds, name).value for name in MANIFOLDS}
     if held_out.logits is not None:
         floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
-    if held_out.neighbour_distances.shape[1] > 1:
+    if _has_neighbours(held_out):
         floors["memorization_ratio"] = _memorised(held_out, settings).mean().item()
     return floors
 
@@ -266,7 +295,8 @@ def score_set(
     count = judge.settings.num_samples
     arrays = features.load(count)
     scores = list(_feature_scores(arrays, judge.train.load(), judge))
-    scores += _memorization(arrays, judge, samples.description)
+    among = features.description.get("nearest_among")
+    scores += _memorization(arrays, judge, samples.description, among)
     if reference is not None:
         scores += _trajectories(samples, reference, judge)
     return scores
@@ -314,6 +344,11 @@ def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return features[torch.randperm(len(features), generator=generator)[:count]]
 
 
+def _has_neighbours(found: FeatureArrays) -> bool:
+    """Whether two training images are known for each image."""
+    return found.neighbour_distances is not None and found.neighbour_distances.shape[1] > 1
+
+
 def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
     """(n,) 1.0 where the nearest training image is much nearer than the second nearest."""
     nearest, second = found.neighbour_distances[:, 0], found.neighbour_distances[:, 1]
@@ -321,14 +356,17 @@ def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
 
 
 def _memorization(
-    found: FeatureArrays, judge: Judge, samples: Mapping[str, Any]
+    found: FeatureArrays, judge: Judge, samples: Mapping[str, Any], among: int | None = None
 ) -> Iterator[Score]:
-    """The share of copies among the images that the samples' model was trained on."""
-    if found.neighbour_distances.shape[1] < 2:
+    """The share of copies among the images that the samples' model was trained on, or the first of
+    them."""
+    if not _has_neighbours(found):
         return
     values = _memorised(found, judge.settings)
     details = f"pixels, threshold {judge.settings.memorization_threshold:.4g}"
     seen = samples.get("num_training_images")
+    if among is not None:
+        seen = min(among, seen or judge.protocol.num_reference)
     if seen not in (None, judge.protocol.num_reference):
         details += f", among {seen} training images"
     error = _error_of_mean(values)
@@ -339,9 +377,16 @@ def _memorization(
 
 def _trajectories(samples: Samples, reference: Samples, judge: Judge) -> Iterator[Score]:
     """Root mean square distance per pixel to the reference's samples from the same noise."""
-    first = slice(judge.settings.num_samples)
-    difference = samples.images(first).double() - reference.images(first).double()
-    squares = difference.square_().flatten(1).mean(1)
+    import torch
+
+    from stages.shards import blocks
+
+    parts = []
+    for which in blocks(judge.settings.num_samples, BLOCK):
+        first = slice(*which)
+        difference = samples.images(first).double() - reference.images(first).double()
+        parts.append(difference.square_().flatten(1).mean(1))
+    squares = torch.cat(parts)
     rms = squares.mean().sqrt().item()
     # The jackknife of a root is, to first order, that of the mean over twice the root.
     error = _error_of_mean(squares) / (2 * rms) if rms > 0 else 0.0

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from stages.artifacts.data import Images
 
+MOST_VALUES = 2**22  # of images that are in one pass on a CPU: maps of large ones take much memory
 NEIGHBOURS = 3  # nearest training images kept: two give the memorisation ratio, all are shown
 
 
@@ -66,6 +67,8 @@ def run(context: Context) -> Result:
         "extractor": {k: v for k, v in extractor.description.items() if k != "validation"},
         "samples": samples.description if samples else {},
     }
+    if settings.nearest_among is not None:
+        facts["nearest_among"] = settings.nearest_among
     FeatureSet.describe(context.path, facts)
     context.progress(count, count, "images")
     return Result()
@@ -111,6 +114,7 @@ def _arrays(
     extractor: Extractor,
     settings: FeatureSettings,
 ) -> dict[str, np.ndarray]:
+    from stages.artifacts.reading import in_order, sensible
     from stages.encoders import embedded
     from stages.shards import blocks
 
@@ -124,18 +128,29 @@ def _arrays(
         name_of = f"{words} image {{}}".format
     network = extractor.load(settings.weights, settings.device)
 
-    def batches(size: int) -> Iterator[Tensor]:
-        """Images of the shard, clipped as an image file would be."""
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
+
+    def batches(size: int, most: int) -> Iterator[Tensor]:
+        """Images of the shard, clipped as an image file would be; at most so many of a batch."""
         first, last = shard
-        for start, stop in blocks(last - first, size):
-            yield read(slice(first + start, first + stop)).clamp(-1, 1)
+        parts = [
+            slice(first + begin + start, first + begin + stop)
+            for begin, end in blocks(last - first, size)
+            for start, stop in blocks(end - begin, most)
+        ]
+        yield from in_order(lambda part: read(part).clamp(-1, 1), parts, readers)
 
     names = [name_of(index) for index in range(*shard)]
-    outputs = embedded.extract(network, batches(settings.batch_size), names=names)
+    most = settings.batch_size
+    if settings.device == "cpu":
+        most = min(most, max(1, MOST_VALUES // math.prod(loaded.shape)))
+    outputs = embedded.extract(network, batches(settings.batch_size, most), names=names)
     arrays = {name: getattr(outputs, name) for name in embedded.Features.__annotations__}
-    if settings.part != "train":
+    if settings.part != "train" and settings.nearest_among != 0:
         seen = samples.description.get("num_training_images") if samples else None
-        arrays |= _neighbours(batches, loaded.train.first(seen or len(loaded.train)))
+        among = min(seen or len(loaded.train), settings.nearest_among or len(loaded.train))
+        arrays |= _neighbours(batches, loaded.train.first(among))
     return {name: array.numpy() for name, array in arrays.items() if array is not None}
 
 
@@ -152,17 +167,20 @@ class _Stored:
         return self._images[which] if self._images.latents else self._images.raw(which)
 
 
-def _neighbours(batches: Callable[[int], Iterator[Tensor]], train: Images) -> dict[str, Tensor]:
+def _neighbours(
+    batches: Callable[[int, int], Iterator[Tensor]], train: Images
+) -> dict[str, Tensor]:
     """The nearest training images of the shard's images, which `batches` reads in any size."""
     import torch
 
     from stages.methods.memorization import nearest, samples_at_once
 
     stored, k = _Stored(train), min(NEIGHBOURS, len(train))
+    at_once = samples_at_once(math.prod(train.shape), k)
     scale = train.white / 2 if stored[:1].dtype == torch.uint8 else None
     parts = [
         nearest(images if scale is None else (images + 1) * scale, stored, k)
-        for images in batches(samples_at_once(math.prod(train.shape), k))
+        for images in batches(at_once, at_once)
     ]
     distances = torch.cat([part.distances for part in parts])
     return {

@@ -85,7 +85,7 @@ class Geometry:
 
 
 def autoencoder_files(place: str) -> list[Path]:
-    """Config and weights in a folder. Raises UsageError where one of them is missing, which is
+    """Weights and config in a folder. Raises UsageError where one of them is missing, which is
     before any work."""
     if importlib.util.find_spec("diffusers") is None:
         raise UsageError(
@@ -101,7 +101,7 @@ def autoencoder_files(place: str) -> list[Path]:
             f"{CONFIG} and {WEIGHTS[0]} there (of stabilityai/sd-vae-ft-ema, say, from "
             "huggingface.co), or set latents.autoencoder to the folder that holds them"
         )
-    return [folder / CONFIG, weights]
+    return [weights, folder / CONFIG]
 
 
 def geometry(place: str) -> Geometry:

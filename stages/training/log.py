@@ -30,7 +30,7 @@ class LossLog:
         self._names: list[str] = []
         self._window: list[Tensor] = []
         self._clock, self._timed, self._waited = time.perf_counter(), 0, 0.0
-        self._seconds, self._seconds_waited = 0.0, 0.0
+        self._begun, self._seconds, self._seconds_waited = False, 0.0, 0.0
 
     def add(self, step: Step, waited: float = 0.0) -> Sequence[Row]:
         """Take a step in; returns the new curve points when it fills the window.
@@ -58,12 +58,15 @@ class LossLog:
         lost = min(seconds, largest_over_processes(waited - self._waited, device))
         self.step_seconds.append((step, seconds / self._timed))
         self.waiting_share.append((step, lost / seconds))
-        self._seconds, self._seconds_waited = self._seconds + seconds, self._seconds_waited + lost
+        if self._begun:  # the first window holds the wait for the first batch of all
+            self._seconds += seconds
+            self._seconds_waited += lost
+        self._begun = True
         self._clock, self._timed, self._waited = time.perf_counter(), 0, waited
 
     def waits(self, least_seconds: float = 0.0) -> float:
-        """The share of the time that was spent waiting for data since this log was made or went on;
-        0 before so many seconds were seen."""
+        """The share of the time that was spent waiting for data since this log was made or went on,
+        its first window left out; 0 before so many seconds were seen."""
         seen = self._seconds and self._seconds >= least_seconds
         return self._seconds_waited / self._seconds if seen else 0.0
 

@@ -13,14 +13,13 @@ from pydantic import Field, model_validator
 from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
-from stages.artifacts.teacher import ONLINE, PATCHES, STORED, TOKENS, Teacher, looked_at
+from stages.artifacts.teacher import ONLINE, PATCHES, STORED, TOKENS, Teacher
 from stages.data.options import PrepareSettings
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
+from stages.training import probing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stages.artifacts.data import DataSet, Images
     from stages.artifacts.teacher import TeacherNetwork
 
@@ -212,7 +211,7 @@ def run(context: Context) -> Result:
             raise ValueError(_mismatch(teachers, grid))
         mode = _chosen(context, len(loaded.train), grid)
         teacher = resolve(table.TEACHERS[settings.kind])(context, shown)
-        probes = _probes(teacher, shown, settings)
+        probes = probing.probes(teacher, shown, settings)
         weights = _weights(teacher, context.path, mode)
         if mode == STORED:
             _store(context, teacher, shown.train, grid)
@@ -292,71 +291,6 @@ def _check(data: DataSet, shown: DataSet) -> None:
             )
 
 
-def _passes(tokens: Any, images: Images, indices: Any, settings: TeachSettings) -> Any:
-    """Yield `(first, tokens (B, 1 + M, Z) on the CPU)` over batches of the images `indices`."""
-    from stages.artifacts import reading
-
-    def read(first: int) -> Tensor:
-        raw = images.raw(indices[first : first + settings.batch_size])
-        return raw.pin_memory() if settings.device == "cuda" else raw
-
-    firsts = range(0, len(indices), settings.batch_size)
-    readers = reading.sensible(settings.readers, settings.device, images.small)
-    for first, raw in zip(firsts, reading.in_order(read, firsts, readers), strict=True):
-        batch = images.finish(raw.to(settings.device, non_blocking=True))
-        yield first, looked_at(tokens, batch, settings.compute).cpu()
-
-
-def _probes(teacher: TeacherNetwork, data: DataSet, settings: TeachSettings) -> dict[str, float]:
-    """Held-out accuracy of linear probes on the class token and on the mean patch, of the teacher
-    and of the network untrained. StageError where the better of the two is too low; empty where
-    there are no classes."""
-    import torch
-
-    from stages.methods.representation import probe_accuracy
-
-    if data.num_classes < 2:
-        return {}
-    labels, accuracies = {}, {}
-    for part in ("train", "test"):
-        images = getattr(data, part)
-        labels[part] = images.labels[: settings.probe_images]
-    for state, tokens in (("trained", teacher.tokens), ("untrained", teacher.untrained)):
-        features: dict[str, dict[str, Tensor]] = {"class": {}, "patches": {}}
-        for part in ("train", "test"):
-            indices = torch.arange(len(labels[part]))
-            passes = [t for _, t in _passes(tokens, getattr(data, part), indices, settings)]
-            features["class"][part] = torch.cat([t[:, 0] for t in passes])
-            features["patches"][part] = torch.cat([t[:, 1:].mean(1) for t in passes])
-        for which, of in features.items():
-            accuracies[f"probe_accuracy/{which}_{state}"] = probe_accuracy(
-                of["train"], labels["train"], of["test"], labels["test"]
-            )
-    _judge(accuracies, settings)
-    return accuracies
-
-
-def _judge(probes: dict[str, float], settings: TeachSettings) -> None:
-    best = {
-        state: max(value for name, value in probes.items() if name.endswith(f"_{state}"))
-        for state in ("trained", "untrained")
-    }
-    if best["trained"] < settings.min_probe:
-        raise StageError(
-            f"a linear probe on the teacher's features classifies {best['trained']:.3f} of the "
-            f"held-out images, below teach.min_probe={settings.min_probe}; raise teach.steps, or "
-            "lower teach.min_probe if you accept that"
-        )
-    gain = best["trained"] - best["untrained"]
-    if gain < settings.min_gain:
-        raise StageError(
-            f"the linear probe is {gain:.3f} above that of the untrained network "
-            f"({best['trained']:.3f} against {best['untrained']:.3f}), less than "
-            f"teach.min_gain={settings.min_gain}; raise teach.steps, or lower teach.min_gain if "
-            "you accept that"
-        )
-
-
 def _store(
     context: Context, teacher: TeacherNetwork, images: Images, grid: tuple[int, int]
 ) -> None:
@@ -382,7 +316,9 @@ def _store(
         )
         for name, shape in shapes.items()
     }
-    for start, tokens in _passes(teacher.tokens, images, torch.arange(first, count), settings):
+    for start, tokens in probing.passes(
+        teacher.tokens, images, torch.arange(first, count), settings
+    ):
         at = slice(first + start, first + start + len(tokens))
         targets = patch_targets(tokens[:, 1:], grid, teacher.grid, settings.interpolate)
         arrays[PATCHES][at], arrays[TOKENS][at] = targets.numpy(), tokens[:, 0].numpy()

@@ -1,7 +1,8 @@
 """Data: memory of every pass over a set, a conversion killed and taken up again, reading speed.
 
     python -m tests.bench.data [memory] [flat] [kill] [speed] [--images 5000] [--side 256]
-        [--npy-gib 4] [--kinds folder npy tar parquet] [--most 50000] [--tasks 2]
+        [--npy-gib 4] [--kinds folder npy tar parquet] [--phases prepare read ...]
+        [--most 50000] [--tasks 2]
 
 Everything is synthetic and made in a temporary folder (`--folder` keeps it). `memory`: what all
 processes together grow by above their size after imports, in `prepare`, in reading for training, in
@@ -251,7 +252,7 @@ def _extractor(spec: Spec, data: Any) -> Artifact:
     from stages.scoring import extractor
 
     at = context(spec.place / "extractor", extractor.ExtractorSettings())
-    network = EmbeddedCNN(data.description["shape"][0], CLASSES, (7, 7, 7))
+    network = EmbeddedCNN(data.description["shape"][0], CLASSES, (2, 7, 2))
     network.reset_parameters(torch.Generator().manual_seed(0))
     save_file(network.state_dict(), at.path / WEIGHTS)
     facts = {"name": "embedded", "weights_hash": "0", "resize": "none", "dimension": 64}
@@ -304,7 +305,7 @@ def grown(spec: Spec) -> tuple[float, float]:
     released(process)
     while process.poll() is None:
         most = max(most, anonymous(process))
-        time.sleep(0.01)
+        time.sleep(0.02)
     said = process.stdout.read()
     if process.returncode:
         raise SystemExit(f"{spec.phase} of {spec.path} ended with {process.returncode}")
@@ -329,7 +330,7 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
             count = max(BATCH, int(options.npy_gib * 2**30 / (3 * options.side**2)))
         path = made(folder, kind, count, options.side)
         # The JPEGs of the default size would fit the bound for mapped arrays: packed is the harder.
-        for phase in PHASES:
+        for phase in options.phases:
             mib, seconds = grown(_spec(options, phase, folder / f"of-{kind}", path, count))
             name = f"{kind}, {count} images, {phase} ({seconds:.0f} s): memory"
             line(name, mib, TARGET_MIB, "MiB")
@@ -338,7 +339,7 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
 def flat(options: argparse.Namespace, folder: Path) -> None:
     few, most = min(1000, options.most // 2), options.most
     for storage, mapped_gib in (("packed", 0), ("mapped", 1000)):
-        for phase in PHASES:
+        for phase in options.phases:
             found = []
             for count in (few, most):
                 path = made(folder, "folder", count, options.flat_side)
@@ -437,6 +438,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--npy-gib", type=float, default=4)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--most", type=int, default=50_000)
     parser.add_argument("--flat-side", type=int, default=64)
     parser.add_argument("--tasks", type=int, default=2, help="processes, as on so many cores")

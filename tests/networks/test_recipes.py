@@ -142,3 +142,36 @@ def test_stein_end_to_end(tmp_path, monkeypatch, which):
     assert all(np.isfinite(row.score.value) for row in rows)
     assert {"lipschitz/given-dpmpp2m-nfe3", "calibrate/given-dpmpp2m-nfe3"} <= made.keys()
     assert not [name for name in made if name.startswith("train/")]
+
+
+OTHERS = [
+    *("csflow.num_seeds=1", "sample.nfes=[3]", "sample.nfe=4", "csflow.more_mixes=[]"),
+    *("csflow.baselines=[]", "icr.num_samples=40", "scan.num_images=40", "icr.components=2"),
+    *("wavelet.with_photographs=false", "wavelet.all_models=[independent-d3]"),
+    *("wavelet.drawn=[]", "wavelet.risk.num_images=20", "scan.num_views=8"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "which"),
+    [
+        *(("icr", which) for which in ("sit", "jit", "ddpm", "edm", "edm2")),
+        *(("wavelet", which) for which in ("edm", "ddpm-v", "jit")),
+        *(("evaluate", which) for which in ("reg", "dit")),
+        *(("csflow", which) for which in ("jit", "edm")),
+    ],
+)
+def test_other_recipes_run_them_too(tmp_path, monkeypatch, recipe, which):
+    overrides = [*SMALL, *OTHERS, *given(tmp_path, which, monkeypatch)]
+    made = run_all(CATALOG, Store(tmp_path / "store"), Request(recipe, "smoke", overrides))
+    assert "Networks from elsewhere" in (made["report"].path / "report.html").read_text()
+    assert not [name for name in made if name.startswith("train/")]
+    expected = {
+        "icr": {"scan/given", "scan/given-sigma", "evaluate/given"},
+        "wavelet": {"risk/given-labelled"} | ({"risk/given"} if which == "jit" else set()),
+        "evaluate": {"evaluate/given"},
+        "csflow": {"sample/given-dpmpp2m-uniform_t-nfe3", "evaluate/given-dpmpp2m-uniform_t"},
+    }[recipe]
+    assert expected <= made.keys()
+    assert ("risk/given" in made) == (recipe == "wavelet" and which == "jit")

@@ -1,12 +1,14 @@
 """Samples made elsewhere: folders and archives, and the numbers of clean-fid on the same files."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pipeline import config
 from pipeline import plan as planning
 from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
@@ -15,8 +17,9 @@ from pipeline.plan import Request
 from pipeline.store import Store
 from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
-from stages.data.image_files import read_npz
+from stages.data.readers import npz
 from stages.data.readers.order import mixed_order
+from stages.recipes.evaluate import external_nodes, name_of
 from stages.scoring import evaluate, external, extractor, features
 from tests.inline import run_all
 from tests.stages.context import context, digests, make
@@ -28,6 +31,11 @@ def write_images(folder, pixels, suffix="png"):
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{i:03}.{suffix}")
     return folder
+
+
+def read_npz(path) -> np.ndarray:
+    images = npz.pool(path).images
+    return images.take(np.arange(len(images)))
 
 
 def read(folder, path, data, stage=external.STAGE):
@@ -136,8 +144,9 @@ def test_bad_folders_are_refused_in_words(tmp_path, few, monkeypatch):
         monkeypatch.setattr(external, "SHARD_FILES", size)
         with pytest.raises(StageError, match=r"000\.png is 8x8 and 003\.png is 9x8"):
             read(tmp_path / str(size), mixed, few)
-    (mixed / "notes.txt").write_text("x")
-    with pytest.raises(StageError, match=r"not images, the first notes\.txt"):
+    (mixed / "notes.txt").write_text("x")  # passed over, and said
+    (mixed / "a.heic").write_text("x")
+    with pytest.raises(StageError, match=r"not images that can be read, the first a\.heic"):
         read(tmp_path / "3", mixed, few)
     (tmp_path / "bad.npz").write_text("x")
     with pytest.raises(StageError, match=r"not a readable \.npz"):
@@ -279,3 +288,33 @@ def _kid(x, y, clean_fid):
         for a, b in zip(*dealt, strict=True)
     ]
     return np.mean(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("lr-0.001", "lr-0.001"),
+        ("lr-0.002/", "lr-0.002"),
+        ("a.npz", "a"),
+        ("a.b.NPZ", "a.b"),
+        ("folder.npz/", "folder.npz"),
+        ("x/..", "sets"),
+        (".", "sets"),
+    ],
+)
+def test_samples_are_called_by_the_whole_name_of_their_folder(path, name, tmp_path, monkeypatch):
+    (tmp_path / "sets" / "folder.npz").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sets")
+    assert name_of(Path(path)) == name
+    assert name_of(tmp_path / "sets" / path) == name
+
+
+def test_folders_that_differ_behind_a_dot_are_two_methods(tmp_path):
+    names = ("lr-0.001", "lr-0.002")
+    for name in names:
+        (tmp_path / name).mkdir()
+    made = [
+        config.resolve(CATALOG, "smoke", [f"evaluate.path={tmp_path / name}"]).settings
+        for name in names
+    ]
+    assert [external_nodes(bench)[1].tags["method"] for bench in made] == list(names)

@@ -16,7 +16,7 @@ TINY = """
 extends: imagenet256
 data: {dataset: auto, size: 64}
 latents: {device: cpu, batch_size: 8, flips: true}
-extractor: {kind: embedded, device: cpu, epochs: 1, min_accuracy: 0}
+extractor: {kind: embedded, device: cpu, epochs: 1, min_accuracy: 0, nearest_among: 40}
 teach:
   kind: embedded
   mode: online
@@ -109,6 +109,7 @@ def test_the_preset_runs_from_pictures_to_scores_of_decoded_samples(done):
     assert latents["num_train"] == 2 * pixels["num_train"]
     for name in ("sit", "maskalign"):
         assert {"fid", "kid"} <= done[f"evaluate/{name}"].metrics.keys()
+        assert done[f"features/{name}-step4"].load().neighbours.max() < 40
         samples = done[f"sample/{name}-step4"].artifact
         pictures = done[f"decode/{name}-step4"].artifact
         assert samples.shape == (4, 8, 8)

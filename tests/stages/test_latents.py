@@ -212,6 +212,15 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path, folder, samples, p
         encoded(tmp_path / "d", wide, pixels, latents=latents)
 
 
+def test_images_that_the_autoencoder_does_not_read_are_refused(tmp_path, folder, images):
+    grey = prepared(tmp_path / "grey", images[:, :1])
+    with pytest.raises(StageError, match=r"reads images of 3 channels, and these have 1"):
+        encoded(tmp_path / "a", folder, grey)
+    odd = prepared(tmp_path / "odd", images[:, :, :15, :15])
+    with pytest.raises(StageError, match=r"divides sides by 2, which does not divide 15 x 15"):
+        encoded(tmp_path / "b", folder, odd)
+
+
 def test_given_latents_are_passed_on_as_they_are(tmp_path, folder, pixels, latents):
     found = encoded(tmp_path, folder, pixels, latents=latents)
     assert (

@@ -108,7 +108,7 @@ def save_dinov2(folder, suffix):
 def test_dinov2_online_is_dinov2_stored(tmp_path, suffix):
     """Its weights go with the artifact: the file may be elsewhere when a network trains."""
     save_dinov2(tmp_path, suffix)
-    settings = prepare.PrepareSettings(limit=12, limit_held_out=10)
+    settings = prepare.PrepareSettings(limit=40, limit_held_out=10)
     data = make(tmp_path / "data", prepare.STAGE, settings)
     dino = teach.TeachSettings(
         kind="dinov2-small",

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.data.readers.mapped import FileArray
+from stages.data.readers.mapped import FileArray, release
 
 BLOCK = 2**25  # bytes that are looked at at once
 DIM = 32  # a highest value below this is no picture of 0..255
@@ -55,7 +55,9 @@ class Stack:
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """(k, C, H, W) uint8 in 0..255, or float32."""
-        images = np.asarray(self.array[indices])
+        array = self.array
+        images = np.asarray(array[indices])
+        release(array)
         if self.axes == "nhw":
             images = images[:, None]
         elif self.axes == "nhwc":
@@ -87,16 +89,18 @@ def pixels_of(
     values: Range | None = None,
     like: tuple[int, int, int] | None = None,
     overshoot: float = 1e-4,
+    told: bool = True,
 ) -> Stack:
     """Pixels of an array of images.
 
     axes, values: what the user says of them, None to be found out. like: (C, H, W) that decides
-    where the axes could be either. overshoot: how far floats may lie outside [-1, 1].
+    where the axes could be either. overshoot: how far floats may lie outside [-1, 1]. told: whether
+    settings can say axes and values, which messages then name.
 
     Raises ValueError where shape or values are not certain; it names what would be.
     """
-    stack = Stack(stored, _pixel_axes(stored.shape, name, axes, like))
-    return replace(stack, convert=_pixel_values(stored, name, values, overshoot))
+    stack = Stack(stored, _pixel_axes(stored.shape, name, axes, like, told))
+    return replace(stack, convert=_pixel_values(stored, name, values, overshoot, told))
 
 
 def latents_of(stored: np.ndarray | FileArray, name: str, axes: Axes | None = None) -> Stack:
@@ -110,12 +114,21 @@ def latents_of(stored: np.ndarray | FileArray, name: str, axes: Axes | None = No
             "data.latent=false if they are pixels"
         )
     stack = Stack(stored, _latent_axes(stored.shape, name, axes), "float32")
+    half, lowest = stack.shape[0] // 2, [0.0, 0.0]
     for start, block in _blocks(stack.array):
         _check_finite(block, start, name)
+        if half >= 4 and stack.shape[0] == 2 * half:
+            halves = np.split(block, 2, axis=3 if stack.axes == "nhwc" else 1)
+            lowest = [min(low, float(of.min())) for low, of in zip(lowest, halves, strict=True)]
+    if lowest[0] < 0 == lowest[1]:
+        raise ValueError(
+            f"{name} has {2 * half} channels of which the last {half} are never negative, as "
+            "standard deviations are: give the means alone, or a folder of img-mean-std-*.npy"
+        )
     return stack
 
 
-def _pixel_axes(shape: tuple[int, ...], name: str, axes: Axes | None, like) -> str:
+def _pixel_axes(shape: tuple[int, ...], name: str, axes: Axes | None, like, told: bool) -> str:
     if len(shape) == 3 and 0 not in shape:
         return "nhw"
     if len(shape) != 4 or 0 in shape:
@@ -126,13 +139,10 @@ def _pixel_axes(shape: tuple[int, ...], name: str, axes: Axes | None, like) -> s
         )
     possible = {k: s for k, s in _orders(shape).items() if s[0] in (1, 3) and axes in (None, k)}
     if not possible:
-        latent = f"; for latents of {shape[1]} or {shape[3]} channels set data.latent=true"
         raise ValueError(
             f"{name} images have shape {shape}; they must be (n, H, W, C) or (n, C, H, W) with 1 "
-            f"or 3 channels; set data.latent=true if they are latents"
-            if 4 not in (shape[1], shape[3]) or axes
-            else f"{name} images have shape {shape}, 4 channels: drop transparency to give (n, H, "
-            f"W, C) with 1 or 3 channels{latent}"
+            f"or 3 channels{'; set data.latent=true if they are latents' if told else ''}; drop "
+            "the fourth channel of RGBA"
         )
     if len(possible) > 1 and like is not None:
         possible = {k: s for k, s in possible.items() if s == like} or possible
@@ -140,7 +150,7 @@ def _pixel_axes(shape: tuple[int, ...], name: str, axes: Axes | None, like) -> s
         square = {k: s for k, s in possible.items() if s[1] == s[2]}
         possible = square if len(square) == 1 else possible
     if len(possible) > 1:
-        raise _ask_axes(shape, name)
+        raise _ask_axes(shape, name, told)
     return next(iter(possible))
 
 
@@ -163,14 +173,14 @@ def _latent_axes(shape: tuple[int, ...], name: str, axes: Axes | None) -> str:
     return square[0]
 
 
-def _ask_axes(shape: tuple[int, ...], name: str) -> ValueError:
+def _ask_axes(shape: tuple[int, ...], name: str, told: bool = True) -> ValueError:
+    remedy = "set data.axes=nchw or data.axes=nhwc" if told else "give image files instead"
     return ValueError(
-        f"{name} has shape {shape}, which could be (n, C, H, W) or (n, H, W, C); set data.axes=nchw "
-        "or data.axes=nhwc"
+        f"{name} has shape {shape}, which could be (n, C, H, W) or (n, H, W, C); {remedy}"
     )
 
 
-def _pixel_values(stored, name: str, values: Range | None, overshoot: float) -> str:
+def _pixel_values(stored, name: str, values: Range | None, overshoot: float, told: bool) -> str:
     """How the values become 0..255 or [-1, 1]: a key of `_converted`."""
     kind = stored.dtype.kind
     if kind not in "buif":
@@ -180,15 +190,15 @@ def _pixel_values(stored, name: str, values: Range | None, overshoot: float) -> 
     array = stored.array if isinstance(stored, FileArray) else stored
     low, high, whole = _extent(array, name)
     if kind == "f":
-        return _float_values(low, high, whole, name, values, overshoot)
+        return _float_values(low, high, whole, name, values, overshoot, told)
     if values in ("signed", "unit"):
         raise ValueError(f"data.range={values}, but {name} has type {stored.dtype}; leave it unset")
     if stored.dtype == np.uint8:
         if 0 < high < DIM and values is None:
             raise ValueError(
-                f"{name} reaches only {high:g} of 255, which is nearly black; if {high:g} is white, "
-                f"multiply by {255 / high:g} (bool arrays are taken as they are); else set "
-                "data.range=bytes"
+                f"{name} reaches only {high:g} of 255, which is nearly black; if {high:g} is "
+                f"white, multiply by {255 / high:g} (bool arrays are taken as they are)"
+                f"{'; else set data.range=bytes' if told else ''}"
             )
         return "as they are"
     if stored.dtype == np.uint16 and high > 2**15:
@@ -201,7 +211,7 @@ def _pixel_values(stored, name: str, values: Range | None, overshoot: float) -> 
     )
 
 
-def _float_values(low, high, whole: bool, name: str, values, overshoot: float) -> str:
+def _float_values(low, high, whole: bool, name: str, values, overshoot: float, told) -> str:
     bounds = {"signed": (-1, 1), "unit": (0, 1), "bytes": (0, 255)}
     if values is not None:
         least, most = bounds[values]
@@ -219,8 +229,8 @@ def _float_values(low, high, whole: bool, name: str, values, overshoot: float) -
         return "whole"
     raise ValueError(
         f"{name} lies in [{low:.4g}, {high:.4g}]; floating-point images must lie in [-1, 1], "
-        "-1 black and 1 white: rescale them, or give uint8, or say what they are by data.range="
-        f"{RANGES}"
+        "-1 black and 1 white: rescale them, or give uint8"
+        f"{f', or say what they are by data.range={RANGES}' if told else ''}"
     )
 
 
@@ -247,3 +257,4 @@ def _blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     step = max(1, BLOCK // max(1, array[:1].nbytes))
     for start in range(0, len(array), step):
         yield start, np.asarray(array[start : start + step])
+        release(array)

@@ -1,20 +1,17 @@
-"""A folder of image files: in class folders, with a split or without, or with EDM's dataset.json."""
+"""A folder of image files: class folders, with a split or without, or EDM's dataset.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from stages.data.readers.files import files_of
 from stages.data.readers.labels import of_dataset_json
 from stages.data.readers.layout import Layout, Side, layout_of
-from stages.data.readers.names import Names
 from stages.data.readers.order import mixed
 from stages.data.readers.source import (
     Encoded,
-    Listing,
     Part,
     Source,
     number_held_out,
@@ -23,23 +20,6 @@ from stages.data.readers.source import (
     split,
 )
 from stages.data.readers.tree import Found, images_below
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Files of a file system, by their names below `root`."""
-
-    root: str
-    names: Names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> bytes:
-        return Path(self.name(index)).read_bytes()
-
-    def name(self, index: int) -> str:
-        return f"{self.root}/{self.names[index]}"
 
 
 def read(settings) -> Source:
@@ -60,19 +40,6 @@ def read(settings) -> Source:
     layout = layout_of(found.paths, str(root))
     _check_empty(root, layout, found)
     return source_of(lambda paths: files_of(root, paths), layout, found, settings)
-
-
-def pool(path: Path, follow_links: bool = True) -> Listing:
-    """All images below a folder, sorted, whatever its folders mean."""
-    found = images_below(path, follow_links)
-    if not found.paths:
-        raise ValueError(f"the folder {path} holds no images; give one with PNG or JPEG files")
-    return Listing(files_of(path, found.paths), tuple(found.paths), found.said())
-
-
-def files_of(root: Path, paths: Sequence[str]) -> ImageFiles:
-    """The files of these relative paths."""
-    return ImageFiles(str(root), Names.of(paths))
 
 
 def source_of(images_of, layout: Layout, found: Found, settings) -> Source:

@@ -100,9 +100,7 @@ class SavedImages:
         return self.count
 
     def read(self, index: int) -> bytes:
-        from datasets import Image
-
-        rows = _rows(self.folder).cast_column(self.column, Image(decode=False))
+        rows = _undecoded(self.folder, self.column)
         return _bytes(rows[int(index)][self.column], self.name(index))
 
     def name(self, index: int) -> str:
@@ -122,6 +120,14 @@ def _rows(folder: str):
         return datasets.load_from_disk(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no readable saved data set: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _undecoded(folder: str, column: str):
+    """The rows with images as bytes."""
+    from datasets import Image
+
+    return _rows(folder).cast_column(column, Image(decode=False)).select_columns(column)
 
 
 def _feature(feature: Any) -> dict[str, Any]:
@@ -183,8 +189,8 @@ def _by_side(path: Path) -> dict[str, list[Path]]:
         if len(places) > 1:
             names = " and ".join(sorted(place.name for place in places)[:2])
             raise ValueError(
-                f"{path} has .parquet files of {side or 'one split'} in {names}: several data sets; "
-                "set data.path to the folder of one"
+                f"{path} has .parquet files of {side or 'one split'} in {names}: several data "
+                "sets; set data.path to the folder of one"
             )
     _check_sides(sides, path)
     return sides
@@ -242,7 +248,7 @@ def _columns(
     if label is not None:
         if label not in features:
             raise ValueError(
-                f"{place} has no column {label}: data.label is one of its {', '.join(features)}"
+                f"{place} has no column {label}; data.label is one of its {', '.join(features)}"
             )
         labels = [label]
     if len(labels) > 1 and labelled:

@@ -6,33 +6,16 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from stages.data.readers.folder import files_of, part_of
+from stages.data.readers.files import files_of
+from stages.data.readers.folder import part_of
 from stages.data.readers.layout import WNID, Side
 from stages.data.readers.order import mixed
 from stages.data.readers.source import Part, Source, refuse_held_out, required, split
 from stages.data.readers.tree import Found, images_below
+from stages.data.recognised import SOLUTION, beside, imagenet_base
 
 CLASSES = 1000
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000  # of ILSVRC 2012
-SOLUTION = "LOC_val_solution.csv"
-INSIDE = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "ILSVRC2012", "imagenet")
-
-
-def base_of(path: Path) -> Path | None:
-    """The folder with train/WNID, in `path` or where its archive unpacks to; None without one."""
-    for inside in INSIDE:
-        train = path / inside / "train"
-        if train.is_dir() and any(WNID.fullmatch(p.name) for p in _some(train)):
-            return path / inside
-    return None
-
-
-def _some(folder: Path):
-    """The first entries of a folder."""
-    for number, entry in enumerate(folder.iterdir()):
-        if number > 20:
-            return
-        yield entry
 
 
 def read(settings) -> Source:
@@ -40,7 +23,7 @@ def read(settings) -> Source:
     out; without val/ `settings.held_out` says how many of train/ are held out, and there is no
     default. A flat val/ takes its labels from LOC_val_solution.csv."""
     path = required(settings.path, "imagenet", "folder of ILSVRC's train and val")
-    base = base_of(path)
+    base = imagenet_base(path)
     if base is None:
         raise ValueError(
             f"{path} has no train/ with folders like n01440764; set data.path to the folder that "
@@ -99,13 +82,13 @@ def _held_out(base: Path, path: Path, names: tuple[str, ...], follow_links: bool
 
 def _solution(base: Path, path: Path) -> dict[str, str]:
     """WordNet ids by the names of the validation images."""
-    places = [path, base, *list(base.parents)[:3]]
-    file = next((place / SOLUTION for place in places if (place / SOLUTION).is_file()), None)
-    if file is None:
+    found = beside(path, "imagenet")
+    if not found:
         raise ValueError(
             f"{base / 'val'} has no class folders; place {SOLUTION} (of the Kaggle archive) in "
             f"{path}, or sort the images into folders of their WordNet ids"
         )
+    (file,) = found
     with file.open(newline="") as stream:
         rows = csv.DictReader(stream)
         try:

@@ -1,5 +1,5 @@
-"""Folders of one .npy a latent, mean and std, with a dataset.json: EDM2's `img-mean-std-*` and REPA's
-`vae-sd`. Their files are the same; what was encoded is told by the size of the first channel."""
+"""Folders of one .npy a latent, mean and std, with a dataset.json: EDM2's `img-mean-std-*` and
+REPA's `vae-sd`. Their files are the same; the first channel's values tell what was encoded."""
 
 from __future__ import annotations
 

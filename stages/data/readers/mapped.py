@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 import tempfile
 import zipfile
@@ -41,6 +42,14 @@ class FileArray:
         """The array, read-only and mapped. Raises ValueError where it does not open."""
         status = Path(self.path).stat()
         return _mapped(self.path, self.member, status.st_mtime_ns, status.st_size)
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages of a mapped array that were read: they stay in the system's cache and no
+    longer count as this process's memory."""
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def open_npy(path: Path) -> FileArray:
@@ -147,7 +156,8 @@ def _refusal(path: Path, error: Exception) -> ValueError:
     if "allow_pickle" in str(error):
         writer = "numpy.savez" if kind == ".npz" else "numpy.save"
         return ValueError(
-            f"{path} holds Python objects, which are not unpickled; write plain arrays with {writer}"
+            f"{path} holds Python objects, which are not unpickled; write plain arrays "
+            f"with {writer}"
         )
     return ValueError(
         f"{path} is not a readable {kind} file ({error}); it is damaged: copy it again"

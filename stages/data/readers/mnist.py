@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.recognised import mnist_folder
 from stages.data.readers.source import InMemory, Part, Source, required
+from stages.data.recognised import mnist_folder
 
 UNSIGNED_BYTES = 0x08
 STEMS = {"train": "train", "test": "t10k"}

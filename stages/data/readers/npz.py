@@ -26,10 +26,24 @@ from stages.data.readers.source import (
     split,
 )
 from stages.data.readers.tree import side_of
+from stages.data.recognised import beside
 
-IMAGES = frozenset("x image images img imgs data pixels samples sample latents latent".split())
-LABELS = frozenset("y label labels target targets class classes".split())
-NPY_LABELS = ("{stem}_labels.npy", "{stem}-labels.npy", "labels.npy", "y.npy")
+IMAGES = frozenset(
+    [
+        "x",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "data",
+        "pixels",
+        "samples",
+        "sample",
+        "latents",
+        "latent",
+    ]
+)
+LABELS = frozenset(["y", "label", "labels", "target", "targets", "class", "classes"])
 
 
 @dataclass
@@ -74,8 +88,8 @@ def pool(path: Path, like: tuple[int, int, int] | None = None) -> Listing:
             "shape (n, H, W), (n, H, W, C) or (n, C, H, W)"
         )
     ((name, array),) = stacks.items()
-    images = pixels_of(array, f"{name} in {path}", like=like, overshoot=0.5)
-    return Listing(images, [f"image {index}" for index in range(len(images))], _how(None))
+    images = pixels_of(array, f"{name} in {path}", like=like, overshoot=0.5, told=False)
+    return Listing(images, [f"image {index}" for index in range(len(images))])
 
 
 def _arrays(path: Path) -> tuple[dict[str, FileArray], list[str]]:
@@ -85,10 +99,8 @@ def _arrays(path: Path) -> tuple[dict[str, FileArray], list[str]]:
         known = {name: a for name, a in arrays.items() if _role(name) is not None}
         return arrays, sorted(arrays.keys() - known.keys())
     arrays = {"x": open_npy(path)}
-    for pattern in NPY_LABELS:
-        beside = path.with_name(pattern.format(stem=path.stem))
-        if beside.is_file() and beside != path:
-            return arrays | {"y": open_npy(beside)}, []
+    for labels in beside(path, "npz"):
+        arrays["y"] = open_npy(labels)
     return arrays, []
 
 
@@ -187,8 +199,6 @@ def _check_sides(train: Loaded, test: Loaded, names, ours: Pair, theirs: Pair) -
         )
 
 
-def _how(stack: Stack | None) -> str:
-    if stack is None:
-        return ""
+def _how(stack: Stack) -> str:
     how = "" if stack.convert in ("as they are", "float32") else f", values: {stack.convert}"
     return f"read as ({stack.axes}){how}"

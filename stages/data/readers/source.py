@@ -107,10 +107,12 @@ class LatentFacts:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as read. white: the uint8 value that becomes 1 (0 becomes -1). said: what was
-    read and what was passed over, in words, for the log. latents: set where the images are
-    `Moments` of an autoencoder's latents. scratch: a folder of copies that is to be removed when the
-    images are no longer read."""
+    """A data set as read.
+
+    white: the uint8 value that becomes 1 (0 becomes -1). said: what was read and what was passed
+    over, in words, for the log. latents: set where the images are `Moments` of an autoencoder's
+    latents. scratch: a folder of copies, to be removed when the images are no longer read.
+    """
 
     train: Part
     test: Part
@@ -175,23 +177,17 @@ def refuse_held_out(settings, what: str) -> None:
         )
 
 
-def check_classes(source: Source) -> None:
-    """Raise ValueError for a class without a training image: it would be sampled, never trained."""
-    count = np.bincount(source.train.labels, minlength=len(source.class_names))
-    if len(count) > 1 and not count.all():
-        label = int(np.flatnonzero(count == 0)[0])
-        rest = int((source.test.labels == label).sum())
-        raise ValueError(
-            f"class '{source.class_names[label]}' has no training image ({rest} are held out); "
-            "leave the class out, or change data.held_out or data.limit so that it has some"
-        )
+def untrained(labels: np.ndarray, num_classes: int) -> list[int]:
+    """Classes without an image among these."""
+    count = np.bincount(labels, minlength=num_classes)
+    return np.flatnonzero(count == 0).tolist() if num_classes > 1 else []
 
 
 def split(pool: Part, num_held_out: int) -> tuple[Part, Part]:
     """Training and held-out images of a data set without a split of its own.
 
     The order is numpy's RandomState(0).permutation, whatever the run's seed; the last
-    `num_held_out` are held out.
+    `num_held_out` are held out. Raises ValueError where a class is left without a training image.
     """
     if not 1 <= num_held_out < len(pool):
         raise ValueError(
@@ -200,7 +196,16 @@ def split(pool: Part, num_held_out: int) -> tuple[Part, Part]:
         )
     order = np.random.RandomState(SPLIT_SEED).permutation(len(pool))
     cut = len(pool) - num_held_out
-    return pool[order[:cut]], pool[order[cut:]]
+    train, test = pool[order[:cut]], pool[order[cut:]]
+    lost = set(test.labels.tolist()) - set(train.labels.tolist())
+    if lost:
+        label = min(lost)
+        count = int((test.labels == label).sum())
+        raise ValueError(
+            f"class number {label} has {count} images and all are among the held-out ones: it "
+            "would be sampled, never trained; leave the class out, or set another data.held_out"
+        )
+    return train, test
 
 
 def required(path: str | None, dataset: str, kind: str) -> Path:

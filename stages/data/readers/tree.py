@@ -12,13 +12,66 @@ from pathlib import Path, PurePosixPath
 
 # What Pillow reads without further packages.
 IMAGES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .ppm .pgm .pbm .pnm .tif .tiff .gif .avif "
-    ".jp2 .j2k .tga".split()
+    [
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".bmp",
+        ".dib",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".tga",
+    ]
 )
 # What lies beside images and is none.
 COMPANIONS = frozenset(
-    ".txt .json .jsonl .csv .tsv .xml .yaml .yml .md .rst .html .htm .log .mat .pkl .pickle .npy "
-    ".npz .pt .pth .bin .meta .py .ipynb .sh .cfg .ini .toml .sha256 .md5 .lock .doc .pdf".split()
+    [
+        ".txt",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".rst",
+        ".html",
+        ".htm",
+        ".log",
+        ".mat",
+        ".pkl",
+        ".pickle",
+        ".npy",
+        ".npz",
+        ".pt",
+        ".pth",
+        ".bin",
+        ".meta",
+        ".py",
+        ".ipynb",
+        ".sh",
+        ".cfg",
+        ".ini",
+        ".toml",
+        ".sha256",
+        ".md5",
+        ".lock",
+        ".doc",
+        ".pdf",
+    ]
 )
 FOREIGN = frozenset({"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "@eadir"})
 SIDES = {
@@ -27,7 +80,9 @@ SIDES = {
     "val": ("val", "valid", "validation", "validate", "dev", "devel"),
 }
 _SIDE = {word: side for side, words in SIDES.items() for word in words}
-_FILLING = frozenset("set data dataset images image img imgs split the seg out".split())
+_FILLING = frozenset(
+    ["set", "data", "dataset", "images", "image", "img", "imgs", "split", "the", "seg", "out"]
+)
 _GLUED = re.compile(rf"^({'|'.join(sorted(_SIDE, key=len, reverse=True))})(set|data|images)$")
 
 

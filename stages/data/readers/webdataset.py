@@ -14,7 +14,6 @@ import numpy as np
 from stages.data.readers.folder import source_of
 from stages.data.readers.labels import UNLABELLED, numbered_names
 from stages.data.readers.layout import layout_of
-from stages.data.readers.mapped import UNREADABLE
 from stages.data.readers.names import Names
 from stages.data.readers.order import mixed
 from stages.data.readers.source import (

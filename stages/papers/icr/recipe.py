@@ -164,6 +164,8 @@ def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
         )
     rich = model.startswith(RICH)
     setting, most = "icr.train.limit" if rich else "icr.limited", bench.data.most_train
+    if most is not None and bench.latents.flips:
+        most *= 2
     if limit is not None and most is not None and limit > most:
         raise UsageError(
             f"{setting}={limit} is above the {most} training images that data.dataset="

@@ -118,6 +118,12 @@ class Solved:
                 "clean values are not known here; set stein.target=trajectory, which needs none"
             )
         if settings.source == "data":
+            most = self.bench.data.most_train
+            if most is not None and settings.num_images > most:
+                raise UsageError(
+                    f"stein.num_images={settings.num_images} is above the {most} training images "
+                    f"that data.dataset={self.bench.data.dataset} and data.limit leave; lower it"
+                )
             taught = teacher_inputs(self.bench, method) if tokens else {}
             return {"data": data_node(self.bench), **taught}
         if tokens:
