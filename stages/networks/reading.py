@@ -58,13 +58,15 @@ class Network:
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
         channels: int | None = None,
+        token_scale: float | None = None,
     ) -> Denoiser:
         """denoiser(y, s) in EDM coordinates: y (B, C, H, W), or packed states; s > 0.
 
         labels: (B,) or one for all; None is without a class. guidance: classifier-free; it acts in
-        the closed `interval` of t = s / (1 + s), on the first `channels` of the image (None: on
-        those that the format's own code guides). Raises ValueError for labels outside
-        0..num_classes - 1, and for guidance of a network without classes and without a guide.
+        `interval` of t = s / (1 + s), closed but for JiT's, on the first `channels` of the image
+        (None: on those that the format's own code guides), on the class token by `token_scale` (see
+        `Guidance`). Raises ValueError for labels outside 0..num_classes - 1, and for guidance of a
+        network without classes and without a guide.
         """
         labels = self._checked(labels)
         conditional = _of(self, labels)
@@ -72,14 +74,25 @@ class Network:
             return conditional
         if self.guide is not None:
             unconditional = self.guide.denoiser()
-        elif self.num_classes and labels is not None:
+        elif self.num_classes and labels is not None and self.model.null_class:
             unconditional = _of(self, None)
         else:
             raise ValueError(
-                f"guidance={guidance:g} needs labels of a network with classes, or a guide"
+                f"guidance={guidance:g} needs labels of a network with classes and an input "
+                "without one, or a guide"
             )
         where = self.guided_channels if channels is None else channels
-        return Guidance(conditional, unconditional, guidance, interval, where)
+        return Guidance(
+            conditional,
+            unconditional,
+            guidance,
+            interval,
+            where,
+            self.model.open_interval,
+            self.model.noise_scale,
+            token_scale,
+            self.packing,
+        )
 
     def _checked(self, labels: Tensor | int | None) -> Tensor | None:
         if labels is None:

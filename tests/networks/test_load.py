@@ -257,7 +257,7 @@ def test_guidance_by_another_network(tmp_path):
     given = network.denoiser(labels, guidance=1.7)(io["x"][2].double(), 1.0)
     low, high = io["D_label0"][2], io["D_label3"][2]
     assert apart(given, low + 1.7 * (high - low)) < CLOSE
-    with pytest.raises(ValueError, match="needs labels of a network with classes, or a guide"):
+    with pytest.raises(ValueError, match="needs labels of a network with classes"):
         load(tmp_path / "label0").denoiser(guidance=2.0)
 
 
