@@ -49,7 +49,7 @@ def _check_given(bench: Bench, nodes: Sequence[Node]) -> None:
     if bench.networks.path is not None and not any(node.name == GIVEN for node in nodes):
         raise UsageError(
             f"networks.path={bench.networks.path} is not read by this recipe, which trains its own "
-            "networks; leave it out, or choose stein, csflow, icr, wavelet or evaluate"
+            "networks; leave it out, or choose stein, csflow, icr, wavelet, evaluate or train"
         )
 
 

@@ -30,7 +30,8 @@ class NetworkOptions(Settings):
 
     path: NetworkPlace | None = unkeyed(
         None,
-        description="a network trained elsewhere, which is run instead of training one: a "
+        description="a network trained elsewhere, which is run instead of training one (recipe "
+        "train: which trainings go on from): a "
         "checkpoint file or folder of one of the formats, or module:function of your own that "
         "gives a denoiser; its contents, not its place, enter keys; unset trains one",
     )

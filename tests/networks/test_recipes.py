@@ -175,3 +175,34 @@ def test_other_recipes_run_them_too(tmp_path, monkeypatch, recipe, which):
     }[recipe]
     assert expected <= made.keys()
     assert ("risk/given" in made) == (recipe == "wavelet" and which == "jit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["sit", "repa", "reg"])
+def test_trainings_go_on_from_files(tmp_path, monkeypatch, which):
+    """REPA's fine-tuning of SiT and REPA files, MaskAlign's continuation of all three."""
+    shape, _, _ = GIVEN[which]
+    width = 48 if which == "sit" else 24
+    overrides = [
+        *(*SMALL, *given(tmp_path, which, monkeypatch)),
+        *("train.steps=4", "train.num_checkpoints=1", "train.warmup_steps=0", "train.log_every=2"),
+        *(f"train.network.width={width}", "train.network.heads=3", "train.network.depth=2"),
+        "maskalign.methods=[maskalign]" if which == "reg" else "maskalign.methods=[sit,maskalign]",
+        *("maskalign.steps=4", "maskalign.num_checkpoints=1", "maskalign.num_seeds=1"),
+        *("maskalign.ablation_seeds=0", "train.batch_size=8", "teach.steps=2"),
+        "diagnose.num_images=10",
+        *(f"train.{method}.alignment_depth=1" for method in ("repa", "reg", "maskalign")),
+        *(f"train.{method}.projector_width=28" for method in ("repa", "reg", "maskalign")),
+        *("teach.width=20", "teach.heads=2", "diagnose.batch_size=10"),
+    ]
+    made = run_all(CATALOG, Store(tmp_path / "store"), Request("train", "smoke", overrides))
+    start = made["checkpoint/given"].load().network().state_dict()
+    ours = made["train/maskalign"].load().network().state_dict()
+    theirs = start["blocks.0.qkv.weight"]
+    # Four small steps from it, not from fresh weights.
+    moved = (ours["blocks.0.qkv.weight"] - theirs).abs().max() / theirs.abs().max()
+    assert 0 < moved < 0.2
+    assert made["train/maskalign"].description["steps_before"] == 0
+    wrong = [*overrides, "train.network.width=72"]
+    with pytest.raises(UsageError, match=f"has width {width}, .* set train.network.width={width}"):
+        graph("train", *wrong)
