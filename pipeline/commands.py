@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import estimates, progress, record, results
 from pipeline import plan as planning
 from pipeline.errors import DONE, UsageError, raised_as
+from pipeline.graph import Node
 from pipeline.holding import holder
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
@@ -83,7 +84,8 @@ def plan(root: Root, options: Namespace) -> int:
 
 
 def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
-    """Where a plan fails because something is yet to be placed: what all of it takes, if much."""
+    """Where a plan fails because something is yet to be placed: all that is, and what all of it
+    takes, if much."""
     try:
         _, graph = planning.build(catalog, request, lenient=True)
         taken = estimates.text(estimates.by_stage(graph, graph.nodes))
@@ -91,6 +93,17 @@ def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
         return
     if taken:
         print(taken)
+    said = dict.fromkeys(why for node in graph if (why := _is_absent(node)))
+    if len(said) > 1:
+        print("\n  ".join(["to be placed before it runs:", *said]))
+
+
+def _is_absent(node: Node) -> str:
+    try:
+        node.stage.files(node.settings)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

@@ -70,8 +70,10 @@ def recipe(bench: Bench) -> list[Node]:
 
 
 def given_nodes(bench: Bench) -> list[Node]:
-    """The network given, its samples as the preset makes them, and their scores."""
-    given, settings = given_node(bench), bench.sample.options(seed=bench.seed)
+    """The network given, its samples as those of a training's checkpoints are made, and their
+    scores."""
+    given, options = given_node(bench), bench.sample
+    settings = options.options(seed=bench.seed, **options.of_checkpoints())
     name = GIVEN.partition("/")[2]
     tags = {"method": given.tags["method"], "solver": settings.solver, "grid": settings.grid}
     samples = sample_node(bench, name, given.name, settings, tags)

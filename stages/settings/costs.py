@@ -81,16 +81,20 @@ PUBLISHED = {
 def checkpoint(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
     """Of a network from elsewhere what its file's name tells, or its size and kind."""
     facts = {"shape": given["data"]["shape"]} if "shape" in given["data"] else {}
-    name = settings.path.rpartition("/")[2].lower()
-    name = name.replace("img512-", "").replace("img64-", "")
+    # The name of a file, or of the folder that it came in.
+    names = [n.lower().replace("img512-", "").replace("img64-", "") for n in _last(settings.path)]
     found = settings.facts(settings.setting) or {}
     if found.get("network") == "sit" and "depth" in found.get("config", {}):
         parameters, forward = costs.sit(found["config"])
-    elif known := [start for start in PUBLISHED if name.startswith(start)]:
+    elif known := [start for start in PUBLISHED if any(n.startswith(start) for n in names)]:
         parameters, forward = PUBLISHED[max(known, key=len)]
     else:
         return facts
     return facts | {"parameters": parameters, "forward": forward, "bytes": 4 * parameters}
+
+
+def _last(path: str) -> list[str]:
+    return path.split("/")[-2:]
 
 
 def sample(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:

@@ -97,8 +97,8 @@ class NetworkOptions(Settings):
                 files = files_of(path)
             except ValueError as error:
                 raise UsageError(
-                    f"{name}={path}: {error}; place the file or folder there, or set {name} to "
-                    "where it is"
+                    f"{_of(name, path, str(error))}; place the file or folder there, or set {name} "
+                    "to where it is"
                 ) from error
             if absent := [file for file in files if not file.is_file()]:
                 raise UsageError(f"{name}={path} lacks {absent[0]}; place it there")
@@ -121,7 +121,8 @@ class NetworkOptions(Settings):
         try:
             return _facts(self.path, self.format, said, stamps)
         except ValueError as error:
-            raise UsageError(f"{setting}={self.path}: {_named(str(error), self)}") from error
+            words = _of(setting, self.path, _named(str(error)))
+            raise UsageError(words) from error
 
     @property
     def over_sigma(self) -> bool:
@@ -129,7 +130,12 @@ class NetworkOptions(Settings):
         return (self.format or (self.facts() or {}).get("format")) in OVER_SIGMA
 
 
-def _named(words: str, options: NetworkOptions) -> str:
+def _of(setting: str, path: str, words: str) -> str:
+    """A sentence under the setting that it is of; the path once."""
+    return f"{setting}: {words}" if path in words else f"{setting}={path}: {words}"
+
+
+def _named(words: str) -> str:
     """A reader's sentence with the settings that it asks for under their names here."""
     for name in NetworkOptions.model_fields:
         words = words.replace(f"say {name}=", f"say networks.{name}=")

@@ -206,3 +206,74 @@ def test_trainings_go_on_from_files(tmp_path, monkeypatch, which):
     wrong = [*overrides, "train.network.width=72"]
     with pytest.raises(UsageError, match=f"has width {width}, .* set train.network.width={width}"):
         graph("train", *wrong)
+
+
+PRESETS = {
+    "edm-cifar10": ("stein", "edm-cifar10-32x32-cond-vp.pkl", "56 M parameters"),
+    "edm2-imagenet64": ("stein", "edm2-img64-s-1073741-0.075.pkl", "280 M parameters"),
+    "sit-imagenet256": ("stein", "SiT-XL-2-256.pt", "675 M parameters"),
+    "jit-imagenet256": ("csflow", "checkpoint-last.pth", "131 M parameters"),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_planned_without_files(tmp_path, monkeypatch, capsys, preset):
+    monkeypatch.chdir(tmp_path)
+    recipe, file, parameters = PRESETS[preset]
+    assert main(["plan", recipe, "--preset", preset, "--store", str(tmp_path / "store")]) == 2
+    out = capsys.readouterr().out
+    assert "GPU-hours" in out
+    assert parameters in out
+    placed = out.partition("to be placed before it runs:")[2]
+    assert f"there is no network at {tmp_path / 'networks'}" in placed
+    assert file in placed
+    assert "inception-2015-12-05.pt" in placed
+
+
+# What makes a preset small; the network is a fixture.
+MINIATURE = [
+    *(word for word in SMALL if not word.startswith("stein.solvers")),
+    *("extractor.kind=embedded", "extractor.device=cpu", "sample.device=cpu", "scan.device=cpu"),
+    *("sample.batch_size=40", "sample.nfe=3", "sample.nfes=[3]", "sample.reference_nfe=7"),
+    *("csflow.num_seeds=1", "csflow.more_mixes=[]", "csflow.baselines=[]", "data.crop=null"),
+    *("icr.num_samples=40", "scan.num_images=40", "icr.components=2", "icr.nfe=3"),
+    *("data.size=null", "networks.format=null", "scan.num_views=8", "scan.view_seeds=[0,1]"),
+    *(f"resources.{s}.gpus=0" for s in ("extractor", "features", "sample", "calibrate", "scan")),
+    *("resources.lipschitz.gpus=0", "stein.num_states=4", "stein.substeps=2"),
+]
+LATENT = [
+    *("latents.device=cpu", "resources.encode.gpus=0", "resources.decode.gpus=0"),
+    *("teach.device=cpu", "resources.teach.gpus=0", "train.device=cpu", "train.num_workers=0"),
+    *("diagnose.device=cpu", "resources.diagnose.gpus=0"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "recipe", "which"),
+    [
+        ("edm-cifar10", "stein", "edm"),
+        ("edm-cifar10", "icr", "edm"),
+        ("edm2-imagenet64", "icr", "edm2"),
+        ("sit-imagenet256", "stein", "sit"),
+        ("jit-imagenet256", "csflow", "jit"),
+    ],
+)
+def test_presets_in_miniature(tmp_path, monkeypatch, preset, recipe, which):
+    own = given(tmp_path, which, monkeypatch)
+    latent = LATENT if preset == "sit-imagenet256" else []
+    overrides = [*MINIATURE, *latent, *own]
+    made = run_all(CATALOG, Store(tmp_path / "store"), Request(recipe, preset, overrides))
+    text = (made["report"].path / "report.html").read_text()
+    assert "Networks from elsewhere" in text
+    solvers = {name for name in made if name.startswith("evaluate/given-")}
+    if recipe == "stein":
+        both = {f"evaluate/given-{s}{end}" for s in ("dpmpp2m", "unipc") for end in ("", "-calibrated")}
+        assert both <= solvers
+        assert "lipschitz/given-dpmpp2m-nfe3" in made
+    if recipe == "icr":
+        assert len(made["scan/given-sigma"].load()) > 5
+    if recipe == "csflow":
+        assert any("csflow" in name for name in solvers)
+        settings = made["sample/given-heun-uniform_t-nfe3"].settings
+        assert settings["guidance"] == 3.0

@@ -54,13 +54,14 @@ def going_on(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     given = given_node(bench)
     if given is None:
         return list(nodes)
-    facts, size = bench.networks.facts(), bench.train.network
-    if facts is not None and facts.get("network") != "sit":
+    facts, size = bench.networks.facts() or {}, bench.train.network
+    format = facts.get("format", bench.networks.format)
+    if facts.get("network", "sit") != "sit" or format not in (None, "bench", "sit", "repa", "reg"):
         raise UsageError(
-            f"networks.path={bench.networks.path} is of format {facts.get('format')}; trainings go "
+            f"networks.path={bench.networks.path} is of format {format}; trainings go "
             "on from SiT, REPA and REG files, others are run by stein, csflow, icr and wavelet"
         )
-    theirs = (facts or {}).get("config", {})
+    theirs = facts.get("config", {})
     for theirs_name, name in SIZES.items():
         if theirs_name in theirs and theirs[theirs_name] != getattr(size, name):
             raise UsageError(
