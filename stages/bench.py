@@ -15,8 +15,8 @@ from stages.paper import Paper
 from stages.report.report import ReportOptions
 from stages.sampling.sweep import SampleSweep
 from stages.scoring.evaluate import Evaluation
-from stages.settings.extractors import ExtractorOptions
 from stages.settings.elsewhere import NetworkOptions
+from stages.settings.extractors import ExtractorOptions
 from stages.settings.latents import Geometry, LatentOptions, known_geometry
 from stages.settings.scans import ScanPreset
 from stages.training.teach import TeacherOptions

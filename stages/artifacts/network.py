@@ -132,8 +132,8 @@ def check_guidance(model: TrainedModel, scale: float) -> None:
         )
     if not model.null_class:
         raise ValueError(
-            f"guidance={scale:g}: the network knows no input without a class; set networks.guide to "
-            "a network without classes, or guidance=1"
+            f"guidance={scale:g}: the network knows no input without a class; set networks.guide "
+            "to a network without classes, or guidance=1"
         )
 
 

@@ -19,9 +19,9 @@ class Found:
     format: as settings name it. kind: of `table.NETWORKS` or `table.PUBLISHED`. config: keyword
     arguments that build it. state: its weights under our names. shape: (C, H, W) of an image.
     num_classes: 0 for none. method: the training loss, as far as it is ours. guided_channels: the
-    first so many channels of the image are guided, None for all. null_class: whether it can be asked
-    without a class. open_interval: whether the ends of an interval of guidance are left out, as in its
-    own code. conventions: what was applied, for people to read.
+    first so many channels of the image are guided, None for all. null_class: whether it can be
+    asked without a class. open_interval: whether the ends of an interval of guidance are left out,
+    as in its own code. conventions: what was applied, for people to read.
     """
 
     format: str

@@ -39,7 +39,10 @@ class NetworkOptions(Settings):
         None, description="of the file; unset recognises it, as far as it can tell"
     )
     num_heads: int | None = Field(
-        None, ge=1, le=1024, description="sit, repa, reg, dit: attention heads of a size of your own"
+        None,
+        ge=1,
+        le=1024,
+        description="sit, repa, reg, dit: attention heads of a size of your own",
     )
     encoder_depth: int | None = Field(
         None, ge=1, le=1024, description="repa, reg: the block that was aligned with a teacher"
@@ -55,7 +58,10 @@ class NetworkOptions(Settings):
         None, ge=0, le=1024, description="jit: the block that the class's tokens enter before"
     )
     noise_scale: float | None = Field(
-        None, gt=0, le=100, description="jit: standard deviation of its noise; 1, or 2 at 512 pixels"
+        None,
+        gt=0,
+        le=100,
+        description="jit: standard deviation of its noise; 1, or 2 at 512 pixels",
     )
     clip_sample: bool | None = Field(
         None,

@@ -1,7 +1,6 @@
 """Recipes on networks from elsewhere: every format end to end, on the fixtures."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -15,8 +14,12 @@ from pipeline.graph import Graph
 from pipeline.plan import Request
 from pipeline.store import Store
 from stages.catalog import CATALOG, RECIPES
+from stages.nets.edm.preconditioning import song
+from stages.networks import load
+from stages.sampling import problem as sampling_problem
 from tests.inline import run_all
-from tests.nets.published import FIXTURES, arguments, tensors
+from tests.nets.published import CLOSE, FIXTURES, apart, arguments, tensors
+from tests.networks.stand_ins import edm_pickle
 
 SMALL = [
     *("data.dataset=npz", "data.limit=60", "data.limit_held_out=40", "data.held_out=40"),
@@ -121,7 +124,8 @@ def test_every_format_is_sampled(tmp_path, monkeypatch, which):
     made = run_all(CATALOG, Store(tmp_path / "store"), request)
     images = made["sample/given-dpmpp2m-nfe3"].load().images.numpy()
     assert images.shape == (40, *GIVEN[which][0][:1], *GIVEN[which][0][1:2] * 2)
-    assert np.isfinite(images).all() and images.std() > 1e-3
+    assert np.isfinite(images).all()
+    assert images.std() > 1e-3
     facts = made["checkpoint/given"].description
     assert len(facts["digest"]) == 64
     assert facts["guided_channels"] == (3 if which in ("sit", "dit") else None)
@@ -181,7 +185,6 @@ def test_other_recipes_run_them_too(tmp_path, monkeypatch, recipe, which):
 @pytest.mark.parametrize("which", ["sit", "repa", "reg"])
 def test_trainings_go_on_from_files(tmp_path, monkeypatch, which):
     """REPA's fine-tuning of SiT and REPA files, MaskAlign's continuation of all three."""
-    shape, _, _ = GIVEN[which]
     width = 48 if which == "sit" else 24
     overrides = [
         *(*SMALL, *given(tmp_path, which, monkeypatch)),
@@ -268,7 +271,9 @@ def test_presets_in_miniature(tmp_path, monkeypatch, preset, recipe, which):
     assert "Networks from elsewhere" in text
     solvers = {name for name in made if name.startswith("evaluate/given-")}
     if recipe == "stein":
-        both = {f"evaluate/given-{s}{end}" for s in ("dpmpp2m", "unipc") for end in ("", "-calibrated")}
+        both = {
+            f"evaluate/given-{s}{end}" for s in ("dpmpp2m", "unipc") for end in ("", "-calibrated")
+        }
         assert both <= solvers
         assert "lipschitz/given-dpmpp2m-nfe3" in made
     if recipe == "icr":
@@ -277,3 +282,104 @@ def test_presets_in_miniature(tmp_path, monkeypatch, preset, recipe, which):
         assert any("csflow" in name for name in solvers)
         settings = made["sample/given-heun-uniform_t-nfe3"].settings
         assert settings["guidance"] == 3.0
+
+
+def refused(*overrides, recipe="stein"):
+    with pytest.raises(UsageError) as error:
+        graph(recipe, *overrides)
+    return str(error.value)
+
+
+def test_files_are_asked_about_before_any_work(tmp_path):
+    here = ["data.dataset=npz", *data(tmp_path, 4, 8, 5)]
+    file = FIXTURES / "sit/sigma_true/SiT-tiny.pt"
+    said = refused(*here, f"networks.path={file}")
+    assert "say networks.format=sit or networks.format=dit" in said
+    assert said.count(str(file)) == 1
+    said = refused(*here, f"networks.path={file}", "networks.format=sit")
+    assert "is in no tensor; say networks.num_heads=N" in said
+    said = refused(*here, f"networks.path={FIXTURES / 'jit/JiT-tiny.pt'}")
+    assert "say networks.in_context_start=N" in said
+    own = [f"networks.path={file}", "networks.format=sit", "networks.num_heads=3"]
+    assert "has no convention clip_sample" in refused(*here, *own, "networks.clip_sample=true")
+    said = refused(*here, *own, "data.size=8")
+    assert "is a network of 4 x 8 x 8 (channels, height, width), and the data are 4 x 4 x 4" in said
+    assert "is not read by this recipe" in refused(*own, recipe="full")
+    plain = ["data.dataset=npz", *data(tmp_path, 3, 8, 3)]
+    path = f"networks.path={FIXTURES / 'diffusers/ddpm_v'}"
+    assert "trainings go on from SiT, REPA and REG" in refused(*plain, path, recipe="train")
+    with pytest.raises(UsageError, match="networks.format: Input should be 'bench'"):
+        graph("stein", "networks.path=x", "networks.format=sitt")
+
+
+def test_keys_depend_on_contents_and_what_is_said_not_on_places(tmp_path):
+    here = data(tmp_path, 3, 16, 5)
+    file, copy = FIXTURES / "jit/JiT-tiny.pt", tmp_path / "copy.pt"
+    copy.write_bytes(file.read_bytes())
+
+    def key(path, start):
+        more = (f"networks.path={path}", f"networks.in_context_start={start}")
+        return graph("csflow", *SMALL, *here, *more).keys["checkpoint/given"]
+
+    assert key(file, 1) == key(copy, 1) != key(file, 2)
+
+
+def test_two_functions_of_one_file_are_two_networks(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(PYTHON + "\ndef other():\n    return half()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    here = [*SMALL, *data(tmp_path, 3, 8, 3)]
+    keys = {
+        graph("stein", *here, f"networks.path=mine:{name}").keys["checkpoint/given"]
+        for name in ("half", "other")
+    }
+    assert len(keys) == 2
+
+
+def test_guidance_away_from_another_network(tmp_path):
+    """EDM2's, by the stage: D_u + w (D_c - D_u); refused without, before any work."""
+    ours, guide = edm(tmp_path / "ours", "edm2"), edm(tmp_path / "guide", "edm2", 0)
+    here = [*SMALL, *data(tmp_path, 4, 8, 3), f"networks.path={ours}", "sample.guidance=1.7"]
+    assert "knows no input without a class; set networks.guide" in refused(*here)
+    request = Request("evaluate", "smoke", [*here, f"networks.guide={guide}"], ["sample/given"])
+    made = run_all(CATALOG, Store(tmp_path / "store"), request)
+    artifact = made["checkpoint/given"]
+    assert artifact.description["guide"]["num_classes"] == 0
+    settings = config.resolve(CATALOG, "smoke", here).settings.sample.options(seed=0)
+    problem, _ = sampling_problem.problem(artifact, settings, None)
+    io = tensors("edm2/io.safetensors")
+    given = problem.denoiser(io["labels"].argmax(1))(io["x"][2].double(), 1.0)
+    low, high = io["D_label0"][2], io["D_label3"][2]
+    assert apart(given, low + 1.7 * (high - low)) < CLOSE
+
+
+def test_guided_channels_are_the_formats_unless_others_are_asked_for(tmp_path, monkeypatch):
+    here = [*SMALL, *given(tmp_path, "sit", monkeypatch)]
+    request = Request("evaluate", "smoke", here, ["checkpoint/given"])
+    artifact = run_all(CATALOG, Store(tmp_path / "store"), request)["checkpoint/given"]
+    y, labels = torch.randn(2, 4, 8, 8).double(), torch.tensor([0, 3])
+
+    def guided(*more):
+        options = config.resolve(CATALOG, "smoke", [*here, *more]).settings.sample.options(seed=0)
+        return sampling_problem.problem(artifact, options, None)[0].denoiser(labels)(y, 1.0)
+
+    plain, three = guided(), guided("sample.guidance=3")
+    every = guided("sample.guidance=3", "sample.guidance_channels=4")
+    assert torch.equal(three[:, 3], plain[:, 3])
+    assert torch.equal(three[:, :3], every[:, :3])
+    assert apart(every[:, 3], plain[:, 3]) > 100 * CLOSE
+
+
+def test_convert_is_a_command(tmp_path, capsys):
+    facts = arguments("edm/ddpmpp/init_kwargs.json")["EDMPrecond_label3"]["init_kwargs"]
+    network = song(**{k: v for k, v in facts.items() if k != "model_type"})
+    edm_pickle(tmp_path / "net-1.5.pkl", network, "EDMPrecond", facts)
+    assert main(["convert", str(tmp_path / "net-1.5.pkl")]) == 0
+    folder = tmp_path / "net-1.5"
+    assert str(folder) in capsys.readouterr().out
+    one, other = load(folder), load(tmp_path / "net-1.5.pkl")
+    for ours, theirs in zip(one.module.parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert main(["convert", str(tmp_path / "net-1.5.pkl")]) == 2
+    assert "is there already; choose another with --to" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "none.pkl")]) == 2
+    assert "there is no file" in capsys.readouterr().err
