@@ -10,8 +10,8 @@ from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
 from stages.methods.fewest import FEWEST_IMAGES
+from stages.recipes.given import GIVEN
 from stages.recipes.nodes import (
-    GIVEN,
     REFERENCES,
     decode_node,
     own_features_node,

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
+from stages.recipes.given import GIVEN, given_node
 from stages.recipes.nodes import (
-    GIVEN,
     curve,
     extractor_nodes,
-    given_node,
     pixel_nodes,
     pixels_node,
     prepare_nodes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.errors import UsageError, raised_as
 from pipeline.graph import Node
@@ -23,8 +23,7 @@ from stages.settings import densities
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.methods import options_of
 from stages.settings.solvers import runnable_nfe
-from stages.training import checkpoint, teach, train
-from stages.training.checkpoint import CheckpointSettings
+from stages.training import teach, train
 from stages.training.teach import TeachOptions, TeachSettings, check_grids
 from stages.training.train import TrainSettings
 
@@ -201,63 +200,6 @@ def train_node(
 def train_nodes(bench: Bench) -> list[Node]:
     """The trainings."""
     return [train_node(bench)]
-
-
-GIVEN = "checkpoint/given"
-
-
-def given_node(bench: Bench) -> Node | None:
-    """`checkpoint/given`, the network at `networks.path`; None where one is trained.
-
-    Raises UsageError where the file does not say enough, or is of another network than the data's.
-    """
-    options = bench.networks
-    if options.path is None:
-        return None
-    facts = options.facts() or {}
-    check_given(bench, facts, f"networks.path={options.path}")
-    settings = CheckpointSettings(**options.model_dump())
-    tags = {"method": str(facts.get("method", options.format or "given"))}
-    return Node(
-        GIVEN,
-        checkpoint.STAGE,
-        settings,
-        {"data": data_node(bench)},
-        bench.resources.checkpoint,
-        tags,
-    )
-
-
-def check_given(bench: Bench, facts: Mapping[str, Any], named: str) -> None:
-    """Raise UsageError for a network whose images have another shape than the data's, as far as
-    both are known, and for guidance of one that has nothing to be guided away from."""
-    size, channels = bench.network_shape
-    if (shape := facts.get("shape")) and size is not None:
-        wanted = (shape[0] if channels is None else channels, size, size)
-        if tuple(shape) != wanted:
-            raise UsageError(
-                f"{named} is a network of {' x '.join(map(str, shape))} (channels, height, width), "
-                f"and the data are {' x '.join(map(str, wanted))}; set data to what it was trained "
-                "on"
-            )
-    if bench.networks.guide is None and not facts.get("null_class", True):
-        scale = bench.sample.guidance
-        if scale != 1:
-            raise UsageError(
-                f"sample.guidance={scale:g}: {named} knows no input without a class; set "
-                "networks.guide to a network without classes, or sample.guidance=1"
-            )
-
-
-def model_node(bench: Bench) -> Node:
-    """The network that recipes run: the one given, or the recipe's own training."""
-    return given_node(bench) or train_node(bench)
-
-
-def model_nodes(bench: Bench) -> list[Node]:
-    """The network that recipes run, or all trainings."""
-    given = given_node(bench)
-    return train_nodes(bench) if given is None else [given]
 
 
 def sample_node(

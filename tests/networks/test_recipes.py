@@ -308,7 +308,7 @@ def test_files_are_asked_about_before_any_work(tmp_path):
     plain = ["data.dataset=npz", *data(tmp_path, 3, 8, 3)]
     path = f"networks.path={FIXTURES / 'diffusers/ddpm_v'}"
     assert "trainings go on from SiT, REPA and REG" in refused(*plain, path, recipe="train")
-    with pytest.raises(UsageError, match="networks.format: Input should be 'bench'"):
+    with pytest.raises(UsageError, match=r"networks\.format: Input should be 'bench'"):
         graph("stein", "networks.path=x", "networks.format=sitt")
 
 

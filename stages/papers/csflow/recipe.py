@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
+from stages.recipes.given import GIVEN, model_nodes
 from stages.recipes.nodes import (
-    GIVEN,
     curve,
     extractor_nodes,
-    model_nodes,
     prepare_nodes,
     reference_node,
     sample_node,

@@ -13,9 +13,8 @@ from pipeline.graph import Node
 from stages.data.options import HELD_OUT
 from stages.methods import table
 from stages.papers.icr import scan
+from stages.recipes.given import GIVEN, check_given
 from stages.recipes.nodes import (
-    GIVEN,
-    check_given,
     curve,
     data_node,
     extractor_nodes,

@@ -13,10 +13,10 @@ from pipeline.graph import Node
 from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
+from stages.recipes.given import given_node
 from stages.recipes.nodes import (
     data_node,
     extractor_nodes,
-    given_node,
     prepare_nodes,
     seed_suffix,
     settings_of,

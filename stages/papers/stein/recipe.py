@@ -15,13 +15,11 @@ from stages.methods import table
 from stages.papers.stein import calibrate, lipschitz
 from stages.papers.stein.calibrate import CalibrationSettings
 from stages.papers.stein.lipschitz import LipschitzSettings
+from stages.recipes.given import GIVEN, model_node, model_nodes
 from stages.recipes.nodes import (
-    GIVEN,
     curve,
     data_node,
     extractor_nodes,
-    model_node,
-    model_nodes,
     prepare_nodes,
     reference_node,
     sample_node,

@@ -14,10 +14,9 @@ from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
 from stages.papers.wavelet.options import PHOTOGRAPHS
 from stages.papers.wavelet.risk import BASELINES, RiskSettings
+from stages.recipes.given import GIVEN, model_nodes
 from stages.recipes.nodes import (
-    GIVEN,
     data_node,
-    model_nodes,
     prepare_nodes,
     settings_of,
     spectrum_input,
