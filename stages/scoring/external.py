@@ -75,7 +75,7 @@ def run(context: Context) -> Result:
         order = mixed_order(len(listing.images))
         notes, found = _write(context, listing, order, shape[0])
         names, said = [listing.names[i] for i in order], listing.said
-    (context.path / "names.json").write_text(json.dumps(names))
+    (context.path / "names.json").write_text(json.dumps(names), encoding="utf-8")
     facts = {
         "training_step": 0,
         "method": STAGE.name,  # a name would be that of the first place these contents had

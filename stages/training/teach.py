@@ -278,7 +278,7 @@ def _store(
     left = all(path.exists() for path in (done, *(context.work.path / name for name in shapes)))
     if not left:
         done.unlink(missing_ok=True)
-    first = int(done.read_text()) if left else 0
+    first = int(done.read_text(encoding="utf-8")) if left else 0
     arrays = {
         name: open_memmap(
             context.work.path / name, "r+" if first else "w+", np.dtype(settings.precision), shape
@@ -292,7 +292,9 @@ def _store(
         if (start // settings.batch_size) % 20 == 19 or at.stop == count:
             for array in arrays.values():
                 array.flush()
-            write_atomically(done, lambda path, stop=at.stop: path.write_text(str(stop)))
+            write_atomically(
+                done, lambda path, stop=at.stop: path.write_text(str(stop), encoding="utf-8")
+            )
         context.progress(at.stop, count, "images")
     for name in shapes:
         _place(context.work.path / name, context.path / name)

@@ -53,7 +53,9 @@ def carries_token(folder: str) -> bool:
     """Whether the network in a folder laid out as a training's artifact carries a class token
     beside the image; False where its description cannot be read, which its own stage refuses."""
     try:
-        facts = json.loads((Path(folder).expanduser() / checkpoint.FACTS).read_text())
+        facts = json.loads(
+            (Path(folder).expanduser() / checkpoint.FACTS).read_text(encoding="utf-8")
+        )
         return bool(facts["config"].get("class_token_dim"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
