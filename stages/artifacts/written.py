@@ -166,7 +166,8 @@ def write_arrays(
                 np.save(stream, array)
         with _replacing(done) as stream:
             stream.write(json.dumps(list(arrays)).encode())
-    return {key: folder / f"{name}-{key}.npy" for key in json.loads(done.read_text(encoding="utf-8"))}
+    keys = json.loads(done.read_text(encoding="utf-8"))
+    return {key: folder / f"{name}-{key}.npy" for key in keys}
 
 
 def join_arrays(files: Sequence[Path], target: Path) -> None:
