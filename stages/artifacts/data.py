@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from stages.methods.statistics import Summary
 
 
+SMALL = 2**30  # bytes that a machine keeps in its memory once they were read
+
+
 @dataclass(frozen=True)
 class Images:
     """Images on disk, converted as they are taken: `images[indices]` is float32, in [-1, 1] where
@@ -41,11 +44,25 @@ class Images:
         """The first `count` of them."""
         return replace(self, labels=self.labels[:count])
 
+    def mirrored(self) -> Images:
+        """These pixels, and then all of them once more, mirrored: n + i is i mirrored."""
+        from stages.artifacts.storage import Mirrored
+
+        stored, labels = Mirrored(self.stored, len(self)), self.labels.repeat(2)
+        return replace(self, stored=stored, labels=labels)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as it is given."""
         shape = self.stored.shape
         return tuple(shape[1:] if self.latents else shape)
+
+    @property
+    def small(self) -> bool:
+        """Whether reading them is a copy from memory, but for the first time."""
+        from stages.artifacts.storage import Mapped
+
+        return isinstance(self.stored, Mapped) and self.stored.array.nbytes < SMALL
 
     def raw(self, which: Any) -> Tensor:
         """What is stored of some images, to be brought to a device and given to `finish` there:
@@ -79,7 +96,9 @@ class Images:
             scaling, shift = (torch.from_numpy(x).to(mean) for x in self.latents.per_channel())
             return (mean - shift) * scaling
         if raw.dtype == torch.uint8:
-            return raw.float().div_(self.white / 2).sub_(1)
+            # By a tensor: a GPU takes a number's reciprocal, which is another rounding.
+            half = torch.full((), self.white / 2, device=raw.device)
+            return raw.float().div_(half).sub_(1)
         return raw
 
     def __getitem__(self, which: Any) -> Tensor:
@@ -179,6 +198,19 @@ class Data(DescribedArtifact):
         if storage == "packed":
             return Packed(*where, shape)
         return Latents(*where, (2, *shape), facts["latents"]["dtype"])
+
+    def pictures(self, pixels: Data) -> DataSet:
+        """`pixels` as they stand behind these latents: followed by mirrored ones where these are
+        of both."""
+        shown = pixels.load()
+        if not self.description.get("flips"):
+            return shown
+        return replace(shown, train=shown.train.mirrored())
+
+    @property
+    def of_unit_pixels(self) -> bool:
+        """Whether these are latents of pixels in [0, 1], as EDM2 makes them."""
+        return (self.description.get("latents") or {}).get("pixel_range") == "[0, 1]"
 
     @property
     def latents(self) -> LatentScale | None:

@@ -140,6 +140,32 @@ class Latents(_Shards):
 
 
 @dataclass(frozen=True)
+class Mirrored:
+    """Images and then all of them once more, mirrored left to right: n + i is i mirrored.
+
+    count: n, the first ones of `stored`.
+    """
+
+    stored: Stored
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    def __len__(self) -> int:
+        return 2 * self.count
+
+    def take(self, which: slice | np.ndarray) -> np.ndarray:
+        if isinstance(which, slice):
+            which = np.arange(*which.indices(len(self)))
+        images = self.stored.take(which % self.count)
+        mirrored = which >= self.count
+        images[mirrored] = images[mirrored][..., ::-1]
+        return images
+
+
+@dataclass(frozen=True)
 class LatentScale:
     """latents of the network = (z - shift) * scaling, of each channel or of all."""
 

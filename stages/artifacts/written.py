@@ -166,8 +166,9 @@ def write_arrays(
                 np.save(stream, array)
         with _replacing(done) as stream:
             stream.write(json.dumps(list(arrays)).encode())
-    keys = json.loads(done.read_text(encoding="utf-8"))
-    return {key: folder / f"{name}-{key}.npy" for key in keys}
+    return {
+        key: folder / f"{name}-{key}.npy" for key in json.loads(done.read_text(encoding="utf-8"))
+    }
 
 
 def join_arrays(files: Sequence[Path], target: Path) -> None:

@@ -178,7 +178,7 @@ class PrepareSettings(Settings):
         return self
 
     def _check_latent(self) -> None:
-        latent = self.latent or self.dataset == "latents"
+        latent = self.holds_latents
         if self.latent and self.dataset not in ("npz", "latents", AUTO):
             other = f"dataset={self.dataset}"
         elif latent and self.size is not None:
@@ -189,6 +189,11 @@ class PrepareSettings(Settings):
             f"latent=true and {other} contradict each other: latents come as npz and are not "
             "resized; leave latent or the other unset"
         )
+
+    @property
+    def holds_latents(self) -> bool:
+        """Whether the images are latents, as far as settings tell."""
+        return self.latent or self.dataset == "latents"
 
     @property
     def cropping(self) -> str:

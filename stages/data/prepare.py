@@ -266,5 +266,6 @@ STAGE = Stage(
     run="stages.data.prepare:run",
     sources=readers_of,
     files=sources_of,
+    estimate="stages.data.counted:estimate",
     metrics=lambda node: ("num_train", "num_test"),
 )

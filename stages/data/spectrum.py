@@ -67,7 +67,7 @@ def collect_shard(shard: tuple[int, int], data: Data, settings: SpectrumSettings
 
 def is_latent(data: Data) -> bool:
     """Whether a data set says that its images are latents."""
-    return bool(data.settings.get("latent")) or data.latents is not None
+    return bool(data.settings.get("latent") or data.description.get("latent"))
 
 
 def run(context: Context) -> Result:

@@ -56,6 +56,14 @@ TEACHERS = {
     "dinov2-large": "stages.training.dinov2:teacher",
 }
 
+# Each loads that network from the folder and the facts of a teacher's artifact, onto a device.
+FROZEN_TEACHERS = {
+    "embedded": "stages.training.contrastive:frozen",
+    "dinov2-small": "stages.training.dinov2:frozen",
+    "dinov2-base": "stages.training.dinov2:frozen",
+    "dinov2-large": "stages.training.dinov2:frozen",
+}
+
 NETWORKS = {"sit": "stages.nets.sit:SiT", "unet": "stages.nets.unet:UNet"}
 
 # Networks that are denoisers in EDM coordinates; all others give velocities.

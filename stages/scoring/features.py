@@ -68,6 +68,8 @@ def run(context: Context) -> Result:
         "extractor": {k: v for k, v in extractor.description.items() if k != "validation"},
         "samples": samples.description if samples else {},
     }
+    if settings.nearest_among is not None:
+        facts["nearest_among"] = settings.nearest_among
     FeatureSet.describe(context.path, facts)
     context.progress(count, count, "images")
     return Result()
@@ -113,6 +115,7 @@ def _arrays(
     extractor: Extractor,
     settings: FeatureSettings,
 ) -> dict[str, np.ndarray]:
+    from stages.artifacts.reading import in_order, sensible
     from stages.encoders import embedded
     from stages.shards import blocks
 
@@ -126,12 +129,18 @@ def _arrays(
         name_of = f"{words} image {{}}".format
     network = extractor.load(settings.weights, settings.device)
 
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
+
     def batches(size: int, most: int) -> Iterator[Tensor]:
         """Images of the shard, clipped as an image file would be; at most so many of a batch."""
         first, last = shard
-        for begin, end in blocks(last - first, size):
-            for start, stop in blocks(end - begin, most):
-                yield read(slice(first + begin + start, first + begin + stop)).clamp(-1, 1)
+        parts = [
+            slice(first + begin + start, first + begin + stop)
+            for begin, end in blocks(last - first, size)
+            for start, stop in blocks(end - begin, most)
+        ]
+        yield from in_order(lambda part: read(part).clamp(-1, 1), parts, readers)
 
     names = [name_of(index) for index in range(*shard)]
     most = settings.batch_size
@@ -139,9 +148,10 @@ def _arrays(
         most = min(most, max(1, MOST_VALUES // math.prod(loaded.shape)))
     outputs = embedded.extract(network, batches(settings.batch_size, most), names=names)
     arrays = {name: getattr(outputs, name) for name in embedded.Features.__annotations__}
-    if settings.part != "train":
+    if settings.part != "train" and settings.nearest_among != 0:
         seen = samples.description.get("num_training_images") if samples else None
-        arrays |= _neighbours(batches, loaded.train.first(seen or len(loaded.train)))
+        among = min(seen or len(loaded.train), settings.nearest_among or len(loaded.train))
+        arrays |= _neighbours(batches, loaded.train.first(among))
     return {name: array.numpy() for name, array in arrays.items() if array is not None}
 
 
@@ -192,5 +202,6 @@ STAGE = Stage(
     },
     sources=lambda settings: [table.EXTRACTORS[settings.kind]],
     files=weight_files,
+    estimate="stages.settings.costs:features",
     metrics=lambda node: (),
 )

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import pickle
+import platform
+import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -600,11 +603,20 @@ def test_a_split_that_is_published_without_labels_is_refused(tmp_path):
 
 
 def test_copies_of_tables_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    temporary.mkdir()
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    for process in (ended.pid, os.getpid()):
+        (temporary / f"images-{platform.node()}-{process}-x").mkdir()
     parquet(tmp_path / "x.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6})
     prepared(tmp_path / "out", tmp_path / "x.parquet")
-    assert not list((tmp_path / "temporary").iterdir())
+    image_files.read_images(tmp_path / "x.parquet")
+    parquet(tmp_path / "bad.parquet", {"image": IMAGE_ROWS, "label": [0, 5] * 6})
+    refused(tmp_path, tmp_path / "bad.parquet", "holds label 5 but none of 1")
+    # What a process that lives has, stays.
+    assert [p.name for p in temporary.iterdir()] == [f"images-{platform.node()}-{os.getpid()}-x"]
 
 
 def shard(path, members):
