@@ -50,7 +50,7 @@ Beside = Callable[[], tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]
 def find(folder: Path, file: str) -> Written | None:
     """A shard that is finished, or None."""
     try:
-        facts = json.loads((folder / f"{file}.json").read_text())
+        facts = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
         size = (folder / file).stat().st_size
     except (OSError, ValueError):
         return None
@@ -166,7 +166,9 @@ def write_arrays(
                 np.save(stream, array)
         with _replacing(done) as stream:
             stream.write(json.dumps(list(arrays)).encode())
-    return {key: folder / f"{name}-{key}.npy" for key in json.loads(done.read_text())}
+    return {
+        key: folder / f"{name}-{key}.npy" for key in json.loads(done.read_text(encoding="utf-8"))
+    }
 
 
 def join_arrays(files: Sequence[Path], target: Path) -> None:

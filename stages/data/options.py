@@ -102,8 +102,8 @@ class PrepareSettings(Settings):
     memory_gib: float = unkeyed(
         1.0,
         gt=0,
-        description="what all processes of the conversion may take beside what they import; it "
-        "says how many run at once",
+        description="what all processes of the conversion may take beside what they import, 64 MiB "
+        "each: it says how many run at once",
     )
     follow_links: bool = Field(
         True, description="whether links that leave the folder are followed, or refused"

@@ -75,7 +75,7 @@ class Autoencoder:
 
 def known(folder: str | Path) -> Known:
     """What the files in a folder say."""
-    config = json.loads((Path(folder) / "config.json").read_text())
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     return Known(file_hash(_weights(Path(folder))), *_scale(config))
 
 

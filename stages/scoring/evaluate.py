@@ -379,12 +379,10 @@ def _trajectories(samples: Samples, reference: Samples, judge: Judge) -> Iterato
     """Root mean square distance per pixel to the reference's samples from the same noise."""
     import torch
 
-    from stages.shards import blocks
-
-    parts = []
-    for which in blocks(judge.settings.num_samples, BLOCK):
-        first = slice(*which)
-        difference = samples.images(first).double() - reference.images(first).double()
+    parts, count = [], judge.settings.num_samples
+    for start in range(0, count, BLOCK):
+        which = slice(start, min(start + BLOCK, count))
+        difference = samples.images(which).double() - reference.images(which).double()
         parts.append(difference.square_().flatten(1).mean(1))
     squares = torch.cat(parts)
     rms = squares.mean().sqrt().item()

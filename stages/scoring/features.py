@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from stages.artifacts.data import Images
 
-MOST_VALUES = 2**22  # of images that are in one pass on a CPU: maps of large ones take much memory
+MOST_VALUES = 2**21  # of images that are in one pass on a CPU: maps of large ones take much memory
+SEARCH_MIB = 128  # that a task's search for neighbours works with
 NEIGHBOURS = 3  # nearest training images kept: two give the memorisation ratio, all are shown
 
 
@@ -176,10 +177,10 @@ def _neighbours(
     from stages.methods.memorization import nearest, samples_at_once
 
     stored, k = _Stored(train), min(NEIGHBOURS, len(train))
-    at_once = samples_at_once(math.prod(train.shape), k)
+    at_once = samples_at_once(math.prod(train.shape), k, SEARCH_MIB)
     scale = train.white / 2 if stored[:1].dtype == torch.uint8 else None
     parts = [
-        nearest(images if scale is None else (images + 1) * scale, stored, k)
+        nearest(images if scale is None else (images + 1) * scale, stored, k, SEARCH_MIB)
         for images in batches(at_once, at_once)
     ]
     distances = torch.cat([part.distances for part in parts])

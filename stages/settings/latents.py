@@ -137,6 +137,6 @@ def known_geometry(place: str | None) -> Geometry | None:
 def _read(file: Path, changed: int) -> Mapping[str, Any]:
     """A config, read again where its time of change is another."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"latents.autoencoder: {file} is not readable JSON ({error})") from error

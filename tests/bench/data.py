@@ -2,7 +2,7 @@
 
     python -m tests.bench.data [memory] [flat] [kill] [speed] [--images 5000] [--side 256]
         [--npy-gib 4] [--kinds folder npy tar parquet] [--phases prepare read ...]
-        [--most 50000] [--tasks 2]
+        [--storages packed mapped] [--most 50000] [--tasks 2]
 
 Everything is synthetic and made in a temporary folder (`--folder` keeps it). `memory`: what all
 processes together grow by above their size after imports, in `prepare`, in reading for training, in
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import multiprocessing
 import os
@@ -26,10 +25,9 @@ import signal
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +37,13 @@ import psutil
 
 from pipeline.artifact import Artifact, open_artifact
 from pipeline.stage import resolve
+from tests.bench._synthetic import CLASSES, KINDS, made
 from tests.bench.engine import line
 from tests.stages.context import Context, context, digests, sealed
 
-KINDS = ("folder", "npy", "tar", "parquet")
 PHASES = ("prepare", "read", "features", "neighbours", "spectrum")
-CLASSES, HELD_OUT = 10, 64
+STORAGES = ("packed", "mapped")
+HELD_OUT = 64
 TARGET_MIB, FLAT_MIB = 1024, 96
 BATCH, ROUNDS = 64, 7
 WARM = (
@@ -52,89 +51,6 @@ WARM = (
     *("stages.methods.memorization", "stages.methods.spectrum", "stages.data.spectrum"),
     *("stages.training.loop", "pyarrow.parquet"),
 )
-
-
-# --- synthetic sets -----------------------------------------------------------------------------
-
-
-def pictures(count: int, side: int) -> Iterator[np.ndarray]:
-    """Smooth pictures (H, W, 3) uint8 with a little noise, which compress as photographs do."""
-    random = np.random.RandomState(0)
-    y, x = np.mgrid[:side, :side] / side
-    for _ in range(count):
-        waves = random.rand(3, 4) * [20, 20, 6.3, 100]
-        planes = [128 + a * np.sin(fx * x + fy * y + p) for fx, fy, p, a in waves]
-        noise = random.randint(-6, 7, (side, side, 1))
-        yield np.clip(np.stack(planes, -1) + noise, 0, 255).astype(np.uint8)
-
-
-def jpegs(count: int, side: int) -> Iterator[bytes]:
-    from PIL import Image
-
-    for picture in pictures(count, side):
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=90)
-        yield buffer.getvalue()
-
-
-def make_folder(path: Path, count: int, side: int) -> None:
-    for index in range(CLASSES):
-        (path / f"class{index}").mkdir(parents=True)
-    for index, data in enumerate(jpegs(count, side)):
-        (path / f"class{index % CLASSES}" / f"{index:06d}.jpg").write_bytes(data)
-
-
-def make_tar(path: Path, count: int, side: int) -> None:
-    path.mkdir(parents=True)
-    with tarfile.open(path / "set-000000.tar", "w") as archive:
-        for index, data in enumerate(jpegs(count, side)):
-            for suffix, content in (("jpg", data), ("cls", str(index % CLASSES).encode())):
-                member = tarfile.TarInfo(f"{index:06d}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-
-
-def make_parquet(path: Path, count: int, side: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.mkdir(parents=True)
-    names = [f"class{index}" for index in range(CLASSES)]
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    schema = pa.schema([("image", image), ("label", pa.int64())], metadata=told)
-    with pq.ParquetWriter(path / "train-00000-of-00001.parquet", schema) as writer:
-        block: list[dict[str, Any]] = []
-        for index, data in enumerate(jpegs(count, side)):
-            block.append({"image": {"bytes": data, "path": None}, "label": index % CLASSES})
-            if len(block) == 100 or index == count - 1:
-                writer.write_table(pa.Table.from_pylist(block, schema=schema))
-                block = []
-
-
-def make_npy(path: Path, count: int, side: int) -> None:
-    """Pictures that repeat after a while, each with another pixel: they are quick to make."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (count, side, side, 3)
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    some = np.stack(list(pictures(min(count, 64), side)))
-    for start in range(0, count, len(some)):
-        block = array[start : start + len(some)]
-        block[:] = some[: len(block)]
-        block[:, 0, 0, 0] = np.arange(start, start + len(block)) % 256
-    array.flush()
-    np.save(path.with_name("labels.npy"), np.arange(count) % CLASSES)
-
-
-def made(folder: Path, kind: str, count: int, side: int) -> Path:
-    """Where a synthetic set lies; it is made unless it is there."""
-    path = folder / f"{kind}-{count}-{side}"
-    path = path / "images.npy" if kind == "npy" else path
-    if not path.exists():
-        makers = dict(zip(KINDS, (make_folder, make_npy, make_tar, make_parquet), strict=True))
-        makers[kind](path, count, side)
-    return path
 
 
 # --- what is measured, each in a process of its own ---------------------------------------------
@@ -338,7 +254,8 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
 
 def flat(options: argparse.Namespace, folder: Path) -> None:
     few, most = min(1000, options.most // 2), options.most
-    for storage, mapped_gib in (("packed", 0), ("mapped", 1000)):
+    for storage in options.storages:
+        mapped_gib = 0 if storage == "packed" else 1000
         for phase in options.phases:
             found = []
             for count in (few, most):
@@ -439,6 +356,7 @@ def main() -> None:
     parser.add_argument("--npy-gib", type=float, default=4)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument("--storages", nargs="+", choices=STORAGES, default=list(STORAGES))
     parser.add_argument("--most", type=int, default=50_000)
     parser.add_argument("--flat-side", type=int, default=64)
     parser.add_argument("--tasks", type=int, default=2, help="processes, as on so many cores")

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import pickle
+import platform
+import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -15,7 +18,7 @@ from PIL import Image
 from pipeline.errors import StageError
 from stages.data import fitted, image_files, prepare
 from stages.data.options import PrepareSettings, readers_of
-from stages.data.readers import folder, imagenet, mapped
+from stages.data.readers import folder, mapped
 from stages.data.readers.arrays import latents_of, pixels_of
 from stages.data.readers.labels import class_numbers
 from stages.data.readers.layout import layout_of
@@ -319,8 +322,8 @@ def test_of_large_sets_none_is_held_out_unasked():
     assert number_held_out(asked(), 600) == 100
     assert number_held_out(asked(), 600_000) == 10_000
     with pytest.raises(ValueError, match=r"1,281,167 images .* set data\.held_out"):
-        number_held_out(asked(), imagenet.TRAIN_IMAGES)
-    assert number_held_out(asked(held_out=50_000), imagenet.TRAIN_IMAGES) == 50_000
+        number_held_out(asked(), 1_281_167)
+    assert number_held_out(asked(held_out=50_000), 1_281_167) == 50_000
 
 
 def test_imagenet_without_val_asks_and_without_labels_of_val_says_where_they_go(tmp_path):
@@ -333,7 +336,10 @@ def test_imagenet_without_val_asks_and_without_labels_of_val_says_where_they_go(
     write(base / "val/ILSVRC2012_val_00000001.JPEG")
     refused(tmp_path, tmp_path / "in", r"place LOC_val_solution\.csv")
     refused(tmp_path, tmp_path / "in", "leave data.held_out unset", held_out=2)
-    (base / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nx,n01440764 1 2 3 4\n")
+    solution = "ImageId,PredictionString\nx,n01440764 1 2 3 4\n"
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-16")
+    refused(tmp_path, tmp_path / "in", "LOC_val_solution.csv is not UTF-8 text")
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-8-sig")
     refused(tmp_path, tmp_path / "in", "has no label of ILSVRC2012_val_00000001")
 
 
@@ -597,11 +603,20 @@ def test_a_split_that_is_published_without_labels_is_refused(tmp_path):
 
 
 def test_copies_of_tables_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    temporary.mkdir()
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    for process in (ended.pid, os.getpid()):
+        (temporary / f"images-{platform.node()}-{process}-x").mkdir()
     parquet(tmp_path / "x.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6})
     prepared(tmp_path / "out", tmp_path / "x.parquet")
-    assert not list((tmp_path / "temporary").iterdir())
+    image_files.read_images(tmp_path / "x.parquet")
+    parquet(tmp_path / "bad.parquet", {"image": IMAGE_ROWS, "label": [0, 5] * 6})
+    refused(tmp_path, tmp_path / "bad.parquet", "holds label 5 but none of 1")
+    # What a process that lives has, stays.
+    assert [p.name for p in temporary.iterdir()] == [f"images-{platform.node()}-{os.getpid()}-x"]
 
 
 def shard(path, members):

@@ -150,7 +150,7 @@ def test_copies_are_shown_beside_their_training_image(inputs, few):
         assert np.abs(shown(1, column) - copied).max() <= 1
         assert np.abs(shown(2, column) - copied).max() > 50
     given = [*few.load().test.raw([0, 1])[:, 0], few.load().train.raw([7])[0, 0]]
-    first = np.rint(given[mixed_order(60)[0] // 20] * (255 / 16))
+    first = np.rint(given[mixed_order(60)[0] // 20].numpy() * (255 / 16))
     assert np.abs(shown(0, 0) - first).max() <= 1
     assert neighbours.sections(inputs | {"features": {}}, curves) == []
 

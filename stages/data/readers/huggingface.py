@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +14,7 @@ import numpy as np
 from stages.data.readers.labels import UNLABELLED, numbered_names
 from stages.data.readers.names import Names
 from stages.data.readers.order import mixed
+from stages.data.readers.scratch import copies
 from stages.data.readers.source import (
     Listing,
     Part,
@@ -52,9 +50,9 @@ def read_parquet(settings) -> Source:
     path = required(settings.path, "parquet", ".parquet file or folder of them")
     sides = _by_side(path)
     columns = _parquet_columns(next(iter(sides.values()))[0], settings.label)
-    scratch = Path(tempfile.gettempdir()) / f"images-{_digest(path, sides, columns)}"
-    parts = {side: _copied(files, columns, scratch, side) for side, files in sides.items()}
-    return _source(parts, columns, settings, str(scratch))
+    with copies() as scratch:
+        parts = {side: _copied(files, columns, scratch, side) for side, files in sides.items()}
+        return _source(parts, columns, settings, str(scratch))
 
 
 def read_saved(settings) -> Source:
@@ -83,8 +81,8 @@ def pool(path: Path) -> Listing:
     """All images of parquet files, in their order."""
     files = [file for of in _by_side(path).values() for file in of]
     columns = Columns(_parquet_columns(files[0], None, labelled=False).image, None, None)
-    scratch = Path(tempfile.gettempdir()) / f"images-{_digest(path, {'': files}, columns)}"
-    images = _copied(files, columns, scratch, "").images
+    with copies() as scratch:
+        images = _copied(files, columns, scratch, "").images
     return Listing(images, [f"image {i}" for i in range(len(images))], scratch=str(scratch))
 
 
@@ -261,26 +259,16 @@ def _columns(
     return Columns(images[0], labels[0], tuple(names) if names else None)
 
 
-def _digest(path: Path, sides: Mapping[str, list[Path]], columns: Columns) -> str:
-    """Of the files' places, sizes and times: a copy that was killed is made again at its place."""
-    found = [str(path.absolute()), columns.image]
-    for files in sides.values():
-        found += [f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
-
-
 def _copied(files: list[Path], columns: Columns, scratch: Path, side: str) -> Part:
     """The images of one side, their bytes one after another in `scratch`."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    target, temporary = scratch / f"{side or 'all'}.bin", scratch / f"{side}.{os.getpid()}"
+    target = scratch / f"{side or 'all'}.bin"
     sizes: list[int] = []
     labels: list[int] = []
-    with temporary.open("wb") as out:
+    with target.open("wb") as out:
         for data, label in _of_parquet(files, columns):
             out.write(data)
             sizes.append(len(data))
             labels.append(label)
-    temporary.replace(target)
     ends = np.cumsum(sizes, dtype=np.int64)
     images = Spans(
         (str(target),),

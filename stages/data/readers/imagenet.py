@@ -15,7 +15,6 @@ from stages.data.readers.tree import Found, images_below
 from stages.data.recognised import SOLUTION, beside, imagenet_base
 
 CLASSES = 1000
-TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000  # of ILSVRC 2012
 
 
 def read(settings) -> Source:
@@ -89,10 +88,12 @@ def _solution(base: Path, path: Path) -> dict[str, str]:
             f"{path}, or sort the images into folders of their WordNet ids"
         )
     (file,) = found
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = csv.DictReader(stream)
         try:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
         except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"{file} has no columns ImageId and PredictionString: {error}"

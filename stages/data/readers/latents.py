@@ -37,13 +37,15 @@ FACTS = {
 
 @dataclass(frozen=True)
 class LatentFiles:
-    """Moments of latents, a file each: (2C, h, w) float32, means and then standard deviations."""
+    """Moments of latents, a file each: (2C, h, w) floats, means and then standard deviations."""
 
     root: str
     names: Names
     shape: tuple[int, int, int]
-    dtype: np.dtype
-    moments: bool = True
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,7 +97,7 @@ def read(settings) -> Source:
             "floats, means and then standard deviations"
         )
     shape = (len(first) // 2, *first.shape[1:])
-    images = LatentFiles(str(root), Names.of(paths), shape, first.dtype)
+    images = LatentFiles(str(root), Names.of(paths), shape)
     labels, names = of_dataset_json((root / "dataset.json").read_bytes(), paths)
     kind = settings.latents or _kind(images, root)
     pool = Part(images, labels)

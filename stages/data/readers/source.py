@@ -110,8 +110,9 @@ class Source:
     """A data set as read.
 
     white: the uint8 value that becomes 1 (0 becomes -1). said: what was read and what was passed
-    over, in words, for the log. latents: set where the images are `Moments` of an autoencoder's
-    latents. scratch: a folder of copies, to be removed when the images are no longer read.
+    over, in words, for the log. latents: set where the images are means and standard deviations of
+    an autoencoder's latents, whose `take` gives (k, 2, C, h, w). scratch: a folder of copies, to be
+    removed when the images are no longer read.
     """
 
     train: Part
@@ -121,20 +122,6 @@ class Source:
     said: str = ""
     latents: LatentFacts | None = None
     scratch: str | None = None
-
-
-@runtime_checkable
-class Moments(Protocol):
-    """Latents of one shape, read by index: means and standard deviations."""
-
-    shape: tuple[int, int, int]  # (C, h, w)
-    dtype: np.dtype
-    moments: bool  # True
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: np.ndarray) -> np.ndarray:
-        """(k, 2, C, h, w) of these indices: mean, std."""
 
 
 @dataclass(frozen=True)
