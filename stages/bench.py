@@ -18,6 +18,7 @@ from stages.scoring.evaluate import Evaluation
 from stages.settings.elsewhere import NetworkOptions
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.latents import Geometry, LatentOptions, known_geometry
+from stages.settings.networks import TRANSFORMERS
 from stages.settings.scans import ScanPreset
 from stages.training.teach import TeacherOptions
 from stages.training.train import TrainOptions
@@ -114,7 +115,9 @@ class Bench(Settings):
         (size, _), network = self.network_shape, self.train.network
         if size is not None and size % (unit := network.divisor):
             name = (
-                f"patch={unit}" if network.kind == "sit" else f"multipliers (a division by {unit})"
+                f"patch={unit}"
+                if network.kind in TRANSFORMERS
+                else f"multipliers (a division by {unit})"
             )
             raise ValueError(
                 f"train.network.{name} does not divide the images' side of {size} pixels; "

@@ -59,6 +59,12 @@ class TrainedModel:
         )
 
     @property
+    def known_classes(self) -> int:
+        """The classes that the network knows, 0 for none."""
+        other = self.config.get("label_dim", self.num_classes)
+        return self.config.get("num_classes", other)
+
+    @property
     def noise_scale(self) -> float:
         """Standard deviation of the noise at the end of the network's own path."""
         return self.config.get("noise_scale", 1.0)
@@ -110,7 +116,7 @@ def as_denoiser(
 
     from stages.methods.path import DirectDenoiser, EDMDenoiser, VelocityDenoiser
 
-    known = labels is not None and model.config.get("num_classes", model.num_classes)
+    known = labels is not None and model.known_classes
     condition = {"labels": labels} if known else {}
     if model.kind in table.PUBLISHED:
         return DirectDenoiser(around(network), condition)
@@ -125,7 +131,7 @@ def check_guidance(model: TrainedModel, scale: float) -> None:
     """Raise ValueError for guidance of a network that has nothing to be guided away from."""
     if scale == 1 or model.guide is not None:
         return
-    if not model.config.get("num_classes", model.num_classes):
+    if not model.known_classes:
         raise ValueError(
             f"guidance={scale:g}: the network was trained without classes, which guidance needs; "
             "set guidance=1"

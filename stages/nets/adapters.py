@@ -18,6 +18,11 @@ PATHS = ("linear", "cosine", "vp")
 VP_LEAST, VP_MOST = 0.1, 20.0  # SiT's variance-preserving path
 
 
+def with_dropped(labels: Tensor | None, drop: Tensor | None, null: int) -> Tensor | None:
+    """Labels (B,) with the null class's index where `drop` (B,) bool says so."""
+    return labels if labels is None or drop is None else labels.masked_fill(drop, null)
+
+
 class NoisePredictor(nn.Module):
     """A network of discrete variance-preserving diffusion.
 

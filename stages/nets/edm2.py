@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.methods.path import per_sample
+from stages.nets.adapters import with_dropped
 from stages.nets.edm.layers import labels_or_zeros
 
 SMALL = 1e-4  # added to a magnitude before it divides
@@ -263,14 +264,23 @@ class EDM2(nn.Module):
         **unet_kwargs,
     ):
         super().__init__()
-        self.sigma_data, self.label_dim = sigma_data, label_dim
+        self.sigma_data, self.num_classes = sigma_data, label_dim
+        self.channels, self.image_size = img_channels, (img_resolution, img_resolution)
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_kwargs)
         self.logvar_fourier = Fourier(logvar_channels)
-        self.logvar_linear = Layer(logvar_channels, 1)
+        # Kept of files; the loss here reads no uncertainty.
+        self.logvar_linear = Layer(logvar_channels, 1).requires_grad_(False)
 
-    def forward(self, y: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """E[x0 | y], (B, C, H, W), at sigma, a scalar or (B,), above 0."""
-        sigma = per_sample(sigma, y)
+    def forward(
+        self,
+        y: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        drop: Tensor | None = None,
+    ) -> Tensor:
+        """E[x0 | y], (B, C, H, W), at sigma, a scalar or (B,), above 0. drop (B,) bool: labels to
+        leave out."""
+        sigma, labels = per_sample(sigma, y), with_dropped(labels, drop, self.num_classes)
         total = sigma**2 + self.sigma_data**2
         times = (sigma.log() / 4).flatten().expand(len(y)).float()
         raw = self.unet((y / total.sqrt()).float(), times, labels)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.methods.path import per_sample
+from stages.nets.adapters import with_dropped
 
 FREQUENCIES = 128
 EPS = 1e-6
@@ -248,9 +249,19 @@ class JiTDenoiser(nn.Module):
     def __init__(self, noise_scale: float = 1.0, **arguments: int | float):
         super().__init__()
         self.net, self.noise_scale = JiT(**arguments), noise_scale
+        self.num_classes, self.channels = self.net.num_classes, self.net.channels
+        self.image_size = (self.net.side * self.net.patch,) * 2
 
-    def forward(self, y: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """E[x0 | y], (B, C, H, W), at sigma >= 0, a scalar or (B,)."""
+    def forward(
+        self,
+        y: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        drop: Tensor | None = None,
+    ) -> Tensor:
+        """E[x0 | y], (B, C, H, W), at sigma >= 0, a scalar or (B,). drop (B,) bool: labels to leave
+        out."""
+        labels = with_dropped(labels, drop, self.num_classes)
         t = self.noise_scale / (self.noise_scale + per_sample(sigma, y))
         dtype = self.net.pos_embed.dtype
         times = t.flatten().expand(len(y)).to(dtype)

@@ -65,7 +65,7 @@ class Problem:
     @property
     def num_classes(self) -> int:
         """The classes that the network knows, 0 for none."""
-        return self.model.config.get("num_classes", self.model.num_classes)
+        return self.model.known_classes
 
     def labels(self, indices: Tensor) -> Tensor:
         """Classes in turn, (B,) long; networks that know none do without."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.methods.path import per_sample
+from stages.nets.adapters import with_dropped
 from stages.nets.edm.dhariwal import DhariwalUNet
 from stages.nets.edm.song import SongUNet
 
@@ -87,12 +88,19 @@ class Preconditioned(nn.Module):
             known = ", ".join(PRECONDITIONINGS)
             raise ValueError(f"preconditioning '{kind}' is unknown; it must be one of {known}")
         self.model, self.kind, self.sigma_data, self.channels = model, kind, sigma_data, channels
+        self.num_classes = getattr(model, "label_dim", 0)
 
     def forward(
-        self, y: Tensor, sigma: Tensor | float, labels: Tensor | None = None, **more: Tensor
+        self,
+        y: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        drop: Tensor | None = None,
+        **more: Tensor,
     ) -> Tensor:
-        """E[x0 | y], (B, C, H, W), at sigma > 0, a scalar or (B,). labels: as the network's."""
-        sigma = per_sample(sigma, y)
+        """E[x0 | y], (B, C, H, W), at sigma > 0, a scalar or (B,). labels: as the network's; drop
+        (B,) bool: those to leave out."""
+        sigma, labels = per_sample(sigma, y), with_dropped(labels, drop, self.num_classes)
         c_skip, c_out, c_in, c_noise = PRECONDITIONINGS[self.kind](sigma, self.sigma_data)
         dtype = next(self.model.parameters()).dtype
         times = c_noise.flatten().expand(len(y)).to(dtype)
@@ -120,4 +128,6 @@ def _built(
     # Networks of improved DDPM give a learned variance beside the noise.
     outputs = 2 * channels if kind == "iddpm" else channels
     model = network(in_channels=channels, out_channels=outputs, **arguments)
-    return Preconditioned(model, kind, sigma_data, channels)
+    made = Preconditioned(model, kind, sigma_data, channels)
+    made.image_size = (arguments["img_resolution"],) * 2
+    return made

@@ -132,7 +132,7 @@ def _given(bench: Bench, options: NetworkOptions, name: str, setting: str) -> li
     ours = facts.get("format") == "bench"
     # Of the project's own folders all checkpoints; files of the field hold one.
     steps = tuple(facts.get("steps", ())) if ours and options.step is None else (None,)
-    over_sigma = settings.over_sigma or facts.get("network") in table.EDM_NETWORKS
+    over_sigma = settings.over_sigma or facts.get("network") in table.DENOISERS
     scanned = _scanned(bench, given, steps, "edm" if over_sigma else "uniform_t", bench.seed)
     return [given, *scanned, _sigma_node(bench, given)]
 
