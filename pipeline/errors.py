@@ -25,12 +25,20 @@ class RayLostError(PipelineError):
     """Ray's own processes are gone; the state is kept and the run can go on with a new Ray."""
 
 
+class StoreAwayError(PipelineError):
+    """An object store did not answer for longer than anybody waits."""
+
+
 class DamagedArtifactError(PipelineError):
     """A stored artifact no longer matches its manifest."""
 
 
 class EarlierArtifactError(DamagedArtifactError):
     """A stored artifact is whole, but of a layout or kind that this version does not read."""
+
+
+class DamagedRecordError(PipelineError):
+    """The stored record of a run cannot be read."""
 
 
 class StageError(PipelineError):
