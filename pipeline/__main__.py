@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
     # Looking for plugins, of which there are none, reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from pipeline import commands
-    from pipeline.errors import INTERRUPTED, PipelineError
+    from pipeline.errors import INTERRUPTED, PipelineError, printable
 
     try:
         command = _sweep() if options.command == "sweep" else commands.COMMANDS[options.command]
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
     except PipelineError as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import plan as planning
 from pipeline import progress, record, results
-from pipeline.errors import DONE, UsageError
+from pipeline.errors import DONE, UsageError, printable
 from pipeline.holding import holder
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline import session
 
 Root = Callable[[], Catalog]
 
@@ -46,23 +49,31 @@ def run(root: Root, options: Namespace) -> int:
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: give at least 1")
-    catalog, store, request = root(), _store(options), _request(options)
     address = options.address or os.environ.get("RAY_ADDRESS") or None
     how = session.Options(options.tracking_uri, address, options.jobs)
-    plan = planning.make(catalog, store, request)
     if options.dry_run:
-        print(plan_text(plan, how.cores))
+        print(plan_text(planning.make(root(), _store(options), _request(options)), how.cores))
         return DONE
-    if not plan.todo:
-        finished = record.finished_run(store, plan)
-        if finished is not None:
-            print(f"nothing to do: run {finished['id']} holds these results\n")
-            print(session.results_text(store, finished, options.tracking_uri))
-            return DONE
-    session.check(plan, store, how)
-    return supervise(
-        lambda attempt: session.run(catalog, store, request, how, attempt), session.say
-    )
+    return supervise(lambda attempt: _run(root(), options, how, attempt), session.say)
+
+
+def _run(catalog: Catalog, options: Namespace, how: session.Options, attempt: int) -> int:
+    """One attempt, in a process of its own."""
+    from pipeline import session, track
+
+    store, request = _store(options), _request(options)
+    if attempt > 1:
+        request = replace(request, force=())
+    plan = planning.make(catalog, store, request)
+    finished = None if plan.todo else record.finished_run(store, plan)
+    if finished is not None:
+        print(f"nothing to do: run {finished['id']} holds these results\n")
+        print(session.results_text(store, finished, options.tracking_uri))
+        track.flush_pending(store.local)
+        return DONE
+    if attempt == 1:
+        session.check(plan, store, how)
+    return session.run(catalog, store, plan, request.overrides, how)
 
 
 def plan(root: Root, options: Namespace) -> int:
@@ -135,15 +146,18 @@ def config(root: Root, options: Namespace) -> int:
 
 def runs(root: Root, options: Namespace) -> int:
     """List all runs."""
-    all_runs = results.runs(_store(options))
+    damaged: list[str] = []
+    all_runs = results.runs(_store(options), damaged.append)
+    for text in damaged:
+        print(f"warning: {text}")
     if not all_runs:
         print("no runs yet; begin with: python -m pipeline run full")
     for run in all_runs:
         states = [node["state"] for node in run.data["nodes"].values()]
         done = sum(state in (progress.DONE, progress.REUSED) for state in states)
-        changes = " ".join(run.data["overrides"])
+        changes = printable(" ".join(run.data["overrides"]))
         print(
-            f"{run.id:<36} {run.data['recipe']}/{run.data['preset']:<12} {run.state:<12} "
+            f"{run.id:<36} {run.data['recipe']}/{printable(run.data['preset']):<12} {run.state:<12} "
             f"{done}/{len(states)} nodes  {run.data['created'][:19]}  {changes}".rstrip()
         )
     return DONE
@@ -157,14 +171,14 @@ def show(root: Root, options: Namespace) -> int:
     dirty = " with uncommitted changes" if data["git"].get("dirty") else ""
     begun = data["created"][:19]
     print(f"{run.id}: {data['recipe']}/{data['preset']}, {run.state}, begun {begun} UTC")
-    print(f"command: {data['command']}\ncode: {revision}{dirty}\n")
+    print(f"command: {printable(data['command'])}\ncode: {printable(revision)}{dirty}\n")
     width = max(map(len, run), default=0)
     for name in run:
         node = run[name]
         seconds = node.data["seconds"]
         took = progress.duration(seconds) if seconds is not None else ""
-        metrics = "  ".join(results.measured(node.metrics))
-        print(f"{name:<{width}}  {node.state:<8} {took:>12}  {metrics or node.data['error']}")
+        said = node.damage or "  ".join(results.measured(node.metrics)) or node.data["error"]
+        print(f"{name:<{width}}  {node.state:<8} {took:>12}  {printable(said)}")
     report = run.store.run_path(run.id) / "report.html"
     if report.is_file():
         print(f"\nreport: {report}")
@@ -180,7 +194,7 @@ def logs(root: Root, options: Namespace) -> int:
     if not path.is_file():
         print(f"{options.node} printed nothing in run {run.id} ({node.state})")
         return DONE
-    print(path.read_text(), end="")
+    print(printable(path.read_text(errors="replace")), end="")
     return DONE
 
 
@@ -251,13 +265,13 @@ def gc(root: Root, options: Namespace) -> int:
         store.check_writable()
     total = 0
     for name in doomed:
-        size = store.location.size(name)
+        size = store.size(name)
         total += size
         print(f"{'would remove' if options.dry_run else 'removed'} {name} ({size / 2**20:.1f} MiB)")
         if not options.dry_run:
-            store.location.remove(name)
+            store.remove(name)
     if not options.dry_run:
-        shutil.rmtree(store.local / "tmp", ignore_errors=True)
+        store.drop_locks()
     verb = "would be freed" if options.dry_run else "freed"
     print(f"{total / 2**20:.1f} MiB {verb}; {kept_runs} runs kept")
     return DONE
@@ -275,7 +289,7 @@ def garbage(
         say: hears which older runs stay, and why.
 
     Raises:
-        UsageError: a run is going on, or `keep` is negative.
+        UsageError: a run is going on, or its record is damaged, or `keep` is negative.
     """
     from pipeline.track.spool import SPOOL, is_pending
 
@@ -283,7 +297,7 @@ def garbage(
         raise UsageError(f"--keep {keep}: give 0 or more")
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
     doomed, unsent = [], []
-    for data in store.runs():
+    for data in store.runs(_refuse):
         where = holder(store, data["id"])
         if where:
             raise UsageError(
@@ -310,7 +324,14 @@ def garbage(
                 doomed.append(f"work/{stage}/{key}")
     doomed += [f"memory/{stage}" for stage in store.location.children("memory")]
     doomed += [f"quarantine/{name}" for name in store.location.children("quarantine")]
+    # What is left half written lies also below folders that go anyway, or stay.
+    doomed += [n for n in store.leftovers() if not any(n.startswith(f"{d}/") for d in doomed)]
     return doomed, len(runs)
+
+
+def _refuse(text: str) -> None:
+    """Without a run's record it is not known what it uses."""
+    raise UsageError(text)
 
 
 def doctor(root: Root, options: Namespace) -> int:

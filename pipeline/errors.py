@@ -55,6 +55,15 @@ def raised_as(kind: type[PipelineError], *caught: type[Exception]) -> Iterator[N
         raise kind(str(error)) from error
 
 
+def printable(text: str) -> str:
+    """Text of others as a terminal may show it: control characters are shown, not sent."""
+    return "".join(c if c.isprintable() or c in "\n\t" else _shown(c) for c in text)
+
+
+def _shown(character: str) -> str:
+    return "" if character == "\r" else repr(character)[1:-1]
+
+
 def nearest(word: str, options: Iterable[str], before: str = "") -> str:
     """`"; did you mean 'x'?"` for the option closest to `word`, `before` in front of it, or ""."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)

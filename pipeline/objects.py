@@ -78,12 +78,17 @@ class ObjectLocation:
 
     def check_writable(self) -> None:
         try:
-            self.at_once().excludes()
+            excludes = self.at_once().excludes()
         except Exception as error:
             raise UsageError(
                 f"store {self.uri} is not writable ({type(error).__name__}: {error}); check the "
                 "bucket and the credentials, or choose another with --store"
             ) from error
+        if not excludes:
+            self.say(
+                f"warning: store {self.uri} knows no conditional writes: two machines that begin "
+                "the same node at the very same moment both make it"
+            )
 
     def excludes(self) -> bool:
         """Whether the server refuses to create a name that exists: then machines have locks."""

@@ -193,6 +193,23 @@ class Store:
             for key in self.location.children(f"artifacts/{stage}"):
                 yield stage, key
 
+    # Housekeeping
+
+    def leftovers(self) -> list[str]:
+        """What killed commands left half written, on this machine's side too."""
+        return sorted({*self.location.leftovers(), *locations.LocalLocation(self.local).leftovers()})
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, or below a folder."""
+        here = locations.LocalLocation(self.local).size(name) if self.remote else 0
+        return self.location.size(name) or here
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, with what this machine has of it."""
+        self.location.remove(name)
+        if self.remote:
+            locations.LocalLocation(self.local).remove(name)
+
     # Work areas
 
     def work_path(self, stage: str, key: str) -> Path:
