@@ -370,8 +370,8 @@ class WorkArea:
         for relative, path in locations.files_below(self.path):
             status = path.stat()
             mark = (status.st_size, status.st_mtime_ns)
-            if self._pushed.get(relative) != mark:
-                self._store.location.write(f"{self._name}/{relative}", path.read_bytes())
+            if not path.name.startswith(".") and self._pushed.get(relative) != mark:
+                self._store.location.upload(path, f"{self._name}/{relative}")
                 self._pushed[relative] = mark
 
 
