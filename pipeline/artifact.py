@@ -237,9 +237,7 @@ def open_artifact(path: Path, kind: type[Artifact] | None = None) -> Artifact:
     return artifact_of(path, Manifest.parse((path / MANIFEST).read_bytes()), kind)
 
 
-def artifact_of(
-    path: Path, manifest: Manifest, kind: type[Artifact] | None = None
-) -> Artifact:
+def artifact_of(path: Path, manifest: Manifest, kind: type[Artifact] | None = None) -> Artifact:
     """The artifact of a directory and its manifest; arguments and errors as `open_artifact`."""
     if kind is None or kind.type_name() != manifest.type:
         kind = _kind(manifest.type)

@@ -160,7 +160,9 @@ class ObjectLocation:
         wanted = self._sizes(name) if sizes is None else dict(sizes)
         strange = next((relative for relative in wanted if not is_plain(relative)), None)
         if strange is not None:
-            raise DamagedArtifactError(f"{name} has a file named {strange!r}, which leads elsewhere")
+            raise DamagedArtifactError(
+                f"{name} has a file named {strange!r}, which leads elsewhere"
+            )
         if not wanted:
             return None
         with self._fetching(name):

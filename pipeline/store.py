@@ -197,7 +197,9 @@ class Store:
 
     def leftovers(self) -> list[str]:
         """What killed commands left half written, on this machine's side too."""
-        return sorted({*self.location.leftovers(), *locations.LocalLocation(self.local).leftovers()})
+        return sorted(
+            {*self.location.leftovers(), *locations.LocalLocation(self.local).leftovers()}
+        )
 
     def size(self, name: str) -> int:
         """Bytes of a file, or below a folder."""

@@ -234,7 +234,9 @@ def wait_for(log, words, process, count=1):
 @pytest.mark.slow
 def test_a_run_on_s3_survives_kills_and_an_outage(server, store, tmp_path):
     arguments = ("wide", "width=8", "a.steps=20")
-    run_all(CATALOG, Store(tmp_path / "reference"), Request(*arguments[:1], overrides=arguments[1:]))
+    run_all(
+        CATALOG, Store(tmp_path / "reference"), Request(*arguments[:1], overrides=arguments[1:])
+    )
     log, marks = tmp_path / "log", tmp_path / "marks"
     command = (*arguments, "a.seconds=1", f"a.marks={marks}", "--store", store.uri, "--jobs", "1")
     process = start(log, *command)
