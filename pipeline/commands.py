@@ -156,8 +156,9 @@ def runs(root: Root, options: Namespace) -> int:
         states = [node["state"] for node in run.data["nodes"].values()]
         done = sum(state in (progress.DONE, progress.REUSED) for state in states)
         changes = printable(" ".join(run.data["overrides"]))
+        preset = printable(run.data["preset"])
         print(
-            f"{run.id:<36} {run.data['recipe']}/{printable(run.data['preset']):<12} {run.state:<12} "
+            f"{run.id:<36} {run.data['recipe']}/{preset:<12} {run.state:<12} "
             f"{done}/{len(states)} nodes  {run.data['created'][:19]}  {changes}".rstrip()
         )
     return DONE

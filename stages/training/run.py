@@ -112,8 +112,8 @@ def finish(context: Context) -> Result:
         if not resume.sealed(context.work.path / name):
             shutil.rmtree(context.work.path)
             raise StageError(
-                f"the weights kept after step {kept} were damaged on disk while it trained; run the "
-                "same command again: it trains from the start"
+                f"the weights kept after step {kept} were damaged on disk while it trained; run "
+                "the same command again: it trains from the start"
             )
         shutil.copyfile(context.work.path / name, context.path / name)
     config = worker.network_config(settings, data, context.inputs.get("teacher"))

@@ -1,6 +1,7 @@
 """Which errors are an outage, and how long one is waited out."""
 
 import errno
+import itertools
 import socket
 
 import pytest
@@ -55,7 +56,7 @@ def test_it_is_tried_again_with_growing_pauses_until_it_works(clock):
         return 7
 
     assert patience.patiently(call, "store s3://x", 60, said.append) == 7
-    pauses = [b - a for a, b in zip(tries, tries[1:], strict=False)]
+    pauses = [b - a for a, b in itertools.pairwise(tries)]
     assert len(tries) < 15
     assert max(pauses) <= patience.LONGEST_PAUSE_SECONDS
     assert said[0].startswith("store s3://x is away (ConnectionRefusedError: nobody there)")
