@@ -257,10 +257,13 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves, without blocking
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold a password
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    with log.open("ab") as stderr:
+    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+    with open(descriptor, "ab") as stderr:
+        os.fchmod(descriptor, 0o600)
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "pipeline.track", *run_dirs],
             stdin=subprocess.PIPE if live else subprocess.DEVNULL,
