@@ -35,6 +35,9 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
         RayLostError: a local Ray did not come up.
     """
     _quiet()
+    if address is None:
+        # Ray reads it when it is imported: then its servers listen on the loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if address is None:
