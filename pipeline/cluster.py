@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pipeline import worker
 from pipeline.errors import RayLostError, UsageError
 
 NAMESPACE = "diffusion-bench"
+MEMORY_TRIES = 3
 
 
 def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[float, float]:
@@ -40,6 +42,7 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
+    _mute()
     if address is None:
         try:
             ray.init(
@@ -94,6 +97,27 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Of a task that Ray's memory monitor kills; by itself it would try for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(MEMORY_TRIES - 1))
+
+
+def _mute() -> None:
+    """Ray prints pages on each worker that was killed; what matters of it we say ourselves."""
+    from ray._private import worker as ray_worker
+
+    ray_worker.print_to_stdstream = lambda *arguments, **options: None
+
+
+def out_of_memory(text: str) -> str:
+    """What Ray's memory monitor says of a task that it has killed, in one sentence."""
+    machine = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB limit", text)
+    own = re.search(r"actual memory used=([\d.]+)GB", text)
+    held = f", its own process {own[1]} GB" if own else ""
+    facts = f" ({machine[1]} of {machine[2]} GB were in use{held})" if machine else ""
+    return (
+        f"killed {MEMORY_TRIES} times because the machine ran out of memory{facts}; lower --jobs or "
+        "what the node holds at once, such as its batch size, or use a machine with more memory"
+    )
 
 
 def _shipped(code: Path) -> dict[str, Any]:
