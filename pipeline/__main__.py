@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     ui = add("ui", "MLflow's comparison view of this store, on 127.0.0.1")
     ui.add_argument("--port", type=int, default=5000, metavar="N")
     ui.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
+    add("send", "send to MLflow what runs could not, while it was away")
     gc = add("gc", "remove artifacts that no kept run uses, and other leftovers")
     gc.add_argument(
         "--keep", type=int, default=3, metavar="N", help="runs kept per recipe and preset"

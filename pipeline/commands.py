@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import plan as planning
 from pipeline import progress, record, results
-from pipeline.errors import DONE, UsageError, printable
+from pipeline.errors import DONE, NODE_FAILED, UsageError, printable
 from pipeline.holding import holder
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
@@ -258,6 +258,18 @@ def ui(root: Root, options: Namespace) -> int:
     return server.serve(uri, options.port)
 
 
+def send(root: Root, options: Namespace) -> int:
+    """Send to MLflow what runs could not."""
+    from pipeline import track
+
+    sent, left = track.send_pending(_store(options).local)
+    print(f"{sent} runs sent" if sent or left else "nothing to send: MLflow has every run")
+    if not left:
+        return DONE
+    print(f"MLflow still lacks some of {', '.join(left)}; see runs/mlflow-pending.log in the store")
+    return NODE_FAILED
+
+
 def gc(root: Root, options: Namespace) -> int:
     """Remove what no kept run uses."""
     store = _store(options)
@@ -311,8 +323,8 @@ def garbage(
         elif is_pending(folder):
             unsent.append(data)
             say(
-                f"run {data['id']} stays: MLflow lacks some of it; the next run sends that, or "
-                f"remove {folder / SPOOL} to do without"
+                f"run {data['id']} stays: MLflow lacks some of it; `python -m pipeline send` "
+                f"sends that, or remove {folder / SPOOL} to do without"
             )
         else:
             doomed.append(f"runs/{data['id']}")
@@ -353,6 +365,7 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "report": report,
     "compare": compare,
     "ui": ui,
+    "send": send,
     "gc": gc,
     "doctor": doctor,
 }

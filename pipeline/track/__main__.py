@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.track.redaction import redact
+from pipeline.track.locking import lock_file
 from pipeline.track.sender import Sender
 from pipeline.track.server import Away
-from pipeline.track.spool import LOCK, last_begin, lock_file
+from pipeline.track.spool import LOCK, last_begin
 
 POLL_SECONDS = 0.3
 MAX_BACKOFF_SECONDS = 10.0

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pipeline.errors import DONE, UsageError
 from pipeline.track import views
 from pipeline.track.redaction import redact
-from pipeline.track.uri import sqlite_path
+from pipeline.track.uri import sqlite_path, with_driver
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -56,7 +56,7 @@ def serve(uri: str, port: int = 5000) -> int:
         _command(uri, port),
         env={
             **os.environ,
-            "MLFLOW_BACKEND_STORE_URI": uri,  # others can read our command lines
+            "MLFLOW_BACKEND_STORE_URI": with_driver(uri),  # others can read our command lines
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         },

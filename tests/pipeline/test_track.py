@@ -22,6 +22,7 @@ import pytest
 from pipeline import track
 from pipeline.errors import UsageError
 from pipeline.track import _spawn, views
+from pipeline.track.locking import lock_file
 from pipeline.track.redaction import redact
 from pipeline.track.spool import (
     LOCK,
@@ -31,7 +32,6 @@ from pipeline.track.spool import (
     State,
     Steps,
     is_pending,
-    lock_file,
     read_events,
 )
 from pipeline.track.uri import check_uri, default_uri
@@ -355,7 +355,7 @@ def test_an_absent_server_is_told_once_and_keeps_the_spool(make, tmp_path, monke
     assert "secret" not in said[0][1]
     assert is_pending(run_dir)
     tracker.close()
-    assert "the next run sends them" in warnings[-1]
+    assert "python -m pipeline send" in warnings[-1]
     assert "secret" not in warnings[-1]
 
 
