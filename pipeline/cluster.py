@@ -115,8 +115,8 @@ def out_of_memory(text: str) -> str:
     held = f", its own process {own[1]} GB" if own else ""
     facts = f" ({machine[1]} of {machine[2]} GB were in use{held})" if machine else ""
     return (
-        f"killed {MEMORY_TRIES} times because the machine ran out of memory{facts}; lower --jobs or "
-        "what the node holds at once, such as its batch size, or use a machine with more memory"
+        f"killed {MEMORY_TRIES} times because the machine ran out of memory{facts}; lower --jobs "
+        "or what the node holds at once, such as its batch size, or use a machine with more memory"
     )
 
 

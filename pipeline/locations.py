@@ -17,7 +17,7 @@ from pipeline.errors import UsageError
 
 # Larger files are no records or manifests, whatever they are called.
 MOST_BYTES = 2**28
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO_NAME = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and no characters
 
 
 class Location(Protocol):
@@ -87,7 +87,7 @@ def cache_folder() -> Path:
 def is_plain(name: str) -> bool:
     """Whether a relative name stays below the folder in which it is looked up."""
     parts = name.split("/")
-    return not _CONTROL.search(name) and all(part not in ("", ".", "..") for part in parts)
+    return not _NO_NAME.search(name) and all(part not in ("", ".", "..") for part in parts)
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:

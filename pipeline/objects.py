@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import fcntl
 import os
 import secrets
@@ -25,6 +26,8 @@ from pipeline.patience import PATIENCE_SECONDS, patiently
 
 # By the scheme of their URIs; the last one lives in one process, for tests.
 PROTOCOLS = ("s3", "gs", "gcs", "memory")
+# Of names that a server may list together, but not a disk.
+_NO_FILE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 def _print(text: str) -> None:
@@ -167,7 +170,15 @@ class ObjectLocation:
             return None
         with self._fetching(name):
             for relative in sorted(wanted, key=lambda relative: (relative == MANIFEST, relative)):
-                self._fetch(name, relative, wanted[relative])
+                try:
+                    self._fetch(name, relative, wanted[relative])
+                except OSError as error:
+                    if error.errno not in _NO_FILE:
+                        raise
+                    raise DamagedArtifactError(
+                        f"{name} has a file {relative[:100]!r}, which no disk can have beside the "
+                        f"others ({error.strerror})"
+                    ) from error
         return target if target.is_dir() else None
 
     def _sizes(self, name: str) -> dict[str, int]:

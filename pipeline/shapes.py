@@ -27,7 +27,7 @@ def _plain(name: str) -> str:
 
 
 def _one_part(name: str) -> str:
-    if not is_plain(name) or "/" in name:
+    if not is_plain(name) or "/" in name or not name.isprintable():
         raise ValueError("is no name of a folder")
     return name
 

@@ -8,6 +8,7 @@ them is the sender; there is one at a time. A process that dies at any point lea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -64,7 +65,7 @@ def read_events(
             offset += len(line)
             try:
                 events.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # torn by a kill; the line was never acted upon
             if offset >= end:
                 break
@@ -78,7 +79,8 @@ def last_begin(run_dir: Path) -> dict[str, Any] | None:
         with (run_dir / SPOOL).open("rb") as stream:
             for line in stream:
                 if line.startswith(b'{"event":"begin"') and line.endswith(b"\n"):
-                    begin = json.loads(line)
+                    with contextlib.suppress(ValueError, RecursionError):  # damaged on disk
+                        begin = json.loads(line)
     except FileNotFoundError:
         return None
     return begin
