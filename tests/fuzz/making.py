@@ -40,14 +40,55 @@ ATOMS = (
     "0" * 64,
     "9" * 5000,
 )
-KEYS = tuple(
-    "a|b|total|resources|seed|extends|<<|? x|a.value|number|&x a|!!int a|1|~|'|\"|[|{|- -|%TAG|---|...".split(
-        "|"
-    )
+KEYS = (
+    "a",
+    "b",
+    "total",
+    "resources",
+    "seed",
+    "extends",
+    "<<",
+    "? x",
+    "a.value",
+    "number",
+    "&x a",
+    "!!int a",
+    "1",
+    "~",
+    "'",
+    '"',
+    "[",
+    "{",
+    "- -",
+    "%TAG",
+    "---",
+    "...",
 )
 LEAVES = (
-    *"&a [*a];*a;*b;!!python/name:os.system;!!binary aGk=;!x y;|;>;0x1f;1_000;010;1:04;yes;1e3;.inf;"
-    ".nan;2001-01-01;~;{a: {b: c}};[1, [2, [3]]];plain.yaml;../../x.yaml;\t;#;".split(";"),
+    "&a [*a]",
+    "*a",
+    "*b",
+    "!!python/name:os.system",
+    "!!binary aGk=",
+    "!x y",
+    "|",
+    ">",
+    "0x1f",
+    "1_000",
+    "010",
+    "1:04",
+    "yes",
+    "1e3",
+    ".inf",
+    ".nan",
+    "2001-01-01",
+    "~",
+    "{a: {b: c}}",
+    "[1, [2, [3]]]",
+    "plain.yaml",
+    "../../x.yaml",
+    "\t",
+    "#",
 )
 
 
