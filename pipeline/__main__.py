@@ -15,6 +15,7 @@ first steps:
   python -m pipeline run full --preset smoke      every node at a tiny size
   python -m pipeline plan full train.lr=0.002     what a change would run again, and why
   python -m pipeline config full                  every setting and where it came from
+  python -m pipeline fetch mnist                  data of the papers, only when asked
   python -m pipeline compare RUN RUN              two runs side by side
   python -m pipeline sweep train                  try many settings and rank them
   python -m pipeline ui                           compare runs in MLflow
@@ -29,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
     """Of a recipe or sweep that is missing, argparse could not say which there are."""
 
     def error(self, message: str) -> NoReturn:
-        if "required: RECIPE" in message or "required: NAME" in message:
+        if any(f"required: {name}" in message for name in ("RECIPE", "NAME", "DATA")):
             raise _NoNameError(self.prog)
         super().error(message)
 
@@ -85,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep", type=int, default=3, metavar="N", help="runs kept per recipe and preset"
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    fetch = add("fetch", "get a data set into data/NAME, or check the one that is there")
+    fetch.add_argument("name", metavar="DATA", help="such as mnist, cifar10")
+    fetch.add_argument("--to", metavar="FOLDER", help="where to (default: data/DATA)")
     doctor = add("doctor", "environment, devices, versions, store, missing weights")
     doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
     return parser
@@ -187,6 +191,10 @@ def _names_wanted(program: str, root: Callable[[], Any]) -> str:
 
         known = names()
         return f"name a sweep, such as: {program} {known[0]} (known: {', '.join(known)})"
+    if program.endswith(" fetch"):
+        known = list(root().fetches)
+        such = f", such as: {program} {known[0]}" if known else ""
+        return f"name the data{such} (known: {', '.join(known) or 'none'})"
     known = sorted(root().recipes)
     first = "full" if "full" in known else known[0]
     return f"name a recipe, such as: {program} {first} (known: {', '.join(known)})"

@@ -52,7 +52,8 @@ def run(root: Root, options: Namespace) -> int:
     address = options.address or os.environ.get("RAY_ADDRESS") or None
     how = session.Options(options.tracking_uri, address, options.jobs)
     if options.dry_run:
-        print(plan_text(planning.make(root(), _store(options), _request(options)), how.cores))
+        planned = planning.make(root(), _store(options), _request(options), lenient=True)
+        print(plan_text(planned, how.cores))
         return DONE
     return supervise(lambda attempt: _run(root(), options, how, attempt), session.say)
 
@@ -78,7 +79,7 @@ def _run(catalog: Catalog, options: Namespace, how: session.Options, attempt: in
 
 def plan(root: Root, options: Namespace) -> int:
     """Print the state of every node."""
-    planned = planning.make(root(), _store(options), _request(options))
+    planned = planning.make(root(), _store(options), _request(options), lenient=True)
     states = {name: node.state for name, node in planned.nodes.items()}
     if options.mermaid:
         print(planned.graph.mermaid(states))
@@ -347,6 +348,14 @@ def _refuse(text: str) -> None:
     raise UsageError(text)
 
 
+def fetch(root: Root, options: Namespace) -> int:
+    """Get data, or check those that are there."""
+    from pipeline import fetching
+
+    fetching.fetch(root(), options.name, options.to)
+    return DONE
+
+
 def doctor(root: Root, options: Namespace) -> int:
     """Say what works here and what is missing."""
     from pipeline import doctor as checks
@@ -367,5 +376,6 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "ui": ui,
     "send": send,
     "gc": gc,
+    "fetch": fetch,
     "doctor": doctor,
 }

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pipeline import sources
@@ -71,24 +72,48 @@ class Identity:
 
     @property
     def key(self) -> str:
-        text = json.dumps(self.__dict__, sort_keys=True, separators=(",", ":"))
+        parts = dict(self.__dict__)
+        if len(self.files) == 1:
+            parts["files"] = list(self.files.values())  # its name decides nothing
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _fingerprints(paths: Iterable[Path]) -> dict[str, str]:
+    """The digest of each by its name, and a number behind that where another has it too."""
+    found: dict[str, str] = {}
+    for path in paths:
+        same = sum(name.partition("/")[0] == path.name for name in found)
+        found[f"{path.name}/{same + 1}" if same else path.name] = fingerprint(path)
+    return found
 
 
 class Graph:
     """A checked graph: unique names, known inputs of the right types, no cycles.
 
+    Args:
+        absent: for nodes whose files are not there, what to say.
+        lenient: give such nodes an identity all the same, which nothing else has; else asking for
+            identities is refused with what there is to say.
+
     Raises:
         UsageError: the graph is wrong; names the node and what to change.
     """
 
-    def __init__(self, nodes: Iterable[Node], exclude_sources: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        exclude_sources: frozenset[str] = frozenset(),
+        absent: Mapping[str, str] | None = None,
+        lenient: bool = False,
+    ) -> None:
         self.nodes: dict[str, Node] = {}
         for node in nodes:
             if node.name in self.nodes:
                 raise UsageError(f"two nodes are named '{node.name}'; give each its own name")
             self.nodes[node.name] = node
         self._exclude = exclude_sources
+        self.absent, self._lenient = absent or {}, lenient
         for node in self.nodes.values():
             self._check_inputs(node)
         self.order = self._topological_order()
@@ -183,8 +208,15 @@ class Graph:
             inputs=inputs,
             sources=sources.closure((d.partition(":")[0] for d in dotted), self._exclude),
             threads=node.resources.threads,
-            files={path.name: fingerprint(path) for path in node.stage.files(node.settings)},
+            files=self._files(node),
         )
+
+    def _files(self, node: Node) -> dict[str, str]:
+        if node.name not in self.absent:
+            return _fingerprints(node.stage.files(node.settings))
+        if not self._lenient:
+            raise UsageError(self.absent[node.name])
+        return {"": "absent"}
 
     def ancestors(self, names: Iterable[str]) -> set[str]:
         """`names` and everything they read, directly or not."""

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.artifact import Manifest
 from pipeline.config import Resolved, flatten
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
+from pipeline.fingerprint import difference
 from pipeline.graph import Graph, Identity, Node
 from pipeline.provenance import installed
 from pipeline.stage import Catalog
@@ -99,14 +100,17 @@ class Request:
     force: Sequence[str] = ()
 
 
-def build(catalog: Catalog, request: Request) -> tuple[Resolved, Graph]:
+def build(catalog: Catalog, request: Request, lenient: bool = False) -> tuple[Resolved, Graph]:
     """The resolved settings and the checked graph of a request.
+
+    Args:
+        lenient: let nodes be whose data were not fetched yet; else their identities are refused.
 
     Raises:
         UsageError: see `pipeline.config.resolve` and `pipeline.graph.Graph`; settings from which
             the recipe makes a node that its stage refuses.
     """
-    from pipeline import config
+    from pipeline import config, fetching
 
     if request.recipe not in catalog.recipes:
         hint = nearest(request.recipe, catalog.recipes)
@@ -118,12 +122,17 @@ def build(catalog: Catalog, request: Request) -> tuple[Resolved, Graph]:
         nodes = catalog.recipes[request.recipe](resolved.settings)
     except ValidationError as error:
         raise config.of_node(catalog, request.recipe, error) from error
-    return resolved, Graph(nodes, catalog.exclude_sources)
+    absent = {n.name: said for n in nodes if (said := fetching.absent(catalog, n.settings))}
+    return resolved, Graph(nodes, catalog.exclude_sources, absent, lenient)
 
 
-def make(catalog: Catalog, store: Store, request: Request) -> Plan:
-    """Compare the graph of a request with what the store holds. Writes nothing."""
-    resolved, graph = build(catalog, request)
+def make(catalog: Catalog, store: Store, request: Request, lenient: bool = False) -> Plan:
+    """Compare the graph of a request with what the store holds. Writes nothing.
+
+    Args:
+        lenient: see `build`; such a node is to do, and its reason says what is not there.
+    """
+    resolved, graph = build(catalog, request, lenient)
     wanted = graph.select(request.only, request.start, request.end)
     forced = {name for pattern in request.force for name in graph.matching(pattern)}
     nodes = _states(graph, store, wanted, forced, _Previous(store, request.recipe))
@@ -178,6 +187,7 @@ def _state(
             reason = previous.what_changed(node.name, graph.identities[node.name], waiting)
         if store.has_work(stage, key):
             state, reason = PARTIAL, "interrupted; continues from its last checkpoint"
+    reason = graph.absent.get(node.name, reason)
     if seconds is None:
         measured = previous.seconds(node.name) if previous is not None else None
         seconds = node.hint_seconds if measured is None else measured
@@ -232,9 +242,7 @@ def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
     for module in sorted(old.sources.keys() | new.sources.keys()):
         if old.sources.get(module) != new.sources.get(module):
             changes.append(f"code of {module} changed")
-    for name in sorted(old.external.keys() | new.files.keys()):
-        if old.external.get(name) != new.files.get(name):
-            changes.append(f"{name} changed on disk")
+    changes += _changed_files(old.external, new.files)
     if old.threads != new.threads:
         changes.append(f"threads {old.threads} -> {new.threads}")
     if old.version != new.version:
@@ -243,6 +251,18 @@ def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:
         more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
         changes.append(f"reads {', '.join(waiting[:3]) or 'other inputs'}{more}")
     return "; ".join(changes) or "not finished before"
+
+
+def _changed_files(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    """In words, which outside files have other contents, whatever their names are now."""
+    for name, digest in new.items():
+        if digest in old.values():
+            continue
+        (before,) = old.values() if len(old) == 1 else [old.get(name, "")]
+        what = difference(before, digest)
+        yield f"files of {name} changed: {what}" if what else f"{name} changed on disk"
+    if len(old) > len(new):
+        yield from (f"{name} is gone" for name in old.keys() - new.keys())
 
 
 def _version_warnings(catalog: Catalog, nodes: Mapping[str, NodePlan]) -> list[str]:

@@ -49,8 +49,8 @@ def scan(module: str) -> tuple[str, tuple[str, ...]]:
     """
     path = _path(module)
     status = path.stat()
-    mark = f"{FORMAT} {path} {status.st_size} {status.st_mtime_ns}"
-    digest, imports = remembered.under(mark, lambda: _scan(path, module))
+    state = f"{FORMAT} {status.st_size} {status.st_mtime_ns}"
+    digest, imports = remembered.under(f"source {path}", state, lambda: _scan(path, module))
     return digest, tuple(imports)
 
 

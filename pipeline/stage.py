@@ -124,7 +124,7 @@ class Stage:
             settings name; their modules enter the artifact's key.
         needs: the optional inputs that given settings cannot do without.
         files: the files and folders outside the store that given settings name; their contents
-            (of folders: names, sizes and times of change) enter the key.
+            enter the key, and the name of one alone does not.
         workers: the processes that given settings make its run function start, or None.
         metrics: the headline numbers that a given node may report: what sweeps can name; `*`
             stands for any part of a name.
@@ -224,6 +224,21 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Fetch:
+    """Data that the command `fetch` gets.
+
+    Args:
+        get: `"module:function"` of a function that takes the data's name, a folder, and whether
+            that is the folder where presets look; it brings the data there, or checks them, and
+            prints what it did.
+        files: the names of the files to place there by hand instead.
+    """
+
+    get: str
+    files: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Catalog:
     """What the composition root hands to the engine: settings, stages, recipes and presets.
 
@@ -236,6 +251,7 @@ class Catalog:
         exclude_sources: modules that hold tables of names and never enter a key.
         packages: distributions whose versions stand in the manifests.
         weights: files that some settings need and nobody downloads.
+        fetches: data that are fetched when asked, by name.
         compare_scores: `"module:function"` of a function that takes runs and gives
             `pipeline.compare.Line`s of the scores that they share.
         report_timed: `"module:function"` of a function that takes a run and gives
@@ -252,6 +268,7 @@ class Catalog:
     exclude_sources: frozenset[str] = frozenset()
     packages: Sequence[str] = ()
     weights: Sequence[Weights] = ()
+    fetches: Mapping[str, Fetch] = field(default_factory=dict)
     compare_scores: str = ""
     compare_page: str = ""
     report_timed: str = ""

@@ -9,7 +9,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 
 from pipeline.errors import nearest
 from pipeline.stage import Resources, Settings, Stage
-from stages.data.prepare import PrepareSettings
+from stages.data.options import PrepareSettings
 from stages.data.spectrum import SpectrumSettings
 from stages.paper import Paper
 from stages.report.report import ReportOptions

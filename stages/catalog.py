@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.stage import Catalog, resolve
 from stages.bench import bench_of
-from stages.data import prepare, spectrum
+from stages.data import fetch, prepare, spectrum
 from stages.encoders import weights
 from stages.recipes.complete import completed
 from stages.report import report, timed
@@ -68,6 +68,7 @@ CATALOG = Catalog(
     default_preset="digits",
     exclude_sources=frozenset({"stages.catalog", "stages.methods.table"}),
     weights=weights.CATALOG,
+    fetches=fetch.FETCHES,
     packages=(
         "torch",
         "torchvision",

@@ -103,7 +103,7 @@ def _built(
         seed = setting(SEED, resolved.flat()[SEED] + number)
         return planning.build(catalog, replace(request, overrides=(*request.overrides, seed)))
     nodes = [_reseeded(node, number) if node.stage.name in seeded else node for node in graph]
-    return resolved, Graph(nodes, catalog.exclude_sources)
+    return resolved, Graph(nodes, catalog.exclude_sources, graph.absent)
 
 
 def _reseeded(node: Node, number: int) -> Node:
@@ -133,7 +133,8 @@ def _target(catalog: Catalog, sweep: Sweep, values: Mapping[str, Any], number: i
             f"halving watches {watched}, which {space.decides} does not need: stopping it would "
             f"save nothing; name a node upstream of {measured[space.decides].name}"
         )
-    graph = Graph([node for node in whole if node.name in names], catalog.exclude_sources)
+    nodes = [node for node in whole if node.name in names]
+    graph = Graph(nodes, catalog.exclude_sources, whole.absent)
     return Target(space.recipe, resolved, graph, measured, watched, grace)
 
 

@@ -31,16 +31,36 @@ class Images:
         """The first `count` of them."""
         return replace(self, stored=self.stored[:count], labels=self.labels[:count])
 
-    def __getitem__(self, which: Any) -> Tensor:
-        """(B, C, H, W) float32; `which`: a slice, or integer indices (B,) as tensor or array."""
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image as it is given."""
+        return tuple(self.stored.shape[1:])
+
+    def raw(self, which: Any) -> Tensor:
+        """What is stored of some images, to be brought to a device and given to `finish` there;
+        `which`: a slice, or integer indices (B,) as tensor or array."""
         import numpy as np
         import torch
 
-        chosen = self.stored[which if isinstance(which, slice) else np.asarray(which)]
-        images = torch.from_numpy(np.array(chosen))
-        if images.dtype == torch.uint8:
-            images = images.float().div_(self.white / 2).sub_(1)
-        return images
+        return torch.from_numpy(np.array(self.stored[_places(which)]))
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """(B, C, H, W) float32 of what `raw` gave, on its device."""
+        import torch
+
+        if raw.dtype == torch.uint8:
+            return raw.float().div_(self.white / 2).sub_(1)
+        return raw
+
+    def __getitem__(self, which: Any) -> Tensor:
+        """(B, C, H, W) float32; `which`: a slice, or integer indices (B,) as tensor or array."""
+        return self.finish(self.raw(which))
+
+
+def _places(which: Any) -> Any:
+    import numpy as np
+
+    return which if isinstance(which, slice) else np.asarray(which)
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,7 @@ class DataSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.stored.shape[1:])
+        return self.train.shape
 
 
 class Data(DescribedArtifact):

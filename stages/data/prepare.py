@@ -3,167 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
-
-from pipeline.errors import StageError, UsageError, raised_as
-from pipeline.stage import Context, Place, Result, Settings, Stage, resolve, unkeyed
+from pipeline.errors import StageError, raised_as
+from pipeline.stage import Context, Result, Stage, resolve
 from stages.artifacts.data import Data
+from stages.data.options import PrepareSettings, sources_of
 from stages.methods import table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
-    from stages.data.readers.images import Source
-
-OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "photographs": 16}
-
-DIGITS = 1797  # images, of which HELD_OUT are held out unless settings say otherwise
-
-HELD_OUT = 297
-
-OWN_SPLITS = frozenset({"mnist", "cifar10", "photographs"})
-
-OWN_CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "photographs": 3}
-
-NEED_PATH = frozenset({"mnist", "cifar10", "folder", "npz"})
-
-LARGEST_PATCH = 160  # the held-out quarter of a photograph's width
-
-
-class PrepareSettings(Settings):
-    """Which data, of what size, and how much of it. The split does not depend on a run's seed."""
-
-    dataset: table.choice("data set", table.DATASETS) = Field(
-        "digits",
-        description="digits (scikit-learn's, no download), photographs (patches of scikit-learn's "
-        "two), mnist (IDX files), cifar10 (python version), folder (class folders of images) or "
-        "npz",
-    )
-    path: Place | None = unkeyed(
-        None,
-        description="file or folder of the data; digits and photographs need none; its contents, "
-        "not its place, enter keys",
-    )
-    size: int | None = Field(
-        None,
-        ge=4,
-        le=4096,
-        description="side in pixels to resize to; unset keeps the data's own; photographs: side of "
-        "the patches, unset is 16",
-    )
-    limit: int | None = Field(
-        None, ge=2, description="training images to keep, the first of the split; unset keeps all"
-    )
-    limit_held_out: int | None = Field(
-        None, ge=2, description="held-out images to keep; unset keeps all"
-    )
-    held_out: int | None = Field(
-        None,
-        ge=1,
-        description="images to hold out of data without a split of its own; unset is 297 for "
-        "digits and a sixth for others",
-    )
-    grey: bool = Field(False, description="photographs: the mean of the three colours")
-    latent: bool = Field(
-        False,
-        description="npz: the images are latents of an autoencoder, not pixels; any number of "
-        "channels, any finite values",
-    )
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> PrepareSettings:
-        if self.latent and (self.dataset != "npz" or self.size is not None):
-            other = f"size={self.size}" if self.dataset == "npz" else f"dataset={self.dataset}"
-            raise ValueError(
-                f"latent=true and {other} contradict each other: latents come as npz and are not "
-                "resized; leave latent or the other unset"
-            )
-        if self.grey and self.dataset != "photographs":
-            raise ValueError(
-                f"grey=true and dataset={self.dataset} contradict each other: only photographs "
-                "are made grey; leave grey unset"
-            )
-        if self.dataset == "photographs" and self.image_size > LARGEST_PATCH:
-            raise ValueError(
-                f"size={self.size} and dataset=photographs contradict each other: patches wider "
-                f"than the held-out quarter do not fit; set size to at most {LARGEST_PATCH}"
-            )
-        if self.path is not None and self.dataset not in NEED_PATH:
-            raise ValueError(
-                f"path={self.path} and dataset={self.dataset} contradict each other: "
-                f"{self.dataset} reads no file; leave path unset or choose another dataset"
-            )
-        if self.path is None and self.dataset in NEED_PATH:
-            raise ValueError(f"dataset={self.dataset} needs path: set data.path to where it is")
-        if self.held_out is not None and self.dataset in OWN_SPLITS:
-            raise ValueError(
-                f"held_out={self.held_out} and dataset={self.dataset} contradict each other: "
-                f"{self.dataset} brings its own test images; leave held_out unset"
-            )
-        return self
-
-    @property
-    def image_size(self) -> int | None:
-        """The side of the images, where it is known before they are read."""
-        return self.size or OWN_SIZES.get(self.dataset)
-
-    @property
-    def image_channels(self) -> int | None:
-        """The channels of the images, where they are known before they are read."""
-        return 1 if self.grey else OWN_CHANNELS.get(self.dataset)
-
-    @property
-    def most_train(self) -> int | None:
-        """The most training images that there can be, where it is known before they are read."""
-        bounds = [] if self.limit is None else [self.limit]
-        if self.dataset == "digits":
-            bounds.append(DIGITS - (self.held_out or HELD_OUT))
-        return min(bounds, default=None)
-
-
-def sources_of(settings: PrepareSettings) -> list[Path]:
-    """The file or folder to read, if any; UsageError where it is absent or of the other kind, which
-    is before any work."""
-    if settings.path is None:
-        return []
-    path = Path(settings.path)
-    if not path.exists():
-        raise UsageError(
-            f"the data {path} do not exist; set data.path (of a teacher's own images: "
-            "teach.pixels.path) to where they are"
-        )
-    if (settings.dataset == "npz") != path.is_file():
-        here, kind = ("folder", "file") if path.is_dir() else ("file", "folder")
-        raise UsageError(
-            f"the data {path} are a {here}, and dataset={settings.dataset} is read from a {kind}; "
-            "set data.path to it, or choose another data.dataset"
-        )
-    return [path]
+    from stages.data.readers.source import Part, Source
 
 
 def run(context: Context) -> Result:
     """Read, cut, resize, measure and write the data set."""
     import numpy as np
 
-    from stages.data.readers import images as shared
-
     settings: PrepareSettings = context.settings
     with raised_as(StageError, ValueError, OSError):
         source = resolve(table.DATASETS[settings.dataset])(settings)
         train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
-        source = _sized(source, train, test, settings.size)
-        shared.check(source, settings.latent)
-    for name, part in (("train", source.train), ("test", source.test)):
-        np.save(context.path / f"{name}.npy", part.images)
+        source = replace(source, train=train, test=test)
+        parts = {name: _pixels(part, settings.size, source.white) for name, part in _parts(source)}
+        if 0 not in map(len, parts.values()):
+            channels = max(part.shape[1] for part in parts.values())
+            parts = {name: _coloured(part, channels) for name, part in parts.items()}
+        _check(source, parts, settings.latent)
+    for name, part in _parts(source):
+        np.save(context.path / f"{name}.npy", parts[name])
         np.save(context.path / f"{name}_labels.npy", part.labels)
-    mu, mean, std, V = _statistics(source.train.images, source.white)
+    mu, mean, std, V = _statistics(parts["train"], source.white)
     np.save(context.path / "mu.npy", mu)
     facts = {
         "name": settings.dataset if settings.size is None else f"{settings.dataset}{settings.size}",
-        "shape": list(source.train.images.shape[1:]),
+        "shape": list(parts["train"].shape[1:]),
         "class_names": list(source.class_names),
         "num_train": len(source.train),
         "num_test": len(source.test),
@@ -180,14 +57,40 @@ def run(context: Context) -> Result:
     return Result(metrics={"num_train": len(source.train), "num_test": len(source.test)})
 
 
-def _sized(source: Source, train: Any, test: Any, size: int | None) -> Source:
-    from stages.data.readers.images import resized
+def _parts(source: Source) -> tuple[tuple[str, Part], ...]:
+    return (("train", source.train), ("test", source.test))
 
-    if size is not None:
-        train, test = (
-            replace(part, images=resized(part.images, size, source.white)) for part in (train, test)
-        )
-    return replace(source, train=train, test=test)
+
+def _pixels(part: Part, size: int | None, white: int) -> np.ndarray:
+    """(n, C, H, W) of a part; files: one channel if every one is grey, else three."""
+    import numpy as np
+
+    from stages.data.fitted import decoded, resized
+    from stages.data.readers.source import Pixels
+
+    which = part.places(0, len(part))
+    if isinstance(part.images, Pixels):
+        images = np.ascontiguousarray(part.images.take(which))
+        return images if size is None or not len(images) else resized(images, size, white)
+    names = [part.images.name(i) for i in which]
+    files = [decoded(part.images.read(i), name, size) for i, name in zip(which, names, strict=True)]
+    first = files[0].shape[:2]
+    for name, image in zip(names, files, strict=True):
+        if image.shape[:2] != first:
+            raise ValueError(
+                f"images differ in size ({first[1]}x{first[0]} in {names[0]}, "
+                f"{image.shape[1]}x{image.shape[0]} in {name}); set data.size"
+            )
+    if all(image.ndim == 2 for image in files):
+        return np.stack(files)[:, None]
+    files = [x if x.ndim == 3 else np.repeat(x[..., None], 3, axis=2) for x in files]
+    return np.ascontiguousarray(np.stack(files).transpose(0, 3, 1, 2))
+
+
+def _coloured(images: np.ndarray, channels: int) -> np.ndarray:
+    """Grey files beside coloured ones have three channels too."""
+    grey = images.shape[1] == 1 and channels == 3
+    return images.repeat(3, axis=1) if grey else images
 
 
 def _statistics(images: np.ndarray, white: int) -> tuple[np.ndarray, float, float, float]:
@@ -197,7 +100,7 @@ def _statistics(images: np.ndarray, white: int) -> tuple[np.ndarray, float, floa
     """
     import numpy as np
 
-    from stages.data.readers.images import to_float
+    from stages.data.fitted import to_float
 
     def blocks():
         for start in range(0, len(images), 4096):
@@ -208,6 +111,55 @@ def _statistics(images: np.ndarray, white: int) -> tuple[np.ndarray, float, floa
     mean = float(mu.mean())
     std = float(np.sqrt((spread + (mu - mean) ** 2).mean()))
     return mu, mean, std, float(spread.sum())
+
+
+def _check(source: Source, parts: Mapping[str, np.ndarray], latent: bool) -> None:
+    """Raise ValueError for counts, labels, types or values that do not fit.
+
+    Latents may have any number of channels and any finite values.
+    """
+    num_classes = len(source.class_names)
+    for kind, part in _parts(source):
+        name, images = {"train": "training", "test": "held-out"}[kind], parts[kind]
+        if len(part) == 0:
+            raise ValueError(f"there are no {name} images; check data.path")
+        low, high = int(part.labels.min()), int(part.labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"{name} labels run from {low} to {high}; with {num_classes} classes they must "
+                f"lie in 0..{num_classes - 1}"
+            )
+        _check_values(images, name, source.white, latent)
+    if parts["train"].shape[1:] != parts["test"].shape[1:]:
+        raise ValueError(
+            f"training images have shape {parts['train'].shape[1:]} and held-out images "
+            f"{parts['test'].shape[1:]} (C, H, W); set data.size to bring them to one"
+        )
+
+
+def _check_values(images: np.ndarray, name: str, white: int, latent: bool) -> None:
+    import numpy as np
+
+    if images.ndim != 4 or not (latent or images.shape[1] in (1, 3)):
+        raise ValueError(
+            f"{name} images have shape {images.shape}; they must be (n, C, H, W) with 1 or 3 "
+            "channels; set data.latent=true if they are latents"
+        )
+    if latent and images.dtype != np.float32:
+        raise ValueError(f"{name} latents have type {images.dtype}; give floating-point numbers")
+    if images.dtype == np.uint8:
+        if images.max() > white:
+            raise ValueError(f"{name} images reach {images.max()}, above their white of {white}")
+    elif images.dtype == np.float32:
+        if not np.isfinite(images).all():
+            raise ValueError(f"{name} images hold NaN or infinity")
+        if not latent and np.abs(images).max() > 1.0001:
+            raise ValueError(
+                f"{name} images reach {np.abs(images).max():.4g}; floating-point images must lie "
+                "in [-1, 1], others be uint8"
+            )
+    else:
+        raise ValueError(f"{name} images have type {images.dtype}; give uint8 or float32")
 
 
 STAGE = Stage(

@@ -36,9 +36,15 @@ def external_nodes(bench: Bench) -> list[Node]:
         settings_of(EvaluateSettings, bench.evaluate, seed=bench.seed),
         {"samples": [samples.name]},
         bench.resources.evaluate,
-        tags={"method": Path(bench.evaluate.path).stem},
+        tags={"method": name_of(Path(bench.evaluate.path))},
     )
     return [samples, scores]
+
+
+def name_of(path: Path) -> str:
+    """What samples made elsewhere are called: as their folder, or as their archive but for its
+    suffix."""
+    return path.stem if path.suffix.lower() == ".npz" and not path.is_dir() else path.name
 
 
 def recipe(bench: Bench) -> list[Node]:

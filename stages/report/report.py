@@ -120,7 +120,7 @@ def _pictures(samples: Mapping[str, Samples]) -> Any:
             f"{name.removeprefix('sample/')}: {facts['solver']}, {facts['nfe']} evaluations, "
             f"training step {facts['training_step']}, seed {facts['seed']}, samples 0 to 99"
             if facts["nfe"]
-            else f"{facts['method']}: made elsewhere, the first 100"
+            else f"{name}: made elsewhere, the first 100"
         )
         picture = Picture(caption, (artifact.path / "grid.png").read_bytes())
         # Grids along a training, and of samples from elsewhere, are shown unfolded.

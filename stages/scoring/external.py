@@ -60,7 +60,7 @@ def run(context: Context) -> Result:
     (context.path / "names.json").write_text(json.dumps(names))
     facts = {
         "training_step": 0,
-        "method": path.stem,
+        "method": STAGE.name,  # a name would be that of the first place these contents had
         "solver": "unknown",
         "correction": "none",
         "nfe": 0,

@@ -16,7 +16,7 @@ from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.teacher import PATCHES, TOKENS, Teacher
-from stages.data.prepare import PrepareSettings
+from stages.data.options import PrepareSettings
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
 

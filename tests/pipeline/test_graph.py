@@ -1,14 +1,12 @@
 """The checks made before anything runs, selection, and keys."""
 
-import os
 from dataclasses import replace
 
 import pytest
 
-from pipeline import remembered
 from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
-from pipeline.fingerprint import LARGE, fingerprint
+from pipeline.fingerprint import fingerprint
 from pipeline.graph import Graph, Node
 from pipeline.stage import Input, Resources, Stage
 from tests.toy import stages
@@ -138,51 +136,3 @@ def test_files_that_settings_name_enter_the_key(tmp_path):
     file.unlink()
     with pytest.raises(UsageError, match=r"data\.bin does not exist"):
         key()
-
-
-def fresh(path):
-    fingerprint.cache_clear()
-    return fingerprint(path)
-
-
-def test_files_behind_links_are_seen_and_links_that_go_round_end(tmp_path):
-    data, disk = tmp_path / "data", tmp_path / "disk"
-    data.mkdir()
-    disk.mkdir()
-    (disk / "a.png").write_bytes(b"a")
-    (data / "class").symlink_to(disk)
-    (data / "again").symlink_to(disk)
-    (disk / "up").symlink_to(data)
-    (data / "nothing.png").symlink_to(tmp_path / "gone.png")
-    first = fresh(data)
-    assert fresh(data) == first
-    (disk / "a.png").write_bytes(b"other")
-    assert fresh(data) != first
-
-
-def test_large_files_are_read_once_until_they_change(tmp_path, monkeypatch):
-    findings = {}
-    monkeypatch.setattr(remembered, "_findings", lambda: findings)
-    file = tmp_path / "latents.npz"
-    with file.open("wb") as stream:
-        stream.truncate(LARGE)
-    first = fresh(file)
-    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.fingerprint.sha256", None)
-        assert fresh(file) == first
-    other = tmp_path / "other.npz"
-    other.write_bytes(bytes(LARGE - 1) + b"x")
-    os.utime(other, ns=times)  # same size and times: still another file
-    other.replace(file)
-    assert fresh(file) != first
-
-
-def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, monkeypatch):
-    def refused(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    (tmp_path / "x.npz").touch()
-    monkeypatch.setattr("pipeline.fingerprint.sha256", refused)
-    with pytest.raises(UsageError, match=r"x\.npz cannot be read: Permission denied"):
-        fresh(tmp_path / "x.npz")

@@ -106,8 +106,8 @@ def test_imports_for_type_checkers_never_run_and_change_nothing(package, test):
 def test_scans_are_remembered_and_an_edit_is_seen(package, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = digests()
-    remembered._keep(dict(remembered._findings()), known=0)
-    remembered._findings.cache_clear()
+    remembered.save()
+    assert not remembered._unsaved
     with monkeypatch.context() as cut:
         cut.setattr(sources, "_scan", None)  # a remembered file is not read again
         assert digests() == before

@@ -1,17 +1,24 @@
 """Samples made elsewhere: folders and archives, and the numbers of clean-fid on the same files."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pipeline import plan as planning
 from pipeline.errors import StageError, UsageError
+from pipeline.fingerprint import fingerprint
 from pipeline.graph import Graph
+from pipeline.plan import Request
+from pipeline.store import Store
 from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
 from stages.data.image_files import read_npz
 from stages.data.readers.order import mixed_order
 from stages.scoring import evaluate, external, extractor, features
+from tests.inline import run_all
 from tests.stages.context import context, digests, make
 from tests.test_extractors import inception_dir  # noqa: F401
 
@@ -44,7 +51,7 @@ def test_a_folder_and_an_archive_of_the_same_pixels_are_the_same(tmp_path, few, 
     assert {name for name in one if one[name] != two[name]} == {"names.json"}
     at = order.tolist().index(3)
     assert (folder.name_of(at), archive.name_of(at)) == ("003.png", "image 3")
-    assert folder.description["method"] == "set"
+    assert folder.description == archive.description
 
 
 def test_the_first_of_a_folder_of_class_folders_are_of_every_class(tmp_path, few):
@@ -155,6 +162,57 @@ def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "a").rename(tmp_path / "b" / "a")
     assert graph(path=str(tmp_path / "b" / "a")).keys["external"] == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_samples_of_another_name_run_nothing_and_are_called_by_it(tmp_path, kind):
+    """Names with dots too; what is cached holds no name that could be a former one's."""
+
+    def planned(path):
+        fingerprint.cache_clear()
+        graph = Graph(RECIPES["evaluate"](Bench(evaluate={"path": str(path)})))
+        return graph.keys, graph["evaluate/external"].tags["method"]
+
+    pixels = np.random.RandomState(0).randint(0, 256, (3, 8, 8)).astype(np.uint8)
+    end = "" if kind == "folder" else ".npz"
+    first, second = (tmp_path / f"{name}{end}" for name in ("lr-0.001", "lr-0.002"))
+    if kind == "folder":
+        write_images(first, pixels)
+    else:
+        np.savez(first, pixels)
+    keys, name = planned(first)
+    first.rename(second)
+    again, other = planned(second)
+    assert again == keys
+    assert (name, other) == ("lr-0.001", "lr-0.002")
+
+
+@pytest.mark.slow
+def test_nothing_runs_again_for_a_renamed_touched_folder_and_all_does_for_other_pixels(tmp_path):
+    def planned(path):
+        fingerprint.cache_clear()
+        request = Request("evaluate", "smoke", (f"evaluate.path={path}",))
+        return request, planning.make(CATALOG, store, request)
+
+    store = Store(str(tmp_path / "store"))
+    pixels = np.random.RandomState(0).randint(0, 256, (60, 8, 8)).astype(np.uint8)
+    first = write_images(tmp_path / "firstname", pixels, "bmp")
+    made = run_all(CATALOG, store, planned(first)[0])
+    written = [path for one in made.values() for path in one.path.rglob("*.*")]
+    texts = [path.read_bytes() for path in written if path.name != "manifest.json"]
+    assert not any(b"firstname" in text for text in texts)
+    second = tmp_path / "secondname"
+    first.rename(second)
+    (second / ".DS_Store").write_bytes(b"x")
+    (second / "Thumbs.db").write_bytes(b"x")
+    for file in second.glob("*.bmp"):
+        os.utime(file, (1, 1))
+    assert planned(second)[1].todo == []
+    file = second / "007.bmp"
+    Image.fromarray(pixels[7] ^ 255).save(file)
+    os.utime(file, (1, 1))
+    again = {"external", "features/external", "evaluate/external", "report"}
+    assert set(planned(second)[1].todo) == again
 
 
 def test_scores_are_clean_fids_on_the_same_files(tmp_path, inception_dir):  # noqa: F811

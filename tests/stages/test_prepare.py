@@ -113,7 +113,7 @@ def test_mnist_damaged(tmp_path):
     images.write_bytes(whole)
     labels = tmp_path / "train-labels-idx1-ubyte"
     labels.write_bytes(idx(np.zeros(11, np.uint8)))
-    refused("12 training images have 11 labels")
+    refused("12 images have 11 labels")
     labels.write_bytes(idx(np.full(12, 10, np.uint8)))
     refused(r"training labels run from 10 to 10; with 10 classes they must lie in 0..9")
     labels.unlink()
@@ -214,7 +214,7 @@ def test_folder_with_a_split_grey_images_and_many_sizes(tmp_path):
     write_folder(tmp_path / "in/train", sizes, mode="L")
     write_folder(tmp_path / "in/val", sizes, per_class=2, mode="L")
     with pytest.raises(
-        StageError, match=r"differ in size \(\d+x\d+ in \d.png, \d+x\d+ in \d.png\); set data.size"
+        StageError, match=r"differ in size \(\d+x\d+ in .*\d.png, \d+x\d+ in .*\d.png\); set data"
     ):
         prepared(tmp_path / "out", dataset="folder", path=str(tmp_path / "in"))
     loaded = prepared(tmp_path / "out", dataset="folder", path=str(tmp_path / "in"), size=8)

@@ -17,7 +17,6 @@ from stages.scoring.evaluate import features_node
 from stages.settings.methods import options_of
 
 PLACES = {
-    "cifar10": ["data.path=cifar-10-batches-py"],
     "imagenet256": ["data.path=latents.npz", "teach.pixels.path=pixels.npz"],
 }
 

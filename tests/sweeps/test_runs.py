@@ -163,7 +163,7 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
             assert node.manifest.metrics["loss/velocity"] == trial.measured["loss/velocity"][0]
         else:
             # It ends at a rung: at the first, unless none that was better had come there before.
-            # States may be saved, and their points untold, when Ctrl-C comes; none is left out after.
+            # States may be saved, and their points untold, when Ctrl-C comes; none is after that.
             told = [step for step, _ in trial.reports]
             assert told[-1] in (20, 40)
             assert told == list(range(told[0], told[-1] + 1, 10))

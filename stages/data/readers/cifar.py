@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.readers.images import ImageSet, Source, required
+from stages.data.readers.source import InMemory, Part, Source, required
 
 FOLDER = "cifar-10-batches-py"
 SIDE = 32
@@ -37,8 +37,8 @@ def read(settings) -> Source:
     folder = required(settings.path, "cifar10", f"folder {FOLDER}")
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     batches = [read_batch(folder / f"data_batch_{number}") for number in range(1, 6)]
-    train = ImageSet(
-        np.concatenate([batch.images for batch in batches]),
+    train = Part(
+        InMemory(np.concatenate([batch.images.array for batch in batches])),
         np.concatenate([batch.labels for batch in batches]),
     )
     names = _unpickle(folder / "batches.meta").get(b"label_names")
@@ -48,7 +48,7 @@ def read(settings) -> Source:
     return Source(train, read_batch(folder / "test_batch"), class_names)
 
 
-def read_batch(path: Path) -> ImageSet:
+def read_batch(path: Path) -> Part:
     """One batch: `data` (n, 3072) uint8, channels first, and `labels`, a list of n."""
     batch = _unpickle(path)
     data, labels = batch.get(b"data"), batch.get(b"labels")
@@ -59,7 +59,7 @@ def read_batch(path: Path) -> ImageSet:
             f"{path} holds data of shape {data.shape} and {len(labels or ())} labels; a CIFAR-10 "
             f"batch has (n, {3 * SIDE**2}) and n"
         )
-    return ImageSet(data.reshape(-1, 3, SIDE, SIDE), np.array(labels, np.int64))
+    return Part(InMemory(data.reshape(-1, 3, SIDE, SIDE)), np.array(labels, np.int64))
 
 
 def _unpickle(path: Path) -> dict[bytes, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.data.readers.images import ImageSet, Source, split
+from stages.data.readers.source import InMemory, Part, Source, split
 
 HELD_OUT = 297
 
@@ -14,6 +14,6 @@ def read(settings) -> Source:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pool = ImageSet(bunch.images[:, None].astype(np.uint8), bunch.target.astype(np.int64))
+    pool = Part(InMemory(bunch.images[:, None].astype(np.uint8)), bunch.target.astype(np.int64))
     train, test = split(pool, HELD_OUT if settings.held_out is None else settings.held_out)
     return Source(train, test, tuple(str(digit) for digit in range(10)), white=16)

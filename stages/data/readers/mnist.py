@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.readers.images import ImageSet, Source, required
+from stages.data.readers.source import InMemory, Part, Source, required
 
 UNSIGNED_BYTES = 0x08
 STEMS = {"train": "train", "test": "t10k"}
@@ -18,8 +18,8 @@ def read(settings) -> Source:
     """`settings.path`: the folder with train-images-idx3-ubyte and its three companions."""
     folder = required(settings.path, "mnist", "folder of the IDX files")
     train, test = (
-        ImageSet(
-            read_idx(_file(folder, f"{stem}-images-idx3-ubyte"), 3)[:, None],
+        Part(
+            InMemory(read_idx(_file(folder, f"{stem}-images-idx3-ubyte"), 3)[:, None]),
             read_idx(_file(folder, f"{stem}-labels-idx1-ubyte"), 1).astype(np.int64),
         )
         for stem in STEMS.values()

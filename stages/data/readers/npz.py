@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from stages.data.image_files import read_arrays
-from stages.data.readers.images import ImageSet, Source, required, split
 from stages.data.readers.order import mixed
+from stages.data.readers.source import InMemory, Part, Source, required, split
 
 
 def read(settings) -> Source:
@@ -51,7 +51,7 @@ def _class_names(labels: np.ndarray) -> tuple[str, ...]:
     return tuple(str(label) for label in present)
 
 
-def _pair(arrays: dict[str, np.ndarray], part: str, path) -> ImageSet:
+def _pair(arrays: dict[str, np.ndarray], part: str, path) -> Part:
     if f"x_{part}" not in arrays:
         raise ValueError(
             f"{path} has no array x_{part} (it has {', '.join(arrays) or 'none'}); images go "
@@ -78,4 +78,4 @@ def _pair(arrays: dict[str, np.ndarray], part: str, path) -> ImageSet:
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
     images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return ImageSet(images, labels.astype(np.int64))
+    return Part(InMemory(images), labels.astype(np.int64))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.data.readers.images import SPLIT_SEED, ImageSet
+from stages.data.readers.source import SPLIT_SEED, Part
 
 
 def mixed_order(count: int) -> np.ndarray:
@@ -19,6 +19,6 @@ def mixed_order(count: int) -> np.ndarray:
     return np.random.RandomState(SPLIT_SEED).permutation(count)
 
 
-def mixed(part: ImageSet) -> ImageSet:
+def mixed(part: Part) -> Part:
     """The part of a data set with a split of its own, in `mixed_order`."""
     return part[mixed_order(len(part))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.data.readers.images import SPLIT_SEED, ImageSet, Source
+from stages.data.readers.source import SPLIT_SEED, InMemory, Part, Source
 
 CLASS_NAMES = ("china", "flower")
 HELD_OUT_SHARE = 4  # one part in so many of the width is held out
@@ -52,7 +52,7 @@ def _patches(image: np.ndarray, side: int, step: int) -> np.ndarray:
     return chosen.transpose(1, 2, 0, 3, 4).reshape(-1, len(image), side, side)
 
 
-def _shuffled(parts: list[np.ndarray]) -> ImageSet:
+def _shuffled(parts: list[np.ndarray]) -> Part:
     labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
-    return ImageSet(np.concatenate(parts)[order], labels[order])
+    return Part(InMemory(np.concatenate(parts)[order]), labels[order])

@@ -2,7 +2,7 @@
 
 The front door: solvers by name, their true number of function evaluations (NFE, the number of
 denoiser calls), and `solve`. Deterministic; no noise is added. The formulas are in multistep.py,
-the loop in trajectories.py, the solver fitted to a model in fitted.py, the names in table.py.
+the loop in trajectories.py, solvers fitted to a model in fitted.py and whole.py, names in table.py.
 """
 
 import difflib
@@ -16,6 +16,7 @@ from stages.methods.path import Denoiser
 from stages.methods.solvers.fitted import fit, fit_heun
 from stages.methods.solvers.multistep import Heun, LookAhead, Multistep
 from stages.methods.solvers.trajectories import Correction, Solver, trajectory
+from stages.methods.solvers.whole import fit_whole
 
 __all__ = [
     "Heun",
@@ -24,6 +25,7 @@ __all__ = [
     "evaluations",
     "fit",
     "fit_heun",
+    "fit_whole",
     "levels_for_evaluations",
     "named",
     "solve",

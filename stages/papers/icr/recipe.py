@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.data.prepare import HELD_OUT
+from stages.data.options import HELD_OUT
 from stages.methods import table
 from stages.papers.icr import scan
 from stages.recipes.nodes import curve, extractor_nodes, prepare_nodes, seed_suffix, settings_of

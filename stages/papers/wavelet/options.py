@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UsageError
 from pipeline.stage import Settings
-from stages.data.prepare import PrepareSettings
+from stages.data.options import PrepareSettings
 from stages.methods import table
 from stages.papers.wavelet import fit
 from stages.papers.wavelet.fit import FitOptions, FitSettings

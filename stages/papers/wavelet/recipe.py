@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.data import prepare
-from stages.data.prepare import PrepareSettings
+from stages.data.options import PrepareSettings
 from stages.papers.wavelet import draw, fit, risk
 from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels

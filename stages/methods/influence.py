@@ -1,0 +1,179 @@
+"""What each sample contributes to a score, and the errors that follow from it (ours).
+
+A score theta of n samples has influence values psi: with sample i's weight up by e,
+theta becomes theta + e psi_i / n to first order. They sum to 0. Any smooth function of scores has
+the values of its derivative, so that the error of a difference of two scores of the same noise is
+that of the differences of their values, sample by sample: what the two share cancels.
+
+Errors are of the samples alone: the reference is fixed. Labels drawn in fixed shares are strata,
+and what samples of different labels differ in is no error. For methods.md section 8.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "coverage",
+    "density_and_precision",
+    "frechet",
+    "kernel",
+    "of_mean",
+    "of_root",
+    "recall",
+    "standard_error",
+]
+
+
+def standard_error(psi: Tensor, labels: Tensor | None = None) -> float:
+    """One standard error of a score from its influence values (n,).
+
+    labels: (n,) long of samples whose labels stand in fixed shares, by which the values are
+    centred; None for samples whose labels were drawn at random. A label of a single sample adds
+    its whole value, which is cautious. NaN where nothing can be known: fewer than 2 values.
+    """
+    psi = psi.double()
+    if len(psi) < 2:
+        return math.nan
+    if labels is None:
+        return (psi.var() / len(psi)).sqrt().item()
+    if labels.shape != psi.shape:
+        raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(psi)} influence values")
+    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    counts = counts.double()
+    means = torch.zeros_like(counts).index_add_(0, place, psi) / counts
+    squares = torch.zeros_like(counts).index_add_(0, place, (psi - means[place]).square())
+    alone = torch.zeros_like(counts).index_add_(0, place, psi.square())
+    variances = torch.where(counts > 1, squares / (counts - 1).clamp_min(1), alone)
+    return ((counts / len(psi) ** 2) * variances).sum().sqrt().item()
+
+
+def of_mean(values: Tensor) -> Tensor:
+    """psi (n,) of the mean of values (n,)."""
+    return values.double() - values.double().mean()
+
+
+def of_root(squares: Tensor) -> Tensor:
+    """psi (n,) of the root of the mean of squares (n,); 0 where that is 0."""
+    root = squares.double().mean().sqrt()
+    return (
+        torch.zeros_like(squares, dtype=torch.float64)
+        if root == 0
+        else of_mean(squares) / (2 * root)
+    )
+
+
+def frechet(samples: Tensor, reference: Tensor) -> Tensor:
+    """psi (n,) of the Fréchet distance of samples (n, d) to a fixed reference (m, d).
+
+    With z = x - m1: 2 z.(m1 - m2) + z^T (I - A) z - its mean, where
+    A = C1^(-1/2) (C1^(1/2) C2 C1^(1/2))^(1/2) C1^(-1/2), the derivative of the trace term; for
+    n <= d in the span of the samples. Also that of the distance extrapolated to infinitely many.
+    """
+    x, y = samples.double(), reference.double()
+    z, shift = x - x.mean(0), x.mean(0) - y.mean(0)
+    covariance = (y - y.mean(0)).T @ (y - y.mean(0)) / (len(y) - 1)
+    # In the principal axes of the samples C1 is diagonal: values, and what stands beside them.
+    axes, values = _principal(z)
+    roots = values.sqrt()
+    inner = axes.T @ covariance @ axes * roots[:, None] * roots
+    levels, turned = torch.linalg.eigh((inner + inner.T) / 2)
+    # z^T A z = |levels^(1/4) turned^T C1^(-1/2) z|^2.
+    whitened = (z @ axes / roots) @ turned
+    attracted = (whitened.square() * levels.clamp_min(0).sqrt()).sum(1)
+    unbiased = len(x) / (len(x) - 1)  # of the covariance, whose weights sum to it
+    return of_mean(2 * z @ shift + unbiased * (z.square().sum(1) - attracted))
+
+
+def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Axes (d, r) and variances (r,) of centred samples (n, d), without those of rounding."""
+    n, d = z.shape
+    if n > d:
+        values, axes = torch.linalg.eigh(z.T @ z / (n - 1))
+    else:
+        squares, left = torch.linalg.eigh(z @ z.T / (n - 1))
+        values = squares
+        axes = z.T @ left / (squares.clamp_min(torch.finfo(z.dtype).tiny) * (n - 1)).sqrt()
+    kept = values > values[-1] * max(n, d) * torch.finfo(z.dtype).eps
+    return axes[:, kept], values[kept]
+
+
+def kernel(samples: Tensor, reference: Tensor) -> Tensor:
+    """psi (n,) of the unbiased squared MMD of samples (n, d) to a fixed reference (m, d), under
+    KID's kernel (x.y / d + 1)^3: 2 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), centred."""
+    x, y = samples.double(), reference.double()
+    n = len(x)
+    own = (x @ x.T / x.shape[1] + 1) ** 3
+    own = (own.sum(1) - own.diagonal()) / (n - 1)
+    across = ((x @ y.T / x.shape[1] + 1) ** 3).mean(1)
+    return of_mean(2 * (own - across))
+
+
+@dataclass(frozen=True)
+class Balls:
+    """Distances that the manifold scores are made of, and who lies in whose ball.
+
+    inside_reference: (m, n), sample in a reference image's ball. inside_samples: (m, n), reference
+    image in a sample's ball. Balls reach to the k-th neighbour of their own set.
+    """
+
+    inside_reference: Tensor
+    inside_samples: Tensor
+    across: Tensor
+    sample_distances: Tensor
+    neighbours: int
+
+    @classmethod
+    def of(cls, samples: Tensor, reference: Tensor, neighbours: int) -> Balls:
+        """samples (n, d), reference (m, d)."""
+        x, y = samples.double(), reference.double()
+        own = torch.cdist(x, x).fill_diagonal_(torch.inf)
+        theirs = torch.cdist(y, y).fill_diagonal_(torch.inf)
+        across = torch.cdist(y, x)
+        radii = theirs.kthvalue(neighbours, dim=1).values
+        reach = own.kthvalue(neighbours, dim=1).values
+        return cls(across < radii[:, None], across < reach, across, own, neighbours)
+
+
+def density_and_precision(balls: Balls) -> tuple[Tensor, Tensor]:
+    """psi (n,) of density and of precision, means over samples."""
+    counts = balls.inside_reference.sum(0).double()
+    return of_mean(counts / balls.neighbours), of_mean((counts > 0).double())
+
+
+def coverage(balls: Balls) -> Tensor:
+    """psi (n,) of coverage by the leave-one-out difference: a reference image is lost with the
+    only sample in its ball."""
+    counts = balls.inside_reference.sum(1)
+    only = balls.inside_reference & (counts == 1)[:, None]
+    lost = only.sum(0).double() / len(counts)
+    return of_mean((balls.inside_reference.shape[1] - 1) * lost)
+
+
+def recall(balls: Balls) -> Tensor:
+    """psi (n,) of recall by the leave-one-out difference: reference images that only this sample's
+    ball holds are lost, and the balls of its neighbours grow to their next neighbour."""
+    inside, own, k = balls.inside_samples, balls.sample_distances, balls.neighbours
+    m, n = inside.shape
+    counts = inside.sum(1)
+    lost = (inside & (counts == 1)[:, None]).sum(0).double()
+    ordered, index = own.topk(min(k + 1, n - 1), largest=False)
+    gained = torch.zeros(n, dtype=torch.float64)
+    if ordered.shape[1] > k:
+        # What ball l holds beyond its k-th neighbour, up to the next.
+        more = ~inside & (balls.across < ordered[:, k])
+        free = more & (counts == 0)[:, None]
+        members: list[list[int]] = [[] for _ in range(n)]
+        for ball, nearest in enumerate(index[:, :k].tolist()):
+            for i in nearest:
+                members[i].append(ball)
+        sole = inside & (counts == 1)[:, None]
+        for i, grown in enumerate(members):
+            if grown:
+                reached = more[:, grown].any(1)
+                gained[i] = (free[:, grown].any(1) | (sole[:, i] & reached)).sum()
+    return of_mean((n - 1) * (lost - gained) / m)
