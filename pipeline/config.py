@@ -110,6 +110,10 @@ def _preset_layers(
     return path.stem, layers
 
 
+# What the YAML reader raises; of values that their tags do not fit, plain Python errors.
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
 def read_yaml(path: Path, what: str = "preset") -> dict[str, Any]:
     """Read a YAML mapping; `what` it is called in errors.
 
@@ -121,7 +125,7 @@ def read_yaml(path: Path, what: str = "preset") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UsageError(f"{what} file {path} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
         raise UsageError(f"{what} file {path} is not valid YAML{where}") from error
@@ -138,7 +142,7 @@ def _override(text: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"'{text}' is not a setting; write key=value, such as train.lr=0.001")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except _NO_YAML:
         parsed = value
     tree: Any = parsed
     for part in reversed(key.strip().split(".")):
