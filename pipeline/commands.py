@@ -49,8 +49,7 @@ def run(root: Root, options: Namespace) -> int:
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: give at least 1")
-    address = options.address or os.environ.get("RAY_ADDRESS") or None
-    how = session.Options(options.tracking_uri, address, options.jobs)
+    how = session.Options.of(options)
     if options.dry_run:
         planned = planning.make(root(), _store(options), _request(options), lenient=True)
         print(plan_text(planned, how.cores))
@@ -69,7 +68,7 @@ def _run(catalog: Catalog, options: Namespace, how: session.Options, attempt: in
     finished = None if plan.todo else record.finished_run(store, plan)
     if finished is not None:
         print(f"nothing to do: run {finished['id']} holds these results\n")
-        print(session.results_text(store, finished, options.tracking_uri))
+        print(session.results_text(store, finished, how.tracking_uri))
         track.flush_pending(store.local)
         return DONE
     if attempt == 1:
@@ -196,7 +195,7 @@ def logs(root: Root, options: Namespace) -> int:
     if not path.is_file():
         print(f"{options.node} printed nothing in run {run.id} ({node.state})")
         return DONE
-    print(printable(path.read_text(errors="replace")), end="")
+    print(printable(path.read_text(encoding="utf-8", errors="replace")), end="")
     return DONE
 
 
@@ -239,7 +238,7 @@ def compare(root: Root, options: Namespace) -> int:
     beside = store.run_path(comparison.runs[0].id) / comparing.file_name(comparison.runs)
     path = Path(options.html).expanduser() if options.html else beside
     try:
-        path.write_text(resolve_name(catalog.compare_page)(comparison))
+        path.write_text(resolve_name(catalog.compare_page)(comparison), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--html {path} cannot be written: {error.strerror}") from error
     print(f"html: {path}")
@@ -251,10 +250,10 @@ def ui(root: Root, options: Namespace) -> int:
     from pipeline import track
     from pipeline.track import ui as server
 
-    uri = options.tracking_uri
+    uri = track.chosen_uri(options.tracking_uri)
     if uri is None:
         uri = track.default_uri(_store(options).local)
-    elif warning := track.check_uri(uri):
+    elif warning := track.check_chosen_uri(uri):
         print(f"warning: {warning}")
     return server.serve(uri, options.port)
 

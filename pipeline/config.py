@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from pipeline.errors import UsageError, nearest
 from pipeline.stage import Catalog, Settings
+from pipeline.written import meant, overriding
+from pipeline.yaml12 import Block, Scalar, read
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ def resolve(catalog: Catalog, preset: str | None, overrides: Sequence[str] = ())
 
     Args:
         preset: a name in the catalog's folder or a path to a YAML file; None for the default.
-        overrides: `key=value` strings, the value read as YAML.
+        overrides: `key=value` strings, each value read by the kind of its setting.
 
     Raises:
         UsageError: an unknown preset or key, an unreadable file, a wrong type, a value out of
             bounds, or settings that contradict each other.
     """
     name, layers = _preset_layers(catalog, preset or catalog.default_preset)
-    layers += [_override(text) for text in overrides]
+    layers += [_override(catalog.settings, text) for text in overrides]
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
@@ -88,7 +89,7 @@ def _preset_layers(
     extend this one.
     """
     path = Path(preset).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml"):
         path = (beside or Path()) / path
     else:
         names = preset_names(catalog)
@@ -101,53 +102,29 @@ def _preset_layers(
     if (own := path.resolve()) in above:
         trail = " -> ".join(file.name for file in (*above[above.index(own) :], own))
         raise UsageError(f"presets extend each other in a circle ({trail}); name another preset")
-    tree = read_yaml(path)
-    base = tree.pop("extends", None)
-    layers = [(f"preset {path.stem}", tree)]
+    tree, origin = read(path), f"preset {path.stem}"
+    base = _base(tree, origin)
+    layers = [(origin, meant(catalog.settings, tree, origin))]
     if base is not None:
-        further = _preset_layers(catalog, str(base), path.parent, (*above, own))
+        further = _preset_layers(catalog, base, path.parent, (*above, own))
         layers = further[1] + layers
     return path.stem, layers
 
 
-# What the YAML reader raises; of values that their tags do not fit, plain Python errors.
-_NO_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+def _base(tree: Block, origin: str) -> str | None:
+    """The preset that a file extends, taken out of it."""
+    base = tree.pop("extends", Scalar(""))
+    if not isinstance(base, Scalar):
+        raise UsageError(f"{origin} extends a list or group; name one preset: extends: digits")
+    return None if base.null else base.text
 
 
-def read_yaml(path: Path, what: str = "preset") -> dict[str, Any]:
-    """Read a YAML mapping; `what` it is called in errors.
-
-    Raises:
-        UsageError: the file cannot be read or is not a mapping.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(f"{what} file {path} cannot be read: {reason}") from error
-    except _NO_YAML as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise UsageError(f"{what} file {path} is not valid YAML{where}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UsageError(f"{what} file {path} must hold settings as 'key: value' lines")
-    return tree
-
-
-def _override(text: str) -> tuple[str, dict[str, Any]]:
+def _override(model: type[Settings], text: str) -> tuple[str, dict[str, Any]]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise UsageError(f"'{text}' is not a setting; write key=value, such as train.lr=0.001")
-    try:
-        parsed = yaml.safe_load(value)
-    except _NO_YAML:
-        parsed = value
-    tree: Any = parsed
-    for part in reversed(key.strip().split(".")):
-        tree = {part: tree}
-    return "command line", tree
+    block = overriding(model, key.strip(), value)
+    return "command line", meant(model, block)
 
 
 def _merge(tree: dict, layer: Mapping, origin: str, origins: dict[str, str], at: str = "") -> None:
@@ -191,9 +168,10 @@ def _explain(
     if problem["type"] == "missing":
         return f"{key} is required; set it in the preset or as {key}=VALUE"
     given, message = problem["input"], problem["msg"]
-    if problem["type"] in ("model_type", "model_attributes_type"):
-        inner = next((k for k in known_keys(model) if k.startswith(f"{key}.")), f"{key}.KEY")
-        return f"{key} is a group of settings{where}; set one of its keys, such as {inner}"
+    if problem["type"] in ("too_short", "too_long"):
+        few = problem["type"] == "too_short"
+        bound = problem["ctx"]["min_length" if few else "max_length"]
+        return f"{key}={given!r}{where}: give at {'least' if few else 'most'} {bound}"
     return f"{key}={given!r}{where}: {message[:1].lower()}{message[1:]}"
 
 

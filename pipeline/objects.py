@@ -206,7 +206,7 @@ class ObjectLocation:
         """Hold the cache's place of a folder: one process of this machine fetches it."""
         path = self.cache / "locks" / f"fetch-{name.replace('/', '-')}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as stream:
+        with path.open("w", encoding="utf-8") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

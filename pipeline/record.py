@@ -65,7 +65,9 @@ class Record:
         self._store, self.data = store, data
         self._journal = Journal(store, data["id"])
         self.folder = store.run_path(data["id"])
-        (self.folder / "settings.yaml").write_text(yaml.safe_dump(data["settings"]))
+        (self.folder / "settings.yaml").write_text(
+            yaml.safe_dump(data["settings"]), encoding="utf-8"
+        )
         self._save()
 
     @property

@@ -20,14 +20,18 @@ from pipeline.artifact import Artifact
 
 
 class Settings(pydantic.BaseModel):
-    """Base of all settings: frozen, unknown keys refused, each field described and bounded.
+    """Base of all settings: frozen, unknown keys refused, numbers finite, each field described.
 
     A field declared with `unkeyed` does not change results and so does not enter an artifact's key
     (how many shards run at once, say).
     """
 
     model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        coerce_numbers_to_str=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
     def revised(self, **changes: Any) -> Settings:

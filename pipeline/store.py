@@ -159,7 +159,7 @@ class Store:
             describe: called with the description of the files, returns the manifest.
         """
         manifest = describe(describe_files(folder))
-        (folder / MANIFEST).write_text(manifest.dump())
+        (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         self.location.put(folder, f"artifacts/{manifest.stage}/{manifest.key}", last=MANIFEST)
         shutil.rmtree(folder, ignore_errors=True)
         return manifest
@@ -259,7 +259,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + wait_seconds
         while True:
-            with path.open("w") as stream:
+            with path.open("w", encoding="utf-8") as stream:
                 held = _try_lock(stream, fcntl.LOCK_EX)
                 if held and not _is_at(stream, path):  # `gc` has removed it meanwhile
                     continue
@@ -271,7 +271,7 @@ class Store:
     def holder(self, name: str) -> str:
         """The machine that holds a lock at this moment, "" if none does. Writes nothing."""
         try:
-            with self._lock_path(name).open() as stream:
+            with self._lock_path(name).open(encoding="utf-8") as stream:
                 if not _try_lock(stream, fcntl.LOCK_SH):
                     return socket.gethostname()
         except FileNotFoundError:
@@ -283,7 +283,7 @@ class Store:
     def drop_locks(self) -> None:
         """Remove what is left of locks that nobody holds."""
         for path in (self.local / "locks").glob("*"):
-            with path.open("w") as stream:
+            with path.open("w", encoding="utf-8") as stream:
                 if _try_lock(stream, fcntl.LOCK_EX):
                     path.unlink(missing_ok=True)
         if isinstance(self.location, ObjectLocation):

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline import worker
+from pipeline.environment import Unheard, sentence
 from pipeline.errors import BAD_USAGE, INTERRUPTED, NODE_FAILED, PipelineError, UsageError
 
 RAY_LOST = 75
@@ -84,9 +85,11 @@ def _child(body: Callable[[int], int], attempt: int) -> dict[str, Any]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if said:
-        return json.loads(said[-1])
-    return {"code": INTERRUPTED, "last": True} if interrupted else {}
+    heard = json.loads(said[-1]) if said else {}
+    # A signal to all of our processes ends Ray too: that is no Ray that was lost.
+    if interrupted and heard.get("code") in (None, RAY_LOST):
+        return {"code": INTERRUPTED, "last": True}
+    return heard
 
 
 def _error(said: dict[str, Any]) -> PipelineError:
@@ -106,6 +109,8 @@ def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
     worker.watch_parent()
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.signal(signal.SIGTERM, _interrupt_once)
+    # A reader who has had enough (head, less) does not end the run.
+    sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)
     said: dict[str, Any] = {"code": NODE_FAILED}
     try:
         said = {"code": body(attempt)}
@@ -114,8 +119,12 @@ def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
     except PipelineError as error:
         text = traceback.format_exc()
         said = {"code": error.exit_code, "error": str(error), "traceback": text}
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        text = sentence(error) if isinstance(error, OSError) else None
+        if text is None:
+            traceback.print_exc()
+        else:
+            said |= {"error": text, "traceback": traceback.format_exc()}
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -125,9 +134,14 @@ def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
     """The terminal and the parent may both tell us: once is enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not SIG_IGN: what comes at this very moment would be told as an error.
+        signal.signal(signum, _unheard)
     raise KeyboardInterrupt
+
+
+def _unheard(number: int, frame: FrameType | None) -> None:
+    """A signal that says nothing new."""
 
 
 def _wait(pid: int, interrupted: list[float]) -> None:

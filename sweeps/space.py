@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,10 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, model_validator
 
-from pipeline import config
+from pipeline import yaml12
 from pipeline.errors import UsageError, nearest
 from pipeline.stage import Settings
+from pipeline.written import meant
 
 FOLDER = Path(__file__).parent / "spaces"
 LISTS, RANGES = ("grid", "choice"), ("uniform", "loguniform", "randint")
@@ -199,10 +201,12 @@ class Parameter:
             raise ValueError(
                 f"{path}: unknown kind '{kind}'{hint} (known: {', '.join(LISTS + RANGES)})"
             )
+        if kind in LISTS and not isinstance(values, list | dict | None):
+            values = [values]
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: {kind} has no values; give a list such as [1, 2]")
         if kind in RANGES:
-            _check_range(path, kind, values)
+            values = _ends(path, kind, values)
         elif len({canonical(value) for value in values}) < len(values):
             raise ValueError(f"{path}: {kind} has {_first_twice(values)} twice; leave one out")
         return cls(path, kind, tuple(values))
@@ -229,17 +233,23 @@ def _short(value: float, low: float, high: float) -> float:
     return min(max(float(f"{value:.4g}"), low), high)
 
 
-def _check_range(path: str, kind: str, values: Sequence[Any]) -> None:
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+def _ends(path: str, kind: str, values: Sequence[Any]) -> list[int | float]:
+    """The two ends of a range. Raises ValueError."""
+    numbers = all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )
     if len(values) != 2 or not numbers:
         raise ValueError(f"{path}: {kind} takes two numbers, as in {kind}: [1, 8], not {values}")
     low, high = values
-    if kind == "randint" and not all(isinstance(v, int) for v in values):
-        raise ValueError(f"{path}: randint takes whole numbers, not {values}")
+    if kind == "randint":
+        if any(v != int(v) for v in values):
+            raise ValueError(f"{path}: randint takes whole numbers, not {values}")
+        low, high = int(low), int(high)
     if not low < high:
         raise ValueError(f"{path}: {kind} from {low} to {high} is empty; give the lower end first")
     if kind == "loguniform" and low <= 0:
         raise ValueError(f"{path}: loguniform from {low} reaches zero; begin above it")
+    return [low, high]
 
 
 def _product(parameters: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
@@ -301,13 +311,18 @@ def read(name: str, file: str | None = None, **changes: Any) -> Space:
     Raises:
         UsageError: there is no such space, or it is wrong; one sentence.
     """
+    if not re.fullmatch(r"\w[\w.+-]{,99}", name):
+        raise UsageError(
+            f"sweep name '{name}': runs and folders are called after it; take up to 100 letters, "
+            "digits, '-', '_' and '.', with a letter or digit first"
+        )
     if file is None and name not in names():
         raise UsageError(
             f"unknown sweep '{name}'{nearest(name, names())} (known: {', '.join(names())}; or give "
             "your own space with --space FILE)"
         )
     path = Path(file) if file is not None else FOLDER / f"{name}.yaml"
-    tree = config.read_yaml(path, "space")
+    tree = meant(Space, yaml12.read(path, "space"), f"space {path.stem}")
     tree |= {key: value for key, value in changes.items() if value is not None}
     try:
         return Space.model_validate(tree)

@@ -214,20 +214,8 @@ def shared_keys(trials: Iterable[Sequence[Target]], least: int = 2) -> set[str]:
 
 
 def setting(path: str, value: Any) -> str:
-    """`path=value`, the value written so that YAML reads it back as it is."""
-    return f"{path}={_yaml(value)}"
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, float):
-        text = repr(value)
-        # Without a point YAML takes 1e-05 for a word.
-        return text.replace("e", ".0e") if "e" in text and "." not in text else text
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
-    return json.dumps(value)
+    """`path=value`, the value written so that it is read back as it is."""
+    return f"{path}={json.dumps(value, ensure_ascii=False)}"
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -23,9 +24,17 @@ from typing import Any
 from pipeline.track.locking import lock_file
 from pipeline.track.redaction import redact
 from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending
-from pipeline.track.uri import check_uri, default_uri
+from pipeline.track.uri import check_chosen_uri, check_uri, chosen_uri, default_uri
 
-__all__ = ["Tracker", "check_uri", "default_uri", "flush_pending", "send_pending"]
+__all__ = [
+    "Tracker",
+    "check_chosen_uri",
+    "check_uri",
+    "chosen_uri",
+    "default_uri",
+    "flush_pending",
+    "send_pending",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +85,7 @@ class Tracker:
         self._sender: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._away = self._full = False
+        self._not_finite: set[tuple[str, str]] = set()
 
     def start(self) -> None:
         """Open the spool and start the sender."""
@@ -115,6 +125,7 @@ class Tracker:
 
     def points(self, node: str, abscissa: str, rows: Sequence[Row]) -> None:
         """Curve points of a running node, shown as they come."""
+        self._say_not_finite(node, rows)
         self._append("points", node=node, abscissa=abscissa, rows=_plain_rows(rows))
 
     def node_finished(
@@ -129,7 +140,12 @@ class Tracker:
         abscissa: str | None = None,
         cached: bool = False,
     ) -> None:
-        """A node's headline metrics and whole curves; points sent before are not sent again."""
+        """A node's headline metrics and whole curves; points sent before are not sent again.
+
+        Values that are not finite are said and left out: the run has the tag `not_finite.METRIC`.
+        """
+        headline = [(name, 0, float(value)) for name, value in (metrics or {}).items()]
+        self._say_not_finite(node, [*curves, *headline])
         self._append(
             "finish",
             node=node,
@@ -140,6 +156,14 @@ class Tracker:
             params=flatten(params or {}),
             abscissa=abscissa,
         )
+
+    def _say_not_finite(self, node: str, rows: Iterable[Row]) -> None:
+        """Say once of each metric of a node that it has a value that MLflow is not told."""
+        for name, step, value in rows:
+            if not math.isfinite(value) and (node, name) not in self._not_finite:
+                self._not_finite.add((node, name))
+                at = f" at step {step}" if step else ""
+                self._warn(f"{node}: {name} is {value}{at}, which MLflow is not told")
 
     def dataset(
         self,
@@ -294,7 +318,8 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
             stdin=subprocess.PIPE if live else subprocess.DEVNULL,
             stdout=subprocess.PIPE if live else subprocess.DEVNULL,
             stderr=stderr,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
             start_new_session=True,
         )

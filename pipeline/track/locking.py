@@ -14,7 +14,7 @@ def lock_file(path: Path, wait_seconds: float) -> Iterator[bool]:
     """Hold an exclusive lock on `path`, gone with the process; yields False if others keep it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
-    with path.open("a") as stream:
+    with path.open("a", encoding="utf-8") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

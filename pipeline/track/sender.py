@@ -9,6 +9,7 @@ spooled, by which MLflow's database knows them.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -247,6 +248,9 @@ class Sender:
         batch = self._batch(key)
         for metric, step, value in rows:
             metric = metric_name(metric)
+            if not math.isfinite(value):  # a database would keep 1.8e308 for infinity
+                batch.tags.setdefault(f"not_finite.{metric}"[:250], f"{value} at step {step}")
+                continue
             if step in self._state.steps(key, metric) or (metric, step) in batch.steps:
                 continue
             batch.steps[metric, step] = None

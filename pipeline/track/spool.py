@@ -166,13 +166,13 @@ class State:
         }
         temporary = self._path.with_suffix(f".{os.getpid()}")
         temporary.touch(mode=0o600)  # the URI may hold a password, as in the spool
-        temporary.write_text(json.dumps(fields, separators=(",", ":")))
+        temporary.write_text(json.dumps(fields, separators=(",", ":")), encoding="utf-8")
         temporary.replace(self._path)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -38,7 +38,7 @@ class Samples(DescribedArtifact):
     def steps(self) -> dict[str, list[float]]:
         """`level` and `gamma` of every solver step, noise first; gamma is 1 without correction,
         and the mean over blocks where each block of samples had its own."""
-        return json.loads((self.path / "steps.json").read_text())
+        return json.loads((self.path / "steps.json").read_text(encoding="utf-8"))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,7 +102,7 @@ class ExternalSamples(Samples):
 
     @cached_property
     def _names(self) -> list[str]:
-        return json.loads((self.path / "names.json").read_text())
+        return json.loads((self.path / "names.json").read_text(encoding="utf-8"))
 
     def name_of(self, index: int) -> str:
         return self._names[index]

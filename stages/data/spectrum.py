@@ -81,7 +81,7 @@ def run(context: Context) -> Result:
             total += other
         frequency, power = total.spectrum()
     spectrum = {"frequency": frequency.tolist(), "power": power.tolist(), "sums": total.state()}
-    (context.path / FILE).write_text(json.dumps(spectrum, sort_keys=True))
+    (context.path / FILE).write_text(json.dumps(spectrum, sort_keys=True), encoding="utf-8")
     context.progress(count, count, "images")
     context.log(
         f"{count} images of {total.height} x {total.width}: power {power[0]:.4g} at "

@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from stages.methods import given
+
 
 @dataclass(frozen=True)
 class Alarm:
@@ -69,7 +71,7 @@ def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0
     Raises ValueError for shapes that do not fit, fewer than two view seeds, steps that do not
     ascend, and values that are not finite.
     """
-    values = torch.as_tensor(values, dtype=torch.float64).cpu()
+    values = given.tensor(values, "values", torch.float64).cpu()
     _check(steps, values, num_standard_errors)
     lowest = int(values.mean(dim=1).argmin())
     rises = (values[lowest:] - values[lowest]).mean(dim=1)

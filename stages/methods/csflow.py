@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.methods import given
 from stages.methods.density import Mixture, PiecewiseConstant, TimeDensity, Uniform
 from stages.methods.spectrum import check_pixels, radial_power
 
@@ -67,7 +68,7 @@ def cycles_per_degree(
     Raises ValueError for lengths or counts that are not positive, and for frequencies that do
     not tell the size.
     """
-    frequency = torch.as_tensor(frequency, dtype=torch.float64)
+    frequency = given.tensor(frequency, "frequency", torch.float64)
     display_pixels = DISPLAY_PIXELS if display_pixels is None else display_pixels
     image_pixels = _longer_side(frequency) if image_pixels is None else image_pixels
     for name, value, unit in (
@@ -115,7 +116,7 @@ def contrast_sensitivity(frequency_cpd: Tensor | float) -> Tensor:
     visible contrast; 0 at frequency 0, at most 715, near 2.35 cycles per degree.
     Raises ValueError for a negative frequency.
     """
-    u = torch.as_tensor(frequency_cpd, dtype=torch.float64)
+    u = given.tensor(frequency_cpd, "frequency_cpd", torch.float64)
     if not (u >= 0).all():
         raise ValueError("frequency_cpd must not be negative or NaN")
     s = 0.5 / 60  # standard deviation of the eye's line spread, degrees
@@ -163,7 +164,7 @@ def generated(power: Tensor, num_intervals: int = 500) -> Tensor:
     """
     if num_intervals < 1:
         raise ValueError(f"num_intervals must be at least 1, got {num_intervals}")
-    power = torch.as_tensor(power, dtype=torch.float64)
+    power = given.tensor(power, "power", torch.float64)
     tau = torch.arange(num_intervals + 1, dtype=torch.float64)[:, None] / num_intervals
     noise = 1 - tau
     total = tau**2 * power + noise**2
@@ -207,8 +208,8 @@ def interval_weights(
 
 
 def _checked_spectrum(frequency: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-    frequency = torch.as_tensor(frequency, dtype=torch.float64)
-    power = torch.as_tensor(power, dtype=torch.float64)
+    frequency = given.tensor(frequency, "frequency", torch.float64)
+    power = given.tensor(power, "power", torch.float64)
     if frequency.ndim != 1 or frequency.shape != power.shape or len(frequency) < 2:
         raise ValueError(
             "frequency and power must have one shape (F,) with F >= 2 (images of 4 pixels or "
@@ -247,7 +248,7 @@ def time_density(weights: Tensor, mix: float = 0.4, base: TimeDensity | None = N
     (ours; the mixture's limit, which `interval_weights` never gives). For training, base is the
     density the model was trained with. Errors as `PiecewiseConstant` and `Mixture`.
     """
-    weights = torch.as_tensor(weights, dtype=torch.float64)
+    weights = given.tensor(weights, "weights", torch.float64)
     base = Uniform() if base is None else base
     if weights.numel() and (weights == 0).all():
         return Mixture(base, base, mix)

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.methods import given
+from stages.methods.fewest import FEWEST_IMAGES
 from stages.methods.jackknife import deal, standard_error
 
 __all__ = [
@@ -34,8 +36,6 @@ __all__ = [
     "from_features",
     "real_floor",
 ]
-
-FEWEST_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -254,14 +254,17 @@ def _caution(n: int, d: int) -> str:
 
 
 def _check_features(x: Tensor, name: str) -> Tensor:
-    x = torch.as_tensor(x).detach()
+    x = given.tensor(x, name).detach()
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; features are (images, dimensions), so flatten or "
             "pool them first"
         )
     if len(x) < FEWEST_IMAGES:
-        raise ValueError(f"{name} has {len(x)} images; a distance needs at least {FEWEST_IMAGES}")
+        raise ValueError(
+            f"{name} has {len(x)} images; a distance needs at least {FEWEST_IMAGES}: give more, or "
+            "where they are held-out images hold out more"
+        )
     bad = (~torch.isfinite(x).all(1)).nonzero().flatten().tolist()
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
@@ -269,6 +272,7 @@ def _check_features(x: Tensor, name: str) -> Tensor:
             f"{name} has NaN or infinite features in {len(bad)} of {len(x)} images (rows {shown}); "
             "look at these images, or at the network that made them"
         )
+    given.check_size(x, name)
     return x
 
 
@@ -285,8 +289,8 @@ def _check_pair(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
 def _check_gaussian(
     mean: Tensor, cov: Tensor, mean_name: str, cov_name: str
 ) -> tuple[Tensor, Tensor]:
-    mean = torch.as_tensor(mean, dtype=torch.float64).detach()
-    cov = torch.as_tensor(cov, dtype=torch.float64).detach()
+    mean = given.tensor(mean, mean_name, torch.float64).detach()
+    cov = given.tensor(cov, cov_name, torch.float64).detach()
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(
             f"{mean_name} has shape {tuple(mean.shape)} and {cov_name} {tuple(cov.shape)}; they "
@@ -297,6 +301,8 @@ def _check_gaussian(
             f"{mean_name} or {cov_name} has NaN or infinite entries; look for the image whose "
             "features are not finite"
         )
+    given.check_size(mean, mean_name)
+    given.check_size(cov, cov_name)
     if not torch.allclose(cov, cov.T, rtol=1e-6, atol=1e-8 * cov.abs().max().item()):
         raise ValueError(f"{cov_name} is not symmetric; a covariance is")
     return mean, cov

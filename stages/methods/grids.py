@@ -12,12 +12,20 @@ from torch import Tensor
 
 from stages.methods import path
 
+LEAST = 1e-100
+"""The least level above 0."""
+
 S_START = float(path.level_from_time(path.T_START))
 
 
 def check(levels: Tensor) -> Tensor:
     """Return `levels` as float64 on the CPU, or say in one sentence what is wrong with them."""
-    levels = torch.as_tensor(levels).detach().to("cpu", torch.float64)
+    try:
+        if not isinstance(levels, Tensor):
+            levels = torch.as_tensor(levels, dtype=torch.float64)
+        levels = levels.detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError("levels holds other things than numbers; give a 1-D tensor") from None
     if levels.ndim != 1 or len(levels) < 2:
         raise ValueError(
             f"levels has shape {tuple(levels.shape)}; give a 1-D grid of at least two levels"
@@ -33,6 +41,11 @@ def check(levels: Tensor) -> Tensor:
         )
     if levels[-1] != 0:
         raise ValueError(f"levels end at {levels[-1]:.6g}; the last level must be 0")
+    if levels[-2] < LEAST:
+        raise ValueError(
+            f"levels holds {levels[-2]:.6g}, whose ratios to other levels cannot be computed; let "
+            f"the last level above 0 be {LEAST:g} or more"
+        )
     return levels
 
 

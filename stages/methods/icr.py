@@ -33,6 +33,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stages.methods import given
+
 _REFUSED_CONDITION = 0.01 / torch.finfo(torch.float64).eps
 
 
@@ -99,7 +101,7 @@ class ViewMoments:
         reference (d,) is the first image's first view unless given. Raises ValueError for another
         shape, fewer than two views, or values that are not finite.
         """
-        features = torch.as_tensor(features).detach()
+        features = given.tensor(features, "features").detach()
         _check_features(features)
         num_images, num_views, dimension = features.shape
         resolution = (
@@ -277,6 +279,7 @@ def _check_features(features: Tensor) -> None:
         raise ValueError("features hold one view an image; ICR needs at least two views")
     if not torch.isfinite(features).all():
         raise ValueError("features hold values that are not finite; check the network's output")
+    given.check_size(features, "features")
 
 
 def _check_variation(between: Tensor, within: Tensor, rounding: float) -> None:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stages.methods import grids
 from stages.methods.path import Denoiser
 from stages.methods.solvers import named
-from stages.methods.solvers.trajectories import Solver, trajectory
+from stages.methods.solvers.trajectories import Solver, check_state, checked, trajectory
 
 
 class StepNorms(NamedTuple):
@@ -44,6 +44,7 @@ def step_norms(
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; the power method needs at least 1")
+    check_state(denoiser, y)
     if not len(y):
         raise ValueError("y holds no states; give at least one to measure steps at")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
@@ -55,7 +56,8 @@ def step_norms(
             step = advance.step
 
             def one_step(point: Tensor, step=step) -> Tensor:
-                output = solver.evaluate(denoiser, point, grid, step.index)
+                guarded = checked(denoiser, step.index, len(grid) - 1)
+                output = solver.evaluate(guarded, point, grid, step.index)
                 return step.ratio * point + step.weights[0] * output
 
             largest = largest_singular(one_step, step.outputs[0].point, iterations, generator)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.methods import given
+
 __all__ = ["Neighbours", "nearest", "ratio"]
 
 ROWS = 1024  # of a batch, at most
@@ -148,7 +150,7 @@ def _rows_that_fit(memory_mib: int, d: int, k: int) -> int:
 
 
 def _flat(images: Tensor, name: str) -> Tensor:
-    images = torch.as_tensor(images)
+    images = given.tensor(images, name)
     if images.ndim < 2 or len(images) == 0 or images[0].numel() == 0:
         raise ValueError(f"{name} has shape {tuple(images.shape)}; give (images, ...), not empty")
     flat = images.detach().flatten(1)

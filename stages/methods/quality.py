@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.methods import given
+from stages.methods.fewest import most_neighbours
 from stages.methods.frechet import FrechetResult, from_features
 from stages.methods.jackknife import complements, deal, standard_error
 
@@ -107,11 +109,10 @@ def precision_recall(
             f"{LARGEST_MANIFOLD} of each set"
         )
     blocks = min(blocks, fewest // 2)
-    remaining = fewest - -(-fewest // blocks) if blocks >= 2 else fewest
-    if not 1 <= neighbours < remaining - 1:
+    if not 1 <= neighbours <= (largest := most_neighbours(fewest, blocks)):
         raise ValueError(
-            f"neighbours is {neighbours} and {remaining} images remain when a block is left out; "
-            f"use 1 to {remaining - 2} neighbours"
+            f"neighbours is {neighbours} and {largest + 2} images remain when a block is left out; "
+            f"use 1 to {largest} neighbours"
         )
     whole = _prdc(samples, reference, neighbours)
     errors: dict[str, float | None] = dict.fromkeys(whole)
@@ -153,6 +154,9 @@ def spatial_frechet(
     samples: (n, channels, h, w), reference: (m, channels, h, w): the first few channels of a
     feature map, flattened, so that it notices where things are and not only whether they are.
     """
+    samples, reference = (
+        given.tensor(x, name) for x, name in ((samples, "samples"), (reference, "reference"))
+    )
     for name, x in (("samples", samples), ("reference", reference)):
         if x.ndim != 4:
             raise ValueError(
@@ -257,8 +261,8 @@ def _pair(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(x: Tensor, name: str) -> Tensor:
-    x = torch.as_tensor(x)
-    if x.ndim != 2 or len(x) < 2:
+    x = given.tensor(x, name)
+    if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; give (images, dimensions), at least two images"
         )
@@ -268,4 +272,5 @@ def _checked(x: Tensor, name: str) -> Tensor:
             f"{name} has NaN or infinite values in {len(bad)} of {len(x)} images, first in image "
             f"{bad[0]}; look at it, or at the network that made them"
         )
+    given.check_size(x, name)
     return x

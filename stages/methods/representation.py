@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.methods import given
+
 RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 9))
 
 
@@ -77,7 +79,8 @@ def probe_accuracy(
     """
     train = _float64(train_features, "probe: train_features", (2,))
     test = _float64(test_features, "probe: test_features", (2,))
-    train_labels, test_labels = torch.as_tensor(train_labels), torch.as_tensor(test_labels)
+    train_labels = given.tensor(train_labels, "probe: train_labels")
+    test_labels = given.tensor(test_labels, "probe: test_labels")
     for name, rows, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if labels.shape != (len(rows),):
             raise ValueError(
@@ -127,7 +130,7 @@ def _ridge_weights(centred: Tensor, onehot: Tensor, targets: Tensor, ridge: floa
 
 
 def _float64(features: Tensor, name: str, ranks: tuple[int, ...]) -> Tensor:
-    features = torch.as_tensor(features).detach()
+    features = given.tensor(features, name).detach()
     if features.ndim not in ranks or 0 in features.shape:
         shapes = {2: "(N, d)", 3: "(n, views, d)"}
         wanted = " or ".join(shapes[rank] for rank in ranks)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.methods import given
+
 REC_601 = (0.299, 0.587, 0.114)
 """Luma of red, green and blue, ITU-R BT.601."""
 
@@ -64,12 +66,14 @@ class RadialPower:
         Raises ValueError for other shapes or dtypes, for values that are not finite, and for
         latents as `check_pixels` does.
         """
-        images = torch.as_tensor(images)
+        images = given.tensor(images, "images")
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
                 "images must be a floating-point tensor (B, C, H, W) in [-1, 1], "
                 f"got {images.dtype} of shape {(*images.shape,)}"
             )
+        if images.isfinite().all():
+            given.check_size(images, "images")
         num_images, channels, height, width = images.shape
         if channels < 1:
             raise ValueError("images has no channels; give (B, C, H, W) with C >= 1")
@@ -160,7 +164,7 @@ def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     of one size and dtype follow each other; whole batches are not copied."""
     waiting: list[Tensor] = []
     count = 0
-    for batch in map(torch.as_tensor, batches):
+    for batch in (given.tensor(batch, "images") for batch in batches):
         if waiting and (
             batch.shape[1:] != waiting[0].shape[1:]
             or batch.dtype != waiting[0].dtype

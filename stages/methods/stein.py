@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stages.methods import grids
+from stages.methods import given, grids
 from stages.methods.path import Denoiser
 from stages.methods.solvers import named
 from stages.methods.solvers.divergence import (
@@ -52,6 +52,7 @@ from stages.methods.solvers.trajectories import (
     Rectifier,
     Solver,
     Step,
+    check_state,
     checked,
     combine,
     trajectory,
@@ -160,6 +161,7 @@ def straight_path(
 
     rectifier: records the outputs, with divergences for instance, where one is given.
     """
+    check_state(denoiser, clean, "clean")
     grid = grids.check(levels).tolist()
     solver.check(grid)
     generator = _seeded(generator)
@@ -270,7 +272,7 @@ def calibrated(
     the solver's name it was made for, any other is refused with ValueError; a wrong number of
     steps always is.
     """
-    gammas = torch.as_tensor(gammas, dtype=torch.float64)
+    gammas = given.tensor(gammas, "gammas", torch.float64)
     if gammas.ndim != 1 or not torch.isfinite(gammas).all():
         raise ValueError("gammas must be a 1-D tensor of finite numbers, one per step")
     return Calibrated(gammas, None if levels is None else grids.check(levels), solver)
@@ -375,7 +377,7 @@ def online(
     """
     if not 0 < variance < math.inf:
         raise ValueError(f"variance is {variance}; give E|x0 - mean|^2 of the training data")
-    if not torch.isfinite(torch.as_tensor(mean)).all():
+    if not torch.isfinite(given.tensor(mean, "mean")).all():
         raise ValueError("mean holds NaN or infinity; give the mean of the training data")
     check_probes(num_probes)
     return SteinCorrection("matched", _clip(clip), (mean, variance), num_probes, coordinates)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 # What matplotlib draws in this colour becomes the colour of the surrounding text.
@@ -76,6 +78,25 @@ class Figure:
     svg: str
     rows: Sequence[Sequence[Any]] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", stem(self.name))
+
+
+def stem(name: str) -> str:
+    """A name as the stem of a file and the beginning of ids: what is no letter, digit, - or _
+    gives way, and a number tells such names apart."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:100]
+    return plain if plain == name and name else f"{plain}-{zlib.crc32(name.encode()):08x}"
+
+
+def as_files(figures: Iterable[Figure]) -> dict[str, str]:
+    """The files of figures by stem; a figure whose name was taken has a number behind."""
+    files: dict[str, str] = {}
+    for figure in figures:
+        names = chain([figure.name], (f"{figure.name}-{n}" for n in count(2)))
+        files[next(name for name in names if name not in files)] = as_file(figure)
+    return files
+
 
 def as_file(figure: Figure) -> str:
     """The figure as a file of its own: beside a page's text the ink follows it, alone it needs a
@@ -83,6 +104,7 @@ def as_file(figure: Figure) -> str:
     return figure.svg.replace("currentColor", "#444444")
 
 
+LARGEST = 1e300  # of what can be drawn: matplotlib adds margins
 WHOLE, PANEL = (5.8, 3.5), (3.6, 2.6)  # inches
 # Room for labels, of figures whose legend stands inside: four times faster than fitting it.
 MARGINS = {
@@ -94,7 +116,11 @@ MARGINS = {
 def plot(
     name: str, caption: str, curves: Sequence[Curve], axes: Axes, size: tuple[float, float] = WHOLE
 ) -> Figure:
-    """Curves over a common abscissa, each with its own colour, marker and dash."""
+    """Curves over a common abscissa, each with its own colour, marker and dash.
+
+    Points that are not finite stand in the table and are not drawn; a logarithmic axis is linear
+    where nothing on it is above 0.
+    """
 
     beside = len(curves) > 4  # the legend stands beside the lines, not over them
 
@@ -104,8 +130,9 @@ def plot(
         ]
         ax.set_xlabel(axes.x)
         ax.set_ylabel(axes.y)
-        for axis, is_log in ((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y)):
-            if is_log:
+        drawn = [point for curve in curves for point in _finite(curve)]
+        for place, (axis, is_log) in enumerate(((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y))):
+            if is_log and any(point[place] > 0 for point in drawn):
                 logarithmic(axis)
         if axes.ticks is not None:
             ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
@@ -150,11 +177,22 @@ def _line(ax: Any, curve: Curve, index: int, marked: bool) -> Any:
         "linestyle": _dashes(curve, again),
         "marker": MARKERS[(index + again) % len(MARKERS)] if marked else None,
     }
+    points = _finite(curve)
+    x, y, bars = ([point[place] for point in points] for place in range(3))
     if curve.error is not None and any(error is not None for error in curve.error):
-        bars = [error or 0.0 for error in curve.error]
-        return ax.errorbar(curve.x, curve.y, yerr=bars, capsize=3, elinewidth=1, **style)
-    (line,) = ax.plot(curve.x, curve.y, **style)
+        return ax.errorbar(x, y, yerr=bars, capsize=3, elinewidth=1, **style)
+    (line,) = ax.plot(x, y, **style)
     return line
+
+
+def _finite(curve: Curve) -> list[tuple[float, float, float]]:
+    """The points of a curve that can be drawn, each with the half-width of its bar."""
+    errors = curve.error or [None] * len(curve.x)
+    return [
+        (x, y, error if error is not None and math.isfinite(error) else 0.0)
+        for x, y, error in zip(curve.x, curve.y, errors, strict=True)
+        if math.isfinite(x) and abs(y) < LARGEST
+    ]
 
 
 def _dashes(curve: Curve, again: int) -> str:
@@ -202,7 +240,7 @@ def svg(
 
 def _inline(text: str, name: str) -> str:
     """An SVG element to stand in a page beside others: ids of its own, ink that follows."""
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text, name = text[text.index("<svg") :].replace(INK, "currentColor"), stem(name)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)

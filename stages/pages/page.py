@@ -173,7 +173,7 @@ def _cell(value: Any) -> str:
 
 def with_error(value: float, error: float | None) -> str:
     """`8.41 ± 0.35`, both to the digits that the error supports."""
-    if error is None or math.isnan(error) or error <= 0:
+    if error is None or not math.isfinite(error) or error <= 0:
         return f"{value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(error)))
     # No line breaks inside.

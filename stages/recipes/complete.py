@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
+from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.nodes import (
     REFERENCES,
     own_features_node,
@@ -84,6 +85,8 @@ def with_features(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     by_name = {node.name: node for node in nodes}
     scored = [node for node in nodes if node.stage is evaluate.STAGE]
     sets = dict.fromkeys(name for node in scored for name in node.slot("samples"))
+    if scored:
+        _check_data(bench)
     for node in scored:
         for name in node.slot("samples"):
             _check_size(node, by_name[name])
@@ -99,6 +102,29 @@ def _connected(node: Node, features: dict[str, Node]) -> Node:
         every = [feature.name for feature in features.values()]
         return replace(node, inputs={**node.inputs, "features": every})
     return node
+
+
+def _check_data(bench: Bench) -> None:
+    """Raise UsageError where the settings leave fewer real images than scores need."""
+    data, fewest = bench.data, FEWEST_IMAGES
+    for name in ("held_out", "limit_held_out"):
+        if (count := getattr(data, name)) is not None and count < fewest:
+            raise UsageError(
+                f"data.{name}={count} leaves too few held-out images: scores need at least "
+                f"{fewest}; raise it"
+            )
+    if (most := data.most_train) is None:
+        return
+    if most < evaluate.FEWEST:
+        raise UsageError(
+            f"data.limit={data.limit} and data.held_out={data.held_out} leave {most} training "
+            f"images, and scores need at least {evaluate.FEWEST}; raise the one or lower the other"
+        )
+    if most < bench.evaluate.num_samples:
+        try:
+            bench.evaluate.check_neighbours(most, f"the {most} training images that are left")
+        except ValueError as error:
+            raise UsageError(f"evaluate.{error}") from error
 
 
 def _check_size(scores: Node, samples: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,9 @@ def external_nodes(bench: Bench) -> list[Node]:
 def name_of(path: Path) -> str:
     """What samples made elsewhere are called: as their folder, or as their archive but for its
     suffix."""
-    return path.stem if path.suffix.lower() == ".npz" and not path.is_dir() else path.name
+    path = Path(os.path.abspath(path.expanduser()))  # without the dots of `.` and `..`
+    named = path.stem if path.suffix.lower() == ".npz" and not path.is_dir() else path.name
+    return named or str(path)
 
 
 def recipe(bench: Bench) -> list[Node]:

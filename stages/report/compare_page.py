@@ -221,8 +221,7 @@ def _panel(title: str, metric: str, abscissa: str, curves: Sequence[Curve]) -> F
         log_y=positive and LOGARITHMIC.fullmatch(metric) is not None,
         ticks=ticks if ticks and len(ticks) <= 8 else None,
     )
-    stem = re.sub(r"[^a-z0-9]+", "-", title.lower())
-    return plot(stem, title, drawn, axes, PANEL)
+    return plot(title, title, drawn, axes, PANEL)
 
 
 # --- samples --------------------------------------------------------------------------------------

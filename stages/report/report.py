@@ -52,7 +52,7 @@ class Report(Artifact):
 
 def run(context: Context) -> Result:
     """Write the report of what the inputs hold; inputs that are missing are left out."""
-    from stages.pages.figures import as_file
+    from stages.pages.figures import as_files
     from stages.pages.page import page
 
     settings, data = context.settings, context.inputs.get("data")
@@ -62,12 +62,12 @@ def run(context: Context) -> Result:
     sections = [claims.section(findings), *_sections(made, settings.sections)]
     lead = html.escape(_lead(data)) if data is not None else ""
     text = page(settings.title, lead, sections, MARKER)
-    (context.path / PAGE).write_text(text)
+    (context.path / PAGE).write_text(text, encoding="utf-8")
     folder = context.path / "figures"
     folder.mkdir()
     figures = [one for section in sections for one in (*section.figures, *section.panels)]
-    for figure in figures:
-        (folder / f"{figure.name}.svg").write_text(as_file(figure))
+    for name, svg in as_files(figures).items():
+        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     claims.write(context.path, findings)
     _write_tables(context.path / "tables", {"claims": claims.table(findings)}, scores)
     context.log(f"{len(sections)} sections, {len(figures)} figures, {len(text) / 2**20:.2f} MiB")
@@ -82,7 +82,7 @@ def _write_tables(
     if scores:
         tables = {**tables, "scores": score_section.table_of(scores)}
     for name, table in tables.items():
-        (folder / f"{name}.json").write_text(json.dumps(table))
+        (folder / f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
 
 
 def _lead(data: Data) -> str:

@@ -11,7 +11,7 @@ from pipeline.errors import DamagedArtifactError
 from pipeline.publish import Timed
 from pipeline.stage import resolve
 from stages.pages.curves import STEP, grouped, mean_curve
-from stages.pages.figures import as_file
+from stages.pages.figures import as_files
 from stages.pages.page import figure, table
 from stages.report import claims
 
@@ -44,7 +44,7 @@ def section(run: Run, papers: Sequence[Paper]) -> Timed:
     if training:
         parts += ["<h3>Speed of the trainings</h3>", table(costs(training))]
         parts += map(figure, figures)
-    return Timed("".join(parts), {one.name: as_file(one) for one in figures})
+    return Timed("".join(parts), as_files(figures))
 
 
 def speeds(training: Mapping[str, Any]) -> Figure:

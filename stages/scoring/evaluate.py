@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.features import FeatureSet
 from stages.artifacts.samples import Samples
 from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
+from stages.methods.fewest import FEWEST_OF_SUBSETS as FEWEST
+from stages.methods.fewest import most_neighbours
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from pipeline.graph import Node
     from stages.artifacts.features import FeatureArrays
     from stages.methods.protocol import Protocol, Score
-
-FEWEST = 40  # below, the kernel distance has no two subsets of two images
 
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 
@@ -43,6 +43,20 @@ class EvaluateOptions(Settings):
         description="nearest over second nearest training distance below which a sample counts "
         "as memorised",
     )
+
+    @model_validator(mode="after")
+    def _neighbours_fit(self) -> EvaluateOptions:
+        self.check_neighbours(self.num_samples, f"num_samples={self.num_samples}")
+        return self
+
+    def check_neighbours(self, count: int, because: str) -> None:
+        """Raise ValueError where `count` images of each set have too few neighbours."""
+        most = most_neighbours(count)
+        if self.neighbours > most:
+            raise ValueError(
+                f"neighbours={self.neighbours} is too many for {because}: precision and "
+                f"recall take at most {most} there; lower it, or raise the other"
+            )
 
 
 class EvaluateSettings(EvaluateOptions):
@@ -105,6 +119,7 @@ def run(context: Context) -> Result:
     features = {name: context.inputs["features"][features_node(name)] for name in samples}
     sets = sorted(samples, key=lambda name: (samples[name].description[settings.abscissa], name))
     _check(samples, features, reference, settings)
+    _check_reference(context.inputs["train"], settings)
     held_out = context.inputs["held_out"]
     _check_extractors([*features.values(), held_out], context.inputs["train"])
     pairs = [(samples[name], features[name]) for name in sets]
@@ -174,6 +189,18 @@ def _check(
                 f"{expected[differing[0]]}); trajectory_rms compares samples of one model from "
                 "the same noise"
             )
+
+
+def _check_reference(train: FeatureSet, settings: EvaluateSettings) -> None:
+    """Raise StageError where there are too few training images to score against."""
+    count = train.description["num_images"]
+    if count < FEWEST:
+        raise StageError(
+            f"there are {count} training images, and scores need at least {FEWEST}; raise "
+            "data.limit, or give more images"
+        )
+    with raised_as(StageError):
+        settings.check_neighbours(min(count, settings.num_samples), f"{count} training images")
 
 
 def _check_extractors(sets: Iterable[FeatureSet], train: FeatureSet) -> None:

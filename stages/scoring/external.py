@@ -57,7 +57,7 @@ def run(context: Context) -> Result:
         images = _with_channels(images, data.description["shape"][0])
     order = mixed_order(len(images))
     images, names = images[order], [names[i] for i in order]
-    (context.path / "names.json").write_text(json.dumps(names))
+    (context.path / "names.json").write_text(json.dumps(names), encoding="utf-8")
     facts = {
         "training_step": 0,
         "method": STAGE.name,  # a name would be that of the first place these contents had

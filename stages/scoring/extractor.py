@@ -12,6 +12,7 @@ from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.extractor import EMBEDDED, WEIGHTS, Extractor, Identity
 from stages.methods import table
+from stages.methods.fewest import FEWEST_IMAGES, FEWEST_OF_SUBSETS
 from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def run(context: Context) -> Result:
     settings: ExtractorSettings = context.settings
     data = context.inputs["data"].load()
     _check_labels(settings, data)
+    _check_counts(len(data.train), len(data.test))
     metrics: dict[str, float] = {}
     with raised_as(StageError, ValueError, OSError):
         build = resolve(table.EXTRACTORS[settings.kind])
@@ -60,6 +62,20 @@ def _check_labels(settings: ExtractorSettings, data: DataSet) -> None:
             "extractor.kind=embedded is trained to tell the data's classes apart, and the data "
             "have none; set extractor.kind=inception or dinov2-base, or give labels (y_train in an "
             ".npz file, class folders in a folder)"
+        )
+
+
+def _check_counts(num_train: int, num_held_out: int) -> None:
+    """Raise StageError for fewer real images than scores can be taken against."""
+    if num_held_out < FEWEST_IMAGES:
+        raise StageError(
+            f"the data have {num_held_out} held-out images, and scores need at least "
+            f"{FEWEST_IMAGES}: raise data.held_out (or data.limit_held_out), or give more images"
+        )
+    if num_train < FEWEST_OF_SUBSETS:
+        raise StageError(
+            f"the data have {num_train} training images, and scores need at least "
+            f"{FEWEST_OF_SUBSETS}: raise data.limit, lower data.held_out, or give more images"
         )
 
 

@@ -44,7 +44,7 @@ class SolverOptions(Settings):
     s_max: float = Field(
         80.0, gt=0, le=1e4, description="grids edm, log_snr: the first level, s = t / (1 - t)"
     )
-    s_min: float = Field(0.02, gt=0, description="grids edm, log_snr: the last level above 0")
+    s_min: float = Field(0.02, ge=1e-5, description="grids edm, log_snr: the last level above 0")
     guidance: float = Field(
         1.0, ge=0, le=100, description="classifier-free guidance scale; 1 is none"
     )

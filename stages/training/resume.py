@@ -97,13 +97,15 @@ def _readable(folder: Path) -> dict[str, int]:
 def seal(path: Path) -> None:
     """Keep a finished file's checksum beside it."""
     digest = sha256(path)
-    write_atomically(_beside(path), lambda temporary: temporary.write_text(digest))
+    write_atomically(
+        _beside(path), lambda temporary: temporary.write_text(digest, encoding="utf-8")
+    )
 
 
 def sealed(path: Path) -> bool:
     """Whether a file is what it was when it was sealed."""
     try:
-        return sha256(path) == _beside(path).read_text()
+        return sha256(path) == _beside(path).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
 

@@ -51,7 +51,7 @@ def run(context: Context) -> Result:
     refusal.unlink(missing_ok=True)
     _fit(trainer, settings)
     if refusal.exists():
-        raise StageError(refusal.read_text())
+        raise StageError(refusal.read_text(encoding="utf-8"))
     return finish(context)
 
 
@@ -84,7 +84,9 @@ def _guarded(context: Context) -> None:
         if not context.settings.num_workers:
             raise
         if worker._is_first():
-            write_atomically(context.work.path / REFUSAL, lambda path: path.write_text(text))
+            write_atomically(
+                context.work.path / REFUSAL, lambda path: path.write_text(text, encoding="utf-8")
+            )
 
 
 def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:

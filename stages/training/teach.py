@@ -296,7 +296,7 @@ def _store(
                 array.flush()
             told = {name: digest.hexdigest() for name, digest in digests.items()}
             text = json.dumps({"images": at.stop, "sha256": told})
-            write_atomically(done, lambda path, text=text: path.write_text(text))
+            write_atomically(done, lambda path, text=text: path.write_text(text, encoding="utf-8"))
         context.progress(at.stop, count, "images")
     for name in shapes:
         _place(context.work.path / name, context.path / name)
@@ -311,7 +311,7 @@ def _left(
 
     fresh = {name: hashlib.sha256() for name in shapes}
     try:
-        told = json.loads(done.read_text())
+        told = json.loads(done.read_text(encoding="utf-8"))
         for name, shape in shapes.items():
             array = np.load(folder / name, mmap_mode="r")
             if (array.shape, array.dtype) != (shape, np.dtype(settings.precision)):

@@ -141,3 +141,15 @@ def test_it_evaluates_the_network_once_a_step_by_default_250_times():
 def test_impossible_grids_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         sde.time_grid(**options)
+
+
+def test_a_denoiser_that_returns_something_else_is_named():
+    x, draws = torch.ones(2, 3), Draws(0, torch.arange(2))
+    with pytest.raises(ValueError, match="returned tuple; it must return one torch tensor"):
+        sde.sample(lambda y, s: (y, s), x, draws, num_steps=3)
+    with pytest.raises(FloatingPointError, match="NaN or infinity at step 3 of 3"):
+        sde.sample(lambda y, s: y / (s > 1), x, draws, num_steps=3)
+    with pytest.raises(ValueError, match="x is list"):
+        sde.sample(lambda y, s: y, [1.0], draws)
+    with pytest.raises(ValueError, match="last_time is 1e-40"):
+        sde.time_grid(10, 1e-40)

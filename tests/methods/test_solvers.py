@@ -1,10 +1,13 @@
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
-from stages.methods import grids, solvers, table
+from stages.methods import grids, lipschitz, solvers, stein, table
 from stages.methods.path import T_START
+from stages.methods.solvers import multistep
 from stages.methods.solvers.trajectories import trajectory
 from tests import oracle
 
@@ -60,11 +63,15 @@ def test_a_grid_with_several_times_before_the_start_says_what_to_change():
         ([float("inf"), 1.0, 0.0], "infinity"),
         ([0.0], "at least two"),
         ([[2.0, 0.0]], "1-D"),
+        ([2.0, 1e-310, 0.0], "holds 1e-310, whose ratios .* 1e-100 or more"),
+        ("edm", "other things than numbers"),
+        (None, "other things than numbers"),
+        ([1.0, [2.0]], "other things than numbers"),
     ],
 )
 def test_bad_levels_are_refused_in_one_sentence(levels, message):
     with pytest.raises(ValueError, match=message):
-        solvers.solve(lambda y, s: y, torch.zeros(2, 3), torch.tensor(levels))
+        solvers.solve(lambda y, s: y, torch.zeros(2, 3), levels)
 
 
 def test_bad_grid_settings_are_refused():
@@ -228,6 +235,108 @@ def test_nan_from_the_denoiser_names_step_and_level(name):
 def test_a_wrong_output_shape_is_named():
     with pytest.raises(ValueError, match=r"shape \(2, 1\) for a state of shape \(2, 3\)"):
         solvers.solve(lambda y, s: y[:, :1], torch.ones(2, 3), grids.edm(3))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda clean: (clean, None), "returned tuple; it must return one torch tensor"),
+        (lambda clean: {"sample": clean}, "returned dict"),
+        (lambda clean: clean.numpy(), "returned ndarray"),
+        (lambda clean: None, "returned NoneType"),
+        (lambda clean: float(clean.mean()), "returned float"),
+        (lambda clean: clean.mean(), r"shape \(\) for a state"),
+        (lambda clean: clean[None], r"shape \(1, 2, 3\)"),
+        (lambda clean: clean.to(torch.complex64), "complex64 .* real numbers"),
+        (lambda clean: clean > 0, "bool .* real numbers"),
+        (lambda clean: clean.to("meta"), "on meta .* the state's device"),
+    ],
+)
+def test_what_is_no_tensor_like_the_state_is_named(wrap, message):
+    def denoiser(y, s):
+        return wrap(0.5 * y)
+
+    y, levels = torch.ones(2, 3), grids.edm(3)
+    for call in (solvers.solve, solvers.fit, solvers.fit_heun, lipschitz.step_norms):
+        with pytest.raises(ValueError, match=message):
+            call(denoiser, y, levels)
+    with pytest.raises(ValueError, match=message):
+        stein.calibrate(denoiser, y, levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_denoisers_own_type_leaves_the_states_as_it_is(name, dtype):
+    y, levels = 80 * oracle.noise((3, 4), 0).float(), grids.edm(5, 80)
+    end = solvers.solve(lambda y, s: torch.round(y / (1 + s**2)).to(dtype), y, levels, name)
+    same = solvers.solve(lambda y, s: torch.round(y / (1 + s**2)), y, levels, name)
+    assert end.dtype == torch.float32
+    assert torch.allclose(end, same, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.ones((2, 3)), r"is ndarray; give a torch tensor"),
+        ([[1.0]], "is list"),
+        (torch.ones(2, 3, dtype=torch.int64), r"is torch.int64 of shape \(2, 3\); .*floating"),
+        (torch.tensor(1.0), r"is torch.float32 of shape \(\)"),
+        (torch.full((2, 3), math.inf), "holds NaN or infinity"),
+    ],
+)
+def test_what_are_no_states_is_named(y, message):
+    levels = grids.edm(3)
+    for call in (solvers.solve, solvers.fit, lipschitz.step_norms):
+        with pytest.raises(ValueError, match=f"^y {message}"):
+            call(lambda y, s: 0.5 * y, y, levels)
+    with pytest.raises(ValueError, match=f"clean {message}"):
+        stein.calibrate(lambda y, s: 0.5 * y, y, levels)
+    with pytest.raises(ValueError, match=f"noise {message}"):
+        solvers.fit_whole(lambda y, s: 0.5 * y, y, 3, 80.0)
+    with pytest.raises(ValueError, match="denoiser is str; give a function"):
+        solvers.solve("network", torch.ones(2, 3), levels)
+
+
+# ------------------------------------------------------------------ tiny levels
+
+
+@pytest.mark.parametrize("s_min", [1e-6, 1e-9, 1e-12, 1e-20, 1e-60])
+@pytest.mark.parametrize("name", NAMES)
+def test_at_tiny_levels_single_precision_says_what_double_says(name, s_min):
+    y, levels = 80 * oracle.noise((64, 16), 0), grids.edm(20, 80, 1e-3).tolist()
+    levels[-1:] = [s_min, 0.0]
+    single, double = (
+        solvers.solve(lambda y, s: y / (1 + s**2), y.to(dtype), levels, name)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert double.std() > 0.5
+    assert oracle.rms(single - double) < 0.05 * double.std()
+
+
+def test_heuns_step_to_a_tiny_level_keeps_the_samples():
+    y = oracle.noise((64, 16), 0)
+    for s_min, dtype in ((1e-20, torch.float64), (1e-12, torch.float32)):
+        levels = grids.edm(6, s_max=80.0, s_min=s_min)
+        ends = solvers.solve(lambda y, s: y / (1 + s**2), levels[0] * y.to(dtype), levels, "heun")
+        assert ends.std() == pytest.approx(1.9, abs=0.05)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_phi_is_the_same_on_both_sides_of_its_series(order):
+    for z in (-0.99, -1.01, -3.0, -1e-3, -1e-12, 0.5, 2.0):
+        exact = sum(Fraction(z) ** m / math.factorial(m + order) for m in range(40))
+        assert multistep.phi(order, z) == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_near_equal_levels_leave_the_weights_what_they_are():
+    """Equal steps in the logarithm have the same weights, as a share of the step, at any size."""
+    for h in (1e-3, 1e-6, 1e-9):
+        levels = [math.exp(-h * k) for k in range(5)]
+        step = -math.expm1(-h)
+        third = [w / step for w in multistep.dpmpp_3m(levels, 3)]
+        assert third == pytest.approx([11 / 6, -7 / 6, 1 / 3], abs=h + 1e-6)
+        look = [w / step for w in multistep.unic(levels, 3, 2)]
+        assert look == pytest.approx([5 / 12, 2 / 3, -1 / 12], abs=h + 1e-6)
 
 
 # ------------------------------------------------------------------ an independent library

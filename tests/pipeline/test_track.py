@@ -294,18 +294,25 @@ def test_a_run_removed_from_mlflow_is_sent_anew(make, client, tmp_path):
     assert history(client, runs["train · run-1"], "loss") == [(1, 0.5), (2, 0.25)]
 
 
-def test_values_that_are_no_numbers_are_kept(make, client, tmp_path):
-    nan, infinity = float("nan"), float("inf")
-    tracker = make()
+def test_values_that_are_not_finite_are_left_out_and_said(make, client, tmp_path):
+    nan, infinity, said = float("nan"), float("inf"), []
+    tracker = make(warnings=said)
     rows = [("loss", 1, 0.5), ("loss", 2, nan), ("loss", 3, infinity), ("loss", 4, -infinity)]
     tracker.points("train", "training_step", rows)
+    tracker.node_finished("train", metrics={"fid": infinity, "kid": 0.1}, curves=rows)
     send(tmp_path / "runs" / "run-1")
-    run = runs_of(client, f"full/{tmp_path.name}")["train · run-1"]
-    values = dict(history(client, run, "loss"))
-    # MLflow keeps an infinity as the largest float and draws it, as a NaN, as a gap.
-    largest = sys.float_info.max
-    assert (values[1], values[3], values[4]) == (0.5, largest, -largest)
-    assert str(values[2]) == "nan"
+    runs = runs_of(client, f"full/{tmp_path.name}")
+    for run, at in ((runs["train · run-1"], ""), (runs["run-1"], "train/")):
+        # A database would keep infinity as the largest float there is.
+        assert history(client, run, f"{at}loss") == [(1, 0.5)]
+        assert f"{at}fid" not in run.data.metrics
+        assert run.data.metrics[f"{at}kid"] == 0.1
+        assert run.data.tags[f"not_finite.{at}loss"].endswith((" at step 2", " at step 3"))
+        assert run.data.tags[f"not_finite.{at}fid"] == "inf at step 0"
+    assert said == [
+        "train: loss is nan at step 2, which MLflow is not told",
+        "train: fid is inf, which MLflow is not told",
+    ]
 
 
 def test_leftover_spools_are_sent_by_a_later_run(make, client, tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """Samples made elsewhere: folders and archives, and the numbers of clean-fid on the same files."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pipeline import config
 from pipeline import plan as planning
 from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
@@ -17,6 +19,7 @@ from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
 from stages.data.image_files import read_npz
 from stages.data.readers.order import mixed_order
+from stages.recipes.evaluate import external_nodes, name_of
 from stages.scoring import evaluate, external, extractor, features
 from tests.inline import run_all
 from tests.stages.context import context, digests, make
@@ -279,3 +282,33 @@ def _kid(x, y, clean_fid):
         for a, b in zip(*dealt, strict=True)
     ]
     return np.mean(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("lr-0.001", "lr-0.001"),
+        ("lr-0.002/", "lr-0.002"),
+        ("a.npz", "a"),
+        ("a.b.NPZ", "a.b"),
+        ("folder.npz/", "folder.npz"),
+        ("x/..", "sets"),
+        (".", "sets"),
+    ],
+)
+def test_samples_are_called_by_the_whole_name_of_their_folder(path, name, tmp_path, monkeypatch):
+    (tmp_path / "sets" / "folder.npz").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sets")
+    assert name_of(Path(path)) == name
+    assert name_of(tmp_path / "sets" / path) == name
+
+
+def test_folders_that_differ_behind_a_dot_are_two_methods(tmp_path):
+    names = ("lr-0.001", "lr-0.002")
+    for name in names:
+        (tmp_path / name).mkdir()
+    made = [
+        config.resolve(CATALOG, "smoke", [f"evaluate.path={tmp_path / name}"]).settings
+        for name in names
+    ]
+    assert [external_nodes(bench)[1].tags["method"] for bench in made] == list(names)

@@ -12,6 +12,7 @@ from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
 from stages.artifacts import extractor as artifacts_extractor
 from stages.catalog import CATALOG, RECIPES, Bench
+from stages.data import prepare
 from stages.encoders import embedded
 from stages.encoders.weights import weight_file
 from stages.methods import table
@@ -143,3 +144,18 @@ def test_doctor_lists_weights_and_how_to_place_them(tmp_path, monkeypatch):
 def test_contradictions_are_refused_in_words(settings, words):
     with pytest.raises(ValueError, match=words):
         scoring_extractor.ExtractorSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"held_out": 2}, r"^the data have 2 held-out images, .* at least 4: raise data\.held_out"),
+        ({"limit_held_out": 3}, r"^the data have 3 held-out images"),
+        ({"limit": 30}, r"^the data have 30 training images, .* at least 40: raise data\.limit"),
+    ],
+)
+def test_too_few_real_images_are_refused_before_the_training(settings, words, tmp_path):
+    data = make(tmp_path / "d", prepare.STAGE, prepare.PrepareSettings(**settings))
+    own = scoring_extractor.ExtractorSettings(epochs=1, min_accuracy=0)
+    with pytest.raises(StageError, match=words):
+        make(tmp_path / "e", scoring_extractor.STAGE, own, data=data)

@@ -1,11 +1,13 @@
 """Figures as SVG: what stands on their axes, and how curves are told apart."""
 
+import math
 import re
 from types import SimpleNamespace
 
 import pytest
 
-from stages.pages.figures import Axes, Curve, plot
+from stages.pages.figures import Axes, Curve, as_files, plot
+from stages.pages.page import with_error
 
 
 def texts(figure) -> list[str]:
@@ -111,3 +113,42 @@ def test_labels_stand_within_the_figure(cut):
             told = {"full": rows, "max_min_ratio": 2.0, "variation": 0.1, "step": 3}
             _heatmap("reg", SimpleNamespace(**told), "full")
     assert cut == []
+
+
+NAMES = ["a.b", "a/b", "../a", "a b", "a-b", "größe", r"x\1", "a)b", '"<b>', "$a$", "", "n" * 300]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_a_file_and_an_id(name):
+    figure = plot(name, "caption", [Curve(name, (1, 2), (1, 2))] * 2, Axes("x", "y"))
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,120}", figure.name)
+    ids = re.findall(r'id="([^"]*)"', figure.svg)
+    assert ids
+    assert all(one.startswith(f"{figure.name}-") for one in ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", figure.svg)) <= set(ids)
+
+
+def test_no_file_is_another_figures():
+    figures = [plot(name, "", [Curve("a", (1,), (1,))], Axes("x", "y")) for name in NAMES]
+    assert len({figure.name for figure in figures}) == len(NAMES)
+    same = [figures[4]] * 3
+    assert list(as_files(same)) == ["a-b", "a-b-2", "a-b-3"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [(1, math.inf), (math.nan, 2), (math.nan, math.nan), (-1, -2), (0, 0), (1e308, 1e-308), ()],
+)
+def test_points_that_cannot_be_drawn_stand_in_the_table(values, log):
+    x = (1, 2)[: len(values)]
+    errors = (math.inf, math.nan)[: len(values)]
+    figure = drawn(Curve("a", x, values, errors), log_x=log, log_y=log)
+    assert "nan" not in figure.svg.lower()
+    assert [row[2] for row in figure.rows[1:]] == list(values)
+
+
+def test_an_error_that_is_not_finite_is_left_out():
+    assert with_error(2.0, math.inf) == with_error(2.0, math.nan) == "2"
+    assert with_error(math.inf, 0.1) == "inf\u00a0±\u00a00.10"

@@ -296,7 +296,32 @@ def test_checkpoints_can_be_sampled_by_the_papers_sde():
             ["sample.guidance=0", "train.label_dropout=0"],
             ["sample.guidance=0", "train.label_dropout=0", "set train.label_dropout=0.1"],
         ),
-        (["sample.solvers=[]"], ["sample.solvers=[]", "at least 1 item"]),
+        (["evaluate.neighbours=100", "evaluate.num_samples=60"], ["neighbours=100", "at most 55"]),
+        (
+            ["data.limit=60", "evaluate.neighbours=90", "icr.in_full=false", "stein.num_images=30"],
+            ["evaluate.neighbours=90", "the 60 training images"],
+        ),
+        (
+            ["data.limit=30", "icr.in_full=false", "stein.num_images=30"],
+            ["data.limit=30", "at least 40"],
+        ),
+        (
+            ["data.held_out=1760", "icr.in_full=false", "stein.num_images=30"],
+            ["data.held_out=1760", "leave 37"],
+        ),
+        (["stein.num_images=1501"], ["stein.num_images=1501", "the 1500 training images"]),
+        (
+            ["data.held_out=3", "icr.in_full=false", "stein.num_images=30"],
+            ["data.held_out=3", "at least 4"],
+        ),
+        (
+            ["data.limit_held_out=2", "icr.in_full=false", "stein.num_images=30"],
+            ["data.limit_held_out=2", "at least 4"],
+        ),
+        (["sample.s_min=1e-12"], ["sample.s_min=1e-12", "equal to 0.00001"]),
+        (["scan.tau=.inf"], ["scan.tau=.inf", "finite"]),
+        (["resources.train.cpus=.inf"], ["resources.train.cpus=.inf", "finite"]),
+        (["sample.solvers=[]"], ["sample.solvers=[]", "give at least 1"]),
         (["maskalign.mask_ratios=[0.25,1]"], ["maskalign.mask_ratios.1=1", "less than 1"]),
         (["maskalign.mix_layers=[-1]"], ["maskalign.mix_layers.0=-1", "equal to 0"]),
         ([f"seed={2**63 - 1}"], ["seed=9223372036854775807", "less than"]),

@@ -136,6 +136,54 @@ def test_an_unknown_name_suggests_the_nearest():
         space.read("mine", "none.yaml")
 
 
+@pytest.mark.parametrize("name", ["a/b", "../x", "", ".", ".a", "-a", "a b", "a\\b", "x" * 101])
+def test_a_name_that_is_no_name_of_a_folder_is_refused(name, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("{}")
+    with pytest.raises(UsageError, match="runs and folders are called after it"):
+        space.read(name, str(file))
+
+
+HEAD = "recipe: chain\nmetrics: {value: {node: total, direction: max}}\n"
+
+
+def written(tmp_path, text):
+    file = tmp_path / "s.yaml"
+    file.write_text(HEAD + text)
+    return space.read("lr-0.1_a+b", str(file))
+
+
+def test_numbers_of_a_space_are_those_of_yaml_1_2(tmp_path):
+    found = written(
+        tmp_path,
+        "search: random\ntrials: 1e1\nparameters:\n  a.level: {loguniform: [1e-4, 1e-2]}\n"
+        "  a.value: {randint: [1e2, 1e3]}\n  a.steps: {choice: 1e1}\n  a.marks: {choice: [010]}\n",
+    )
+    ends = [(p.path, p.values) for p in found.ranges()]
+    assert ends[:2] == [("a.level", (1e-4, 1e-2)), ("a.value", (100, 1000))]
+    assert isinstance(ends[1][1][0], int)
+    assert ends[2:] == [("a.steps", (10.0,)), ("a.marks", ("010",))]
+    assert found.trials == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("search: random\ntrials: 2\nparameters: {a.level: {uniform: [0, .inf]}}", "two numbers"),
+        ("search: random\ntrials: 2\nparameters: {a.level: {uniform: [0, yes]}}", "two numbers"),
+        ("search: random\ntrials: 2\nparameters: {a.level: {uniform: 3}}", "has no values"),
+        ("search: random\ntrials: 010\nparameters: {a.value: {grid: 3}}", "trials=010 .* line 4"),
+        ("parameters: {a.value: {grid: 3}}\nparameters: {b.value: {grid: 3}}", "twice, in line 3"),
+        ("parameters: {a.value: {grid: [1]}, a.value: {grid: [2]}}", "'a.value' twice in line 3"),
+        ("parameters: {a.value: 3}", "parameters.a.value=3 .*give names with values"),
+    ],
+)
+def test_a_space_that_is_written_wrong_is_refused(text, said, tmp_path):
+    with pytest.raises(UsageError, match=said) as caught:
+        written(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_parameter_knows_what_is_plain():
     assert Parameter.of("x", {"grid": [1, "a", None, True, 0.5]}).plain
     assert not Parameter.of("x", {"grid": [[1], [2]]}).plain

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from pipeline.errors import UsageError
 from pipeline.stage import Workers
 from pipeline.store import Store
+from pipeline.yaml12 import parse, plain
 from sweeps import target
 from sweeps.check import check_resources, checked
 from sweeps.target import nested, setting, shared_keys, targets
@@ -53,11 +53,13 @@ def test_seeds_make_one_target_each(tmp_path):
     assert found[0].graph.keys["number/b"] != found[1].graph.keys["number/b"]
 
 
-@pytest.mark.parametrize("value", [1e-05, 3, "word", True, None, [1, 2e-7], ["a"], {"x": 1e-9}])
+@pytest.mark.parametrize(
+    "value", [1e-05, 3, "word", "010", "ö 😀", True, None, [1, 2e-7], ["a"], {"x": 1e-9}]
+)
 def test_a_value_reaches_the_settings_as_it_is(value):
     path, _, text = setting("x.y", value).partition("=")
     assert path == "x.y"
-    assert yaml.safe_load(text) == value
+    assert plain(parse(text)) == value
 
 
 def test_settings_become_a_preset_tree():

@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.methods import grids
 from stages.methods.path import Denoiser
 from stages.methods.solvers.multistep import Heun, first_order, ratio
-from stages.methods.solvers.trajectories import checked, combine
+from stages.methods.solvers.trajectories import check_state, checked, combine
 
 
 def check_grid(levels: Sequence[float], fitted: Tensor, name: str) -> None:
@@ -144,6 +144,7 @@ def _fit_steps(
     outputs_at: Callable[..., list[Tensor]],
 ) -> Tensor:
     """Least-squares coefficients (N, width) of every step over the outputs of outputs_at."""
+    check_state(denoiser, y)
     if not len(y):
         raise ValueError("y holds no states; give 256 to 1,000 to fit weights to")
     num_levels = len(grid) - 1

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stages.methods.path import Denoiser
+
+ROUNDINGS = 8
+"""Ratios below so many roundings of the state leave nothing of the difference of Heun's outputs."""
 
 
 def ratio(levels: Sequence[float], k: int) -> float:
@@ -29,6 +33,17 @@ def _span(levels: Sequence[float], k: int) -> float:
     return math.log(levels[k] / levels[k + 1]) if levels[k + 1] > 0 else math.inf
 
 
+def phi(order: int, z: float) -> float:
+    """phi_j(z) = sum_m z^m / (m + j)!, order j >= 1: (e^z - 1) / z and what follows it in exact
+    integrals of polynomials against an exponential. By the series where the closed form cancels."""
+    if abs(z) < 1:
+        return sum(z**m / math.factorial(m + order) for m in range(20))
+    value = math.expm1(z) / z
+    for j in range(1, order):
+        value = (value - 1 / math.factorial(j)) / z
+    return value
+
+
 def first_order(levels: Sequence[float], k: int) -> tuple[float, ...]:
     """DDIM (Song et al. 2021), equal to Euler's step and to DPM-Solver++ 1: D held constant."""
     return (1 - ratio(levels, k),)
@@ -38,9 +53,9 @@ def dpmpp_2m(levels: Sequence[float], k: int) -> tuple[float, ...]:
     """DPM-Solver++ 2M (Lu et al. 2022b, Algorithm 2); first order on the first step and to s=0."""
     if k == 0 or levels[k + 1] == 0:
         return first_order(levels, k)
-    phi = 1 - ratio(levels, k)
-    ahead = phi * _span(levels, k) / (2 * _span(levels, k - 1))
-    return phi + ahead, -ahead
+    share = 1 - ratio(levels, k)
+    ahead = share * _span(levels, k) / (2 * _span(levels, k - 1))
+    return share + ahead, -ahead
 
 
 def dpmpp_3m(levels: Sequence[float], k: int) -> tuple[float, ...]:
@@ -54,14 +69,13 @@ def dpmpp_3m(levels: Sequence[float], k: int) -> tuple[float, ...]:
     if k < 2 or levels[k + 1] == 0:
         return dpmpp_2m(levels, k)
     h, r0, r1 = _span(levels, k), *(_span(levels, k - j) / _span(levels, k) for j in (1, 2))
-    phi = 1 - ratio(levels, k)
-    phi_slope, phi_curve = 1 - phi / h, 0.5 - (h - phi) / h**2
     # The divided differences of D over the last three levels, as rows over (D_k, D_k-1, D_k-2).
     near = np.array([1, -1, 0]) / r0
     far = np.array([0, 1, -1]) / r1
     slope = near + r0 / (r0 + r1) * (near - far)
     curve = (near - far) / (r0 + r1)
-    weights = phi * np.array([1, 0, 0]) + phi_slope * slope + phi_curve * curve
+    constant = (1 - ratio(levels, k)) * np.array([1, 0, 0])
+    weights = constant + h * phi(2, -h) * slope + h * phi(3, -h) * curve
     return tuple(float(w) for w in weights)
 
 
@@ -72,21 +86,17 @@ def unic(levels: Sequence[float], k: int, order: int) -> tuple[float, ...]:
     `order` outputs at levels up to s_k are used, fewer where the history is shorter.
     """
     order = min(order, k + 1)
-    h, phi = _span(levels, k), 1 - ratio(levels, k)
+    h, share = _span(levels, k), 1 - ratio(levels, k)
     nodes = [-sum(_span(levels, k - i) for i in range(1, j + 1)) / h for j in range(1, order)]
     nodes.append(1.0)
     if order == 1:
         rho = np.array([0.5])
     else:
         matrix = np.vander(nodes, order, increasing=True).T
-        z, moments = -h, []
-        tail = math.expm1(z) / z - 1  # the exponential's series at z without its first terms
-        for i in range(1, order + 1):
-            moments.append(tail * math.factorial(i) / math.expm1(z))
-            tail = tail / z - 1 / math.factorial(i + 1)
+        moments = [math.factorial(i) * phi(i + 1, -h) / phi(1, -h) for i in range(1, order + 1)]
         rho = np.linalg.solve(matrix, moments)
-    scaled = phi * rho / np.array(nodes)
-    return float(scaled[-1]), float(phi - scaled.sum()), *(float(w) for w in scaled[:-1])
+    scaled = share * rho / np.array(nodes)
+    return float(scaled[-1]), float(share - scaled.sum()), *(float(w) for w in scaled[:-1])
 
 
 @dataclass(frozen=True)
@@ -121,9 +131,10 @@ class Multistep:
 class Heun:
     """Karras et al. 2022, Algorithm 1: Heun's step, Euler's to level 0; 2N - 1 evaluations.
 
-    With y' = r y + (1-r) D(y, s), the step is r y + (1-r) M, M = a D(y, s) + (1-a) D(y', s_next)
-    and a = 1 - 1/(2r). M is this solver's output: what corrections differentiate and cache is the
-    product through both evaluations.
+    With y' = r y + (1-r) D(y, s), the step is r y + (1-r) M, M = D_0 + a (D_1 - D_0) of
+    D_0 = D(y, s), D_1 = D(y', s_next) and a = 1/(2r). M is this solver's output: what corrections
+    differentiate and cache is the product through both evaluations. Towards a tiny level a grows
+    without bounds; where D_1 - D_0 is no more than y' was rounded by, the step is Euler's (ours).
     """
 
     name: str = "heun"
@@ -139,8 +150,11 @@ class Heun:
         outputs = self.outputs(denoiser, y, levels, k)
         if len(outputs) == 1:
             return outputs[0]
-        trapezoid = 1 / (2 * ratio(levels, k))
-        return (1 - trapezoid) * outputs[0] + trapezoid * outputs[1]
+        first, second = outputs
+        r = ratio(levels, k)
+        if r < ROUNDINGS * torch.finfo(y.dtype).eps:
+            return first
+        return first + (second - first) / (2 * r)
 
     def outputs(
         self, denoiser: Denoiser, y: Tensor, levels: Sequence[float], k: int

@@ -16,14 +16,18 @@ from torch import Tensor
 
 from stages.methods import path
 from stages.methods.draws import Draws
+from stages.methods.solvers.trajectories import check_state, checked
+
+LEAST = 1e-6
+"""The least last time: the velocity there is a difference divided by it."""
 
 
 def time_grid(num_steps: int = 250, last_time: float = 0.04) -> Tensor:
     """linspace(1, last_time, num_steps), then 0: (num_steps + 1,) float64."""
     if num_steps < 2:
         raise ValueError(f"num_steps is {num_steps}; the sampler takes at least 2")
-    if not 0 < last_time < 1:
-        raise ValueError(f"last_time is {last_time}; it must lie between 0 and 1")
+    if not LEAST <= last_time < 1:
+        raise ValueError(f"last_time is {last_time}; it must lie between {LEAST:g} and 1")
     times = torch.linspace(1, last_time, num_steps, dtype=torch.float64)
     return torch.cat([times, times.new_zeros(1)])
 
@@ -40,10 +44,11 @@ def sample(
 
     The network is evaluated at t = 0.999 in place of 1 (ours), where y = x / (1-t) is finite.
     """
+    check_state(denoiser, x, "x")
     times = time_grid(num_steps, last_time).tolist()
     for step, (t, t_next) in enumerate(pairwise(times), start=1):
         t_network = min(t, path.T_START)
-        clean = denoiser(*path.to_edm(x, t_network))
+        clean = checked(denoiser, step - 1, num_steps)(*path.to_edm(x, t_network))
         v = path.velocity_from_clean(x, clean, t_network)
         x = x + (x + (2 - t) * v) * (t_next - t)
         if step < num_steps:

@@ -116,22 +116,51 @@ class Vanilla:
         return 1.0
 
 
+def check_state(denoiser: Denoiser, y: Tensor, name: str = "y") -> None:
+    """Raise ValueError unless these are a denoiser and a batch of states to start from."""
+    if not callable(denoiser):
+        raise ValueError(
+            f"denoiser is {type(denoiser).__name__}; give a function denoiser(y, s) -> E[x0 | y]"
+        )
+    if not isinstance(y, Tensor):
+        raise ValueError(
+            f"{name} is {type(y).__name__}; give a torch tensor, as torch.as_tensor({name}) is"
+        )
+    if not y.is_floating_point() or not y.ndim:
+        raise ValueError(
+            f"{name} is {y.dtype} of shape {tuple(y.shape)}; give floating-point states (B, ...)"
+        )
+    if not torch.isfinite(y).all():
+        raise ValueError(f"{name} holds NaN or infinity; give finite states")
+
+
 def checked(denoiser: Denoiser, k: int, num_levels: int) -> Denoiser:
-    """The denoiser, raising where its output has the wrong shape or is not finite."""
+    """The denoiser with outputs of the state's type; raises where they are of another kind or
+    shape, or not finite."""
 
     def call(y: Tensor, s: float) -> Tensor:
         clean = denoiser(y, s)
+        if not isinstance(clean, Tensor):
+            raise ValueError(
+                f"denoiser returned {type(clean).__name__}; it must return one torch tensor, "
+                "E[x0 | y] of the state's shape: wrap it in a function that picks that one"
+            )
         if clean.shape != y.shape:
             raise ValueError(
                 f"denoiser returned shape {tuple(clean.shape)} for a state of shape "
                 f"{tuple(y.shape)}; it must return E[x0 | y] of the state's shape"
+            )
+        if clean.device != y.device or clean.is_complex() or clean.dtype == torch.bool:
+            raise ValueError(
+                f"denoiser returned {clean.dtype} on {clean.device} for a state of {y.dtype} on "
+                f"{y.device}; it must return real numbers on the state's device"
             )
         if not torch.isfinite(clean).all():
             raise FloatingPointError(
                 f"denoiser returned NaN or infinity at step {k + 1} of {num_levels}, "
                 f"level s={s:.6g}"
             )
-        return clean
+        return clean.to(y.dtype)
 
     return call
 
@@ -157,6 +186,7 @@ def trajectory(
 
     Arguments and errors as in `solvers.solve`, which names solvers; this takes the object.
     """
+    check_state(denoiser, y)
     grid = grids.check(levels).tolist()
     solver.check(grid)
     rectifier = (correction or Vanilla()).begin(solver, grid, generator)

@@ -24,7 +24,7 @@ from stages.methods import grids
 from stages.methods.path import Denoiser, level_from_time, time_from_level
 from stages.methods.solvers.fitted import check_grid
 from stages.methods.solvers.multistep import Heun, first_order, ratio
-from stages.methods.solvers.trajectories import checked, combine
+from stages.methods.solvers.trajectories import check_state, checked, combine
 
 RIDGE = 1e-7  # of the mean diagonal of the normal equations
 SEARCHED = 256  # states that the search runs on, at most
@@ -104,6 +104,7 @@ def teacher(denoiser: Denoiser, noise: Tensor, s_max: float, steps: int = 100) -
     copies of it. Raises ValueError for an empty batch, a level that is not above 0, fewer than 2
     steps, and as `solve` does.
     """
+    check_state(denoiser, noise, "noise")
     if not len(noise):
         raise ValueError("noise holds no states; give 256 to 1,000 to fit weights to")
     if not 0 < s_max < math.inf:

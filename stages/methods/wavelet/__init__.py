@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from stages.methods import given
 from stages.methods.wavelet.hermite import hermite
 from stages.methods.wavelet.model import CHUNK_BYTES, GIB, Layout, WaveletModel
 from stages.methods.wavelet.moments import (
@@ -292,7 +293,7 @@ class WaveletScore:
 
     def score(self, y: Tensor) -> Tensor:
         """Estimate of grad log p_sigma at noisy images y (B, C, H, W), in y's float type."""
-        y = torch.as_tensor(y)
+        y = given.tensor(y, "y")
         check_shape(y, self.statistics.shape)
         basis = self.statistics.layout.basis
         work = y if y.dtype in (torch.float32, torch.float64) else y.float()
@@ -300,7 +301,7 @@ class WaveletScore:
 
     def denoise(self, y: Tensor) -> Tensor:
         """D(y) = y + sigma^2 score(y), the estimate of E[x0 | y]; y: (B, C, H, W)."""
-        y = torch.as_tensor(y)
+        y = given.tensor(y, "y")
         return y + self.sigma**2 * self.score(y)
 
     def coefficient_score(self, w: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.methods import given
 from stages.methods.wavelet.hermite import hermite
 from stages.methods.wavelet.model import CHUNK_BYTES, SHARD_IMAGES, Layout, WaveletModel
 
@@ -95,7 +96,7 @@ def coefficient_products(
 
 def checked_images(images: Tensor) -> Tensor:
     """images as a tensor. Raises ValueError unless they are finite floats (B, C, H, W)."""
-    images = torch.as_tensor(images)
+    images = given.tensor(images, "images")
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
             f"images must be (B, C, H, W) with no empty side, got {tuple(images.shape)}."

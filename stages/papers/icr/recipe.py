@@ -117,7 +117,7 @@ def _facts_of(settings: CheckpointSettings) -> Mapping[str, Any]:
     """model.json of a network given by path. Raises UsageError for one that cannot be scanned."""
     file, *_ = checkpoint.sources_of(settings)
     try:
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"icr.paths: {file} is not JSON ({error})") from error
     if not isinstance(facts, dict):

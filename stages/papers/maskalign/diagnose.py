@@ -79,7 +79,7 @@ def run(context: Context) -> Result:
         )
         context.log(_line(diagnoses[-1]))
     lines = [asdict(measured) for measured in diagnoses]
-    (context.path / FILE).write_text(json.dumps(lines, indent=1, sort_keys=True))
+    (context.path / FILE).write_text(json.dumps(lines, indent=1, sort_keys=True), encoding="utf-8")
     return Result(
         metrics=dict(_metrics(diagnoses[-1])),
         curves=[(name, m.step, value) for m in diagnoses for name, value in _metrics(m)],

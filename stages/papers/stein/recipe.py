@@ -53,7 +53,9 @@ def carries_token(folder: str) -> bool:
     """Whether the network in a folder laid out as a training's artifact carries a class token
     beside the image; False where its description cannot be read, which its own stage refuses."""
     try:
-        facts = json.loads((Path(folder).expanduser() / checkpoint.FACTS).read_text())
+        facts = json.loads(
+            (Path(folder).expanduser() / checkpoint.FACTS).read_text(encoding="utf-8")
+        )
         return bool(facts["config"].get("class_token_dim"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
@@ -131,6 +133,12 @@ class Solved:
                 "clean values are not known here; set stein.target=trajectory, which needs none"
             )
         if settings.source == "data":
+            most = self.bench.data.most_train
+            if most is not None and settings.num_images > most:
+                raise UsageError(
+                    f"stein.num_images={settings.num_images} is above the {most} training images "
+                    f"that data.dataset={self.bench.data.dataset} and data.limit leave; lower it"
+                )
             return {"data": "prepare"} | (needs_teacher(method) if tokens else {})
         if tokens:
             raise UsageError(
