@@ -56,11 +56,16 @@ def raised_as(kind: type[PipelineError], *caught: type[Exception]) -> Iterator[N
 
 
 def printable(text: str) -> str:
-    """Text of others as a terminal may show it: control characters are shown, not sent."""
+    """Text of others as a terminal may show it: control characters are shown, not sent.
+
+    Bytes that are no text (of file names) stay as Python holds them, but for control characters.
+    """
     return "".join(c if c.isprintable() or c in "\n\t" else _shown(c) for c in text)
 
 
 def _shown(character: str) -> str:
+    if "\udca0" <= character <= "\udcff":
+        return character
     return "" if character == "\r" else repr(character)[1:-1]
 
 

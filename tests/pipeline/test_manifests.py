@@ -231,3 +231,6 @@ def test_control_characters_are_shown_and_not_sent(store, capfd):
     assert "\x1b" not in text
     assert r"\x1b[2Jboo\x07" in text
     assert printable("a\tb\nc\r\u202e") == "a\tb\nc\\u202e"
+    assert printable("\udcff\udc9b\x9b") == "\udcff\\udc9b\\x9b", (
+        "0x9b begins what a terminal obeys"
+    )
