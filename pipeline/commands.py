@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import estimates, progress, record, results
 from pipeline import plan as planning
-from pipeline import progress, record, results
 from pipeline.errors import DONE, NODE_FAILED, UsageError, printable
 from pipeline.holding import holder
 from pipeline.plan import Plan, Request
@@ -78,7 +78,12 @@ def _run(catalog: Catalog, options: Namespace, how: session.Options, attempt: in
 
 def plan(root: Root, options: Namespace) -> int:
     """Print the state of every node."""
-    planned = planning.make(root(), _store(options), _request(options), lenient=True)
+    catalog, request = root(), _request(options)
+    try:
+        planned = planning.make(catalog, _store(options), request, lenient=True)
+    except UsageError:
+        _say_what_it_takes(catalog, request)
+        raise
     states = {name: node.state for name, node in planned.nodes.items()}
     if options.mermaid:
         print(planned.graph.mermaid(states))
@@ -87,6 +92,17 @@ def plan(root: Root, options: Namespace) -> int:
     else:
         print(plan_text(planned, len(os.sched_getaffinity(0))))
     return DONE
+
+
+def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
+    """Where a plan fails because something is yet to be placed: what all of it takes, if much."""
+    try:
+        _, graph = planning.build(catalog, request, lenient=True)
+        taken = estimates.text(estimates.by_stage(graph, graph.nodes))
+    except UsageError:
+        return
+    if taken:
+        print(taken)
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -101,7 +117,10 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         }
         for name, node in plan.nodes.items()
     }
-    return {"recipe": plan.recipe, "preset": plan.resolved.preset, "nodes": nodes}
+    data = {"recipe": plan.recipe, "preset": plan.resolved.preset, "nodes": nodes}
+    if taken := estimates.by_stage(plan.graph, plan.todo):
+        data["estimates"] = estimates.data(taken)
+    return data
 
 
 def plan_text(plan: Plan, cores: int) -> str:
@@ -125,6 +144,8 @@ def plan_text(plan: Plan, cores: int) -> str:
         cost += f", about {took} on {cores} core{'s' if cores > 1 else ''}"
     cost = f" ({cost})" if cost else ""
     lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do{cost}")
+    if taken := estimates.text(estimates.by_stage(plan.graph, plan.todo)):
+        lines.append(f"\n{taken}")
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 

@@ -117,7 +117,7 @@ def _pictures(samples: Mapping[str, Samples]) -> Any:
     for name, artifact in samples.items():
         facts = artifact.description
         caption = (
-            f"{name.removeprefix('sample/')}: {facts['solver']}, {facts['nfe']} evaluations, "
+            f"{name.partition('/')[2] or name}: {facts['solver']}, {facts['nfe']} evaluations, "
             f"training step {facts['training_step']}, seed {facts['seed']}, samples 0 to 99"
             if facts["nfe"]
             else f"{name}: made elsewhere, the first 100"

@@ -294,5 +294,6 @@ STAGE = Stage(
         *solvers.needs(settings),
         *corrections.inputs(settings.correction, settings.solver),
     ],
+    estimate="stages.settings.costs:sample",
     metrics=lambda node: (),
 )

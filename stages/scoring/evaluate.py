@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from stages.artifacts.features import FeatureArrays
     from stages.methods.protocol import Protocol, Score
 
+BLOCK = 256  # samples compared at once with those of the reference
+
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 
 
@@ -263,7 +265,7 @@ def _floors(
         floors |= {name: getattr(manifolds, name).value for name in MANIFOLDS}
     if held_out.logits is not None:
         floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
-    if held_out.neighbour_distances.shape[1] > 1:
+    if _has_neighbours(held_out):
         floors["memorization_ratio"] = _memorised(held_out, settings).mean().item()
     return floors
 
@@ -293,7 +295,8 @@ def score_set(
     count = judge.settings.num_samples
     arrays = features.load(count)
     scores = list(_feature_scores(arrays, judge.train.load(), judge))
-    scores += _memorization(arrays, judge, samples.description)
+    among = features.description.get("nearest_among")
+    scores += _memorization(arrays, judge, samples.description, among)
     if reference is not None:
         scores += _trajectories(samples, reference, judge)
     return scores
@@ -341,6 +344,11 @@ def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return features[torch.randperm(len(features), generator=generator)[:count]]
 
 
+def _has_neighbours(found: FeatureArrays) -> bool:
+    """Whether two training images are known for each image."""
+    return found.neighbour_distances is not None and found.neighbour_distances.shape[1] > 1
+
+
 def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
     """(n,) 1.0 where the nearest training image is much nearer than the second nearest."""
     nearest, second = found.neighbour_distances[:, 0], found.neighbour_distances[:, 1]
@@ -348,14 +356,17 @@ def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
 
 
 def _memorization(
-    found: FeatureArrays, judge: Judge, samples: Mapping[str, Any]
+    found: FeatureArrays, judge: Judge, samples: Mapping[str, Any], among: int | None = None
 ) -> Iterator[Score]:
-    """The share of copies among the images that the samples' model was trained on."""
-    if found.neighbour_distances.shape[1] < 2:
+    """The share of copies among the images that the samples' model was trained on, or the first of
+    them."""
+    if not _has_neighbours(found):
         return
     values = _memorised(found, judge.settings)
     details = f"pixels, threshold {judge.settings.memorization_threshold:.4g}"
     seen = samples.get("num_training_images")
+    if among is not None:
+        seen = min(among, seen or judge.protocol.num_reference)
     if seen not in (None, judge.protocol.num_reference):
         details += f", among {seen} training images"
     error = _error_of_mean(values)
@@ -366,9 +377,14 @@ def _memorization(
 
 def _trajectories(samples: Samples, reference: Samples, judge: Judge) -> Iterator[Score]:
     """Root mean square distance per pixel to the reference's samples from the same noise."""
-    first = slice(judge.settings.num_samples)
-    difference = samples.images(first).double() - reference.images(first).double()
-    squares = difference.square_().flatten(1).mean(1)
+    import torch
+
+    parts, count = [], judge.settings.num_samples
+    for start in range(0, count, BLOCK):
+        which = slice(start, min(start + BLOCK, count))
+        difference = samples.images(which).double() - reference.images(which).double()
+        parts.append(difference.square_().flatten(1).mean(1))
+    squares = torch.cat(parts)
     rms = squares.mean().sqrt().item()
     # The jackknife of a root is, to first order, that of the mean over twice the root.
     error = _error_of_mean(squares) / (2 * rms) if rms > 0 else 0.0

@@ -134,12 +134,15 @@ def finish(context: Context) -> Result:
     }
     TrainedNetwork.describe(context.path, facts)
     curves = [tuple(row) for row in record["curves"]]
-    seconds = [tuple(row) for row in record["step_seconds"]]
+    seconds, waiting = (
+        [tuple(row) for row in record[n]] for n in ("step_seconds", "waiting_share")
+    )
     return Result(
         metrics={name: value for name, _, value in curves},
         curves=curves,
         abscissa=worker.ABSCISSA,
-        timings={"step_seconds": seconds} | _speeds(settings, data, seconds),
+        timings={"step_seconds": seconds, "data_waiting_share": waiting}
+        | _speeds(settings, data, seconds),
         tags=record.get("tags", {}),
     )
 
