@@ -7,7 +7,6 @@ Layout: `artifacts/STAGE/KEY/` (payload and manifest), `work/STAGE/KEY/` (resuma
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline import leases, locations, shapes
 from pipeline.artifact import (
@@ -35,6 +34,7 @@ from pipeline.errors import (
     EarlierArtifactError,
     UsageError,
 )
+from pipeline.locking import drop, is_locked, lock_file
 from pipeline.objects import ObjectLocation
 
 RECORD, ENDED_NODES = "run.json", "nodes.jsonl"
@@ -246,36 +246,17 @@ class Store:
         Yields whether it is held. Another process of this machine is waited for as long as
         `wait_seconds`. A process that dies lets go of it, a machine after two minutes.
         """
-        with self._local_lock(name, wait_seconds) as held:
+        with lock_file(self._lock_path(name), wait_seconds) as held:
             if held and isinstance(self.location, ObjectLocation):
                 with leases.lease(self.location, name, self._here) as leased:
                     yield leased
             else:
                 yield held
 
-    @contextmanager
-    def _local_lock(self, name: str, wait_seconds: float) -> Iterator[bool]:
-        path = self._lock_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            with path.open("w", encoding="utf-8") as stream:
-                held = _try_lock(stream, fcntl.LOCK_EX)
-                if held and not _is_at(stream, path):  # `gc` has removed it meanwhile
-                    continue
-                if held or time.monotonic() >= deadline:
-                    yield held
-                    return
-            time.sleep(0.05)
-
     def holder(self, name: str) -> str:
         """The machine that holds a lock at this moment, "" if none does. Writes nothing."""
-        try:
-            with self._lock_path(name).open(encoding="utf-8") as stream:
-                if not _try_lock(stream, fcntl.LOCK_SH):
-                    return socket.gethostname()
-        except FileNotFoundError:
-            pass
+        if is_locked(self._lock_path(name)):
+            return socket.gethostname()
         if isinstance(self.location, ObjectLocation):
             return leases.holder(self.location, name, self._here)
         return ""
@@ -283,9 +264,7 @@ class Store:
     def drop_locks(self) -> None:
         """Remove what is left of locks that nobody holds."""
         for path in (self.local / "locks").glob("*"):
-            with path.open("w", encoding="utf-8") as stream:
-                if _try_lock(stream, fcntl.LOCK_EX):
-                    path.unlink(missing_ok=True)
+            drop(path)
         if isinstance(self.location, ObjectLocation):
             for entry in self.location.children("locks"):
                 if leases.is_stale(self.location, entry.removesuffix(".json")):
@@ -402,19 +381,3 @@ def reopen(path: Path, uri: str, stage: str, key: str, kind: type[Artifact]) -> 
 def _words(error: Exception) -> str:
     """What went wrong, without the machinery's numbers."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _is_at(stream: IO[str], path: Path) -> bool:
-    """Whether an open file still has its name."""
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(stream: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.track.locking import lock_file
+from pipeline.locking import lock_file
 from pipeline.track.redaction import redact
 from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending
 from pipeline.track.uri import check_chosen_uri, check_uri, chosen_uri, default_uri

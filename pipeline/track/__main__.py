@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from pipeline.track.locking import lock_file
+from pipeline.locking import lock_file
 from pipeline.track.redaction import redact
 from pipeline.track.sender import Sender
 from pipeline.track.server import Away

@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from pipeline.track.locking import lock_file
+from pipeline.locking import lock_file
 from pipeline.track.uri import sqlite_uri
 
 

@@ -21,8 +21,8 @@ import pytest
 
 from pipeline import track
 from pipeline.errors import UsageError
+from pipeline.locking import lock_file
 from pipeline.track import _spawn, views
-from pipeline.track.locking import lock_file
 from pipeline.track.redaction import redact
 from pipeline.track.spool import (
     LOCK,
