@@ -16,8 +16,8 @@ from pathlib import Path
 from pipeline import config, leases
 from pipeline import plan as planning
 from pipeline.artifact import MANIFEST, Manifest, _checksum
-from pipeline.commands import garbage
 from pipeline.errors import DamagedArtifactError, DamagedRecordError
+from pipeline.garbage import garbage
 from pipeline.locations import is_plain
 from pipeline.plan import Request
 from pipeline.results import Run

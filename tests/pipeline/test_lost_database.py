@@ -7,6 +7,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def in_mlflow(store):
 def removed(store):
     for path in store.glob("mlflow.db*"):
         path.unlink()
+
+
+def until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def drain(sender):
@@ -155,11 +163,23 @@ def test_a_finished_run_is_sent_again_in_the_background(tmp_path, made):
     assert _spawn([str(run_dir)], tmp_path / "log", live=False).wait(120) == 0
     removed(tmp_path)
     assert flush_pending(tmp_path) == 1
-    deadline = time.monotonic() + 120
-    while is_pending(run_dir):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: not is_pending(run_dir))
     assert in_mlflow(tmp_path) == (2, 3)
+
+
+@pytest.mark.slow
+def test_a_run_with_nothing_to_do_sends_what_mlflow_lacks(tmp_path):
+    command = [sys.executable, "-m", "tests.toy", "run", "chain", "a.steps=3"]
+    command += ["--store", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    (run_dir,) = (path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    until(lambda: not is_pending(run_dir))
+    removed(tmp_path)
+    assert is_pending(run_dir)
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+    assert "nothing to do" in said
+    until(lambda: not is_pending(run_dir))
+    assert in_mlflow(tmp_path)[1] == 3
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from pipeline import leases
 from pipeline import plan as planning
 from pipeline.__main__ import main
-from pipeline.commands import garbage
 from pipeline.errors import UsageError
+from pipeline.garbage import garbage
 from pipeline.plan import Request
 from pipeline.record import Record, command_line, resume_command
 from pipeline.results import Run
