@@ -90,6 +90,7 @@ GIVEN = {
     "ddpm-v": ((3, 8, 3), "diffusers/ddpm_v", []),
     "diffusers-dit": ((4, 8, 5), "diffusers/dit", []),
     "edm": ((3, 8, 3), "edm/ddpmpp", []),
+    "edm-pickle": ((3, 8, 3), "edm/ddpmpp", ["format=edm"]),
     "edm2": ((4, 8, 3), "edm2", []),
     "python": ((3, 8, 3), "mine:half", []),
 }
@@ -100,6 +101,12 @@ def given(folder, which, monkeypatch):
     shape, path, said = GIVEN[which]
     if which in ("edm", "edm2"):
         path = edm(folder / "converted", path)
+    elif which == "edm-pickle":
+        facts = arguments(f"{path}/init_kwargs.json")["EDMPrecond_label3"]["init_kwargs"]
+        network = song(**{k: v for k, v in facts.items() if k != "model_type"})
+        network.load_state_dict(tensors(f"{path}/weights.safetensors"))
+        edm_pickle(folder / "published.pkl", network, "EDMPrecond", facts)
+        path = folder / "published.pkl"
     elif which == "python":
         (folder / "mine.py").write_text(PYTHON)
         monkeypatch.syspath_prepend(folder)
