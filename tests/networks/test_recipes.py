@@ -92,7 +92,7 @@ GIVEN = {
     "edm": ((3, 8, 3), "edm/ddpmpp", []),
     "edm-pickle": ((3, 8, 3), "edm/ddpmpp", ["format=edm"]),
     "edm2": ((4, 8, 3), "edm2", []),
-    "python": ((3, 8, 3), "mine:half", []),
+    "python": ((3, 8, 3), "half_denoiser:half", []),
 }
 
 
@@ -108,7 +108,7 @@ def given(folder, which, monkeypatch):
         edm_pickle(folder / "published.pkl", network, "EDMPrecond", facts)
         path = folder / "published.pkl"
     elif which == "python":
-        (folder / "mine.py").write_text(PYTHON)
+        (folder / "half_denoiser.py").write_text(PYTHON)
         monkeypatch.syspath_prepend(folder)
     else:
         path = FIXTURES / path
@@ -315,7 +315,7 @@ def test_files_are_asked_about_before_any_work(tmp_path):
     plain = ["data.dataset=npz", *data(tmp_path, 3, 8, 3)]
     path = f"networks.path={FIXTURES / 'diffusers/ddpm_v'}"
     assert "trainings go on from SiT, REPA and REG" in refused(*plain, path, recipe="train")
-    with pytest.raises(UsageError, match=r"networks\.format: Input should be 'bench'"):
+    with pytest.raises(UsageError, match=r"networks\.format='sitt': input should be 'bench'"):
         graph("stein", "networks.path=x", "networks.format=sitt")
 
 
@@ -332,11 +332,11 @@ def test_keys_depend_on_contents_and_what_is_said_not_on_places(tmp_path):
 
 
 def test_two_functions_of_one_file_are_two_networks(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(PYTHON + "\ndef other():\n    return half()\n")
+    (tmp_path / "two_denoisers.py").write_text(PYTHON + "\ndef other():\n    return half()\n")
     monkeypatch.syspath_prepend(tmp_path)
     here = [*SMALL, *data(tmp_path, 3, 8, 3)]
     keys = {
-        graph("stein", *here, f"networks.path=mine:{name}").keys["checkpoint/given"]
+        graph("stein", *here, f"networks.path=two_denoisers:{name}").keys["checkpoint/given"]
         for name in ("half", "other")
     }
     assert len(keys) == 2
