@@ -14,7 +14,7 @@ from stages.encoders.weights import FOLDER, WEIGHT_FILES
 README = (Path(__file__).parents[1] / "README.md").read_text()
 START = "python -m pipeline "
 PLANNED = ("run", "plan", "sweep")
-BROUGHT = ("networks.path=", "--preset edm-")  # published checkpoints, which nobody downloads
+BROUGHT = (".pt", "last.pth", "--preset edm-")  # published checkpoints, which nobody downloads
 IMAGENET = [f"data/imagenet/{side}/n0000000{i}" for side in ("train", "val") for i in (1, 2)]
 
 
