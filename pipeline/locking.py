@@ -34,7 +34,7 @@ LOCAL_ONLY = {"nolock", "local_lock=flock", "local_lock=all", "localflock"}
 
 
 @contextlib.contextmanager
-def hold(path: Path, wait_seconds: float = 0.0) -> Iterator[bool]:
+def lock_file(path: Path, wait_seconds: float = 0.0) -> Iterator[bool]:
     """Try to hold a lock; yields whether it is held, within `wait_seconds`.
 
     Raises OSError where the disk refuses what locks are made of.
@@ -50,7 +50,7 @@ def hold(path: Path, wait_seconds: float = 0.0) -> Iterator[bool]:
         time.sleep(POLL_SECONDS)
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether somebody holds a lock at this moment. Writes nothing."""
     if (path.parent / MARK).exists():
         return _lives(_sign_of(path), _read(_sign_of(path)), time.time())
@@ -59,6 +59,19 @@ def is_held(path: Path) -> bool:
             return not _try(stream, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+
+
+def drop(path: Path) -> None:
+    """Remove what is left of a lock that nobody holds."""
+    if path.name == MARK:
+        return
+    if (path.parent / MARK).exists():
+        if not _lives(path, _read(path), time.time()):
+            path.unlink(missing_ok=True)
+        return
+    with path.open("a", encoding="utf-8") as stream:
+        if _try(stream, fcntl.LOCK_EX):
+            path.unlink(missing_ok=True)
 
 
 def by_creation(folder: Path) -> bool:
@@ -117,8 +130,21 @@ def _try(stream: IO[Any], kind: int) -> bool:
 
 @contextlib.contextmanager
 def _flocked(path: Path) -> Iterator[bool]:
-    with path.open("w", encoding="utf-8") as stream:
-        yield _try(stream, fcntl.LOCK_EX)
+    while True:
+        with path.open("a", encoding="utf-8") as stream:
+            held = _try(stream, fcntl.LOCK_EX)
+            if held and not _is_at(stream, path):  # `drop` has removed it meanwhile
+                continue
+            yield held
+            return
+
+
+def _is_at(stream: IO[Any], path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
