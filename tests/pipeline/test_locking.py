@@ -86,7 +86,7 @@ def test_of_another_machine_it_is_believed_while_it_is_fresh(tmp_path, monkeypat
 
 
 def test_a_lock_that_lives_is_touched(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(locking, "BEAT_SECONDS", 0.05)
     (tmp_path / locking.MARK).touch()
     sign = locking._sign_of(tmp_path / "a")
     with locking.lock_file(tmp_path / "a"):
