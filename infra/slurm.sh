@@ -20,14 +20,15 @@ token=$(head -c 32 /dev/urandom | base64 | tr -dc a-zA-Z0-9)
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$token}
 
 trap 'kill -INT "${command:-}" 2>/dev/null; wait "${command:-}"; exit 130' INT TERM
-trap 'kill $(jobs -p) 2>/dev/null' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
 
 # On a node: ray start, with as many CPUs and GPUs as Slurm gives there.
 start='cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}
 gpus=${SLURM_GPUS_ON_NODE:-0}
 exec ray start "$@" --num-cpus="$cpus" --num-gpus="${gpus##*:}" --block'
-on() {  # NODE COMMAND...: a step of one task with all that the job has of that node
-    srun --nodes=1 --ntasks=1 --overlap --export=ALL -w "$1" \
+# NODE COMMAND...: becomes a step of one task with all that the job has of that node.
+on() {
+    exec srun --nodes=1 --ntasks=1 --overlap --export=ALL -w "$1" \
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${@:2}"
 }
 
