@@ -137,7 +137,8 @@ class Data(DescribedArtifact):
     """Training and held-out images and labels, and statistics of the training images. Facts: name,
     shape, class names, counts, white, mean, std, V. Where they are not mapped arrays: `storage`
     (packed or latents) and `shards`, the number of images in each by part; of latents `latents`:
-    autoencoder (name and sha256 of its weights), pixel_range, scaling, shift, dtype."""
+    autoencoder (name and sha256 of its weights), pixel_range, scaling, shift, dtype; `of_pixels`:
+    the payload of the pixels that they were made of or compared with."""
 
     facts = "data.json"
 
@@ -206,6 +207,11 @@ class Data(DescribedArtifact):
         if not self.description.get("flips"):
             return shown
         return replace(shown, train=shown.train.mirrored())
+
+    def is_of(self, pixels: Data) -> bool:
+        """Whether these latents are known to be of these pixels, in their order: made of them, or
+        compared with them."""
+        return self.description.get("of_pixels") == pixels.manifest.payload
 
     @property
     def of_unit_pixels(self) -> bool:
