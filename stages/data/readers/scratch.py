@@ -29,7 +29,7 @@ def below(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def copies() -> Iterator[Path]:
-    """A new folder, `below` one that was named or among the temporary files. It is removed where the
+    """A new folder, `below` one that was named or among temporary files. It is removed where the
     block raises, and else by who reads it; temporary ones that killed processes of this machine
     have left are removed first."""
     machine = platform.node() or "localhost"
