@@ -254,7 +254,8 @@ def test_damaged_files_are_counted_named_and_allowed_by_number(tmp_path):
     assert sorted(map(np.sum, shown.astype(int))) == sorted(int(x.astype(int).sum()) for x in kept)
 
 
-def test_a_member_of_an_archive_that_does_not_unpack_is_a_damaged_file(tmp_path):
+@pytest.mark.parametrize("mapped_gib", [0, 1])
+def test_a_member_of_an_archive_that_does_not_unpack_is_a_damaged_file(tmp_path, mapped_gib):
     path, images = tmp_path / "x.zip", [formats.png(pixels) for pixels in PIXELS]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for i, data in enumerate(images):
@@ -264,8 +265,9 @@ def test_a_member_of_an_archive_that_does_not_unpack_is_a_damaged_file(tmp_path)
     start = member.header_offset + 30 + len(member.filename)
     whole[start : start + member.compress_size] = b"\xff" * member.compress_size
     path.write_bytes(whole)
-    refused(tmp_path, path, r"1 of 12 files are damaged: .*1/05\.png does not unpack")
-    data, _, _ = prepared(tmp_path / "out", path, skip_damaged=1)
+    words = r"1 of 12 files are damaged: .*1/05\.png does not unpack"
+    refused(tmp_path, path, words, mapped_gib=mapped_gib)
+    data, _, _ = prepared(tmp_path / "out", path, skip_damaged=1, mapped_gib=mapped_gib)
     assert len(data.train) + len(data.test) == 11
 
 
