@@ -133,6 +133,7 @@ def encode_shard(
     shard: tuple[str, int, int, bool], pixels: Data, folder: Path, settings: EncodeSettings
 ) -> Written:
     """Latents of images first..last-1 of a part, mirrored where asked, unless they are there."""
+    from stages.artifacts.reading import in_order, sensible
     from stages.artifacts.storage import LatentScale
     from stages.artifacts.written import find, write_latents
     from stages.encoders import autoencoder
@@ -144,9 +145,13 @@ def encode_shard(
     images = getattr(pixels.load(), part)
     network = autoencoder.load(settings.autoencoder, settings.device, settings.precision)
 
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
+    batches = [slice(first + a, first + b) for a, b in blocks(last - first, settings.batch_size)]
+
     def moments() -> Iterator[np.ndarray]:
-        for start, stop in blocks(last - first, settings.batch_size):
-            batch = images.finish(images.raw(slice(first + start, first + stop)).to(network.device))
+        for raw in in_order(images.raw, batches, readers):
+            batch = images.finish(raw.to(network.device))
             yield network.moments(batch.flip(-1) if mirrored else batch).cpu().numpy()
 
     known = autoencoder.known(settings.autoencoder)
