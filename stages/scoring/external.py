@@ -67,13 +67,11 @@ def run(context: Context) -> Result:
 
     from stages.data.image_files import listed
     from stages.data.readers.order import mixed_order
-    from stages.data.readers.scratch import below
 
     (path,) = sources_of(context.settings)
     data: Data = context.inputs["data"]
     shape = tuple(data.description["shape"])
-    raised = raised_as(StageError, ValueError, OSError, UsageError)
-    with raised, below(context.path), listed(path, shape) as listing:
+    with raised_as(StageError, ValueError, OSError, UsageError), listed(path, shape) as listing:
         order = mixed_order(len(listing.images))
         notes, found = _write(context, listing, order, shape[0])
         names, said = [listing.names[i] for i in order], listing.said
