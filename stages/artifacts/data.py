@@ -243,11 +243,14 @@ class Data(DescribedArtifact):
     def datasets(self) -> list[dict[str, Any]]:
         facts = self.description
         profile = {k: facts[k] for k in ("shape", "num_train", "num_test", "mean", "std")}
+        # What latents were read from is an autoencoder.
+        pixels = facts.get("of_pixels")
+        source = f"pixels {pixels[:12]}" if pixels else next(iter(self.manifest.external), None)
         return [
             {
                 "name": facts["name"],
                 "digest": self.manifest.payload[:32],
-                "source": next(iter(self.manifest.external), "scikit-learn"),
+                "source": source or "scikit-learn",
                 "profile": profile | {"num_classes": len(facts["class_names"])},
             }
         ]

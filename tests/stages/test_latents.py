@@ -145,6 +145,11 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(tmp_path, folder, pixels,
     assert digests(at.path) == digests(latents.path)
 
 
+def test_mlflow_is_told_which_pixels_latents_are_of(pixels, latents):
+    (told,) = latents.datasets()
+    assert told["source"] == f"pixels {pixels.manifest.payload[:12]}"
+
+
 def test_files_are_safe_as_soon_as_some_are_made(tmp_path, folder, pixels, monkeypatch):
     monkeypatch.setattr(encode, "WAVE", 1)
     settings = EncodeSettings(autoencoder=str(folder), batch_size=4, shard_size=8)
