@@ -41,11 +41,6 @@ class Stack:
         return (sizes[2], *sizes[:2]) if self.axes == "nhwc" else tuple(sizes)
 
     @property
-    def range(self) -> Range:
-        """What the values were taken for."""
-        return {"float32": "signed", "unit": "unit"}.get(self.convert, "bytes")
-
-    @property
     def dtype(self) -> np.dtype:
         floats = self.convert in ("float32", "unit", "bytes")
         return np.dtype(np.float32 if floats else np.uint8)
@@ -90,16 +85,20 @@ def pixels_of(
     like: tuple[int, int, int] | None = None,
     overshoot: float = 1e-4,
     told: bool = True,
+    beside: Stack | None = None,
 ) -> Stack:
     """Pixels of an array of images.
 
     axes, values: what the user says of them, None to be found out. like: (C, H, W) that decides
     where the axes could be either. overshoot: how far floats may lie outside [-1, 1]. told: whether
-    settings can say axes and values, which messages then name.
+    settings can say axes and values, which messages then name. beside: the training images, of
+    held-out ones, which may be too few to show their range.
 
     Raises ValueError where shape or values are not certain; it names what would be.
     """
     stack = Stack(stored, _pixel_axes(stored.shape, name, axes, like, told))
+    if values is None and beside is not None and (convert := _as_beside(stored, name, beside)):
+        return replace(stack, convert=convert)
     return replace(stack, convert=_pixel_values(stored, name, values, overshoot, told))
 
 
@@ -129,6 +128,11 @@ def latents_of(stored: np.ndarray | FileArray, name: str, axes: Axes | None = No
 
 
 def _pixel_axes(shape: tuple[int, ...], name: str, axes: Axes | None, like, told: bool) -> str:
+    if len(shape) == 3 and shape[2] <= 4 < shape[1]:
+        raise ValueError(
+            f"{name} has shape {shape}, as one image (H, W, C) has; give (n, H, W), (n, H, W, C) "
+            "or (n, C, H, W)"
+        )
     if len(shape) == 3 and 0 not in shape:
         return "nhw"
     if len(shape) != 4 or 0 in shape:
@@ -178,6 +182,30 @@ def _ask_axes(shape: tuple[int, ...], name: str, told: bool = True) -> ValueErro
     return ValueError(
         f"{name} has shape {shape}, which could be (n, C, H, W) or (n, H, W, C); {remedy}"
     )
+
+
+def _as_beside(stored: np.ndarray | FileArray, name: str, train: Stack) -> str | None:
+    """The conversion of held-out images that are of the type of the training images but do not
+    reach as far; None where they show their range themselves. Raises ValueError where they seem to
+    be of another range."""
+    signed = stored.dtype.kind == "f" and train.convert == "float32"
+    sixteen = stored.dtype == np.uint16 and train.convert == "upper 8 of 16 bits"
+    if not signed and not sixteen:
+        return None
+    array = stored.array if isinstance(stored, FileArray) else stored
+    low, high, _ = _extent(array, name)
+    if sixteen and high <= 255:
+        raise ValueError(
+            f"{name} reaches {high:g} and the training images use 16 bits; store both in one range"
+        )
+    if sixteen:
+        return train.convert
+    if low >= 0 and high > 0:
+        raise ValueError(
+            f"{name} lies in [{low:.4g}, {high:.4g}] and the training images in [-1, 1]; rescale "
+            "the one or the other, or say what both are by data.range=signed"
+        )
+    return "float32" if max(-low, high) <= 1 + 1e-4 else None
 
 
 def _pixel_values(stored, name: str, values: Range | None, overshoot: float, told: bool) -> str:

@@ -12,7 +12,8 @@ UNLABELLED = ("images",)
 def class_numbers(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """(n,) int64 of labels as they are stored, and the class names where the labels are text.
 
-    (n,) and (n, 1) whole numbers are taken, (n, K) rows with a single one among zeros, and text.
+    (n,) and (n, 1) whole numbers of any type are taken, truth values, (n, K) rows with a single
+    one among zeros, and text.
     Raises ValueError for others, `name` in it.
     """
     labels = np.asarray(labels)
@@ -24,6 +25,10 @@ def class_numbers(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str,
         names, numbers = np.unique(labels, return_inverse=True)
         texts = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
         return numbers.astype(np.int64), tuple(texts)
+    if labels.ndim == 1 and labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64) if (np.abs(labels) < 2**31).all() else labels
+    if labels.ndim == 1 and labels.dtype.kind == "b":
+        labels = labels.astype(np.int64)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         more = "; several classes an image are not supported" if labels.ndim == 2 else ""
         raise ValueError(
@@ -31,6 +36,8 @@ def class_numbers(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str,
         )
     if len(labels) and labels.min() < 0:
         raise ValueError(f"{name} holds {labels.min()}; labels count from 0")
+    if len(labels) and labels.max() >= 2**31:
+        raise ValueError(f"{name} holds {labels.max()}; number the classes 0, 1, 2, ...")
     return labels.astype(np.int64), None
 
 
