@@ -60,7 +60,7 @@ def test_what_was_written_is_kept():
         ("a: !own 3\n", "the tag !own .line 1"),
         ("? [a, b]\n: 3\n", "a key that is no word .line 1"),
         ("'': 3\n", "a key that is empty"),
-        ("a: 1\n---\nb: 2\n", "not valid YAML .line 2.: .*another document"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML .line 2.: .*a second document"),
         ("a: *b\n", "undefined alias 'b'"),
         ("a:\n\tb: 1\n", "line 2.: it has a tab there; use spaces"),
         ("a:\t1\n", "line 1.: it has a tab there; use spaces"),

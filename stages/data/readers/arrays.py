@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from stages.data.fitted import DIM
 from stages.data.readers.mapped import FileArray, release
 
 BLOCK = 2**25  # bytes that are looked at at once
-DIM = 32  # a highest value below this is no picture of 0..255
 Axes = Literal["nhwc", "nchw"]
 Range = Literal["signed", "unit", "bytes"]
 RANGES = "signed (-1 to 1), unit (0 to 1) or bytes (0 to 255)"
@@ -184,12 +184,17 @@ def _ask_axes(shape: tuple[int, ...], name: str, told: bool = True) -> ValueErro
     )
 
 
+def _is_sixteen_bit(dtype: np.dtype) -> bool:
+    """Of whole numbers, in either order of bytes."""
+    return dtype.kind == "u" and dtype.itemsize == 2
+
+
 def _as_beside(stored: np.ndarray | FileArray, name: str, train: Stack) -> str | None:
     """The conversion of held-out images that are of the type of the training images but do not
     reach as far; None where they show their range themselves. Raises ValueError where they seem to
     be of another range."""
     signed = stored.dtype.kind == "f" and train.convert == "float32"
-    sixteen = stored.dtype == np.uint16 and train.convert == "upper 8 of 16 bits"
+    sixteen = _is_sixteen_bit(stored.dtype) and train.convert == "upper 8 of 16 bits"
     if not signed and not sixteen:
         return None
     array = stored.array if isinstance(stored, FileArray) else stored
@@ -229,7 +234,7 @@ def _pixel_values(stored, name: str, values: Range | None, overshoot: float, tol
                 f"{'; else set data.range=bytes' if told else ''}"
             )
         return "as they are"
-    if stored.dtype == np.uint16 and high > 2**15:
+    if _is_sixteen_bit(stored.dtype) and high > 2**15:
         return "upper 8 of 16 bits"
     if low >= 0 and high <= 255 and (high >= DIM or values == "bytes"):
         return "whole"

@@ -43,9 +43,7 @@ IMAGES = frozenset(
         "latent",
     ]
 )
-LABELS = frozenset(
-    ["y", "label", "labels", "lbl", "lbls", "target", "targets", "class", "classes"]
-)
+LABELS = frozenset(["y", "label", "labels", "lbl", "lbls", "target", "targets", "class", "classes"])
 SHORT = {"tr": "train", "te": "test", "ts": "test", "va": "val"}  # sides as archives shorten them
 TOKEN = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 GLUED = re.compile("([xy])(tr|trn|train|training|te|tst|test|testing|va|val|valid|validation)")
