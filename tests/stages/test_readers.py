@@ -8,6 +8,7 @@ import platform
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -787,3 +788,113 @@ def test_samples_may_come_in_every_file_that_data_come_in(tmp_path, name):
     images, names = image_files.read_images(path)
     assert len(names) == len(images) == len(expected)
     assert sorted(map(bytes, images)) == sorted(map(bytes, np.ascontiguousarray(expected)))
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+MEMBERS = {f"{'ab'[i % 2]}/{i}.png": png(PIXELS[i]) for i in range(12)}
+LABELS = [[name, int(name[0] == "b")] for name in MEMBERS]
+
+
+def zipped(file, members):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file
+
+
+@pytest.mark.parametrize("spelling", ["{}", "./{}", "/{}", "set/{}", "set/./{}"])
+def test_names_of_an_archive_in_any_spelling_are_classes(tmp_path, spelling):
+    members = {spelling.format(name): data for name, data in MEMBERS.items()}
+    data, _, _ = prepared(tmp_path / "out", zipped(tmp_path / "a.zip", members))
+    assert data.class_names == ("a", "b")
+
+
+def test_names_of_an_archive_of_windows_are_classes(tmp_path):
+    members = {name.replace("/", "\\"): data for name, data in MEMBERS.items()}
+    data, _, _ = prepared(tmp_path / "out", zipped(tmp_path / "a.zip", members))
+    assert data.class_names == ("a", "b")
+
+
+def test_empty_folders_of_an_archive_are_refused_as_on_a_disk(tmp_path):
+    file = zipped(tmp_path / "a.zip", MEMBERS | {"c/": b""})
+    refused(tmp_path, file, "c holds no image files, and stands beside class folders")
+    split = {f"train/{name}": data for name, data in MEMBERS.items()} | {"val/a/": b""}
+    refused(tmp_path, zipped(tmp_path / "b.zip", split), "val holds no image files")
+
+
+@pytest.mark.parametrize("place", ["", "set/", "set/images/"])
+def test_a_dataset_json_lies_on_top_or_where_all_images_lie(tmp_path, place):
+    names = {f"{place}{i}.png": png(PIXELS[i]) for i in range(12)}
+    text = json.dumps({"labels": [[f"{i}.png", i % 3] for i in range(12)]})
+    members = names | {f"{place}dataset.json": text}
+    data, said, _ = prepared(tmp_path / "zip", zipped(tmp_path / "a.zip", members))
+    assert data.num_classes == 3
+    assert "labels by dataset.json" in said
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "in")
+    other, _, _ = prepared(tmp_path / "folder", tmp_path / "in")
+    assert other.train.labels.tolist() == data.train.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([*LABELS, [LABELS[0][0], 1]], r"names a/0\.png twice; leave one out"),
+        ([[n, [1, 0] if k else k] for n, k in LABELS], "labels of several forms"),
+    ],
+)
+def test_a_dataset_json_that_contradicts_itself_is_refused(tmp_path, labels, words):
+    members = MEMBERS | {"dataset.json": json.dumps({"labels": labels})}
+    refused(tmp_path, zipped(tmp_path / "a.zip", members), words)
+
+
+def tarred(file, of_label):
+    members = {}
+    for i in range(12):
+        suffix, data = of_label(i % 2)
+        members |= {f"{i:03}.png": png(PIXELS[i]), f"{i:03}.{suffix}": data}
+    with tarfile.open(file, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("of_label", "taken"),
+    [
+        (lambda k: ("cls", f"{k}\n".encode()), True),
+        (lambda k: ("cls", f"{k}.0".encode()), True),
+        (lambda k: ("json", json.dumps({"label": float(k)}).encode()), True),
+        (lambda k: ("json", json.dumps({"label": None}).encode()), None),
+        (lambda k: ("cls", b"cat"), False),
+        (lambda k: ("json", json.dumps({"label": k + 0.7}).encode()), False),
+        (lambda k: ("json", json.dumps({"label": "cat"}).encode()), False),
+        (lambda k: ("json", json.dumps({"label": [k]}).encode()), False),
+        (lambda k: ("json", json.dumps({"label": k == 1}).encode()), False),
+    ],
+)
+def test_labels_of_tars_are_whole_numbers_and_samples_need_none(tmp_path, of_label, taken):
+    file = tarred(tmp_path / "a.tar", of_label)
+    if taken is False:
+        refused(tmp_path, file, "holds no whole number as label")
+    else:
+        assert prepared(tmp_path / "out", file)[0].num_classes == (2 if taken else 0)
+    assert len(image_files.read_images(file)[1]) == 12
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("x_train", "y_train"), ("train_images", "train_labels"), ("X", "Y"), ("set", "set_labels")],
+)
+def test_labels_beside_an_array_by_their_names(tmp_path, images, labels):
+    np.save(tmp_path / f"{images}.npy", PIXELS)
+    np.save(tmp_path / f"{labels}.npy", np.arange(12) % 3)
+    assert prepared(tmp_path / "out", tmp_path / f"{images}.npy")[0].num_classes == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -35,11 +36,11 @@ def read(settings) -> Source:
     """
     root = required(settings.path, "folder", "folder of class folders")
     found = images_below(root, settings.follow_links)
-    labels = root / "dataset.json"
-    if labels.is_file():
-        return labelled(files_of(root, found.paths), found, labels.read_bytes(), settings)
+    if (beside := dataset_json(found)) is not None:
+        text, prefix = (root / beside).read_bytes(), beside.removesuffix("dataset.json")
+        return labelled(files_of(root, found.paths), found, text, settings, prefix)
     layout = layout_of(found.paths, str(root))
-    _check_empty(root, layout, found)
+    check_empty(root, layout, found)
     return source_of(lambda paths: files_of(root, paths), layout, found, settings)
 
 
@@ -58,9 +59,22 @@ def source_of(images_of, layout: Layout, found: Found, settings) -> Source:
     return Source(*split(train, number, names), names, said="; ".join(filter(None, said)))
 
 
-def labelled(images: Encoded, found: Found, text: bytes, settings) -> Source:
-    """The source of images whose labels a dataset.json gives by their sorted names."""
-    labels, names = of_dataset_json(text, found.paths)
+def dataset_json(found: Found) -> str | None:
+    """The dataset.json on top, or in the folder that all images lie in."""
+    if not found.paths:
+        return None
+    folder = os.path.commonpath([found.paths[0], found.paths[-1]])
+    if len(found.paths) == 1:
+        folder = folder.rpartition("/")[0]
+    parts = folder.split("/") if folder else []
+    places = ["/".join([*parts[:end], "dataset.json"]) for end in range(len(parts) + 1)]
+    return next((place for place in places if place in found.companions), None)
+
+
+def labelled(images: Encoded, found: Found, text: bytes, settings, prefix: str = "") -> Source:
+    """The source of images whose labels a dataset.json gives by their sorted names, which are
+    relative to the folder `prefix` that it lies in."""
+    labels, names = of_dataset_json(text, [path.removeprefix(prefix) for path in found.paths])
     pool = Part(images, labels)
     parts = split(pool, number_held_out(settings, len(pool)), names)
     said = "labels by dataset.json" if len(names) > 1 else "dataset.json without labels"
@@ -81,7 +95,7 @@ def _is_side(folder: str) -> bool:
     return side_of(folder.rpartition("/")[2]) in ("test", "val")
 
 
-def _check_empty(root: Path, layout: Layout, found: Found) -> None:
+def check_empty(root: Path, layout: Layout, found: Found) -> None:
     """Raise ValueError for a folder beside class folders, or of a side, that holds no image."""
     full: set[str] = set()
     parents: set[str] = set()

@@ -60,6 +60,12 @@ def numbered_names(labels: np.ndarray, name: str) -> tuple[str, ...]:
     return tuple(str(label) for label in present)
 
 
+def _twice(names: list[str]) -> str | None:
+    """The first name that is given again."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
 def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels (n,) int64 of these names by EDM's dataset.json, and class names.
 
@@ -69,6 +75,7 @@ def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[st
     try:
         listed = json.loads(text)["labels"]
         by_name = None if listed is None else {str(name): label for name, label in listed}
+        twice = None if listed is None else _twice([str(name) for name, _ in listed])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f'dataset.json is not of the form {{"labels": [["00000/img00000000.png", 6], ...]}}: '
@@ -76,6 +83,8 @@ def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[st
         ) from error
     if by_name is None:
         return np.zeros(len(paths), np.int64), UNLABELLED
+    if twice is not None:
+        raise ValueError(f"dataset.json names {twice} twice; leave one out")
     missing = [path for path in paths if path not in by_name]
     more = by_name.keys() - set(paths) if len(by_name) != len(paths) else ()
     if missing or more:
@@ -84,5 +93,8 @@ def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[st
             f"dataset.json lists {len(by_name)} images and {len(paths)} are there: it {odd}; "
             "complete the one or the other, since labels go by name"
         )
-    labels, _ = class_numbers(np.array([by_name[path] for path in paths]), "dataset.json")
+    given = [by_name[path] for path in paths]
+    if len({len(label) if isinstance(label, list) else None for label in given}) > 1:
+        raise ValueError("dataset.json holds labels of several forms; give one number each")
+    labels, _ = class_numbers(np.array(given), "dataset.json")
     return labels, numbered_names(labels, "dataset.json")
