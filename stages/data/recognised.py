@@ -136,7 +136,7 @@ def beside(path: Path, kind: str) -> list[Path]:
 
 
 def _label_stems(stem: str) -> list[str]:
-    """Names of the labels of images of this name: y_train of x_train, test_labels of test_images."""
+    """Names of the labels of images of this name: y_train of x_train, labels of images."""
     pairs = (("x", "y"), ("X", "y"), ("X", "Y"), ("images", "labels"), ("image", "label"))
     pairs += (("imgs", "labels"), ("imgs", "lbls"), ("data", "labels"), ("samples", "labels"))
     found = [re.sub(rf"(?<![a-zA-Z]){a}(?![a-zA-Z])", b, stem) for a, b in pairs]

@@ -790,13 +790,7 @@ def test_samples_may_come_in_every_file_that_data_come_in(tmp_path, name):
     assert sorted(map(bytes, images)) == sorted(map(bytes, np.ascontiguousarray(expected)))
 
 
-def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-MEMBERS = {f"{'ab'[i % 2]}/{i}.png": png(PIXELS[i]) for i in range(12)}
+MEMBERS = {f"{'ab'[i % 2]}/{i}.png": formats.png(PIXELS[i]) for i in range(12)}
 LABELS = [[name, int(name[0] == "b")] for name in MEMBERS]
 
 
@@ -830,7 +824,7 @@ def test_empty_folders_of_an_archive_are_refused_as_on_a_disk(tmp_path):
 
 @pytest.mark.parametrize("place", ["", "set/", "set/images/"])
 def test_a_dataset_json_lies_on_top_or_where_all_images_lie(tmp_path, place):
-    names = {f"{place}{i}.png": png(PIXELS[i]) for i in range(12)}
+    names = {f"{place}{i}.png": formats.png(PIXELS[i]) for i in range(12)}
     text = json.dumps({"labels": [[f"{i}.png", i % 3] for i in range(12)]})
     members = names | {f"{place}dataset.json": text}
     data, said, _ = prepared(tmp_path / "zip", zipped(tmp_path / "a.zip", members))
@@ -858,7 +852,7 @@ def tarred(file, of_label):
     members = {}
     for i in range(12):
         suffix, data = of_label(i % 2)
-        members |= {f"{i:03}.png": png(PIXELS[i]), f"{i:03}.{suffix}": data}
+        members |= {f"{i:03}.png": formats.png(PIXELS[i]), f"{i:03}.{suffix}": data}
     with tarfile.open(file, "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -898,3 +892,33 @@ def test_labels_beside_an_array_by_their_names(tmp_path, images, labels):
     np.save(tmp_path / f"{images}.npy", PIXELS)
     np.save(tmp_path / f"{labels}.npy", np.arange(12) % 3)
     assert prepared(tmp_path / "out", tmp_path / f"{images}.npy")[0].num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["cat", "dog"] * 6, "column label of .* is string, and labels are whole numbers"),
+        ([0.0, 1.0] * 6, "column label of .* is double"),
+        ([True, False] * 6, "column label of .* is bool"),
+        ([[0], [1]] * 6, "column label of .* is list"),
+    ],
+)
+def test_a_column_of_labels_that_are_no_numbers_is_not_passed_over(tmp_path, labels, words):
+    parquet(tmp_path / "a.parquet", {"image": IMAGE_ROWS, "label": labels})
+    refused(tmp_path, tmp_path / "a.parquet", words)
+    assert len(image_files.read_images(tmp_path / "a.parquet")[1]) == 12
+
+
+def test_a_column_named_label_is_the_labels_whatever_its_metadata_call_it(tmp_path):
+    features = {"image": {"_type": "Image"}, "label": {"_type": "Value", "dtype": "int64"}}
+    parquet(tmp_path / "a.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6}, features)
+    assert prepared(tmp_path / "out", tmp_path / "a.parquet")[0].num_classes == 2
+
+
+def test_a_table_without_rows_holds_no_samples(tmp_path):
+    import pyarrow as arrow
+
+    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    parquet(tmp_path / "a.parquet", {"image": arrow.array([], kind)})
+    with pytest.raises(ValueError, match="holds no images"):
+        image_files.read_images(tmp_path / "a.parquet")
