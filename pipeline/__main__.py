@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from pipeline import apart, environment
-from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError
+from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError, printable
 
 DESCRIPTION = """Five diffusion papers on one bench.
 
@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     ui = add("ui", "MLflow's comparison view of this store, on 127.0.0.1")
     ui.add_argument("--port", type=int, default=5000, metavar="N")
     ui.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
+    add("send", "send to MLflow what runs could not, while it was away")
     gc = add("gc", "remove artifacts that no kept run uses, and other leftovers")
     gc.add_argument(
         "--keep", type=int, default=3, metavar="N", help="runs kept per recipe and preset"
@@ -91,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     fetch = add("fetch", "get a data set into data/NAME, or check the one that is there")
     fetch.add_argument("name", metavar="DATA", help="such as mnist, cifar10")
     fetch.add_argument("--to", metavar="FOLDER", help="where to (default: data/DATA)")
+    convert = add("convert", "write EDM's or EDM2's .pkl as safetensors and JSON, running no code")
+    convert.add_argument("file", metavar="FILE", help="such as edm-cifar10-32x32-cond-vp.pkl")
+    convert.add_argument("--to", metavar="FOLDER", help="where to (default: FILE without .pkl)")
     doctor = add("doctor", "environment, devices, versions, store, missing weights")
     doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
     return parser
@@ -187,7 +191,7 @@ def _run(arguments: Sequence[str] | None, root: Callable[[], Any] | None) -> int
     except PipelineError as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         text = environment.sentence(error)

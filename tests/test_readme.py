@@ -27,7 +27,7 @@ def commands() -> list[str]:
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """What the commands' placeholders name, and weights that a person must place."""
-    for name in ("out/model", "FOLDER"):
+    for name in ("out/model", "FILE"):
         folder = tmp_path / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "step-000007.safetensors").touch()
