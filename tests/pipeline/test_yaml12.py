@@ -62,6 +62,8 @@ def test_what_was_written_is_kept():
         ("'': 3\n", "a key that is empty"),
         ("a: 1\n---\nb: 2\n", "not valid YAML .line 2.: .*a second document"),
         ("a: *b\n", "undefined alias 'b'"),
+        ("a: &x 1\nb: &x 2\n", "line 2.: an anchor .&. of this name stands there already"),
+        ("a:\n  b: 1\n   c: 2\n", "line 3.: a second colon, or a line that is indented wrongly"),
         ("a:\n\tb: 1\n", "line 2.: it has a tab there; use spaces"),
         ("a:\t1\n", "line 1.: it has a tab there; use spaces"),
         ("a: \x07\n", r"the character U\+0007"),

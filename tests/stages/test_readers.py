@@ -199,7 +199,11 @@ def test_hidden_and_foreign_files_are_passed_over_and_counted(tmp_path):
     tree(tmp_path / "in", "a", "b")
     write(tmp_path / "in/a/.ipynb_checkpoints/0-checkpoint.png")
     write(tmp_path / "in/.hidden/x.png")
-    for name in ("a/._0.png", ".DS_Store", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/._0.png"):
+    own = ("__pycache__/x.pyc", "lost+found/1", "$RECYCLE.BIN/x", "System Volume Information/x")
+    for name in (
+        *("a/._0.png", ".DS_Store", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/._0.png"),
+        *own,
+    ):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"\0\5\x16\7")
     (tmp_path / "in/a/notes.txt").write_text("x")
@@ -207,7 +211,7 @@ def test_hidden_and_foreign_files_are_passed_over_and_counted(tmp_path):
     assert len(data.train) + len(data.test) == 12
     assert "1 .txt files" in said
     assert "4 hidden or foreign files" in said
-    assert "3 hidden or foreign folders" in said
+    assert "7 hidden or foreign folders" in said
 
 
 @pytest.mark.parametrize("name", ["x.heic", "x.svg", "x.jxl", "x.mp4", "x"])
