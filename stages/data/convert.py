@@ -136,9 +136,10 @@ def convert_shard(
     """Shard `index` of a part, its images first..last-1, in the work area `folder`.
 
     item: (part, index, first, last). facts: `coloured` (whether an image has three channels),
-    `damaged` (names of files passed over) and `notes` (how many were in which mode). arrays: of
-    the training images those of the statistics; `channels` (n,) of every image; `kept`, places
-    from `first` on, where some were passed over.
+    `damaged` (names of files passed over), `notes` (how many were in which mode) and `brightest`
+    (the highest value of files, 0 of arrays). arrays: of the training images those of the
+    statistics; `channels` (n,) of every image; `kept`, places from `first` on, where some were
+    passed over.
 
     Raises ValueError for values or sizes that do not fit.
     """
@@ -146,7 +147,7 @@ def convert_shard(
     part = parts[name]
     if form.storage == "latents":
         file, moments = shard_file(name, index, ".npy"), _moments(part, form, first, last)
-        none = {"coloured": True, "damaged": [], "notes": {}}
+        none = {"coloured": True, "damaged": [], "notes": {}, "brightest": 0}
         return written.write_latents(Path(folder), file, moments, form.scale, lambda: (none, {}))
     maker = _Maker(part, form, name, measured=name == "train")
     images = maker.images(first, last)
@@ -179,6 +180,7 @@ class _Maker:
         self.kept: list[int] = []
         self.damaged: list[str] = []
         self.notes: Counter[str] = Counter()
+        self.brightest = 0  # of what was decoded
 
     def images(self, first: int, last: int) -> Iterator[tuple[np.ndarray, bytes | None]]:
         """Blocks (k, C, H, W) of arrays, or single images and their bytes where these serve as
@@ -220,6 +222,7 @@ class _Maker:
                 )
             pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
             self._measure(pixels[None])
+            self.brightest = max(self.brightest, int(pixels.max()))
             self.kept.append(place)
             yield pixels[None], data if form.packed and self._serves(data, picture) else None
 
@@ -263,6 +266,7 @@ class _Maker:
             arrays |= written.sum_of(list(self.totals.values())).arrays()
         coloured = not self.channels or max(self.channels) > 1
         facts = {"coloured": coloured, "damaged": self.damaged, "notes": dict(self.notes)}
+        facts["brightest"] = self.brightest
         return facts, arrays
 
 

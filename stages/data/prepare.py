@@ -60,11 +60,13 @@ def run(context: Context) -> Result:
 def _made(context: Context, source: Source) -> tuple[Form, list[Written], dict[str, Any]]:
     """What every image became, the shards, and the facts of the payload put together from them."""
     from stages.data.convert import check_damaged, form_of
+    from stages.data.fitted import check_bright
 
     form, parts = form_of(source, context.settings), {"train": source.train, "test": source.test}
     shards = _converted(context, parts, form)
     everything = [shard for part in shards.values() for shard in part]
     damaged = [name for shard in everything for name in shard.facts["damaged"]]
+    check_bright(max(shard.facts["brightest"] for shard in everything))
     check_damaged(damaged, context.settings.skip_damaged, sum(map(len, parts.values())))
     if damaged:
         context.notice(f"{len(damaged)} damaged files were passed over: {'; '.join(damaged[:3])}")

@@ -104,7 +104,9 @@ def _write(
     """samples.npy, some shards in memory at a time; what was made of modes, and (C, H, W)."""
     import numpy as np
 
+    from stages.data.fitted import check_bright
     from stages.data.image_files import look
+    from stages.data.readers.source import Encoded
     from stages.shards import blocks
 
     first = look(listing, channels)
@@ -112,6 +114,7 @@ def _write(
     size = min(SHARD_FILES, max(1, SHARD_BYTES // image_bytes))
     spans = list(blocks(len(order), size))
     notes: Counter[str] = Counter()
+    brightest = 0
     out = np.lib.format.open_memmap(
         context.path / "samples.npy", "w+", first.dtype, (len(order), *first.shape)
     )
@@ -123,6 +126,9 @@ def _write(
         ):
             out[begin:end] = images
             notes += found
+            brightest = max(brightest, int(images.max()))
+    if isinstance(listing.images, Encoded):
+        check_bright(brightest)
     out.flush()
     return notes, first.shape
 

@@ -232,6 +232,15 @@ def test_nan_from_the_denoiser_names_step_and_level(name):
         solvers.solve(denoiser, torch.ones(2, 3), levels, name)
 
 
+def test_a_denoiser_that_changes_its_state_is_refused():
+    for call in (solvers.solve, solvers.fit, solvers.fit_heun):
+        with pytest.raises(ValueError, match="denoiser changed the state that it was given"):
+            call(lambda y, s: y.mul_(0.5), torch.ones(4, 3), grids.edm(3))
+    with torch.inference_mode():  # such tensors do not tell
+        made = solvers.solve(lambda y, s: y * 0.5, torch.ones(4, 3), grids.edm(3))
+    assert torch.isfinite(made).all()
+
+
 def test_a_wrong_output_shape_is_named():
     with pytest.raises(ValueError, match=r"shape \(2, 1\) for a state of shape \(2, 3\)"):
         solvers.solve(lambda y, s: y[:, :1], torch.ones(2, 3), grids.edm(3))
