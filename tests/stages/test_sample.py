@@ -100,7 +100,9 @@ def test_labels_are_balanced_and_used(model, samples):
     torch.testing.assert_close(loaded.images[:8], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("solver", "nfe"), [("euler", 4), ("heun", 5), ("unipc", 4)])
+@pytest.mark.parametrize(
+    ("solver", "nfe"), [("euler", 4), ("heun", 5), ("unipc", 4), ("deis", 6), ("dpm2", 5)]
+)
 def test_the_network_is_called_nfe_times(model, solver, nfe):
     calls = []
 
