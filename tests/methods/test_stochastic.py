@@ -81,11 +81,11 @@ def test_churn_has_order_two_where_noise_is_the_same():
     data = oracle.Gaussian(oracle.noise((4,), 2), torch.eye(4, dtype=torch.float64))
     draws, errors = Draws(1, torch.arange(64)), []
     y = 10 * draws.at(0).noise((4,)).double()
-    raised = 10 * math.sqrt(2)
-    risen = y + math.sqrt(raised**2 - 100) * draws.at(1).noise((4,)).double()
-    for n in (40, 80):
+    for n in (80, 160):
+        raised = 10 * (1 + 1 / n)
+        risen = y + math.sqrt(raised**2 - 100) * draws.at(1).noise((4,)).double()
         levels = torch.cat([torch.linspace(10, 1, n).double(), torch.zeros(1)])
-        churn = Churn(amount=1e3, lowest=9.99, highest=10.01, noise=1.0)
+        churn = Churn(amount=1.0, lowest=9.99, highest=10.01, noise=1.0)
         seen = []
 
         def watched(state, s, seen=seen):

@@ -39,6 +39,9 @@ class Churn:
         return min(self.amount / num_levels, math.sqrt(2) - 1)
 
 
+PUBLISHED = Churn()
+
+
 def ancestral_step(s: float, s_next: float) -> tuple[float, float]:
     """(s_down, s_up), s_down^2 + s_up^2 = s_next^2: the level that a step goes down to, and the
     noise added there. s_up is the standard deviation of q(y_next | y, x0) of the forward chain (Ho
@@ -67,7 +70,7 @@ def ancestral(denoiser: Denoiser, y: Tensor, levels: Tensor, draws: Draws) -> Te
 
 @torch.no_grad()
 def churned(
-    denoiser: Denoiser, y: Tensor, levels: Tensor, draws: Draws, churn: Churn = Churn()
+    denoiser: Denoiser, y: Tensor, levels: Tensor, draws: Draws, churn: Churn = PUBLISHED
 ) -> Tensor:
     """Karras et al. 2022, Algorithm 2: noise up to a higher level, then Heun's step from there;
     2N - 1 evaluations of N levels above 0.
