@@ -32,6 +32,7 @@ class Bench(Settings):
         "features": "extractor",
         "encode": "latents",
         "decode": "latents",
+        "published": "evaluate",
     }
 
     # torch takes seeds below 2^64, and those of nodes count on from this one.

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
+from pydantic import ValidationError
+
+from pipeline.errors import UsageError, raised_as
 from pipeline.graph import Node
 from stages.recipes.nodes import extractor_nodes, pixel_nodes, pixels_node, settings_of
-from stages.scoring import evaluate, external
+from stages.scoring import evaluate, external, published
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.external import ExternalSettings
+from stages.scoring.published import PublishedSettings
+from stages.settings.protocols import CLEAN
 
 if TYPE_CHECKING:
     from stages.bench import Bench
 
 
-def external_nodes(bench: Bench) -> list[Node]:
-    """The samples at `evaluate.path` and their scores.
+def samples_node(bench: Bench, inputs: Mapping[str, str]) -> Node:
+    """`external`: the samples at `evaluate.path`.
 
     Raises UsageError where it is not set.
     """
@@ -28,9 +33,12 @@ def external_nodes(bench: Bench) -> list[Node]:
             "images or to an .npz file"
         )
     settings = ExternalSettings(path=bench.evaluate.path)
-    samples = Node(
-        "external", external.STAGE, settings, {"data": pixels_node(bench)}, bench.resources.external
-    )
+    return Node("external", external.STAGE, settings, inputs, bench.resources.external)
+
+
+def external_nodes(bench: Bench) -> list[Node]:
+    """The samples at `evaluate.path` and their scores; UsageError where it is not set."""
+    samples = samples_node(bench, {"data": pixels_node(bench)})
     scores = Node(
         "evaluate/external",
         evaluate.STAGE,
@@ -38,6 +46,22 @@ def external_nodes(bench: Bench) -> list[Node]:
         {"samples": [samples.name]},
         bench.resources.evaluate,
         tags={"method": name_of(Path(bench.evaluate.path))},
+    )
+    return [samples, scores]
+
+
+def published_nodes(bench: Bench) -> list[Node]:
+    """The samples at `evaluate.path` and their scores under a published protocol; no data set."""
+    samples = samples_node(bench, {})
+    with raised_as(UsageError, ValidationError):
+        settings = settings_of(PublishedSettings, bench.evaluate)
+    scores = Node(
+        "published/external",
+        published.STAGE,
+        settings,
+        {"samples": [samples.name]},
+        bench.resources.published,
+        tags={"method": name_of(Path(bench.evaluate.path)), "protocol": settings.protocol},
     )
     return [samples, scores]
 
@@ -51,5 +75,7 @@ def name_of(path: Path) -> str:
 
 
 def recipe(bench: Bench) -> list[Node]:
-    """Samples made elsewhere: their scores under the preset's protocol."""
+    """Samples made elsewhere: their scores under the preset's protocol, or a published one."""
+    if bench.evaluate.protocol != CLEAN:
+        return published_nodes(bench)
     return [*pixel_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]

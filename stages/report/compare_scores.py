@@ -13,7 +13,7 @@ from pipeline.results import Run
 from stages.artifacts.scores import Row
 from stages.pages.findings import OPEN, side
 from stages.pages.page import with_error
-from stages.scoring import evaluate
+from stages.scoring import evaluate, published
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
@@ -99,7 +99,7 @@ def opened(run: Run, name: str) -> Artifact | None:
 
 def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
     for common, name in names.items():
-        if run[name].data["stage"] != evaluate.STAGE.name:
+        if run[name].data["stage"] not in (evaluate.STAGE.name, published.STAGE.name):
             continue
         artifact = opened(run, name)
         if artifact is None:

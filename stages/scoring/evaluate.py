@@ -15,6 +15,7 @@ from stages.artifacts.samples import Samples
 from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
 from stages.methods.fewest import FEWEST_OF_SUBSETS as FEWEST
 from stages.methods.fewest import most_neighbours
+from stages.settings.protocols import ProtocolOptions
 
 if TYPE_CHECKING:
     import torch
@@ -435,7 +436,7 @@ STAGE = Stage(
 )
 
 
-class Evaluation(EvaluateOptions):
+class Evaluation(EvaluateOptions, ProtocolOptions):
     """How sets are scored, and samples made elsewhere that are scored too."""
 
     path: str | None = Field(
