@@ -85,5 +85,7 @@ CATALOG = Catalog(
     ),
     compare_scores="stages.report.compare_scores:lines",
     compare_page="stages.report.compare_page:compared",
+    export="stages.scoring.handed_out:command",
+    reference="stages.scoring.made_reference:command",
     report_timed="stages.catalog:timed_section",
 )

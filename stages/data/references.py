@@ -122,7 +122,9 @@ def _of_npz(arrays: Mapping[str, FileArray], path: Path, setting: str) -> Refere
             "sigma_s and arr_0"
         )
     found = _statistics(arrays["mu"].array, arrays["sigma"].array, "mu, sigma")
-    words = {name: str(arrays[name].array) for name in ("crop", "resizer") if name in arrays}
+    words = {"crop": str(arrays["crop"].array)} if "crop" in arrays else {}
+    if "num_images" in arrays:
+        words["num_images"] = int(arrays["num_images"].array)
     if "mu_s" in arrays:
         if "sigma_s" not in arrays:
             raise ValueError("it has mu_s and no sigma_s")
@@ -133,7 +135,7 @@ def _of_npz(arrays: Mapping[str, FileArray], path: Path, setting: str) -> Refere
         images = arrays.get("arr_0")
         if images is not None and (images.dtype != np.uint8 or len(images.shape) != 4):
             raise ValueError(f"arr_0 is {images.dtype} of shape {images.shape}, not uint8 images")
-        return ReferenceFile(ADM, found, spatial, images=images, **{"resizer": "tf"} | words)
+        return ReferenceFile(ADM, found, spatial, images=images, resizer="tf", **words)
     kinds = {INCEPTION: "inception", DINO: "dinov2"}
     if (size := len(found.mean)) not in kinds:
         raise ValueError(f"mu has {size} numbers, and Inception's have 2048, DINOv2-L's 1024")

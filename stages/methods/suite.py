@@ -15,6 +15,7 @@ from stages.methods import given
 from stages.methods.frechet import frechet_distance
 
 __all__ = [
+    "Sums",
     "distance",
     "flattened",
     "inception_score",
@@ -62,6 +63,34 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     mean = features.mean(0)
     centred = features - mean
     return mean, centred.T @ centred / (len(features) - 1)
+
+
+class Sums:
+    """Mean and covariance of features that come in batches, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shift: Tensor | None = None
+
+    def add(self, features: Tensor) -> None:
+        """features: (b, d). Sums are of what is left of them beside the first batch's mean."""
+        features = features.double()
+        if self._shift is None:
+            self._shift = features.mean(0)
+            self._sum = torch.zeros_like(self._shift)
+            self._squares = torch.zeros(len(self._sum), len(self._sum), dtype=torch.float64)
+        apart = features - self._shift
+        self.count += len(apart)
+        self._sum += apart.sum(0)
+        self._squares += apart.T @ apart
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """As `moments` of all of them; ValueError for fewer than two."""
+        if self.count < 2:
+            raise ValueError(f"{self.count} images have no covariance; give at least two")
+        mean = self._sum / self.count
+        scatter = self._squares - self.count * torch.outer(mean, mean)
+        return self._shift + mean, scatter / (self.count - 1)
 
 
 def distance(features: Tensor, mean: Tensor, cov: Tensor) -> float:

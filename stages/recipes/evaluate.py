@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from pipeline.errors import UsageError, raised_as
+from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.recipes.nodes import extractor_nodes, pixel_nodes, pixels_node, settings_of
 from stages.scoring import evaluate, external, published
@@ -53,8 +53,12 @@ def external_nodes(bench: Bench) -> list[Node]:
 def published_nodes(bench: Bench) -> list[Node]:
     """The samples at `evaluate.path` and their scores under a published protocol; no data set."""
     samples = samples_node(bench, {})
-    with raised_as(UsageError, ValidationError):
+    try:
         settings = settings_of(PublishedSettings, bench.evaluate)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        words = problem.get("ctx", {}).get("error", problem["msg"])
+        raise UsageError(f"evaluate: {words}") from error
     scores = Node(
         "published/external",
         published.STAGE,

@@ -26,6 +26,7 @@ HEADLINES = {
 }
 OVER = {"training_step": "training step", "nfe": "NFE"}
 METHOD = "METHOD"
+PUBLISHED = f"{published.STAGE.name}/"
 REFUSED = "refused"
 
 
@@ -104,7 +105,7 @@ def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
         artifact = opened(run, name)
         if artifact is None:
             continue
-        over = artifact.settings["abscissa"]
+        over = artifact.settings.get("abscissa", "training_step")
         for row in _load(artifact):
             curve = common.removeprefix("evaluate/")
             yield Place(curve, row.score.metric, over, getattr(row, over)), row
@@ -130,15 +131,16 @@ def _line(place: Place, rows: Sequence[Row | None], headline: bool) -> Line:
         tuple(value(score) for score in scores),
         tuple(difference_in_words(scores[0], score) for score in scores[1:]),
         headline,
-        node=f"{evaluate.STAGE.name}/{place.curve}",
+        node=place.curve if place.curve.startswith(PUBLISHED) else f"evaluate/{place.curve}",
     )
 
 
 def _words(protocol: Protocol) -> str:
+    rules = f", {protocol.rules}" if protocol.rules else ""
     return (
         f"scores under protocol {protocol.name}: {protocol.num_samples} samples against "
-        f"{protocol.num_reference} {protocol.reference}, extractor {protocol.extractor} "
-        f"({protocol.extractor_hash[:12]})"
+        f"{protocol.num_reference or 'the'} {protocol.reference}, extractor {protocol.extractor} "
+        f"({protocol.extractor_hash[:12]}){rules}"
     )
 
 
