@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from stages.methods import given
-from stages.methods.frechet import frechet_distance
 
 __all__ = [
     "Sums",
-    "distance",
     "flattened",
     "inception_score",
     "moments",
@@ -91,15 +89,6 @@ class Sums:
         mean = self._sum / self.count
         scatter = self._squares - self.count * torch.outer(mean, mean)
         return self._shift + mean, scatter / (self.count - 1)
-
-
-def distance(features: Tensor, mean: Tensor, cov: Tensor) -> float:
-    """The Fréchet distance of features (n, d) to a reference's mean (d,) and covariance (d, d)."""
-    own = moments(features)
-    dtype = torch.float64
-    return frechet_distance(
-        *own, torch.as_tensor(mean, dtype=dtype), torch.as_tensor(cov, dtype=dtype)
-    )
 
 
 def inception_score(logits: Tensor, split: int = SPLIT) -> float:

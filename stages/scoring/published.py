@@ -197,11 +197,12 @@ def _scores(
         for i in range(protocol.best_of)
     ]
     found = [_features(context, samples, which) for which in sets]
-    distances = [_distance(one.features, statistics) for one in found]
+    gaussian = _gaussian(statistics)
+    distances = [_distance(one.features, gaussian) for one in found]
     best = min(range(len(sets)), key=distances.__getitem__)
     values = {"fid": (distances[best], "")}
     if len(sets) > 1:
-        values["fid"] = (distances[best], "of " + ", ".join(f"{one:.4f}" for one in distances))
+        values["fid"] = (distances[best], "of " + ", ".join(f"{one:.6g}" for one in distances))
     if settings.protocol == "adm":
         values |= _adm(context, found[best], reference)
     for metric, (value, details) in values.items():
@@ -225,12 +226,21 @@ def _caution(settings: PublishedSettings) -> str:
     )
 
 
-def _distance(features: np.ndarray, statistics: Statistics) -> float:
+def _gaussian(statistics: Statistics) -> Any:
     import torch
 
-    from stages.methods import suite
+    from stages.methods.frechet import reference_gaussian
 
-    return suite.distance(torch.from_numpy(features), statistics.mean, statistics.cov)
+    mean, cov = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.cov)
+    return reference_gaussian(mean, cov)
+
+
+def _distance(features: np.ndarray, reference: Any) -> float:
+    import torch
+
+    from stages.methods.frechet import distance_to
+
+    return distance_to(torch.from_numpy(features), reference)
 
 
 def _adm(context: Context, found: Found, reference: ReferenceFile) -> dict[str, tuple[float, str]]:
@@ -241,7 +251,7 @@ def _adm(context: Context, found: Found, reference: ReferenceFile) -> dict[str, 
 
     maps = suite.flattened(torch.from_numpy(found.spatial))
     values = {
-        "sfid": (_distance(maps.numpy(), reference.spatial), ""),
+        "sfid": (_distance(maps.numpy(), _gaussian(reference.spatial)), ""),
         "inception_score": (
             suite.inception_score(torch.from_numpy(found.logits)),
             f"splits of {suite.SPLIT}, classifier without bias",

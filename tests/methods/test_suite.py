@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from stages.methods import suite, tf_resize
+from stages.methods.frechet import distance_to, frechet_distance, reference_gaussian
 from tests import oracle
 
 
@@ -22,11 +23,16 @@ def test_the_distance_is_the_suites_formula():
     root = scipy.linalg.sqrtm(own @ cov.numpy()).real
     apart = x.numpy().mean(0) - mean.numpy()
     expected = apart @ apart + np.trace(own + cov.numpy() - 2 * root)
-    assert suite.distance(x, mean, cov) == pytest.approx(expected, rel=1e-9)
-    # float32 files are cast.
-    assert suite.distance(x, mean.numpy().astype(np.float32), cov.float()) == pytest.approx(
-        expected, 1e-5
+    assert distance_to(x, reference_gaussian(mean, cov)) == pytest.approx(expected, rel=1e-9)
+    small = suite.moments(x[:5])  # fewer images than dimensions
+    assert distance_to(x[:5], reference_gaussian(mean, cov)) == pytest.approx(
+        frechet_distance(*small, mean, cov), rel=1e-9
     )
+    sums = suite.Sums()
+    for part in (x[:70] + 1e3).split(32):
+        sums.add(part)
+    for found, whole in zip(sums.moments(), suite.moments(x[:70] + 1e3), strict=True):
+        assert torch.allclose(found, whole, atol=1e-9)
 
 
 def test_maps_are_flattened_place_by_place_and_the_wrong_way_round_is_seen():
@@ -37,7 +43,7 @@ def test_maps_are_flattened_place_by_place_and_the_wrong_way_round_is_seen():
         row, column = divmod(place, 4)
         assert torch.equal(rows[:, 7 * place + channel], maps[:, channel, row, column])
     mean, cov = suite.moments(rows)
-    right, wrong = suite.distance(rows, mean, cov), suite.distance(maps.flatten(1), mean, cov)
+    right, wrong = (distance_to(x, reference_gaussian(mean, cov)) for x in (rows, maps.flatten(1)))
     assert right == pytest.approx(0, abs=1e-6)
     assert wrong > 10
 
