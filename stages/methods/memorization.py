@@ -139,12 +139,14 @@ def _candidates(
 
 def _distances(x: Tensor, y: _Flat, index: Tensor, rows: int) -> Tensor:
     """Distances (n, c) of x (n, d) to the rows index (n, c) of y, from float64 differences."""
-    parts = []
+    # Made before the large temporaries, which the small results would else keep from being freed.
+    distances = torch.empty(index.shape, dtype=torch.float64, device=x.device)
     for start in range(0, len(x), rows):
-        xs, chosen = x[start : start + rows].double(), index[start : start + rows]
-        columns = [(xs - y[which].double()).norm(dim=1) for which in chosen.T]
-        parts.append(torch.stack(columns, 1))
-    return torch.cat(parts)
+        part = slice(start, start + rows)
+        xs = x[part].double()
+        for column, which in enumerate(index[part].T):
+            distances[part, column] = (xs - y[which].double()).norm(dim=1)
+    return distances
 
 
 def _sorted(distances: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
