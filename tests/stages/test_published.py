@@ -137,7 +137,7 @@ def test_the_least_of_three_sets(folder, archive, tmp_path):
     assert "the least of 3 sets" in least.protocol.rules
     told = [float(word) for word in least.protocol.details.removeprefix("of ").split(", ")]
     assert told == pytest.approx(each, rel=1e-3)
-    with pytest.raises(StageError, match=r"takes 96 \(3 sets of .* best_of=1 takes one set"):
+    with pytest.raises(StageError, match=r"takes 96 \(3 sets of .*best_of=1 takes one set"):
         scores(tmp_path / "4", archive, settings.revised(num_samples=32))
 
 
