@@ -11,7 +11,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # Added to the seed of the SDE's noise, whose steps would else be those of training.
 SDE_SEED = 1 << 40
+CLASS_SEED = 1 << 41  # and to that of classes drawn at random
 
 
 def brings_grid(solver: str) -> bool:
@@ -66,7 +67,11 @@ class SampleOptions(SolverOptions):
         1, ge=1, le=1000, description="online and literal: random probes a divergence"
     )
     churn: ChurnOptions = Field(ChurnOptions(), description="solver=churn: the noise that it adds")
-    num_samples: int = Field(1500, ge=1, le=10**7, description="samples, classes balanced")
+    num_samples: int = Field(1500, ge=1, le=10**7, description="samples")
+    classes: Literal["balanced", "random"] = Field(
+        "balanced",
+        description="balanced: classes in turn; random: drawn for each sample, as in most papers",
+    )
     batch_size: int = unkeyed(
         1000, ge=1, le=10**6, description="samples held at once; rounded up to whole blocks"
     )
@@ -175,7 +180,8 @@ def sample_block(
     from stages.methods.draws import Draws
     from stages.methods.solvers.trajectories import trajectory
 
-    z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(problem.labels(indices))
+    labels = labels_of(settings, problem.model.num_classes, indices).to(settings.device)
+    z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(labels)
     entry = table.SOLVERS[settings.solver]
     if entry.stochastic:
         draws = Draws(settings.seed + SDE_SEED, indices.to(settings.device))
@@ -192,6 +198,17 @@ def sample_block(
         y = advance.state
         gammas.append(advance.gamma)
     return problem.images(y).float(), gammas
+
+
+def labels_of(settings: SampleSettings, num_classes: int, indices: Tensor) -> Tensor:
+    """The classes (B,) long of samples: in turn, or each a uniform draw of its seed and index."""
+    from stages.methods.draws import Draws
+
+    count = max(1, num_classes)
+    if settings.classes == "balanced":
+        return indices % count
+    u = Draws(settings.seed + CLASS_SEED, indices).time()
+    return (u.double() * count).ceil().long().clamp(1, count) - 1
 
 
 def _with_noise(
@@ -245,6 +262,7 @@ def _sde_levels(nfe: int) -> Tensor:
 def run(context: Context) -> Result:
     """Sample all shards; write images, labels, gammas, a picture and how they were made."""
     import numpy as np
+    import torch
 
     settings: SampleSettings = context.settings
     model = context.inputs["model"]
@@ -256,7 +274,8 @@ def run(context: Context) -> Result:
         parts = context.map(sample_shard, items, model, settings, plan)
     images = np.concatenate([part.images for part in parts])
     context.progress(len(images), settings.num_samples, "samples")
-    labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)
+    indices = torch.arange(len(images))
+    labels = labels_of(settings, _num_classes(model), indices).numpy()
     facts = {
         "training_step": model.description.get("steps_before", 0) + parts[0].step,
         "method": model.description["method"],
@@ -268,6 +287,7 @@ def run(context: Context) -> Result:
         "guidance": settings.guidance,
         "seed": settings.seed,
         "num_samples": len(images),
+        "classes": settings.classes,
         # Copies are sought among the images that the model has seen.
         "num_training_images": model.description.get("num_images"),
     }
