@@ -105,7 +105,7 @@ def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
         artifact = opened(run, name)
         if artifact is None:
             continue
-        over = artifact.settings.get("abscissa", "training_step")
+        over = artifact.settings["abscissa"]
         for row in _load(artifact):
             curve = common.removeprefix("evaluate/")
             yield Place(curve, row.score.metric, over, getattr(row, over)), row

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, unkeyed
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from stages.data.references import ReferenceFile, Statistics
     from stages.methods.protocol import Protocol, Score
 
-FEWEST = 10  # samples of a set
 AS_GIVEN = "before, by whoever made the files"
 
 
 class PublishedSettings(ProtocolOptions):
     """The stage's settings."""
 
-    num_samples: int = Field(ge=FEWEST, le=10**7, description="samples of a set")
+    abscissa: Literal["training_step"] = Field(
+        "training_step", description="what the sets differ in"
+    )
     batch_size: int = unkeyed(50, ge=1, le=65536, description="images in one pass")
     shard_size: int = unkeyed(5000, ge=1, description="images of one task")
 
@@ -133,16 +134,16 @@ def run(context: Context) -> Result:
 
 def _check_count(node: str, samples: Samples, settings: PublishedSettings) -> None:
     count, sets = samples.description["num_samples"], settings.stated("best_of")
-    if count < (wanted := sets * settings.num_samples):
+    if count < (wanted := sets * settings.protocol_samples):
         several = (
-            f" ({sets} sets of evaluate.num_samples={settings.num_samples}; evaluate.best_of=1 "
-            "takes one set, which is another protocol)"
+            f" ({sets} sets of evaluate.protocol_samples={settings.protocol_samples}; "
+            "evaluate.best_of=1 takes one set, which is another protocol)"
             if sets > 1
             else ""
         )
         raise StageError(
             f"{node} holds {count} samples, and evaluate.protocol={settings.protocol} takes "
-            f"{wanted}{several}; give more samples, or lower evaluate.num_samples"
+            f"{wanted}{several}; give more samples, or lower evaluate.protocol_samples"
         )
 
 
@@ -159,13 +160,13 @@ def protocol_of(
     if settings.rounding is None and samples.is_rounded:
         rounding = AS_GIVEN
     return Protocol(
-        name=f"{settings.protocol}-{settings.num_samples}",
+        name=f"{settings.protocol}-{settings.protocol_samples}",
         extractor=suite.name,
         extractor_hash=suite.weights_hash,
         resize=suite.resize,
         reference=f"reference file {file_hash(Path(settings.reference))[:12]}",
         num_reference=reference.num_images,
-        num_samples=settings.num_samples,
+        num_samples=settings.protocol_samples,
         rounding=rounding,
         crop=settings.crop or reference.crop or settings.published.crop,
         classes=settings.classes
@@ -193,7 +194,7 @@ def _scores(
     settings: PublishedSettings = context.settings
     statistics = reference.dinov2 if settings.protocol == "fd-dinov2" else reference.inception
     sets = [
-        range(i * settings.num_samples, (i + 1) * settings.num_samples)
+        range(i * settings.protocol_samples, (i + 1) * settings.protocol_samples)
         for i in range(protocol.best_of)
     ]
     found = [_features(context, samples, which) for which in sets]
@@ -218,11 +219,11 @@ def _scores(
 
 def _caution(settings: PublishedSettings) -> str:
     """Empty, or why the numbers are none that were published."""
-    if settings.num_samples == (wanted := settings.published.num_samples):
+    if settings.protocol_samples == (wanted := settings.published.num_samples):
         return ""
     return (
-        f"{settings.num_samples} samples, where published numbers are of {wanted}: not comparable "
-        "with them"
+        f"{settings.protocol_samples} samples, where published numbers are of {wanted}: not "
+        "comparable with them"
     )
 
 
@@ -231,7 +232,7 @@ def _gaussian(statistics: Statistics) -> Any:
 
     from stages.methods.frechet import reference_gaussian
 
-    mean, cov = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.cov)
+    mean, cov = torch.tensor(statistics.mean), torch.tensor(statistics.cov)
     return reference_gaussian(mean, cov)
 
 

@@ -75,8 +75,14 @@ class ProtocolOptions(Settings):
         None,
         ge=1,
         le=100,
-        description="published protocols: sets of num_samples, in order, of which the one of the "
-        "least distance counts; unset is the published rule, 3 for edm and fd-dinov2",
+        description="published protocols: sets of protocol_samples, in order, of which the one of "
+        "the least distance counts; unset is the published rule, 3 for edm and fd-dinov2",
+    )
+    protocol_samples: int = Field(
+        PUBLISHED_SAMPLES,
+        ge=10,
+        le=10**7,
+        description="published protocols: samples of a set, the first ones",
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="published protocols: where features are computed"

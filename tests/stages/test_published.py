@@ -43,7 +43,7 @@ def archive(tmp_path_factory):
 
 
 def settings_of(folder, **changes):
-    own = {"protocol": "adm", "num_samples": 32, "weights": str(folder)}
+    own = {"protocol": "adm", "protocol_samples": 32, "weights": str(folder)}
     return PublishedSettings(**own | {"reference": str(folder / "reference.npz")} | changes)
 
 
@@ -127,7 +127,7 @@ def test_scores_of_two_protocols_are_never_subtracted(folder, archive, adm, tmp_
 
 
 def test_the_least_of_three_sets(folder, archive, tmp_path):
-    settings = settings_of(folder, protocol="edm", num_samples=10)
+    settings = settings_of(folder, protocol="edm", protocol_samples=10)
     least = scores(tmp_path / "3", archive, settings)["fid"]
     pixels, reference = np.load(ARCHIVE)["arr_0"], np.load(folder / "images.npz")["arr_0"]
     theirs = inception(folder, reference)[0]
@@ -138,7 +138,7 @@ def test_the_least_of_three_sets(folder, archive, tmp_path):
     told = [float(word) for word in least.protocol.details.removeprefix("of ").split(", ")]
     assert told == pytest.approx(each, rel=1e-3)
     with pytest.raises(StageError, match=r"takes 96 \(3 sets of .*best_of=1 takes one set"):
-        scores(tmp_path / "4", archive, settings.revised(num_samples=32))
+        scores(tmp_path / "4", archive, settings.revised(protocol_samples=32))
 
 
 def test_references_that_do_not_fit_are_refused_before_work(folder, tmp_path):
@@ -157,7 +157,7 @@ def test_references_that_do_not_fit_are_refused_before_work(folder, tmp_path):
     settings = settings_of(folder, reference=plain, protocol="edm", resizer="tf")
     assert len(list(published.STAGE.files(settings))) == 2
     with pytest.raises(ValueError, match=r"set evaluate\.reference"):
-        PublishedSettings(protocol="adm", num_samples=32)
+        PublishedSettings(protocol="adm", protocol_samples=32)
 
 
 def graph(recipe, *overrides):
