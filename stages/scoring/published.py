@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, unkeyed
