@@ -14,7 +14,7 @@ from stages.data.spectrum import SpectrumSettings
 from stages.paper import Paper
 from stages.report.report import ReportOptions
 from stages.sampling.sweep import SampleSweep
-from stages.scoring.evaluate import Evaluation
+from stages.scoring.options import Evaluation
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.latents import Geometry, LatentOptions, known_geometry
 from stages.settings.scans import ScanPreset

@@ -15,7 +15,6 @@ from stages.artifacts.samples import Samples
 from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
 from stages.methods.fewest import FEWEST_OF_SUBSETS as FEWEST
 from stages.methods.fewest import most_neighbours
-from stages.settings.protocols import ProtocolOptions
 
 if TYPE_CHECKING:
     import torch
@@ -434,13 +433,3 @@ STAGE = Stage(
     version=2,
     metrics=_metrics,
 )
-
-
-class Evaluation(EvaluateOptions, ProtocolOptions):
-    """How sets are scored, and samples made elsewhere that are scored too."""
-
-    path: str | None = Field(
-        None,
-        description="samples made elsewhere, of the data set's size: a folder of image files or "
-        "an .npz file",
-    )
