@@ -12,6 +12,8 @@ from pipeline import config
 from pipeline.__main__ import main
 from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
+from pipeline.plan import Request
+from pipeline.store import Store
 from stages.artifacts.scores import Scores
 from stages.catalog import CATALOG, RECIPES
 from stages.data import references
@@ -20,6 +22,7 @@ from stages.methods.protocol import ProtocolError, difference
 from stages.scoring import external, handed_out, made_reference, published
 from stages.scoring.published import PublishedSettings
 from tests import inception_like
+from tests.inline import run_all
 from tests.stages.context import make
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "samples_adm" / "samples_32x8x8x3.npz"
@@ -180,6 +183,20 @@ def test_a_run_that_names_a_reference_reads_no_training_pixels(folder):
         graph("evaluate", "evaluate.protocol=adm", f"evaluate.path={ARCHIVE}")
     with pytest.raises(UsageError, match="only published protocols read it"):
         graph("evaluate", "evaluate.rounding=down", f"evaluate.path={ARCHIVE}")
+
+
+def test_the_recipe_evaluate_scores_and_reports_without_a_data_set(folder, tmp_path):
+    changes = (
+        *("evaluate.protocol=adm", f"evaluate.path={ARCHIVE}", f"evaluate.weights={folder}"),
+        *(f"evaluate.reference={folder / 'reference.npz'}", "evaluate.protocol_samples=32"),
+    )
+    request = Request(recipe="evaluate", preset="smoke", overrides=changes)
+    made = run_all(CATALOG, Store(str(tmp_path / "store")), request)
+    page = (made["report"].path / "report.html").read_text()
+    assert "Protocol <b>adm-32</b>: 32 samples against 40 of the reference file" in page
+    assert "crop none, classes random" in page
+    assert "not comparable with them" in page
+    assert made["external"].is_rounded
 
 
 # ------------------------------------------------------------------ the reference that is made
