@@ -223,12 +223,14 @@ class Weights:
         purpose: what needs it.
         remedy: where to get it and which setting names it.
         find: returns its path, or None while it is missing.
+        note: what `doctor` says beside it, such as what could not be verified.
     """
 
     file: str
     purpose: str
     remedy: str
     find: Callable[[], Path | None]
+    note: str = ""
 
 
 @dataclass(frozen=True)
