@@ -11,6 +11,7 @@ from pipeline.graph import Node
 from pipeline.stage import resolve
 from stages.data import prepare
 from stages.methods.fewest import FEWEST_IMAGES
+from stages.recipes.given import GIVEN
 from stages.recipes.nodes import (
     REFERENCES,
     decode_node,
@@ -26,7 +27,7 @@ from stages.sampling import sample
 from stages.scoring import evaluate, external, extractor, published
 from stages.scoring.evaluate import features_node
 from stages.settings.protocols import CLEAN
-from stages.training import teach, train
+from stages.training import checkpoint, teach, train
 
 if TYPE_CHECKING:
     from stages.bench import Bench
@@ -38,6 +39,7 @@ def completed(place: str) -> Callable[[Bench], list[Node]]:
     def build(bench: Bench) -> list[Node]:
         nodes = _with_needed(bench, resolve(place)(bench))
         _check_protocol(bench, nodes)
+        _check_given(bench, nodes)
         _check_guidance(nodes)
         nodes = with_features(bench, [*nodes, report_node(bench, nodes)])
         return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in nodes]
@@ -53,6 +55,15 @@ def _check_protocol(bench: Bench, nodes: Sequence[Node]) -> None:
             f"evaluate.protocol={name} is for the recipe evaluate: run this recipe without it, "
             "write its samples with `python -m pipeline export`, and score these with "
             f"`run evaluate evaluate.protocol={name} evaluate.path=FILE`"
+        )
+
+
+def _check_given(bench: Bench, nodes: Sequence[Node]) -> None:
+    """Raise UsageError where a network from elsewhere is named and the recipe reads none."""
+    if bench.networks.path is not None and not any(node.name == GIVEN for node in nodes):
+        raise UsageError(
+            f"networks.path={bench.networks.path} is not read by this recipe, which trains its own "
+            "networks; leave it out, or choose stein, csflow, icr, wavelet, evaluate or train"
         )
 
 
@@ -204,6 +215,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "spectrum": [name for name in of("spectrum") if name == "spectrum"],
         "teacher": of(teach.STAGE.name),
         "training": of(train.STAGE.name),
+        "given": of(checkpoint.STAGE.name),
         "scores": of(evaluate.STAGE.name, published.STAGE.name),
         "samples": shown_samples(bench, nodes) + of(external.STAGE.name),
         "papers": of(*shown),

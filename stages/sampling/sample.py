@@ -306,8 +306,7 @@ def run(context: Context) -> Result:
 
 def _num_classes(model: TrainedNetwork) -> int:
     """The classes that samples take turns in; one where the network knows none."""
-    facts = model.description
-    return facts["config"].get("num_classes", facts["num_classes"]) or 1
+    return model.load().known_classes or 1
 
 
 def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:
