@@ -81,6 +81,33 @@ def build_parser() -> argparse.ArgumentParser:
         "--html", metavar="FILE", help="the page (default: in the first run's folder)"
     )
     compare.add_argument("--no-html", action="store_true", help="only the terminal's tables")
+    export = add("export", "write a node's samples as files for other codes")
+    export.add_argument("run", metavar="RUN", help="a run's id, a part of it, or 'latest'")
+    export.add_argument("node", metavar="NODE", help="such as sample/sit-step18")
+    export.add_argument(
+        "--form",
+        choices=("adm", "png", "grid"),
+        default="adm",
+        help="adm: .npz with arr_0 and arr_1 (default); a folder of PNG; one picture",
+    )
+    export.add_argument("--to", metavar="PATH", help="where to (default: the node's name, here)")
+    export.add_argument(
+        "--rounding",
+        choices=("nearest", "down"),
+        default="nearest",
+        help="to 8 bits: nearest as SiT, DiT, EDM, JiT; down as REPA, REG, ADM",
+    )
+    reference = add("reference", "make an ADM-style reference .npz of your own images")
+    reference.add_argument("data", metavar="IMAGES", help="a folder of images, or an archive")
+    reference.add_argument("--to", metavar="FILE", help="where to (default: reference.npz)")
+    reference.add_argument(
+        "--weights", metavar="FILE", help="inception-2015-12-05.pt, or its folder"
+    )
+    reference.add_argument("--size", type=int, metavar="N", help="bring images to N pixels a side")
+    reference.add_argument(
+        "--crop", choices=("adm", "lanczos", "resize"), default="adm", help="how (default: adm)"
+    )
+    reference.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     ui = add("ui", "MLflow's comparison view of this store, on 127.0.0.1")
     ui.add_argument("--port", type=int, default=5000, metavar="N")
     ui.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")

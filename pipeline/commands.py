@@ -279,6 +279,19 @@ def compare(root: Root, options: Namespace) -> int:
     return DONE
 
 
+def export(root: Root, options: Namespace) -> int:
+    """Write a node's samples as files."""
+    run = results.find(options.run, _store(options))
+    resolve_name(root().export)(run, options)
+    return DONE
+
+
+def reference(root: Root, options: Namespace) -> int:
+    """Make a reference of images."""
+    resolve_name(root().reference)(options)
+    return DONE
+
+
 def ui(root: Root, options: Namespace) -> int:
     """Serve MLflow's UI."""
     from pipeline import track
@@ -359,6 +372,8 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "logs": logs,
     "report": report,
     "compare": compare,
+    "export": export,
+    "reference": reference,
     "ui": ui,
     "send": send,
     "gc": gc,

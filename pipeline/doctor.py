@@ -44,6 +44,8 @@ def _checks(catalog: Catalog, store_uri: str, verify: bool) -> Iterator[tuple[bo
         path = weights.find()
         where = f"found at {path}" if path else f"not there (needed for {weights.purpose})"
         yield True if path else None, f"{weights.file}: {where}{'' if path else weights.remedy}"
+        if weights.note:
+            yield None, f"{weights.file}: {weights.note}"
 
 
 def _torch() -> Iterator[tuple[bool | None, str]]:

@@ -29,7 +29,10 @@ from pipeline.errors import UsageError
 # What systems and programs leave beside data, other than hidden files; locks of LMDB change when
 # it is read.
 FOREIGN = frozenset(
-    {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lock.mdb"}
+    {
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lock.mdb"),
+        *("lost+found", "$recycle.bin", "#recycle", "system volume information", "__pycache__"),
+    }
 )
 
 # A file that was written less than this before it was read may be written again without another

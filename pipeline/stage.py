@@ -233,12 +233,14 @@ class Weights:
         purpose: what needs it.
         remedy: where to get it and which setting names it.
         find: returns its path, or None while it is missing.
+        note: what `doctor` says beside it, such as what could not be verified.
     """
 
     file: str
     purpose: str
     remedy: str
     find: Callable[[], Path | None]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,10 @@ class Catalog:
             `pipeline.publish.Timed` of what depends on measured times, which the report shows with
             the run.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
+        export: `"module:function"` of a function that takes a run and the command's options and
+            writes a node's samples as files.
+        reference: `"module:function"` of a function that takes the command's options and makes a
+            reference for scores from images.
     """
 
     settings: type[Settings]
@@ -293,6 +299,8 @@ class Catalog:
     compare_scores: str = ""
     compare_page: str = ""
     report_timed: str = ""
+    export: str = ""
+    reference: str = ""
 
 
 def resolve(dotted: str) -> Any:

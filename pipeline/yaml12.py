@@ -25,6 +25,11 @@ NUMBER = re.compile(r"[-+]?(\.\d+|(0|[1-9]\d*)(\.\d*)?|0\d+\.\d*)([eE][-+]?\d+)?
 WHOLE = re.compile(r"[-+]?(0|[1-9]\d*)", re.ASCII)
 ENDLESS = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge")
+PROBLEMS = {  # PyYAML's words, and ours for some
+    "but found another document": "a second document (---) begins; keep one",
+    "second occurrence": "an anchor (&) of this name stands there already; give it another name",
+    "mapping values are not allowed here": "a second colon, or a line that is indented wrongly",
+}
 TAGS = {"!", *(f"tag:yaml.org,2002:{kind}" for kind in KINDS)}
 
 
@@ -144,7 +149,8 @@ def _explained(error: yaml.YAMLError, text: str) -> str:
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in error.problem:
         return f"is not valid YAML (line {mark.line + 1}): it has a tab there; use spaces"
-    return f"is not valid YAML (line {mark.line + 1}): {error.problem}"
+    problem = PROBLEMS.get(str(error.problem), error.problem)
+    return f"is not valid YAML (line {mark.line + 1}): {problem}"
 
 
 def _named(character: int | str | bytes | None) -> str:

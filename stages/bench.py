@@ -14,7 +14,7 @@ from stages.data.spectrum import SpectrumSettings
 from stages.paper import Paper
 from stages.report.report import ReportOptions
 from stages.sampling.sweep import SampleSweep
-from stages.scoring.evaluate import Evaluation
+from stages.scoring.options import Evaluation
 from stages.settings.elsewhere import NetworkOptions
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.latents import Geometry, LatentOptions, known_geometry
@@ -34,6 +34,7 @@ class Bench(Settings):
         "features": "extractor",
         "encode": "latents",
         "decode": "latents",
+        "published": "evaluate",
     }
 
     # torch takes seeds below 2^64, and those of nodes count on from this one.

@@ -12,7 +12,7 @@ from stages.encoders import weights
 from stages.recipes.complete import completed
 from stages.report import report, timed
 from stages.sampling import decode, sample
-from stages.scoring import evaluate, external, extractor, features
+from stages.scoring import evaluate, external, extractor, features, published
 from stages.training import checkpoint, teach, train
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ STAGES = {
         sample.STAGE,
         decode.STAGE,
         evaluate.STAGE,
+        published.STAGE,
         *(stage for paper in PAPERS for stage in paper.stages),
         report.STAGE,
     )
@@ -85,5 +86,7 @@ CATALOG = Catalog(
     ),
     compare_scores="stages.report.compare_scores:lines",
     compare_page="stages.report.compare_page:compared",
+    export="stages.scoring.handed_out:command",
+    reference="stages.scoring.made_reference:command",
     report_timed="stages.catalog:timed_section",
 )

@@ -235,6 +235,7 @@ def _short(value: float, low: float, high: float) -> float:
 
 def _ends(path: str, kind: str, values: Sequence[Any]) -> list[int | float]:
     """The two ends of a range. Raises ValueError."""
+    values = [float(v) if isinstance(v, str) and yaml12.NUMBER.fullmatch(v) else v for v in values]
     numbers = all(
         isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
     )

@@ -49,6 +49,17 @@ class Samples(DescribedArtifact):
 
         return tuple(np.load(self.path / "samples.npy", mmap_mode="r").shape[1:])
 
+    def stored(self) -> np.ndarray:
+        """(n, C, H, W) as they are stored, mapped."""
+        import numpy as np
+
+        return np.load(self.path / "samples.npy", mmap_mode="r")
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether they are stored as 8 bits."""
+        return self.stored().dtype.kind == "u"
+
     def images(self, which: slice = slice(None)) -> Tensor:
         """(n, C, H, W) float32 images; reads no more of the file than `which` asks for."""
         import numpy as np

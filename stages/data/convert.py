@@ -115,11 +115,19 @@ def shards_of(part: Part, form: Form) -> list[tuple[int, int]]:
     count, image_bytes = len(part), form.image_bytes
     if form.packed and not isinstance(part.images, Pixels):
         probed = np.linspace(0, count - 1, min(PROBED, count)).astype(int)
-        sizes = [len(part.images.read(part.places(i, i + 1)[0])) for i in probed]
+        sizes = [_file_size(part, i) for i in probed]
         image_bytes = min(image_bytes, max(1, sum(sizes) // len(sizes)))
     wanted = -(-count * image_bytes // FEWEST_SHARDS)
     wanted = min(max(wanted, SMALL_SHARD_BYTES), SHARD_BYTES)
     return list(blocks(count, max(1, wanted // image_bytes)))
+
+
+def _file_size(part: Part, place: int) -> int:
+    """Bytes of a file; 0 of one that cannot be had, which is counted when it is converted."""
+    try:
+        return len(part.images.read(part.places(place, place + 1)[0]))
+    except DamagedError:
+        return 0
 
 
 def convert_shard(
@@ -128,9 +136,10 @@ def convert_shard(
     """Shard `index` of a part, its images first..last-1, in the work area `folder`.
 
     item: (part, index, first, last). facts: `coloured` (whether an image has three channels),
-    `damaged` (names of files passed over) and `notes` (how many were in which mode). arrays: of
-    the training images those of the statistics; `channels` (n,) of every image; `kept`, places
-    from `first` on, where some were passed over.
+    `damaged` (names of files passed over), `notes` (how many were in which mode) and `brightest`
+    (the highest value of files, 0 of arrays). arrays: of the training images those of the
+    statistics; `channels` (n,) of every image; `kept`, places from `first` on, where some were
+    passed over.
 
     Raises ValueError for values or sizes that do not fit.
     """
@@ -138,7 +147,7 @@ def convert_shard(
     part = parts[name]
     if form.storage == "latents":
         file, moments = shard_file(name, index, ".npy"), _moments(part, form, first, last)
-        none = {"coloured": True, "damaged": [], "notes": {}}
+        none = {"coloured": True, "damaged": [], "notes": {}, "brightest": 0}
         return written.write_latents(Path(folder), file, moments, form.scale, lambda: (none, {}))
     maker = _Maker(part, form, name, measured=name == "train")
     images = maker.images(first, last)
@@ -171,6 +180,7 @@ class _Maker:
         self.kept: list[int] = []
         self.damaged: list[str] = []
         self.notes: Counter[str] = Counter()
+        self.brightest = 0  # of what was decoded
 
     def images(self, first: int, last: int) -> Iterator[tuple[np.ndarray, bytes | None]]:
         """Blocks (k, C, H, W) of arrays, or single images and their bytes where these serve as
@@ -212,6 +222,7 @@ class _Maker:
                 )
             pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
             self._measure(pixels[None])
+            self.brightest = max(self.brightest, int(pixels.max()))
             self.kept.append(place)
             yield pixels[None], data if form.packed and self._serves(data, picture) else None
 
@@ -255,6 +266,7 @@ class _Maker:
             arrays |= written.sum_of(list(self.totals.values())).arrays()
         coloured = not self.channels or max(self.channels) > 1
         facts = {"coloured": coloured, "damaged": self.damaged, "notes": dict(self.notes)}
+        facts["brightest"] = self.brightest
         return facts, arrays
 
 

@@ -12,6 +12,7 @@ import numpy as np
 # and EDM2, `lanczos` the centre square of EDM, `resize` one bicubic step and the centre.
 CROPS = ("adm", "resize", "lanczos")
 # What Pillow raises on files that are cut short or changed.
+DIM = 32  # a highest value below this is no picture of 0..255
 UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, IndexError, TypeError, KeyError)
 UNREADABLE = (*UNREADABLE, ZeroDivisionError, OverflowError, struct.error)
 SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
@@ -33,6 +34,16 @@ class Picture:
 
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
+
+
+def check_bright(brightest: int) -> None:
+    """Raise ValueError where no pixel of all files reaches 32 of 255: numbers of classes, values of
+    0 to 1 saved as bytes, or 12 of 16 bits."""
+    if 0 < brightest < DIM:
+        raise ValueError(
+            f"no pixel of the image files reaches more than {brightest} of 255, which is nearly "
+            "black (of 16 bits the upper 8 count); save them again with white at 255, or at 65535"
+        )
 
 
 def to_float(images: np.ndarray, white: int) -> np.ndarray:
@@ -144,7 +155,7 @@ def _notes(image) -> tuple[str, ...]:
         notes.append("upper 8 of 16 bits")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         notes.append("first frame")
-    if image.getexif().get(0x0112, 1) not in (0, 1):
+    if image.getexif().get(0x0112, 1) in range(2, 9):
         notes.append("turned by EXIF")
     return tuple(notes)
 

@@ -52,6 +52,8 @@ def listed(path: Path, like: tuple[int, int, int]) -> Iterator[Listing]:
     pool = resolve(table.SAMPLES[kind])
     listing = pool(path, like) if kind == "npz" else pool(path)
     try:
+        if not len(listing.images):
+            raise ValueError(f"{path} holds no images; give a place that has some")
         yield listing
     finally:
         if listing.scratch is not None:

@@ -126,13 +126,21 @@ def beside(path: Path, kind: str) -> list[Path]:
     """Files that a data set is read from though they do not lie in `path`: the labels of an .npy,
     and those of ImageNet's validation images."""
     if kind == "npz" and path.suffix.lower() == ".npy":
-        names = (f"{path.stem}_labels.npy", f"{path.stem}-labels.npy", "labels.npy", "y.npy")
-        places = [path.with_name(name) for name in names]
+        stems = [f"{path.stem}_labels", f"{path.stem}-labels", *_label_stems(path.stem)]
+        places = [path.with_name(f"{stem}.npy") for stem in (*stems, "labels", "y")]
         return [place for place in places if place.is_file() and place != path][:1]
     if kind == "imagenet" and (base := imagenet_base(path)) is not None:
         places = [folder / SOLUTION for folder in (path, base, *list(base.parents)[:3])]
         return [place for place in places if place.is_file()][:1]
     return []
+
+
+def _label_stems(stem: str) -> list[str]:
+    """Names of the labels of images of this name: y_train of x_train, labels of images."""
+    pairs = (("x", "y"), ("X", "y"), ("X", "Y"), ("images", "labels"), ("image", "label"))
+    pairs += (("imgs", "labels"), ("imgs", "lbls"), ("data", "labels"), ("samples", "labels"))
+    found = [re.sub(rf"(?<![a-zA-Z]){a}(?![a-zA-Z])", b, stem) for a, b in pairs]
+    return [other for other in found if other != stem]
 
 
 def imagenet_base(path: Path) -> Path | None:

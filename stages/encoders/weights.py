@@ -29,6 +29,15 @@ ORIGINS = {
     "dinov2-base": "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/",
     "dinov2-large": "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/",
 }
+# Published protocols that take a kind's file beside `extractor.kind`.
+PROTOCOLS = {"inception": "adm or edm", "dinov2-large": "fd-dinov2"}
+NOTES = {
+    "inception": "for evaluate.protocol=adm or edm its resize, layers and classifier without bias "
+    "are compared with ours when it is loaded; that sFID reads the first branch of layers.mixed_6 "
+    "rests on public codes and was not verified on the published file",
+    "dinov2-large": "for evaluate.protocol=fd-dinov2 positions are resampled as its authors' code "
+    "does; this was not verified on the published file",
+}
 KINDS = ("embedded", *WEIGHT_FILES)
 
 
@@ -84,10 +93,12 @@ CATALOG = (
     *(
         Weights(
             file=" or ".join(names),
-            purpose=f"extractor.kind={kind}",
+            purpose=f"extractor.kind={kind}"
+            + (f", evaluate.protocol={PROTOCOLS[kind]}" if kind in PROTOCOLS else ""),
             remedy=f": get {names[0]} from {ORIGINS[kind]}, place it in {FOLDER}/, or set "
             "extractor.weights to it",
             find=partial(_find, kind),
+            note=NOTES.get(kind, ""),
         )
         for kind, names in WEIGHT_FILES.items()
     ),

@@ -32,9 +32,11 @@ from stages.methods.jackknife import deal, standard_error
 __all__ = [
     "FrechetResult",
     "distance_from_features",
+    "distance_to",
     "frechet_distance",
     "from_features",
     "real_floor",
+    "reference_gaussian",
 ]
 
 
@@ -87,6 +89,25 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
             "come from the same extractor"
         )
     return max(_distance(first, second), 0.0)
+
+
+def reference_gaussian(mean: Tensor, cov: Tensor) -> _Gaussian:
+    """A reference's mean (d,) and covariance (d, d), factored once for any number of
+    `distance_to`; errors as in frechet_distance."""
+    checked = _check_gaussian(mean, cov, "mean", "cov")
+    return _from_covariance(*checked, name="cov")
+
+
+def distance_to(x: Tensor, reference: _Gaussian) -> float:
+    """The distance of features x (n, d) to a `reference_gaussian`. Raises ValueError as
+    from_features does, and for another dimension."""
+    x = _check_features(x, "x")
+    if x.shape[1] != len(reference.mean):
+        raise ValueError(
+            f"x has {x.shape[1]} dimensions and the reference {len(reference.mean)}; both must "
+            "come from the same extractor"
+        )
+    return max(_distance(_Sample(x, 1).gaussian(), reference), 0.0)
 
 
 def distance_from_features(x1: Tensor, x2: Tensor) -> float:

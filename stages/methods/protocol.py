@@ -35,7 +35,10 @@ class Protocol:
     ``name`` is what people quote, such as "digits-embedded-1500"; ``extractor_hash`` the sha256 of
     its weights; ``resize`` how images reach the extractor's size; ``reference`` data set and split,
     with a digest of the images where other data may have the same name;
-    ``details`` what else a metric's value depends on, such as "k=5", where there is anything.
+    ``num_reference`` is None where the reference's file does not say. ``details`` what else a
+    metric's value depends on, such as "k=5", where there is anything. Of published protocols,
+    where they are stated: ``rounding`` to 8 bits, ``crop`` of the reference's images, ``classes``
+    how they were drawn, and ``best_of`` how many sets the least distance is of.
     """
 
     name: str
@@ -43,9 +46,13 @@ class Protocol:
     extractor_hash: str
     resize: str
     reference: str
-    num_reference: int
+    num_reference: int | None
     num_samples: int
     details: str = ""
+    rounding: str = ""
+    crop: str = ""
+    classes: str = ""
+    best_of: int = 1
 
     def __post_init__(self) -> None:
         for key in ("name", "extractor", "extractor_hash", "resize", "reference"):
@@ -54,12 +61,26 @@ class Protocol:
                 raise ValueError(
                     f"protocol {key} is {value!r}; a score cannot exist without it: say it in words"
                 )
-        for key in ("num_reference", "num_samples"):
+        for key in ("num_reference", "num_samples", "best_of"):
             value = getattr(self, key)
+            if key == "num_reference" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(
                     f"protocol {key} is {value!r}; give the number of images, at least 1"
                 )
+
+    @property
+    def rules(self) -> str:
+        """Rounding, crop, classes and the minimum rule in words; empty where none is stated."""
+        rules = [
+            f"{name} {getattr(self, name)}"
+            for name in ("rounding", "crop", "classes")
+            if getattr(self, name)
+        ]
+        if self.best_of > 1:
+            rules.append(f"the least of {self.best_of} sets")
+        return ", ".join(rules)
 
     def differs(self, other: Protocol) -> str:
         """What differs, in words; empty where the protocols agree."""

@@ -109,7 +109,9 @@ def precision_recall(
             f"{LARGEST_MANIFOLD} of each set"
         )
     blocks = min(blocks, fewest // 2)
-    if not 1 <= neighbours <= (largest := most_neighbours(fewest, blocks)):
+    if (largest := most_neighbours(fewest, blocks)) < 1:
+        raise ValueError(f"{fewest} images are too few for neighbours among them; give at least 6")
+    if not 1 <= neighbours <= largest:
         raise ValueError(
             f"neighbours is {neighbours} and {largest + 2} images remain when a block is left out; "
             f"use 1 to {largest} neighbours"

@@ -128,8 +128,8 @@ class Solver:
     per_step: int = 1  # evaluations, 1 or 2; the last step takes one, so that with 2 NFE is odd
     multistep: bool = False  # linear, so that the look-ahead corrector can go around it
     around: str | None = None  # the multistep solver that is this one with that corrector
-    counted_as: str | None = None  # fitted: the plain solver whose evaluations and grid it takes
-    stochastic: bool = False  # draws noise at every step, on a grid of its own
+    counted_as: str | None = None  # the plain solver whose evaluations and grid it takes
+    stochastic: bool = False  # draws noise, on levels as `counted_as` or on a grid of its own
 
 
 SOLVERS = {
@@ -138,19 +138,34 @@ SOLVERS = {
     "dpmpp2m": Solver("stages.methods.solvers.multistep:DPMPP2M", multistep=True),
     "dpmpp3m": Solver("stages.methods.solvers.multistep:DPMPP3M", multistep=True),
     "unipc": Solver("stages.methods.solvers.multistep:UNIPC", around="dpmpp2m"),
+    "deis": Solver("stages.methods.solvers.extrapolated:DEIS"),
+    "ipndm": Solver("stages.methods.solvers.extrapolated:IPNDM"),
+    "dpm2": Solver("stages.methods.solvers.midpoint:DPM2", per_step=2),
     "fitted": Solver("stages.methods.solvers.fitted:FittedMultistep", counted_as="euler"),
     "fitted-heun": Solver("stages.methods.solvers.fitted:FittedHeun", counted_as="heun"),
     "sde": Solver("stages.methods.solvers.sde:sample", stochastic=True),
+    "ancestral": Solver(
+        "stages.methods.solvers.stochastic:ancestral", counted_as="euler", stochastic=True
+    ),
+    "churn": Solver(
+        "stages.methods.solvers.stochastic:churned",
+        per_step=2,
+        counted_as="heun",
+        stochastic=True,
+    ),
 }
 
 # Solvers whose weights were fitted to one model on one grid: they come as an artifact.
-FITTED_SOLVERS = {n: s for n, s in SOLVERS.items() if s.counted_as}
+FITTED_SOLVERS = {n: s for n, s in SOLVERS.items() if s.counted_as and not s.stochastic}
 STOCHASTIC_SOLVERS = {n: s for n, s in SOLVERS.items() if s.stochastic}
+# Stochastic ones on the levels of a grid that settings choose.
+NOISY_SOLVERS = {n: s for n, s in STOCHASTIC_SOLVERS.items() if s.counted_as}
 PLAIN_SOLVERS = {n: s for n, s in SOLVERS.items() if not s.counted_as and not s.stochastic}
 
 
 def counted_as(solver: str) -> str:
-    """The solver whose evaluations and grid a solver takes; its own unless it is fitted."""
+    """The solver whose evaluations and grid a solver takes; its own unless it is fitted or
+    adds noise."""
     return SOLVERS[solver].counted_as or solver
 
 

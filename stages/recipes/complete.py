@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
+from stages.data import prepare
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.given import GIVEN
 from stages.recipes.nodes import (
@@ -23,8 +24,9 @@ from stages.recipes.nodes import (
 from stages.report import report
 from stages.report.report import ReportSettings
 from stages.sampling import sample
-from stages.scoring import evaluate, external, extractor
+from stages.scoring import evaluate, external, extractor, published
 from stages.scoring.evaluate import features_node
+from stages.settings.protocols import CLEAN
 from stages.training import checkpoint, teach, train
 
 if TYPE_CHECKING:
@@ -36,12 +38,24 @@ def completed(place: str) -> Callable[[Bench], list[Node]]:
 
     def build(bench: Bench) -> list[Node]:
         nodes = _with_needed(bench, resolve(place)(bench))
+        _check_protocol(bench, nodes)
         _check_given(bench, nodes)
         _check_guidance(nodes)
         nodes = with_features(bench, [*nodes, report_node(bench, nodes)])
         return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in nodes]
 
     return build
+
+
+def _check_protocol(bench: Bench, nodes: Sequence[Node]) -> None:
+    """Raise UsageError where a published protocol is asked for and nothing is scored under it."""
+    name = bench.evaluate.protocol
+    if name != CLEAN and not any(node.stage is published.STAGE for node in nodes):
+        raise UsageError(
+            f"evaluate.protocol={name} is for the recipe evaluate: run this recipe without it, "
+            "write its samples with `python -m pipeline export`, and score these with "
+            f"`run evaluate evaluate.protocol={name} evaluate.path=FILE`"
+        )
 
 
 def _check_given(bench: Bench, nodes: Sequence[Node]) -> None:
@@ -202,10 +216,12 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "teacher": of(teach.STAGE.name),
         "training": of(train.STAGE.name),
         "given": of(checkpoint.STAGE.name),
-        "scores": of(evaluate.STAGE.name),
+        "scores": of(evaluate.STAGE.name, published.STAGE.name),
         "samples": shown_samples(bench, nodes) + of(external.STAGE.name),
         "papers": of(*shown),
     }
+    if not of(prepare.STAGE.name):
+        del inputs["data"]
     settings = settings_of(
         ReportSettings,
         bench.report,

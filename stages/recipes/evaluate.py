@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
@@ -18,16 +21,18 @@ from stages.recipes.nodes import (
     sample_node,
     settings_of,
 )
-from stages.scoring import evaluate, external
+from stages.scoring import evaluate, external, published
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.external import ExternalSettings
+from stages.scoring.published import PublishedSettings
+from stages.settings.protocols import CLEAN
 
 if TYPE_CHECKING:
     from stages.bench import Bench
 
 
-def external_nodes(bench: Bench) -> list[Node]:
-    """The samples at `evaluate.path` and their scores.
+def samples_node(bench: Bench, inputs: Mapping[str, str]) -> Node:
+    """`external`: the samples at `evaluate.path`.
 
     Raises UsageError where it is not set.
     """
@@ -37,9 +42,12 @@ def external_nodes(bench: Bench) -> list[Node]:
             "images or to an .npz file, or networks.path to a network that makes them"
         )
     settings = ExternalSettings(path=bench.evaluate.path)
-    samples = Node(
-        "external", external.STAGE, settings, {"data": pixels_node(bench)}, bench.resources.external
-    )
+    return Node("external", external.STAGE, settings, inputs, bench.resources.external)
+
+
+def external_nodes(bench: Bench) -> list[Node]:
+    """The samples at `evaluate.path` and their scores; UsageError where it is not set."""
+    samples = samples_node(bench, {"data": pixels_node(bench)})
     scores = Node(
         "evaluate/external",
         evaluate.STAGE,
@@ -47,6 +55,32 @@ def external_nodes(bench: Bench) -> list[Node]:
         {"samples": [samples.name]},
         bench.resources.evaluate,
         tags={"method": name_of(Path(bench.evaluate.path))},
+    )
+    return [samples, scores]
+
+
+def published_nodes(bench: Bench) -> list[Node]:
+    """The samples at `evaluate.path` and their scores under a published protocol; no data set."""
+    if bench.networks.path is not None:
+        raise UsageError(
+            f"networks.path={bench.networks.path} and evaluate.protocol={bench.evaluate.protocol} "
+            "do not go together: score the network's samples without it, write them with `python "
+            "-m pipeline export`, and set evaluate.path to them in place of networks.path"
+        )
+    samples = samples_node(bench, {})
+    try:
+        settings = settings_of(PublishedSettings, bench.evaluate)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        words = problem.get("ctx", {}).get("error", problem["msg"])
+        raise UsageError(f"evaluate: {words}") from error
+    scores = Node(
+        "published/external",
+        published.STAGE,
+        settings,
+        {"samples": [samples.name]},
+        bench.resources.published,
+        tags={"method": name_of(Path(bench.evaluate.path)), "protocol": settings.protocol},
     )
     return [samples, scores]
 
@@ -61,7 +95,9 @@ def name_of(path: Path) -> str:
 
 def recipe(bench: Bench) -> list[Node]:
     """Samples made elsewhere, or those of a network trained elsewhere: their scores under the
-    preset's protocol."""
+    preset's protocol; of samples made elsewhere under a published one too."""
+    if bench.evaluate.protocol != CLEAN:
+        return published_nodes(bench)
     if bench.networks.path is None:
         return [*pixel_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
     nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *given_nodes(bench)]

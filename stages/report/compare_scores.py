@@ -13,7 +13,7 @@ from pipeline.results import Run
 from stages.artifacts.scores import Row
 from stages.pages.findings import OPEN, side
 from stages.pages.page import with_error
-from stages.scoring import evaluate
+from stages.scoring import evaluate, published
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
@@ -26,6 +26,7 @@ HEADLINES = {
 }
 OVER = {"training_step": "training step", "nfe": "NFE"}
 METHOD = "METHOD"
+PUBLISHED = f"{published.STAGE.name}/"
 REFUSED = "refused"
 
 
@@ -99,7 +100,7 @@ def opened(run: Run, name: str) -> Artifact | None:
 
 def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
     for common, name in names.items():
-        if run[name].data["stage"] != evaluate.STAGE.name:
+        if run[name].data["stage"] not in (evaluate.STAGE.name, published.STAGE.name):
             continue
         artifact = opened(run, name)
         if artifact is None:
@@ -130,15 +131,16 @@ def _line(place: Place, rows: Sequence[Row | None], headline: bool) -> Line:
         tuple(value(score) for score in scores),
         tuple(difference_in_words(scores[0], score) for score in scores[1:]),
         headline,
-        node=f"{evaluate.STAGE.name}/{place.curve}",
+        node=place.curve if place.curve.startswith(PUBLISHED) else f"evaluate/{place.curve}",
     )
 
 
 def _words(protocol: Protocol) -> str:
+    rules = f", {protocol.rules}" if protocol.rules else ""
     return (
         f"scores under protocol {protocol.name}: {protocol.num_samples} samples against "
-        f"{protocol.num_reference} {protocol.reference}, extractor {protocol.extractor} "
-        f"({protocol.extractor_hash[:12]})"
+        f"{protocol.num_reference or 'the'} {protocol.reference}, extractor {protocol.extractor} "
+        f"({protocol.extractor_hash[:12]}){rules}"
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stages.pages.page import Picture, Section
 
 MOST_SETS = 6
+THRESHOLD = "memorization_threshold"
 FIRST, NEAREST = 8, 4  # samples shown of a set: the first ones, and those nearest to a copy
 
 
@@ -52,9 +53,11 @@ def _shown(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> di
     """The last set of every curve over training steps (of every curve, if there is none), with the
     threshold of its memorisation ratio."""
     settings = {name: artifact.settings for name, artifact in inputs.get("scores", {}).items()}
+    # Published protocols look for no copies.
+    scores = {name: rows for name, rows in scores.items() if THRESHOLD in settings[name]}
     over_steps = [name for name in scores if settings[name]["abscissa"] == "training_step"]
     names = (over_steps or list(scores))[:MOST_SETS]
-    return {scores[name][-1].node: settings[name]["memorization_threshold"] for name in names}
+    return {scores[name][-1].node: settings[name][THRESHOLD] for name in names}
 
 
 def _picture(

@@ -125,10 +125,12 @@ def _words(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
         for row in rows:
             if row.score.protocol.details:
                 details.setdefault(row.score.protocol.details, {})[row.score.metric] = None
-    more = "".join(f"; {', '.join(metrics)}: {words}" for words, metrics in details.items())
+    more = f"; {protocol.rules}" if protocol.rules else ""
+    more += "".join(f"; {', '.join(metrics)}: {words}" for words, metrics in details.items())
+    count = "images (number not told)" if (n := protocol.num_reference) is None else f"{n}"
     return (
         f"<p>Protocol <b>{html.escape(protocol.name)}</b>: {protocol.num_samples} samples against "
-        f"{protocol.num_reference} of the {html.escape(protocol.reference)}, features of "
+        f"{count} of the {html.escape(protocol.reference)}, features of "
         f"{html.escape(protocol.extractor)} (weights "
         f"{html.escape(protocol.extractor_hash[:12])}), resize {html.escape(protocol.resize)}"
         f"{html.escape(more)}. The last line is what real images score: the floor, or for "
@@ -195,5 +197,5 @@ def _lines(scores: Mapping[str, Sequence[Row]]) -> Iterator[tuple[Any, ...]]:
             s, p = row.score, row.score.protocol
             yield (
                 *(row.node, s.metric, s.value, s.error, s.error_kind, s.num_seeds, s.floor),
-                *(p.num_samples, p.name, p.details, s.caution),
+                *(p.num_samples, p.name, ", ".join(filter(None, (p.rules, p.details))), s.caution),
             )

@@ -52,6 +52,8 @@ def inputs(correction: str, solver: str) -> list[str]:
 def refusal(correction: str, solver: str) -> str:
     """Why a correction does not go with a solver, and what to choose; empty where it does."""
     chosen, known = table.CORRECTIONS[correction], table.SOLVERS
+    if correction != "none" and known[solver].stochastic:
+        return "corrections are of the ODE's steps; set correction=none"
     if chosen.looks_ahead and not known[solver].multistep:
         multistep = ", ".join(sorted(name for name, entry in known.items() if entry.multistep))
         return f"it goes around a plain multistep solver; choose one of {multistep}"

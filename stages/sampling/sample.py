@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,25 +28,34 @@ from stages.methods import table
 from stages.sampling import corrections
 from stages.sampling import problem as sampling_problem
 from stages.settings import solvers
-from stages.settings.solvers import SolverOptions
+from stages.settings.solvers import ChurnOptions, SolverOptions
 from stages.shards import blocks, shards
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from stages.methods.draws import Draws
+    from stages.methods.path import Denoiser
     from stages.methods.solvers.trajectories import Correction, Solver
     from stages.sampling.problem import Problem
 
 # Added to the seed of the SDE's noise, whose steps would else be those of training.
 SDE_SEED = 1 << 40
+CLASS_SEED = 1 << 41  # and to that of classes drawn at random
+
+
+def brings_grid(solver: str) -> bool:
+    """Whether a solver has a grid of its own."""
+    return solver in table.STOCHASTIC_SOLVERS and solver not in table.NOISY_SOLVERS
 
 
 class SampleOptions(SolverOptions):
     """How samples are made."""
 
     solver: table.choice("solver", table.SOLVERS) = Field(
-        "dpmpp2m", description="the ODE solver, or sde, the papers' stochastic sampler"
+        "dpmpp2m",
+        description="the ODE solver; or sde, the papers' stochastic sampler, ancestral or churn",
     )
     correction: table.choice("correction", table.CORRECTIONS) = Field(
         "none",
@@ -58,7 +67,12 @@ class SampleOptions(SolverOptions):
     num_probes: int = Field(
         1, ge=1, le=1000, description="online and literal: random probes a divergence"
     )
-    num_samples: int = Field(1500, ge=1, le=10**7, description="samples, classes balanced")
+    churn: ChurnOptions = Field(ChurnOptions(), description="solver=churn: the noise that it adds")
+    num_samples: int = Field(1500, ge=1, le=10**7, description="samples")
+    classes: Literal["balanced", "random"] = Field(
+        "balanced",
+        description="balanced: classes in turn; random: drawn for each sample, as in most papers",
+    )
     batch_size: int = unkeyed(
         1000, ge=1, le=10**6, description="samples held at once; rounded up to whole blocks"
     )
@@ -68,7 +82,7 @@ class SampleOptions(SolverOptions):
 
     @model_validator(mode="after")
     def _sde_fits(self) -> SampleOptions:
-        if not table.SOLVERS[self.solver].stochastic:
+        if not brings_grid(self.solver):
             return self
         if self.nfe < 2:
             raise ValueError(f"nfe={self.nfe} is below 2, the least that solver=sde takes")
@@ -106,8 +120,8 @@ class SampleSettings(SampleOptions):
 class Plan:
     """All that a task needs beside the samples it makes; the same for every task of a node.
 
-    solver: the object that `trajectory` takes; None for the SDE. correction: None for the plain
-    solver.
+    solver: the object that `trajectory` takes; None for a stochastic one. correction: None for the
+    plain solver.
     """
 
     levels: Tensor
@@ -176,12 +190,13 @@ def sample_block(
     from stages.methods.draws import Draws
     from stages.methods.solvers.trajectories import trajectory
 
-    z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(problem.labels(indices))
+    labels = labels_of(settings, problem.model.num_classes, indices).to(settings.device)
+    z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(labels)
     entry = table.SOLVERS[settings.solver]
     if entry.stochastic:
         draws = Draws(settings.seed + SDE_SEED, indices.to(settings.device))
-        x = resolve(entry.place)(denoiser, z, draws, settings.nfe)
-        return problem.images(x).float(), [1.0] * settings.nfe
+        x = _with_noise(denoiser, z, draws, settings, plan.levels)
+        return problem.images(x).float(), [1.0] * (len(plan.levels) - 1)
     y = plan.levels[0].item() * z
     generator = None
     if _over_batch(settings):
@@ -193,6 +208,28 @@ def sample_block(
         y = advance.state
         gammas.append(advance.gamma)
     return problem.images(y).float(), gammas
+
+
+def labels_of(settings: SampleSettings, num_classes: int, indices: Tensor) -> Tensor:
+    """The classes (B,) long of samples: in turn, or each a uniform draw of its seed and index."""
+    from stages.methods.draws import Draws
+
+    count = max(1, num_classes)
+    if settings.classes == "balanced":
+        return indices % count
+    u = Draws(settings.seed + CLASS_SEED, indices).time()
+    return (u.double() * count).ceil().long().clamp(1, count) - 1
+
+
+def _with_noise(
+    denoiser: Denoiser, z: Tensor, draws: Draws, settings: SampleSettings, levels: Tensor
+) -> Tensor:
+    """The end points of a stochastic sampler from noise z, in the model's states."""
+    sampler = resolve(table.SOLVERS[settings.solver].place)
+    if brings_grid(settings.solver):
+        return sampler(denoiser, z, draws, settings.nfe)
+    more = {"churn": settings.churn.parameters()} if settings.solver == "churn" else {}
+    return sampler(denoiser, levels[0].item() * z, levels, draws, **more)
 
 
 def plan_of(
@@ -207,9 +244,11 @@ def plan_of(
     Raises ValueError for a schedule of another grid, solver, model or guidance.
     """
     entry = table.SOLVERS[settings.solver]
-    if entry.stochastic:
+    if brings_grid(settings.solver):
         return Plan(_sde_levels(settings.nfe), None, None)
     levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+    if entry.stochastic:
+        return Plan(levels, None, None)
     if "schedule" in corrections.inputs(settings.correction, settings.solver):
         step = settings.step or model.description["steps"][-1]
         schedule.check(settings, levels, network.model_identity(model, step))
@@ -233,6 +272,7 @@ def _sde_levels(nfe: int) -> Tensor:
 def run(context: Context) -> Result:
     """Sample all shards; write images, labels, gammas, a picture and how they were made."""
     import numpy as np
+    import torch
 
     settings: SampleSettings = context.settings
     model = context.inputs["model"]
@@ -248,19 +288,20 @@ def run(context: Context) -> Result:
 
     images, took = of_all("images"), of_all("took").reshape(-1, 3)
     context.progress(len(images), settings.num_samples, "samples")
-    labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)
-    stochastic = table.SOLVERS[settings.solver].stochastic
+    indices = torch.arange(len(images))
+    labels = labels_of(settings, _num_classes(model), indices).numpy()
     facts = {
         "training_step": model.description.get("steps_before", 0) + int(took[0, 0]),
         "method": model.description["method"],
         "solver": settings.solver,
         "correction": correction_name(settings, others["schedule"]),
         "nfe": settings.nfe,
-        "grid": settings.solver if stochastic else settings.grid_name,
+        "grid": settings.solver if brings_grid(settings.solver) else settings.grid_name,
         "time_density": model.description.get("time_density", ""),
         "guidance": settings.guidance,
         "seed": settings.seed,
         "num_samples": len(images),
+        "classes": settings.classes,
         # Copies are sought among the images that the model has seen.
         "num_training_images": model.description.get("num_images"),
     }

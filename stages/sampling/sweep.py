@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, ValidationError, model_validator
 
 from stages.methods import table
-from stages.sampling.sample import SampleOptions, SampleSettings
+from stages.sampling.sample import SampleOptions, SampleSettings, brings_grid
 from stages.settings import densities
 from stages.settings import solvers as settings_solvers
 from stages.settings.solvers import NFE, runnable
@@ -27,9 +27,9 @@ class SampleSweep(SampleOptions):
         table.choice("solver", table.PLAIN_SOLVERS),
         table.choice("grid", table.GRIDS | table.DENSITY_GRIDS),
     ] = Field(
-        {"heun": "edm"},
-        description="grids of swept solvers that need their own: Heun amplifies errors at the "
-        "long first step of a grid uniform in t",
+        {"heun": "edm", "dpm2": "edm", "ipndm": "edm"},
+        description="grids of swept solvers that need their own: Heun and its like amplify errors "
+        "at the long first step of a grid uniform in t",
     )
     sweep_samples: int = Field(
         1000, ge=1, le=10**7, description="samples of each set compared over solvers and NFE"
@@ -59,8 +59,9 @@ class SampleSweep(SampleOptions):
     def _nfes_fit(self) -> SampleSweep:
         if self.solver in table.STOCHASTIC_SOLVERS:
             raise ValueError(
-                "solver=sde cannot be every sample node's: recipes compare solvers of the ODE; set "
-                "sample.checkpoint_solver=sde for the samples over training steps"
+                f"solver={self.solver} cannot be every sample node's: recipes compare solvers of "
+                f"the ODE; set sample.checkpoint_solver={self.solver} for the samples over "
+                "training steps"
             )
         self._check_checkpoints()
         if self.correction != "none" or self.solver in table.FITTED_SOLVERS:
@@ -94,8 +95,8 @@ class SampleSweep(SampleOptions):
         if self.checkpoint_solver is not None:
             settings["solver"] = self.checkpoint_solver
             settings["grid"] = settings_solvers.UNIFORM
-            if self.checkpoint_solver not in table.STOCHASTIC_SOLVERS:
-                settings["grid"] = self.grid_of(self.checkpoint_solver)
+            if not brings_grid(self.checkpoint_solver):
+                settings["grid"] = self.grid_of(table.counted_as(self.checkpoint_solver))
         if self.checkpoint_nfe is not None:
             settings["nfe"] = self.checkpoint_nfe
         return settings

@@ -433,13 +433,3 @@ STAGE = Stage(
     version=2,
     metrics=_metrics,
 )
-
-
-class Evaluation(EvaluateOptions):
-    """How sets are scored, and samples made elsewhere that are scored too."""
-
-    path: str | None = Field(
-        None,
-        description="samples made elsewhere, of the data set's size: a folder of image files or "
-        "an .npz file",
-    )

@@ -69,8 +69,9 @@ def run(context: Context) -> Result:
     from stages.data.readers.order import mixed_order
 
     (path,) = sources_of(context.settings)
-    data: Data = context.inputs["data"]
-    shape = tuple(data.description["shape"])
+    data: Data | None = context.inputs.get("data")
+    # Published protocols take colour, and know no data set.
+    shape = (3, 0, 0) if data is None else tuple(data.description["shape"])
     with raised_as(StageError, ValueError, OSError, UsageError), listed(path, shape) as listing:
         order = mixed_order(len(listing.images))
         notes, found = _write(context, listing, order, shape[0])
@@ -104,7 +105,9 @@ def _write(
     """samples.npy, some shards in memory at a time; what was made of modes, and (C, H, W)."""
     import numpy as np
 
+    from stages.data.fitted import check_bright
     from stages.data.image_files import look
+    from stages.data.readers.source import Encoded
     from stages.shards import blocks
 
     first = look(listing, channels)
@@ -112,6 +115,7 @@ def _write(
     size = min(SHARD_FILES, max(1, SHARD_BYTES // image_bytes))
     spans = list(blocks(len(order), size))
     notes: Counter[str] = Counter()
+    brightest = 0
     out = np.lib.format.open_memmap(
         context.path / "samples.npy", "w+", first.dtype, (len(order), *first.shape)
     )
@@ -123,6 +127,9 @@ def _write(
         ):
             out[begin:end] = images
             notes += found
+            brightest = max(brightest, int(images.max()))
+    if isinstance(listing.images, Encoded):
+        check_bright(brightest)
     out.flush()
     return notes, first.shape
 
@@ -141,7 +148,7 @@ STAGE = Stage(
     settings=ExternalSettings,
     output=ExternalSamples,
     run="stages.scoring.external:run",
-    inputs={"data": Input(Data)},
+    inputs={"data": Input(Data, optional=True)},
     sources=readers_of,
     files=sources_of,
     metrics=lambda node: ("num_samples",),

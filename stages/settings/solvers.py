@@ -20,11 +20,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.artifacts.spectrum import PowerSpectrum
+    from stages.methods.solvers.stochastic import Churn
 
 UNIFORM = "uniform_t"
 
 # Where a flow model starts; path.T_START, whose module imports torch.
 T_START = 0.999
+
+
+class ChurnOptions(Settings):
+    """EDM's stochastic churn (Karras et al. 2022, Algorithm 2)."""
+
+    amount: float = Field(40.0, ge=0, le=1e4, description="S_churn, shared by all steps")
+    lowest: float = Field(0.05, ge=0, description="S_min: noise is added from this level up")
+    highest: float = Field(50.0, gt=0, description="S_max: and up to this one")
+    noise: float = Field(1.003, gt=0, le=2, description="S_noise: the noise's standard deviation")
+
+    def parameters(self) -> Churn:
+        from stages.methods.solvers.stochastic import Churn
+
+        return Churn(**self.model_dump())
 
 
 class SolverOptions(Settings):
@@ -125,7 +140,7 @@ def sources(settings: SolverOptions) -> list[str]:
     """The places of the solver and the grid, for a stage's `sources`; a stochastic solver has its
     grid with it."""
     solver = table.SOLVERS[settings.solver]
-    if solver.stochastic:
+    if solver.stochastic and not solver.counted_as:
         return [solver.place]
     if settings.grid in table.DENSITY_GRIDS:
         grid = densities.sources(settings.density, settings.grid)

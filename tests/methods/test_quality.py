@@ -176,6 +176,8 @@ def test_bad_input():
         quality.inception_score(x[:, :1])
     with pytest.raises(ValueError, match="subset_size is 50"):
         quality.kernel_distance(x, y, subset_size=50)
+    with pytest.raises(ValueError, match="2 images are too few for neighbours among them"):
+        quality.precision_recall(torch.randn(2, 3), torch.randn(9, 3), 1)
     with pytest.raises(ValueError, match="neighbours is 57 and 57 images remain"):
         quality.precision_recall(x, y, neighbours=57)
     with pytest.raises(ValueError, match="score the first 10000"):

@@ -12,6 +12,8 @@ from stages.methods.solvers.trajectories import trajectory
 from tests import oracle
 
 NAMES = sorted(table.PLAIN_SOLVERS)
+TWICE = ("heun", "dpm2")  # whose output is made of two of the denoiser's
+IN_DIFFUSERS = ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc")
 
 
 def gaussian(dimension: int = 4) -> oracle.Gaussian:
@@ -155,7 +157,7 @@ def test_recorded_terms_make_up_every_step(name):
         for weight, past in zip(step.weights, step.outputs, strict=False):
             total = total + weight * past.output
         assert torch.allclose(total, advance.state, atol=1e-12)
-        if name != "heun":
+        if name not in TWICE:
             newest = step.outputs[0]
             assert torch.equal(newest.output, data.denoiser(newest.point, newest.level))
     end = solvers.solve(data.denoiser, y, levels, name)
@@ -170,6 +172,9 @@ def test_recorded_terms_make_up_every_step(name):
         ("dpmpp2m", 1.8, 2.4),
         ("dpmpp3m", 1.9, 3.0),
         ("unipc", 2.6, 3.5),
+        ("deis", 3.8, 4.2),
+        ("ipndm", 1.8, 2.4),
+        ("dpm2", 1.8, 2.4),
         (solvers.LookAhead(solvers.Multistep("euler", 1), "unic1"), 1.8, 2.4),
     ],
 )
@@ -192,6 +197,65 @@ def test_orders_of_convergence_on_the_exact_gaussian_flow(name, lowest, highest)
         errors.append(oracle.rms(state - data.flow(y, 1000, 0.05)))
     order = math.log2(errors[0] / errors[1])
     assert lowest < order < highest
+
+
+def test_ipndm_has_order_four_where_steps_are_equal():
+    data, y, errors = gaussian(), 10 * oracle.noise((64, 4), 0), []
+    for num_levels in (160, 320):
+        levels = torch.cat([torch.linspace(10, 1, num_levels).double(), torch.zeros(1)])
+        *_, before, _ = trajectory(data.denoiser, y, levels, solvers.named("ipndm"))
+        errors.append(oracle.rms(before.state - data.flow(y, 10.0, 1.0)))
+    assert 3.5 < math.log2(errors[0] / errors[1]) < 4.2
+
+
+@pytest.mark.parametrize("name", ["deis", "ipndm"])
+def test_extrapolating_solvers_are_their_formula_in_the_noise(name):
+    """Written out with stored noises, as they are published, on a grid of uneven steps."""
+    mixture, levels = oracle.bench_mixture(0), grids.edm(9, 80, 0.02)
+    y = start = 80 * oracle.noise((8, 16), 0)
+    grid, noises = levels.tolist(), []
+    for k in range(9):
+        s, s_next = grid[k], grid[k + 1]
+        noises.insert(0, (y - mixture.denoiser(y, s)) / s)
+        if s_next == 0:
+            y = y + (s_next - s) * noises[0]
+            break
+        used = noises[:4]
+        if name == "ipndm":
+            weights = {
+                1: [1],
+                2: [1.5, -0.5],
+                3: [23 / 12, -4 / 3, 5 / 12],
+                4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+            }[len(used)]
+            y = y + (s_next - s) * sum(w * e for w, e in zip(weights, used, strict=True))
+            continue
+        # The polynomial in t by its coefficients, its powers integrated in closed form: t = 1 - w
+        # with w = 1 / (1 + s).
+        w = [1 / (1 + grid[k - j]) for j in range(len(used))]
+        powers = np.linalg.inv(np.vander(w, increasing=True))
+        a, b = 1 / (1 + s), 1 / (1 + s_next)
+        integrals = [s_next - s, math.log(a / b), a - b, (a * a - b * b) / 2][: len(used)]
+        y = y + sum(float(c) * e for c, e in zip(integrals @ powers, used, strict=True))
+    ours = solvers.solve(mixture.denoiser, start, levels, name)
+    assert torch.allclose(ours, y, rtol=1e-6, atol=1e-6)
+
+
+def test_dpm_solver_2_is_its_formula_in_the_noise():
+    mixture, levels = oracle.bench_mixture(0), grids.log_snr(6, 80, 0.02)
+    y = start = 80 * oracle.noise((8, 16), 0)
+    for s, s_next in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
+        first = (y - mixture.denoiser(y, s)) / s
+        if s_next == 0:
+            y = y - s * first
+            break
+        h = math.log(s / s_next)
+        middle = s * math.exp(-h / 2)
+        # alpha = 1: u = y - sigma_m (e^(h/2) - 1) eps, and the same over the whole step.
+        u = y - middle * math.expm1(h / 2) * first
+        y = y - s_next * math.expm1(h) * (u - mixture.denoiser(u, middle)) / middle
+    ours = solvers.solve(mixture.denoiser, start, levels, "dpm2")
+    assert torch.allclose(ours, y, rtol=1e-9, atol=1e-9)
 
 
 def test_end_points_of_many_steps_agree_with_the_exact_flow():
@@ -230,6 +294,15 @@ def test_nan_from_the_denoiser_names_step_and_level(name):
     step = 2 if name == "heun" else 3
     with pytest.raises(FloatingPointError, match=rf"step {step} of 3, level s=0\.5$"):
         solvers.solve(denoiser, torch.ones(2, 3), levels, name)
+
+
+def test_a_denoiser_that_changes_its_state_is_refused():
+    for call in (solvers.solve, solvers.fit, solvers.fit_heun):
+        with pytest.raises(ValueError, match="denoiser changed the state that it was given"):
+            call(lambda y, s: y.mul_(0.5), torch.ones(4, 3), grids.edm(3))
+    with torch.inference_mode():  # such tensors do not tell
+        made = solvers.solve(lambda y, s: y * 0.5, torch.ones(4, 3), grids.edm(3))
+    assert torch.isfinite(made).all()
 
 
 def test_a_wrong_output_shape_is_named():
@@ -358,7 +431,7 @@ def diffusers_solver(name: str):
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
 def test_end_points_agree_with_diffusers(name):
     """Median over samples of the distance, the schedulers computing in float32."""
     mixture = oracle.bench_mixture(0)

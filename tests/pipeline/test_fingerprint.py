@@ -107,6 +107,7 @@ def test_hidden_and_foreign_files_change_nothing(tmp_path):
     first = fresh(folder)
     for name in (
         *(".DS_Store", "Thumbs.db", "desktop.ini", "a/._0.png", "a/.hidden", "lock.mdb"),
+        *("__pycache__/x.pyc", "lost+found/1", "System Volume Information/x"),
         *("a/.ipynb_checkpoints/0-checkpoint.png", "__MACOSX/a/0.png", ".git/config"),
         *("a/Icon\r", "a/@eaDir/0.png"),
     ):

@@ -291,7 +291,7 @@ def test_npz(tmp_path):
         ({"x_train": np.full((9, 8, 8), 2.0), "y_train": np.zeros(9, int)}, r"must lie in \[-1, 1"),
         ({"x_train": np.full((9, 8, 8), np.nan), "y_train": np.zeros(9, int)}, "NaN"),
         ({"x_train": np.zeros((9, 8, 8), int), "y_train": np.zeros(9, int)}, "type int64"),
-        ({"x_train": np.zeros((9, 8, 8)), "y_train": np.zeros(9)}, "one integer each"),
+        ({"x_train": np.zeros((9, 8, 8)), "y_train": np.full(9, 0.5)}, "one integer each"),
         ({"x_train": np.zeros((9, 8, 8)), "y_train": -np.ones(9, int)}, "count from 0"),
         (
             {"x_train": np.zeros((9, 8, 8)), "y_train": np.zeros(12, int)},

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from stages.data.readers.arrays import latents_of, pixels_of
 from stages.data.readers.labels import class_numbers
 from stages.data.readers.layout import layout_of
 from stages.data.readers.names import Names
-from stages.data.readers.source import number_held_out, split
+from stages.data.readers.source import InMemory, Part, number_held_out, split
 from stages.data.readers.tree import side_of
 from stages.data.recognised import recognised
 from tests.bench import formats
@@ -118,7 +119,11 @@ def test_sides_of_a_split_by_name(name, side):
 
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("train", "valid"), ("Training", "Validation"), ("train", "dev"), ("TRAIN", "holdout")],
+    [
+        *(("train", "valid"), ("Training", "Validation"), ("train", "dev"), ("TRAIN", "holdout")),
+        *(("trainA", "testA"), ("cifar10_train", "cifar10_test"), ("train.v1", "val.v1")),
+        *(("imagesTr", "imagesTs"), ("tr", "te"), ("train/images", "valid/images")),
+    ],
 )
 def test_folders_of_a_split_are_not_classes(tmp_path, train, test):
     tree(tmp_path / train, "a", "b")
@@ -140,7 +145,15 @@ def test_folders_of_a_split_are_not_classes(tmp_path, train, test):
             "class 'b' is in only one of train/ and test/",
         ),
         (("train/a", "train/b", "Train2/a", "test/a"), "both stand for 'train'"),
-        (("a/train", "a/test", "b/train", "b/test"), "hold train and test folders each"),
+        (
+            ("a/train", "a/test", "b/train", "b/test"),
+            "a stands among class folders and holds those of a split",
+        ),
+        (("set/train", "set/val", "other/a"), "set stands among class folders and holds those"),
+        (("train/a", "train/b", "train/train/a"), "train/train stands among class folders"),
+        (("trainA", "trainB", "testA", "testB"), "testB/ and trainB/ of .* could be sides"),
+        (("my_train/a", "my_train/b", "my_test/a", "more/a"), "could be sides of a split"),
+        (("train/a", "train/b", "val/a"), "class 'b' is in only one of train/ and val/"),
         ((".", "a", "b"), r"6 images, such as 0\.png, lie beside the class folders"),
     ],
 )
@@ -186,7 +199,11 @@ def test_hidden_and_foreign_files_are_passed_over_and_counted(tmp_path):
     tree(tmp_path / "in", "a", "b")
     write(tmp_path / "in/a/.ipynb_checkpoints/0-checkpoint.png")
     write(tmp_path / "in/.hidden/x.png")
-    for name in ("a/._0.png", ".DS_Store", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/._0.png"):
+    own = ("__pycache__/x.pyc", "lost+found/1", "$RECYCLE.BIN/x", "System Volume Information/x")
+    for name in (
+        *("a/._0.png", ".DS_Store", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/._0.png"),
+        *own,
+    ):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"\0\5\x16\7")
     (tmp_path / "in/a/notes.txt").write_text("x")
@@ -194,7 +211,7 @@ def test_hidden_and_foreign_files_are_passed_over_and_counted(tmp_path):
     assert len(data.train) + len(data.test) == 12
     assert "1 .txt files" in said
     assert "4 hidden or foreign files" in said
-    assert "3 hidden or foreign folders" in said
+    assert "7 hidden or foreign folders" in said
 
 
 @pytest.mark.parametrize("name", ["x.heic", "x.svg", "x.jxl", "x.mp4", "x"])
@@ -253,6 +270,38 @@ def test_damaged_files_are_counted_named_and_allowed_by_number(tmp_path):
     assert sorted(map(np.sum, shown.astype(int))) == sorted(int(x.astype(int).sum()) for x in kept)
 
 
+@pytest.mark.parametrize("mapped_gib", [0, 1])
+def test_a_member_of_an_archive_that_does_not_unpack_is_a_damaged_file(tmp_path, mapped_gib):
+    path, images = tmp_path / "x.zip", [formats.png(pixels) for pixels in PIXELS]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, data in enumerate(images):
+            archive.writestr(f"{i % 2}/{i:02d}.png", data + bytes(200))
+        member = archive.infolist()[5]
+    whole = bytearray(path.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    whole[start : start + member.compress_size] = b"\xff" * member.compress_size
+    path.write_bytes(whole)
+    words = r"1 of 12 files are damaged: .*1/05\.png does not unpack"
+    refused(tmp_path, path, words, mapped_gib=mapped_gib)
+    data, _, _ = prepared(tmp_path / "out", path, skip_damaged=1, mapped_gib=mapped_gib)
+    assert len(data.train) + len(data.test) == 11
+
+
+def test_the_person_is_told_what_was_read_and_what_limits_leave_out(tmp_path):
+    tree(tmp_path / "in/train", "a", "b")
+    tree(tmp_path / "in/dev", "a", "b", count=3)
+    _, _, at = prepared(tmp_path / "out", tmp_path / "in", limit=8, limit_held_out=6)
+    (said,) = (message for message, _ in at.noticed)
+    assert said.startswith("read as folder: 2 classes")
+    assert said.endswith("the first 8 of 12 training images, by data.limit")
+
+
+def test_a_class_that_is_alone_on_its_side_is_not_taken_for_none(tmp_path):
+    tree(tmp_path / "in/train", "a", "b")
+    tree(tmp_path / "in/val", "a")
+    refused(tmp_path, tmp_path / "in", r"class 'b' is in only one of train/ and val/")
+
+
 def test_too_many_pixels_are_refused_in_one_sentence(tmp_path, monkeypatch):
     tree(tmp_path / "in", "a", "b")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -273,6 +322,40 @@ def test_an_empty_folder_beside_classes_is_named(tmp_path):
     tree(tmp_path / "in/test", "a", "b")
     (tmp_path / "in/train/c").mkdir()
     refused(tmp_path, tmp_path / "in", "train/c holds no image files")
+
+
+def test_an_empty_held_out_folder_is_not_passed_over(tmp_path):
+    tree(tmp_path / "in/train", "a", "b")
+    (tmp_path / "in/val/a").mkdir(parents=True)
+    refused(tmp_path, tmp_path / "in", "val holds no image files; fill it, or remove it")
+
+
+def test_class_names_in_two_forms_of_one_letter_are_one_class(tmp_path):
+    tree(tmp_path, "train/caf\u00e9", "train/b", "test/cafe\u0301", "test/b")
+    data, _, _ = prepared(tmp_path / "out", tmp_path, dataset="folder")
+    assert data.class_names == ("b", "caf\u00e9")
+
+
+def test_few_images_have_one_held_out_and_a_lost_class_is_named(tmp_path):
+    tree(tmp_path / "few", ".", count=3)
+    data, _, _ = prepared(tmp_path / "out", tmp_path / "few")
+    assert (len(data.train), len(data.test)) == (2, 1)
+    labels = np.zeros(60, np.int64)
+    labels[np.random.RandomState(0).permutation(60)[-1]] = 1
+    with pytest.raises(ValueError, match="class 'dog' has 1 images and all are"):
+        split(Part(InMemory(PIXELS.repeat(5, 0)), labels), 10, ("cat", "dog"))
+
+
+@pytest.mark.parametrize("white", [1, 15])
+def test_files_that_are_nearly_black_are_refused_as_arrays_are(tmp_path, white):
+    """Values of 0 to 1 saved as bytes, numbers of classes, 12 of 16 bits."""
+    dim = (PIXELS % (white + 1)).astype(np.uint8)
+    for number in range(12):
+        pixels = dim[number] if white == 1 else dim[number, ..., 0].astype(np.uint16) << 8
+        write(tmp_path / "in" / "ab"[number % 2] / f"{number}.png", pixels)
+    refused(tmp_path, tmp_path / "in", f"no pixel .* reaches more than {white} of 255")
+    write(tmp_path / "in/a/white.png", np.full_like(PIXELS[0], 255))
+    assert len(prepared(tmp_path / "out", tmp_path / "in")[0].train) == 11
 
 
 def test_a_class_without_a_training_image_is_refused():
@@ -443,9 +526,99 @@ def test_archives_that_lack_or_repeat_a_side_are_refused(tmp_path, arrays, words
     refused(tmp_path, tmp_path / "a.npz", words)
 
 
+SIGNED = PIXELS / 127.5 - 1
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (
+            SIGNED,
+            PIXELS / 255,
+            r"x_test in .* lies in \[0, 1\] and the training images in \[-1, 1\]",
+        ),
+        (PIXELS, PIXELS // 128, "x_test in .* reaches only 1 of 255"),
+        (PIXELS > 127, PIXELS // 128, "x_test in .* reaches only 1 of 255"),
+        (PIXELS.astype(np.uint16) * 257, PIXELS.astype(np.uint16), "use 16 bits"),
+        (SIGNED, SIGNED * 3, r"lies in \[-3, 3\]"),
+    ],
+)
+def test_held_out_values_of_another_range_are_refused(tmp_path, train, test, words):
+    labels = [0, 1] * 6
+    np.savez(tmp_path / "a.npz", x_train=train, y_train=labels, x_test=test, y_test=labels)
+    refused(tmp_path, tmp_path / "a.npz", words)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (PIXELS.astype(float), PIXELS.astype(np.float32)),
+        (PIXELS, PIXELS.astype(float)),
+        (PIXELS.astype(np.uint16) * 257, PIXELS.astype(np.uint16) * 100),
+        ((PIXELS.astype(np.uint16) * 257).astype(">u2"), PIXELS),
+        (SIGNED, np.minimum(SIGNED * 0.5, 0.4)),
+        (SIGNED.transpose(0, 3, 1, 2), SIGNED),
+    ],
+)
+def test_held_out_values_may_come_in_another_type_of_the_same_range(tmp_path, train, test):
+    labels = [0, 1] * 6
+    np.savez(tmp_path / "a.npz", x_train=train, y_train=labels, x_test=test, y_test=labels)
+    data, _, _ = prepared(tmp_path / "out", tmp_path / "a.npz")
+    assert data.train.shape == data.test.shape == (3, 8, 8)
+    order = np.random.RandomState(0).permutation(12)
+    for part, given in ((data.train, train), (data.test, test)):
+        scale = 1 if given.dtype.kind == "f" and given.min() < 0 else 127.5
+        scale = scale * 257 if given.dtype.itemsize == 2 else scale
+        expected = given.astype(float) / scale - (scale != 1)
+        expected = expected if given.shape[1] == 3 else expected.transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(part[:].numpy(), expected[order], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("xtrain", "ytrain", "xtest", "ytest"), ("trainX", "trainY", "testX", "testY")),
+        *(("x_tr", "y_tr", "x_te", "y_te"), ("X_train", "Y_train", "X_test", "Y_test")),
+        ("train_imgs", "train_lbls", "test_imgs", "test_lbls"),
+    ],
+)
+def test_names_of_arrays_in_any_spelling(tmp_path, names):
+    values = (PIXELS, [0, 1] * 6, PIXELS[:4], [1, 0, 1, 0])
+    np.savez(tmp_path / "a.npz", **dict(zip(names, values, strict=True)))
+    data, _, _ = prepared(tmp_path / "out", tmp_path / "a.npz")
+    assert (data.num_classes, len(data.train), len(data.test)) == (2, 12, 4)
+
+
+def test_an_array_that_may_hold_the_labels_is_not_passed_over(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=PIXELS, species=np.arange(12) % 2)
+    refused(tmp_path, tmp_path / "a.npz", "species, 12 whole numbers, may be them; call it y_train")
+
+
+def test_one_image_is_no_stack_of_grey_ones():
+    for shape in ((8, 8, 3), (8, 8, 4), (8, 6, 1)):
+        with pytest.raises(ValueError, match=r"as one image \(H, W, C\) has"):
+            axes(shape)
+
+
+def test_held_out_labels_by_name_go_by_the_training_names(tmp_path):
+    names = np.array(["ant", "bee", "cat"])
+    train, test = names[np.arange(12) % 3], names[[2, 1, 2, 1]]
+    np.savez(tmp_path / "a.npz", x_train=PIXELS, y_train=train, x_test=PIXELS[:4], y_test=test)
+    data, _, _ = prepared(tmp_path / "out", tmp_path / "a.npz")
+    order = np.random.RandomState(0).permutation(4)
+    assert data.test.labels.tolist() == np.array([2, 1, 2, 1])[order].tolist()
+    test[0] = "owl"
+    np.savez(tmp_path / "b.npz", x_train=PIXELS, y_train=train, x_test=PIXELS[:4], y_test=test)
+    refused(tmp_path, tmp_path / "b.npz", "y_test holds class 'owl', which no image of x_train has")
+
+
 def test_labels_of_every_certain_form_are_numbers():
     expected = np.array([2, 0, 1])
-    for labels in (expected, expected[:, None], np.eye(3)[expected], expected.astype(np.uint8)):
+    assert class_numbers(expected > 0, "y")[0].tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"y holds 9223372036854775809; number the classes"):
+        class_numbers(np.array([2**63 + 1], np.uint64), "y")
+    forms = (expected, expected[:, None], np.eye(3)[expected], expected.astype(np.uint8))
+    for labels in (*forms, expected.astype(float), expected.astype(">i4")):
         assert class_numbers(labels, "y")[0].tolist() == [2, 0, 1]
     numbers, names = class_numbers(np.array(["dog", "ant", "cat"]), "y")
     assert (numbers.tolist(), names) == ([2, 0, 1], ("ant", "cat", "dog"))
@@ -619,6 +792,20 @@ def test_copies_of_tables_are_removed(tmp_path, monkeypatch):
     assert [p.name for p in temporary.iterdir()] == [f"images-{platform.node()}-{os.getpid()}-x"]
 
 
+def test_copies_lie_where_there_is_room_for_the_data(tmp_path, monkeypatch):
+    """Beside the payload, on the disk of the store, which other machines share."""
+    parquet(tmp_path / "x.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6})
+    at, seen = context(tmp_path / "out", PrepareSettings(path=str(tmp_path / "x.parquet"))), []
+    plain = at.map
+    at.map = lambda function, items, parts, *common: (
+        seen.extend(parts["train"].images.files) or plain(function, items, parts, *common)
+    )
+    prepare.run(at)
+    assert seen
+    assert all(Path(file).is_relative_to(at.path) for file in seen)
+    assert not [place for place in at.path.iterdir() if place.is_dir()]
+
+
 def shard(path, members):
     with tarfile.open(path, "w") as archive:
         for name, data in members:
@@ -638,6 +825,9 @@ def test_tars_that_are_not_certain_are_refused(tmp_path):
     refused(tmp_path, path, "0 in .* has two images")
     shard(path, [("0.png", image), ("0.cls", b"cat")])
     refused(tmp_path, path, r"0\.cls holds no whole number")
+    for label in (b"1.5", b'"cat"', b"[1]"):
+        shard(path, [("0.png", image), ("0.json", b'{"label": %s}' % label)])
+        refused(tmp_path, path, r"0\.json holds no whole number as label")
     path.write_bytes(b"no tar" * 200)
     refused(tmp_path, path, "is not a readable tar")
 
@@ -651,3 +841,137 @@ def test_samples_may_come_in_every_file_that_data_come_in(tmp_path, name):
     images, names = image_files.read_images(path)
     assert len(names) == len(images) == len(expected)
     assert sorted(map(bytes, images)) == sorted(map(bytes, np.ascontiguousarray(expected)))
+
+
+MEMBERS = {f"{'ab'[i % 2]}/{i}.png": formats.png(PIXELS[i]) for i in range(12)}
+LABELS = [[name, int(name[0] == "b")] for name in MEMBERS]
+
+
+def zipped(file, members):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file
+
+
+@pytest.mark.parametrize("spelling", ["{}", "./{}", "/{}", "set/{}", "set/./{}"])
+def test_names_of_an_archive_in_any_spelling_are_classes(tmp_path, spelling):
+    members = {spelling.format(name): data for name, data in MEMBERS.items()}
+    data, _, _ = prepared(tmp_path / "out", zipped(tmp_path / "a.zip", members))
+    assert data.class_names == ("a", "b")
+
+
+def test_names_of_an_archive_of_windows_are_classes(tmp_path):
+    members = {name.replace("/", "\\"): data for name, data in MEMBERS.items()}
+    data, _, _ = prepared(tmp_path / "out", zipped(tmp_path / "a.zip", members))
+    assert data.class_names == ("a", "b")
+
+
+def test_empty_folders_of_an_archive_are_refused_as_on_a_disk(tmp_path):
+    file = zipped(tmp_path / "a.zip", MEMBERS | {"c/": b""})
+    refused(tmp_path, file, "c holds no image files, and stands beside class folders")
+    split = {f"train/{name}": data for name, data in MEMBERS.items()} | {"val/a/": b""}
+    refused(tmp_path, zipped(tmp_path / "b.zip", split), "val holds no image files")
+
+
+@pytest.mark.parametrize("place", ["", "set/", "set/images/"])
+def test_a_dataset_json_lies_on_top_or_where_all_images_lie(tmp_path, place):
+    names = {f"{place}{i}.png": formats.png(PIXELS[i]) for i in range(12)}
+    text = json.dumps({"labels": [[f"{i}.png", i % 3] for i in range(12)]})
+    members = names | {f"{place}dataset.json": text}
+    data, said, _ = prepared(tmp_path / "zip", zipped(tmp_path / "a.zip", members))
+    assert data.num_classes == 3
+    assert "labels by dataset.json" in said
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "in")
+    other, _, _ = prepared(tmp_path / "folder", tmp_path / "in")
+    assert other.train.labels.tolist() == data.train.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([*LABELS, [LABELS[0][0], 1]], r"names a/0\.png twice; leave one out"),
+        ([[n, [1, 0] if k else k] for n, k in LABELS], "labels of several forms"),
+    ],
+)
+def test_a_dataset_json_that_contradicts_itself_is_refused(tmp_path, labels, words):
+    members = MEMBERS | {"dataset.json": json.dumps({"labels": labels})}
+    refused(tmp_path, zipped(tmp_path / "a.zip", members), words)
+
+
+def tarred(file, of_label):
+    members = {}
+    for i in range(12):
+        suffix, data = of_label(i % 2)
+        members |= {f"{i:03}.png": formats.png(PIXELS[i]), f"{i:03}.{suffix}": data}
+    with tarfile.open(file, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("of_label", "taken"),
+    [
+        (lambda k: ("cls", f"{k}\n".encode()), True),
+        (lambda k: ("cls", f"{k}.0".encode()), True),
+        (lambda k: ("json", json.dumps({"label": float(k)}).encode()), True),
+        (lambda k: ("json", json.dumps({"label": None}).encode()), None),
+        (lambda k: ("cls", b"cat"), False),
+        (lambda k: ("json", json.dumps({"label": k + 0.7}).encode()), False),
+        (lambda k: ("json", json.dumps({"label": "cat"}).encode()), False),
+        (lambda k: ("json", json.dumps({"label": [k]}).encode()), False),
+        (lambda k: ("json", json.dumps({"label": k == 1}).encode()), False),
+    ],
+)
+def test_labels_of_tars_are_whole_numbers_and_samples_need_none(tmp_path, of_label, taken):
+    file = tarred(tmp_path / "a.tar", of_label)
+    if taken is False:
+        refused(tmp_path, file, "holds no whole number as label")
+    else:
+        assert prepared(tmp_path / "out", file)[0].num_classes == (2 if taken else 0)
+    assert len(image_files.read_images(file)[1]) == 12
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("x_train", "y_train"), ("train_images", "train_labels"), ("X", "Y"), ("set", "set_labels")],
+)
+def test_labels_beside_an_array_by_their_names(tmp_path, images, labels):
+    np.save(tmp_path / f"{images}.npy", PIXELS)
+    np.save(tmp_path / f"{labels}.npy", np.arange(12) % 3)
+    assert prepared(tmp_path / "out", tmp_path / f"{images}.npy")[0].num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["cat", "dog"] * 6, "column label of .* is string, and labels are whole numbers"),
+        ([0.0, 1.0] * 6, "column label of .* is double"),
+        ([True, False] * 6, "column label of .* is bool"),
+        ([[0], [1]] * 6, "column label of .* is list"),
+    ],
+)
+def test_a_column_of_labels_that_are_no_numbers_is_not_passed_over(tmp_path, labels, words):
+    parquet(tmp_path / "a.parquet", {"image": IMAGE_ROWS, "label": labels})
+    refused(tmp_path, tmp_path / "a.parquet", words)
+    assert len(image_files.read_images(tmp_path / "a.parquet")[1]) == 12
+
+
+def test_a_column_named_label_is_the_labels_whatever_its_metadata_call_it(tmp_path):
+    features = {"image": {"_type": "Image"}, "label": {"_type": "Value", "dtype": "int64"}}
+    parquet(tmp_path / "a.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6}, features)
+    assert prepared(tmp_path / "out", tmp_path / "a.parquet")[0].num_classes == 2
+
+
+def test_a_table_without_rows_holds_no_samples(tmp_path):
+    import pyarrow as arrow
+
+    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    parquet(tmp_path / "a.parquet", {"image": arrow.array([], kind)})
+    with pytest.raises(ValueError, match="holds no images"):
+        image_files.read_images(tmp_path / "a.parquet")

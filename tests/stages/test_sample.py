@@ -11,6 +11,7 @@ from pipeline.stage import resolve
 from stages.artifacts import samples as artifacts_samples
 from stages.catalog import CATALOG
 from stages.methods import grids, solvers, stein, table
+from stages.methods.draws import Draws
 from stages.methods.path import VelocityDenoiser
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
@@ -103,7 +104,9 @@ def test_labels_are_balanced_and_used(model, samples):
     torch.testing.assert_close(loaded.images[:8], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("solver", "nfe"), [("euler", 4), ("heun", 5), ("unipc", 4)])
+@pytest.mark.parametrize(
+    ("solver", "nfe"), [("euler", 4), ("heun", 5), ("unipc", 4), ("deis", 6), ("dpm2", 5)]
+)
 def test_the_network_is_called_nfe_times(model, solver, nfe):
     calls = []
 
@@ -257,3 +260,47 @@ def test_a_key_covers_its_own_correction_and_solver_only():
 def test_contradictions_are_refused_in_words(changes, words):
     with pytest.raises(ValueError, match=words):
         sample.SampleSettings(**changes)
+
+
+def test_classes_in_turn_or_drawn_for_each_sample(tmp_path, model):
+    indices = torch.arange(40_000)
+    turns = sample.labels_of(SETTINGS, 10, indices)
+    assert turns[:12].tolist() == [*range(10), 0, 1]
+    drawn = sample.labels_of(SETTINGS.revised(classes="random"), 10, indices)
+    counts = drawn.bincount(minlength=10).double()
+    assert len(counts) == 10
+    assert (counts - 4000).square().sum() / 4000 < 30  # chi squared of 9 degrees of freedom
+    assert (counts != 4000).any()
+    part = sample.labels_of(SETTINGS.revised(classes="random"), 10, indices[7:9])
+    assert torch.equal(part, drawn[7:9])  # whatever its batch
+    other = sample.labels_of(SETTINGS.revised(classes="random", seed=1), 10, indices)
+    assert not torch.equal(other, drawn)
+    made = make(tmp_path, sample.STAGE, SETTINGS.revised(classes="random"), model=model)
+    loaded = made.load()
+    assert torch.equal(loaded.labels, drawn[: len(loaded.labels)])
+    assert made.description["classes"] == "random"
+
+
+@pytest.mark.parametrize(("solver", "nfe"), [("ancestral", 4), ("churn", 5)])
+def test_samplers_with_noise_on_a_grid(tmp_path, model, solver, nfe):
+    """As their functions make them from the same noise, whatever the shards."""
+    settings = SETTINGS.revised(solver=solver, nfe=nfe, grid="edm", num_samples=20)
+    one = make(tmp_path / "1", sample.STAGE, settings, model=model)
+    two = make(tmp_path / "2", sample.STAGE, settings.revised(shard_size=8), model=model)
+    assert torch.equal(one.load().images, two.load().images)
+    assert (one.description["grid"], one.description["solver"]) == ("edm", solver)
+    problem = sampling_problem.Problem(model.load().network(), model.load(), settings)
+    indices = torch.arange(8)
+    levels = solver_settings.levels_of(settings)
+    draws = Draws(settings.seed + sample.SDE_SEED, indices)
+    sampler = resolve(table.SOLVERS[solver].place)
+    y = levels[0] * problem.noise(0, indices)
+    expected = sampler(problem.denoiser(problem.labels(indices)), y, levels, draws)
+    torch.testing.assert_close(one.load().images[:8], expected.float(), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="corrections are of the ODE's steps"):
+        settings.revised(correction="calibrated")
+    if solver == "churn":
+        calm = settings.revised(churn={"amount": 0.0})
+        calm = make(tmp_path / "3", sample.STAGE, calm, model=model)
+        heun = make(tmp_path / "4", sample.STAGE, settings.revised(solver="heun"), model=model)
+        torch.testing.assert_close(calm.load().images, heun.load().images, rtol=0, atol=1e-5)

@@ -526,7 +526,9 @@ def test_runnable_nfes_and_pairs():
     assert ("unipc", "online") not in pairs
     for solver, correction in pairs:
         sample.SampleSettings(solver=solver, correction=correction, nfe=5)
-    assert len(pairs) == 5 * 2 + 4 * 2 + 2
+    assert len(pairs) == 8 * 2 + 7 * 2 + 2
+    noisy = {(s, c) for s in table.NOISY_SOLVERS for c in table.CORRECTIONS if goes_with(s, c)}
+    assert noisy == {("ancestral", "none"), ("churn", "none")}
 
 
 def test_the_recipe_stein_has_all_solvers_corrections_and_seeds():
@@ -534,6 +536,9 @@ def test_the_recipe_stein_has_all_solvers_corrections_and_seeds():
     curves = {n for n in nodes.nodes if n.startswith("evaluate/") and "seed" not in n}
     names = {name.removeprefix("evaluate/sit-") for name in curves}
     assert {"dpmpp3m-lookahead", "unipc-calibrated", "heun-literal", "fitted"} <= names
+    assert {"deis", "ipndm", "dpm2", "ancestral", "churn"} <= names
+    assert not nodes["evaluate/sit-churn"].slot("reference")  # its noise is not the reference's
+    assert nodes["sample/sit-churn-nfe9"].settings.grid == "edm"
     assert len([n for n in nodes.nodes if n.startswith("evaluate/")]) == 3 * len(curves)
     seeds = nodes["evaluate/sit-unipc-calibrated-seed2"]
     assert seeds.slot("reference") == ("sample/sit-reference-seed2",)

@@ -157,7 +157,8 @@ def test_numbers_of_a_space_are_those_of_yaml_1_2(tmp_path):
     found = written(
         tmp_path,
         "search: random\ntrials: 1e1\nparameters:\n  a.level: {loguniform: [1e-4, 1e-2]}\n"
-        "  a.value: {randint: [1e2, 1e3]}\n  a.steps: {choice: 1e1}\n  a.marks: {choice: [010]}\n",
+        "  a.value: {randint: ['1e2', 1e3]}\n  a.steps: {choice: 1e1}\n"
+        "  a.marks: {choice: [010]}\n",
     )
     ends = [(p.path, p.values) for p in found.ranges()]
     assert ends[:2] == [("a.level", (1e-4, 1e-2)), ("a.value", (100, 1000))]

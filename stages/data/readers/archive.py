@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import posixpath
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from stages.data.readers.folder import labelled, source_of
+from stages.data.readers.folder import check_empty, dataset_json, labelled, source_of
 from stages.data.readers.layout import layout_of
 from stages.data.readers.mapped import UNREADABLE
 from stages.data.readers.names import Names
 from stages.data.readers.source import Listing, Source, required
 from stages.data.readers.spans import Spans
-from stages.data.readers.tree import Found, chosen
+from stages.data.readers.tree import Found, chosen, is_hidden
 
 
 def read(settings) -> Source:
@@ -21,15 +22,18 @@ def read(settings) -> Source:
     path = required(settings.path, "zip", ".zip of images")
     found, members = _listed(path)
     images = _images(path, found, members)
-    if "dataset.json" in found.companions:
+    if (beside := dataset_json(found)) is not None:
         with zipfile.ZipFile(path) as archive:
-            return labelled(images, found, archive.read("dataset.json"), settings)
+            text = archive.read(members[beside])
+        return labelled(images, found, text, settings, beside.removesuffix("dataset.json"))
     place = {name: index for index, name in enumerate(found.paths)}
 
     def images_of(paths):
         return images.of(np.array([place[name] for name in paths], np.int64))
 
-    return source_of(images_of, layout_of(found.paths, str(path)), found, settings)
+    layout = layout_of(found.paths, str(path))
+    check_empty(path, layout, found)
+    return source_of(images_of, layout, found, settings)
 
 
 def pool(path: Path) -> Listing:
@@ -43,10 +47,26 @@ def pool(path: Path) -> Listing:
 def _listed(path: Path) -> tuple[Found, dict[str, zipfile.ZipInfo]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {i.filename: i for i in archive.infolist() if not i.is_dir()}
+            infos = {_name(info.filename): info for info in archive.infolist()}
     except UNREADABLE as error:
         raise ValueError(f"{path} is not a readable .zip file ({error}); copy it again") from None
-    return chosen(members, str(path)), members
+    members = {name: info for name, info in infos.items() if not info.is_dir()}
+    found = chosen(members, str(path))
+    above = {f"{folder}/" for name in infos for folder in _folders(name)}
+    found.folders = sorted(f for f in above if not any(map(is_hidden, f[:-1].split("/"))))
+    return found, members
+
+
+def _name(stored: str) -> str:
+    """A member's name as a relative path: `./a/b` and a Windows tool's `a\\b` are `a/b`."""
+    folder = "/" if stored.endswith(("/", "\\")) else ""
+    return posixpath.normpath(stored.replace("\\", "/")).lstrip("/") + folder
+
+
+def _folders(name: str) -> list[str]:
+    """The folders that a member lies in, and itself where it is one."""
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _images(path: Path, found: Found, members: dict[str, zipfile.ZipInfo]) -> Spans:

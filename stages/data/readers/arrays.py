@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from stages.data.fitted import DIM
 from stages.data.readers.mapped import FileArray, release
 
 BLOCK = 2**25  # bytes that are looked at at once
-DIM = 32  # a highest value below this is no picture of 0..255
 Axes = Literal["nhwc", "nchw"]
 Range = Literal["signed", "unit", "bytes"]
 RANGES = "signed (-1 to 1), unit (0 to 1) or bytes (0 to 255)"
@@ -39,11 +39,6 @@ class Stack:
         if self.axes == "nhw":
             return (1, *sizes)
         return (sizes[2], *sizes[:2]) if self.axes == "nhwc" else tuple(sizes)
-
-    @property
-    def range(self) -> Range:
-        """What the values were taken for."""
-        return {"float32": "signed", "unit": "unit"}.get(self.convert, "bytes")
 
     @property
     def dtype(self) -> np.dtype:
@@ -90,16 +85,20 @@ def pixels_of(
     like: tuple[int, int, int] | None = None,
     overshoot: float = 1e-4,
     told: bool = True,
+    beside: Stack | None = None,
 ) -> Stack:
     """Pixels of an array of images.
 
     axes, values: what the user says of them, None to be found out. like: (C, H, W) that decides
     where the axes could be either. overshoot: how far floats may lie outside [-1, 1]. told: whether
-    settings can say axes and values, which messages then name.
+    settings can say axes and values, which messages then name. beside: the training images, of
+    held-out ones, which may be too few to show their range.
 
     Raises ValueError where shape or values are not certain; it names what would be.
     """
     stack = Stack(stored, _pixel_axes(stored.shape, name, axes, like, told))
+    if values is None and beside is not None and (convert := _as_beside(stored, name, beside)):
+        return replace(stack, convert=convert)
     return replace(stack, convert=_pixel_values(stored, name, values, overshoot, told))
 
 
@@ -129,6 +128,11 @@ def latents_of(stored: np.ndarray | FileArray, name: str, axes: Axes | None = No
 
 
 def _pixel_axes(shape: tuple[int, ...], name: str, axes: Axes | None, like, told: bool) -> str:
+    if len(shape) == 3 and shape[2] <= 4 < shape[1]:
+        raise ValueError(
+            f"{name} has shape {shape}, as one image (H, W, C) has; give (n, H, W), (n, H, W, C) "
+            "or (n, C, H, W)"
+        )
     if len(shape) == 3 and 0 not in shape:
         return "nhw"
     if len(shape) != 4 or 0 in shape:
@@ -180,6 +184,35 @@ def _ask_axes(shape: tuple[int, ...], name: str, told: bool = True) -> ValueErro
     )
 
 
+def _is_sixteen_bit(dtype: np.dtype) -> bool:
+    """Of whole numbers, in either order of bytes."""
+    return dtype.kind == "u" and dtype.itemsize == 2
+
+
+def _as_beside(stored: np.ndarray | FileArray, name: str, train: Stack) -> str | None:
+    """The conversion of held-out images that are of the type of the training images but do not
+    reach as far; None where they show their range themselves. Raises ValueError where they seem to
+    be of another range."""
+    signed = stored.dtype.kind == "f" and train.convert == "float32"
+    sixteen = _is_sixteen_bit(stored.dtype) and train.convert == "upper 8 of 16 bits"
+    if not signed and not sixteen:
+        return None
+    array = stored.array if isinstance(stored, FileArray) else stored
+    low, high, _ = _extent(array, name)
+    if sixteen and high <= 255:
+        raise ValueError(
+            f"{name} reaches {high:g} and the training images use 16 bits; store both in one range"
+        )
+    if sixteen:
+        return train.convert
+    if low >= 0 and high > 0:
+        raise ValueError(
+            f"{name} lies in [{low:.4g}, {high:.4g}] and the training images in [-1, 1]; rescale "
+            "the one or the other, or say what both are by data.range=signed"
+        )
+    return "float32" if max(-low, high) <= 1 + 1e-4 else None
+
+
 def _pixel_values(stored, name: str, values: Range | None, overshoot: float, told: bool) -> str:
     """How the values become 0..255 or [-1, 1]: a key of `_converted`."""
     kind = stored.dtype.kind
@@ -201,7 +234,7 @@ def _pixel_values(stored, name: str, values: Range | None, overshoot: float, tol
                 f"{'; else set data.range=bytes' if told else ''}"
             )
         return "as they are"
-    if stored.dtype == np.uint16 and high > 2**15:
+    if _is_sixteen_bit(stored.dtype) and high > 2**15:
         return "upper 8 of 16 bits"
     if low >= 0 and high <= 255 and (high >= DIM or values == "bytes"):
         return "whole"

@@ -27,6 +27,7 @@ from stages.data.readers.source import (
 from stages.data.readers.spans import Spans
 from stages.data.readers.tree import is_hidden, side_of
 
+LABEL_NAMES = ("label", "labels", "fine_label")
 IMAGE_NAMES = ("image", "img")
 BATCH = 64  # rows that are in memory at once
 
@@ -226,8 +227,7 @@ def _guessed(field) -> dict[str, Any]:
     kind = field.type
     if arrow.types.is_struct(kind) and {"bytes", "path"} == {f.name for f in kind}:
         return {"_type": "Image"}
-    whole = arrow.types.is_integer(kind) and field.name.lower() in ("label", "labels", "fine_label")
-    return {"_type": "ClassLabel" if whole else "Value"}
+    return {"_type": "Value", "dtype": str(kind)}
 
 
 def _columns(
@@ -249,6 +249,8 @@ def _columns(
                 f"{place} has no column {label}; data.label is one of its {', '.join(features)}"
             )
         labels = [label]
+    if not labels and labelled:
+        labels = _by_name(features, place)
     if len(labels) > 1 and labelled:
         raise ValueError(
             f"{place} has labels {' and '.join(labels)}; choose one, such as data.label={labels[0]}"
@@ -257,6 +259,21 @@ def _columns(
         return Columns(images[0], None, None)
     names = features[labels[0]].get("names")
     return Columns(images[0], labels[0], tuple(names) if names else None)
+
+
+def _by_name(features: Mapping[str, Any], place) -> list[str]:
+    """Columns that are labels by their names. Raises ValueError where they hold no whole numbers,
+    which would be passed over."""
+    named = [name for name in features if name.lower() in LABEL_NAMES]
+    for name in named:
+        feature = features[name]
+        dtype = str(feature.get("dtype") if isinstance(feature, Mapping) else "a list")
+        if not dtype.startswith(("int", "uint")):
+            raise ValueError(
+                f"column {name} of {place} is {dtype}, and labels are whole numbers 0, 1, 2, ...; "
+                "store it as these, or call it otherwise if it is no label"
+            )
+    return named
 
 
 def _copied(files: list[Path], columns: Columns, scratch: Path, side: str) -> Part:

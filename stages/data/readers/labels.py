@@ -12,7 +12,8 @@ UNLABELLED = ("images",)
 def class_numbers(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """(n,) int64 of labels as they are stored, and the class names where the labels are text.
 
-    (n,) and (n, 1) whole numbers are taken, (n, K) rows with a single one among zeros, and text.
+    (n,) and (n, 1) whole numbers of any type are taken, truth values, (n, K) rows with a single
+    one among zeros, and text.
     Raises ValueError for others, `name` in it.
     """
     labels = np.asarray(labels)
@@ -24,6 +25,10 @@ def class_numbers(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str,
         names, numbers = np.unique(labels, return_inverse=True)
         texts = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
         return numbers.astype(np.int64), tuple(texts)
+    if labels.ndim == 1 and labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64) if (np.abs(labels) < 2**31).all() else labels
+    if labels.ndim == 1 and labels.dtype.kind == "b":
+        labels = labels.astype(np.int64)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         more = "; several classes an image are not supported" if labels.ndim == 2 else ""
         raise ValueError(
@@ -31,6 +36,8 @@ def class_numbers(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str,
         )
     if len(labels) and labels.min() < 0:
         raise ValueError(f"{name} holds {labels.min()}; labels count from 0")
+    if len(labels) and labels.max() >= 2**31:
+        raise ValueError(f"{name} holds {labels.max()}; number the classes 0, 1, 2, ...")
     return labels.astype(np.int64), None
 
 
@@ -53,6 +60,12 @@ def numbered_names(labels: np.ndarray, name: str) -> tuple[str, ...]:
     return tuple(str(label) for label in present)
 
 
+def _twice(names: list[str]) -> str | None:
+    """The first name that is given again."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
 def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels (n,) int64 of these names by EDM's dataset.json, and class names.
 
@@ -62,6 +75,7 @@ def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[st
     try:
         listed = json.loads(text)["labels"]
         by_name = None if listed is None else {str(name): label for name, label in listed}
+        twice = None if listed is None else _twice([str(name) for name, _ in listed])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f'dataset.json is not of the form {{"labels": [["00000/img00000000.png", 6], ...]}}: '
@@ -69,6 +83,8 @@ def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[st
         ) from error
     if by_name is None:
         return np.zeros(len(paths), np.int64), UNLABELLED
+    if twice is not None:
+        raise ValueError(f"dataset.json names {twice} twice; leave one out")
     missing = [path for path in paths if path not in by_name]
     more = by_name.keys() - set(paths) if len(by_name) != len(paths) else ()
     if missing or more:
@@ -77,5 +93,8 @@ def of_dataset_json(text: bytes, paths: list[str]) -> tuple[np.ndarray, tuple[st
             f"dataset.json lists {len(by_name)} images and {len(paths)} are there: it {odd}; "
             "complete the one or the other, since labels go by name"
         )
-    labels, _ = class_numbers(np.array([by_name[path] for path in paths]), "dataset.json")
+    given = [by_name[path] for path in paths]
+    if len({len(label) if isinstance(label, list) else None for label in given}) > 1:
+        raise ValueError("dataset.json holds labels of several forms; give one number each")
+    labels, _ = class_numbers(np.array(given), "dataset.json")
     return labels, numbered_names(labels, "dataset.json")

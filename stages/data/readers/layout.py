@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from stages.data.readers.tree import side_of
+from stages.data.readers.tree import hinted_side, side_of
 
 WNID = re.compile(r"n\d{8}")
 EXPECTED = (
@@ -50,6 +51,7 @@ def layout_of(paths: list[str], place: str) -> Layout:
         if sides and not _are_classes(sides, others):
             name = _names(sides, prefix)
             raise ValueError(f"{place} has {name} and no train/; {EXPECTED}")
+        _check_hints(paths, prefix, place)
         side = _side(paths, prefix, place)
         return Layout(side, None, _class_names(side), said)
     if others:
@@ -75,7 +77,7 @@ def _with_split(train: Side, held_out: dict, place: str, said: list[str]) -> Lay
     for name, folders in held_out.items():
         own, prefix = _one(folders, name, place)
         try:
-            side = _side(own, prefix, place)
+            side = _side(own, prefix, place, names if train.classes else ())
             _check_classes(train, side, folders, place)
         except ValueError as error:
             problems.append(error)
@@ -92,16 +94,30 @@ def _check_classes(train: Side, test: Side, folders: dict, place: str) -> None:
     if train.classes is None and test.classes is not None:
         raise ValueError(f"{place}/{name} has class folders and train/ has none; {EXPECTED}")
     if train.classes is not None and test.classes is None:
+        _check_single(train, folders, name, place)
         raise ValueError(
             f"{place}/{name} has no class folders and train/ has; {EXPECTED}: sort the held-out "
             "images into the folders of their classes, or take the folder away"
         )
     odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
     if odd:
-        raise ValueError(
-            f"class '{odd[0]}' is in only one of train/ and {name}/ of {place}; both must have the "
-            "same class folders"
-        )
+        raise ValueError(_of_one_side(odd[0], name, place))
+
+
+def _check_single(train: Side, folders: dict, name: str, place: str) -> None:
+    """Raise ValueError where what looks like images without classes is the folder of one class."""
+    ((folder, paths),) = folders.items()
+    inside = {path.removeprefix(f"{folder}/").partition("/")[0] for path in paths}
+    if len(inside) == 1 and inside <= set(train.classes):
+        odd = min(set(train.classes) - inside)  # with classes there are two at least
+        raise ValueError(_of_one_side(odd, name, place))
+
+
+def _of_one_side(odd: str, name: str, place: str) -> str:
+    return (
+        f"class '{odd}' is in only one of train/ and {name}/ of {place}; both must have the same "
+        "class folders"
+    )
 
 
 def _wrapper(paths: list[str]) -> str:
@@ -122,19 +138,51 @@ def _by_side(paths: list[str], prefix: str) -> tuple[dict, list[str]]:
     top folder, or of the files beside them."""
     sides: dict[str, dict[str, list[str]]] = {}
     others: dict[str, str] = {}
-    known: dict[str, str | None] = {}
+    known = _known_sides(
+        {p[len(prefix) :].partition("/")[0] for p in paths if "/" in p[len(prefix) :]}
+    )
     for path in paths:
         top, slash, _ = path[len(prefix) :].partition("/")
         if not slash:
             others.setdefault("", path)
             continue
-        if top not in known:
-            known[top] = side_of(top)
         if known[top] is None:
             others.setdefault(top, f"{prefix}{top}/")
         else:
             sides.setdefault(known[top], {}).setdefault(prefix + top, []).append(path)
     return sides, list(others.values())
+
+
+def _known_sides(tops: set[str]) -> dict[str, str | None]:
+    """The sides that top folders stand for: by their own names, or where all of them say alike
+    which side they are of, such as `cifar_train` beside `cifar_test`."""
+    own = {top: side_of(top) for top in tops}
+    hinted = {top: hinted_side(top) for top in tops}
+    rests = {rest for _, rest in hinted.values()}
+    sides = [side for side, _ in hinted.values()]
+    if not any(own.values()) and len(rests) == 1 and "train" in sides and None not in sides:
+        return {top: side for top, (side, _) in hinted.items()}
+    return own
+
+
+def _check_hints(paths: list[str], prefix: str, place: str) -> None:
+    """Raise ValueError where folders that are taken for classes may be sides of a split."""
+    hints: dict[str, str] = {}
+    tops: set[str] = set()
+    for path in paths:
+        top, slash, rest = path[len(prefix) :].partition("/")
+        tops.add(top)
+        side = hinted_side(top)[0] if slash else None
+        if side is not None and "/" in rest:
+            hints.setdefault(side, top)
+    if all(hinted_side(top)[0] for top in tops):
+        hints |= {hinted_side(top)[0]: top for top in sorted(tops)}
+    if "train" in hints and len(hints) > 1:
+        names = " and ".join(sorted(f"{top}/" for top in hints.values()))
+        raise ValueError(
+            f"{names} of {place} could be sides of a split or classes; {EXPECTED}: rename them to "
+            "train/ and test/, or drop these words from the names of classes"
+        )
 
 
 def _one(folders: dict[str, list[str]], side: str, place: str) -> tuple[list[str], str]:
@@ -165,32 +213,51 @@ def _names(sides: dict, prefix: str) -> str:
     return " and ".join(f"{folder.removeprefix(prefix)}/" for folder in folders)
 
 
-def _side(paths: list[str], prefix: str, place: str) -> Side:
-    """Paths below `prefix` with their classes, which are the folders right below it."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    loose = []
-    for path in paths:
-        top, slash, rest = path[len(prefix) :].partition("/")
-        (groups[top].append(rest) if slash else loose.append(path))
+def _side(paths: list[str], prefix: str, place: str, expected: tuple[str, ...] = ()) -> Side:
+    """Paths below `prefix` with their classes, which are the folders right below it, or below
+    folders that hold all of them. expected: classes that there are, of which one alone is one."""
+    groups, loose = _groups(paths, prefix)
+    while len(groups) == 1 and not loose and not groups.keys() & set(expected):
+        ((top, rests),) = groups.items()
+        if not all("/" in rest for rest in rests):
+            break
+        prefix = f"{prefix}{top}/"
+        groups, loose = _groups(paths, prefix)
     where = f"{place}/{prefix}".rstrip("/")
     if loose and groups:
         raise ValueError(
             f"{len(loose)} images, such as {loose[0]}, lie beside the class folders of {where}; "
             f"{EXPECTED}: move them into a class folder or away"
         )
-    if not groups or len(groups) == 1:
+    if not groups or (len(groups) == 1 and not groups.keys() & set(expected)):
         return _flat(paths, prefix)
     if all(NUMBERED.fullmatch(name) for name in groups) and _is_numbered(groups):
         raise ValueError(
             f"the folders {min(groups)}, ... of {where} number images and are no classes; place "
             "the dataset.json that belongs to them there, or move all images into one folder"
         )
-    if all(_is_split_inside(rests) for rests in groups.values()):
+    split = sorted(
+        name
+        for name, rests in groups.items()
+        if _is_split_inside(rests) or (side_of(name) and all("/" in rest for rest in rests))
+    )
+    if split:
         raise ValueError(
-            f"the class folders of {where} hold train and test folders each; {EXPECTED}: put train "
-            "and test on top, and the classes inside"
+            f"{where}/{split[0]} stands among class folders and holds those of a split; "
+            f"{EXPECTED}: put train and test on top, and the classes inside"
         )
-    return Side(paths, [path[len(prefix) :].partition("/")[0] for path in paths])
+    names = {name: unicodedata.normalize("NFC", name) for name in groups}
+    return Side(paths, [names[path[len(prefix) :].partition("/")[0]] for path in paths])
+
+
+def _groups(paths: list[str], prefix: str) -> tuple[dict[str, list[str]], list[str]]:
+    """What lies below each folder right below `prefix`, and the paths that lie in none."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    loose = []
+    for path in paths:
+        top, slash, rest = path[len(prefix) :].partition("/")
+        (groups[top].append(rest) if slash else loose.append(path))
+    return groups, loose
 
 
 def _flat(paths: list[str], prefix: str) -> Side:

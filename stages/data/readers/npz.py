@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.readers.arrays import Range, Stack, latents_of, pixels_of
+from stages.data.readers.arrays import Stack, latents_of, pixels_of
 from stages.data.readers.labels import class_numbers, numbered_names
 from stages.data.readers.mapped import FileArray, open_npy, open_npz
 from stages.data.readers.order import mixed
@@ -43,7 +43,10 @@ IMAGES = frozenset(
         "latent",
     ]
 )
-LABELS = frozenset(["y", "label", "labels", "target", "targets", "class", "classes"])
+LABELS = frozenset(["y", "label", "labels", "lbl", "lbls", "target", "targets", "class", "classes"])
+SHORT = {"tr": "train", "te": "test", "ts": "test", "va": "val"}  # sides as archives shorten them
+TOKEN = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+GLUED = re.compile("([xy])(tr|trn|train|training|te|tst|test|testing|va|val|valid|validation)")
 
 
 @dataclass
@@ -63,6 +66,7 @@ def read(settings) -> Source:
     arrays, passed = _arrays(path)
     pairs = paired(arrays, str(path))
     said = [f"passed over {', '.join(passed)}"] if passed else []
+    _check_unnamed(arrays, passed, pairs["train"], path)
     train = _part(arrays, pairs["train"], settings, path)
     names = _names(train, arrays, pairs["train"], path)
     others = [side for side in ("test", "val") if side in pairs]
@@ -70,7 +74,8 @@ def read(settings) -> Source:
         parts = split(train[0], number_held_out(settings, len(train[0])))
         return Source(*parts, names, said="; ".join([*said, _how(train[1])]))
     refuse_held_out(settings, f"its own {pairs[others[0]].images}")
-    test = _part(arrays, pairs[others[0]], settings, path, train[1].range)
+    test = _part(arrays, pairs[others[0]], settings, path, train[1])
+    test = _named_alike(train, test, pairs["train"], pairs[others[0]])
     _check_sides(train, test, names, pairs["train"], pairs[others[0]])
     said += [f"{pairs[side].images} passed over" for side in others[1:]]
     said.append(_how(train[1]))
@@ -108,7 +113,8 @@ def _role(name: str) -> tuple[str, str] | None:
     """(side, images or labels) that an array's name stands for; None for another."""
     if name in ("arr_0", "arr_1"):
         return "train", "images" if name == "arr_0" else "labels"
-    tokens = [token for token in re.split(r"[^a-z]+", name.lower()) if token]
+    tokens = [token.lower() for token in TOKEN.findall(name)]
+    tokens = [part for token in tokens for part in _unglued(token)]
     what = {t: "images" for t in tokens if t in IMAGES} | {
         t: "labels" for t in tokens if t in LABELS
     }
@@ -117,6 +123,12 @@ def _role(name: str) -> tuple[str, str] | None:
     # `train_data` are images, `train` alone too.
     kinds = set(what.values()) or ({"images"} if rest and side else set())
     return (side, kinds.pop()) if side and len(kinds) == 1 else None
+
+
+def _unglued(token: str) -> tuple[str, ...]:
+    """`xtrain` as x and train."""
+    glued = GLUED.fullmatch(token)
+    return tuple(SHORT.get(part, part) for part in (glued.groups() if glued else (token,)))
 
 
 def paired(arrays: dict[str, FileArray], path: str) -> dict[str, Pair]:
@@ -151,13 +163,27 @@ def paired(arrays: dict[str, FileArray], path: str) -> dict[str, Pair]:
     return pairs
 
 
+def _check_unnamed(arrays: dict[str, FileArray], passed: list[str], pair: Pair, path: Path) -> None:
+    """Raise ValueError where images have no labels and an array beside them could be these."""
+    if pair.labels is not None:
+        return
+    count = arrays[pair.images].shape[:1]
+    for name in passed:
+        array = arrays[name]
+        if array.shape in (count, (*count, 1)) and array.dtype.kind in "iu":
+            raise ValueError(
+                f"{path} has no labels by name, and {name}, {count[0]} whole numbers, may be them; "
+                "call it y_train if it is, else take it out"
+            )
+
+
 Loaded = tuple[Part, "Stack", "tuple[str, ...] | None"]
 
 
 def _part(
-    arrays: dict[str, FileArray], pair: Pair, settings, path: Path, like: Range | None = None
+    arrays: dict[str, FileArray], pair: Pair, settings, path: Path, beside: Stack | None = None
 ) -> Loaded:
-    """like: what the values of the other side are, which a few dark images need not show."""
+    """beside: the training images, of held-out ones."""
     images = arrays[pair.images]
     if len(images.shape) not in (3, 4):
         raise ValueError(f"{pair.images} has shape {images.shape}; give (n, H, W) or (n, H, W, C)")
@@ -175,7 +201,7 @@ def _part(
     if settings.latent:
         stack = latents_of(images, what, settings.axes)
     else:
-        stack = pixels_of(images, what, settings.axes, settings.range or like)
+        stack = pixels_of(images, what, settings.axes, settings.range, beside=beside)
     return Part(stack, labels), stack, names
 
 
@@ -184,9 +210,25 @@ def _names(train: Loaded, arrays, pair: Pair, path: Path) -> tuple[str, ...]:
     return names or numbered_names(part.labels, pair.labels or pair.images)
 
 
+def _named_alike(train: Loaded, test: Loaded, ours: Pair, theirs: Pair) -> Loaded:
+    """Held-out images with the class numbers of the training images, where labels are text."""
+    (_, _, names), (part, stack, own) = train, test
+    if names == own:
+        return test
+    if names is None or own is None:
+        raise ValueError(
+            f"one of {ours.labels} and {theirs.labels} holds text and the other numbers; store "
+            "both alike"
+        )
+    if odd := sorted(set(own) - set(names)):
+        raise ValueError(
+            f"{theirs.labels} holds class '{odd[0]}', which no image of {ours.images} has"
+        )
+    number = np.array([names.index(name) for name in own], np.int64)
+    return Part(part.images, number[part.labels], part.order), stack, names
+
+
 def _check_sides(train: Loaded, test: Loaded, names, ours: Pair, theirs: Pair) -> None:
-    if train[2] != test[2]:
-        raise ValueError(f"{ours.labels} and {theirs.labels} do not hold the same class names")
     labels = test[0].labels
     if len(labels) and (highest := labels.max()) >= len(names):
         raise ValueError(

@@ -152,7 +152,7 @@ def number_held_out(settings, count: int) -> int:
             f"the data hold {count:,} images and no held-out ones, and none is taken from training "
             "unasked; set data.held_out, such as data.held_out=10000"
         )
-    return min(count // 6, LARGEST_HELD_OUT)
+    return min(max(1, count // 6), LARGEST_HELD_OUT)
 
 
 def refuse_held_out(settings, what: str) -> None:
@@ -170,7 +170,7 @@ def untrained(labels: np.ndarray, num_classes: int) -> list[int]:
     return np.flatnonzero(count == 0).tolist() if num_classes > 1 else []
 
 
-def split(pool: Part, num_held_out: int) -> tuple[Part, Part]:
+def split(pool: Part, num_held_out: int, names: Sequence[str] | None = None) -> tuple[Part, Part]:
     """Training and held-out images of a data set without a split of its own.
 
     The order is numpy's RandomState(0).permutation, whatever the run's seed; the last
@@ -179,7 +179,7 @@ def split(pool: Part, num_held_out: int) -> tuple[Part, Part]:
     if not 1 <= num_held_out < len(pool):
         raise ValueError(
             f"held_out is {num_held_out}, but there are {len(pool)} images; hold out at least 1 "
-            "and fewer than all"
+            "and fewer than all, by data.held_out"
         )
     order = np.random.RandomState(SPLIT_SEED).permutation(len(pool))
     cut = len(pool) - num_held_out
@@ -188,8 +188,9 @@ def split(pool: Part, num_held_out: int) -> tuple[Part, Part]:
     if lost:
         label = min(lost)
         count = int((test.labels == label).sum())
+        called = f"class '{names[label]}'" if names else f"class number {label}"
         raise ValueError(
-            f"class number {label} has {count} images and all are among the held-out ones: it "
+            f"{called} has {count} images and all are among the held-out ones: it "
             "would be sampled, never trained; leave the class out, or set another data.held_out"
         )
     return train, test

@@ -73,7 +73,12 @@ COMPANIONS = frozenset(
         ".pdf",
     ]
 )
-FOREIGN = frozenset({"__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "@eadir"})
+FOREIGN = frozenset(
+    {
+        *("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "@eadir"),
+        *("lost+found", "$recycle.bin", "#recycle", "system volume information", "__pycache__"),
+    }
+)
 SIDES = {
     "train": ("train", "training", "trn"),
     "test": ("test", "testing", "tst", "holdout", "heldout", "eval", "evaluation"),
@@ -101,6 +106,21 @@ def side_of(name: str) -> str | None:
         elif token not in _FILLING:
             return None
     return sides.pop() if len(sides) == 1 else None
+
+
+_SHORT = {"tr": "train", "te": "test", "ts": "test", "va": "val"}
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+
+
+def hinted_side(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The side that one word of a name stands for, and the other words: `cifar10_train` is
+    (train, (cifar, 10)), `imagesTr` (train, (images,)). None for none and for several."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    sides = {i: side for i, word in enumerate(words) if (side := _SIDE.get(word, _SHORT.get(word)))}
+    if len(sides) != 1:
+        return None, tuple(words)
+    ((place, side),) = sides.items()
+    return side, tuple(words[:place] + words[place + 1 :])
 
 
 @dataclass

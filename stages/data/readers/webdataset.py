@@ -4,6 +4,7 @@ class folders. A tar has no index: one scan gives the offsets."""
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def read(settings) -> Source:
 def pool(path: Path) -> Listing:
     """All images of the tar or tars, in their order."""
     shards = _shards(path)
-    samples = list(_samples(shards))
+    samples = list(_samples(shards, labelled=False))
     if not samples:
         raise ValueError(f"{path} holds no images; give one with PNG or JPEG files")
     return Listing(_spans(shards, samples), [sample.name for sample in samples])
@@ -99,12 +100,13 @@ def _part_of(shard: Path, root: Path) -> str:
     return sides.pop() if len(sides) == 1 else ""
 
 
-def _samples(shards: list[Path]) -> Iterator[Sample]:
-    """The samples of some tars, in their order. A key is a path up to the first dot of its name."""
+def _samples(shards: list[Path], labelled: bool = True) -> Iterator[Sample]:
+    """The samples of some tars, in their order. A key is a path up to the first dot of its name.
+    labelled: whether labels are read."""
     for number, shard in enumerate(shards):
         try:
             with tarfile.open(shard, "r:") as tar:
-                yield from _of_tar(tar, number, shard)
+                yield from _of_tar(tar, number, shard, labelled)
         except tarfile.TarError as error:
             raise ValueError(
                 f"{shard} is not a readable tar ({error}); unpack what is compressed, or copy it "
@@ -112,7 +114,7 @@ def _samples(shards: list[Path]) -> Iterator[Sample]:
             ) from error
 
 
-def _of_tar(tar: tarfile.TarFile, number: int, shard: Path) -> Iterator[Sample]:
+def _of_tar(tar: tarfile.TarFile, number: int, shard: Path, labelled: bool) -> Iterator[Sample]:
     key, sample, label, seen = None, None, None, set()
     for member in tar:
         tar.members = []  # no list of all members is kept
@@ -134,7 +136,7 @@ def _of_tar(tar: tarfile.TarFile, number: int, shard: Path) -> Iterator[Sample]:
                 raise ValueError(f"{ours} in {shard} has two images; one a key is expected")
             name = "/".join(parts)
             sample = Sample(name, number, member.offset_data, member.size)
-        elif suffix in LABELS:
+        elif labelled and suffix in LABELS:
             label = _label(tar.extractfile(member).read(), suffix, member.name, label)
     if sample is not None:
         yield _labelled(sample, label)
@@ -148,12 +150,24 @@ def _labelled(sample: Sample, label: int | None) -> Sample:
 def _label(data: bytes, suffix: str, name: str, before: int | None) -> int | None:
     try:
         if suffix == ".cls":
-            return int(data)
+            return _whole(data.decode().strip())
         content = json.loads(data)
-        found = [content[k] for k in LABEL_KEYS if isinstance(content, dict) and k in content]
+        keys = LABEL_KEYS if isinstance(content, dict) else ()
+        found = [content[key] for key in keys if content.get(key) is not None]
+        return before if before is not None or not found else _whole(found[0])
     except ValueError as error:
-        raise ValueError(f"{name} holds no whole number as label: {error}") from None
-    return before if before is not None or not found else int(found[0])
+        raise ValueError(
+            f"{name} holds no whole number as label ({error}); number the classes 0, 1, 2, ..."
+        ) from None
+
+
+def _whole(label: object) -> int:
+    """A label as a number: 3, 3.0 or their text. Raises ValueError for another."""
+    if isinstance(label, str) and re.fullmatch(r"[0-9]+(\.0*)?", label):
+        label = float(label)
+    if isinstance(label, bool) or not isinstance(label, int | float) or label != int(label):
+        raise ValueError(f"{label!r:.60}")
+    return int(label)
 
 
 def _part(shards: list[Path], samples: list[Sample], path: Path) -> tuple[Part, tuple[str, ...]]:

@@ -139,7 +139,13 @@ def checked(denoiser: Denoiser, k: int, num_levels: int) -> Denoiser:
     shape, or not finite."""
 
     def call(y: Tensor, s: float) -> Tensor:
+        version = None if y.is_inference() else y._version
         clean = denoiser(y, s)
+        if version is not None and y._version != version:
+            raise ValueError(
+                "denoiser changed the state that it was given, as y *= c and y.mul_(c) do; let it "
+                "return a new tensor, as y * c is"
+            )
         if not isinstance(clean, Tensor):
             raise ValueError(
                 f"denoiser returned {type(clean).__name__}; it must return one torch tensor, "

@@ -16,8 +16,10 @@ class SteinOptions(CalibrationOptions, PowerIteration):
     in_full: bool = Field(
         True, description="recipe full: beside the plain solvers the calibrated and the fitted ones"
     )
-    solvers: tuple[table.choice("solver", table.PLAIN_SOLVERS), ...] = Field(
-        tuple(table.PLAIN_SOLVERS), min_length=1, description="recipe stein: solvers compared"
+    solvers: tuple[table.choice("solver", table.PLAIN_SOLVERS | table.NOISY_SOLVERS), ...] = Field(
+        tuple(table.PLAIN_SOLVERS | table.NOISY_SOLVERS),
+        min_length=1,
+        description="recipe stein: solvers compared",
     )
     corrections: tuple[table.choice("correction", table.CORRECTIONS), ...] = Field(
         tuple(table.CORRECTIONS),

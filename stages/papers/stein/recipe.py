@@ -152,7 +152,9 @@ class Solved:
             inputs = {name: stored[name] for name in corrections.inputs(correction, solver)}
             name, tags = f"{which}-nfe{nfe}{end}", self.tags(settings, correction)
             nodes.append(sample_node(bench, name, self.model, settings, tags, **inputs))
-        return curve(bench, f"{which}{end}", nodes, self.referred(seed).name)
+        # Samples with noise of their own are not to lie where the reference's do.
+        reference = None if solver in table.NOISY_SOLVERS else self.referred(seed).name
+        return curve(bench, f"{which}{end}", nodes, reference)
 
     def contractivity(self, nfes: Sequence[int]) -> Iterator[Node]:
         """The singular values of steps."""

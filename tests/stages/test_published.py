@@ -1,0 +1,266 @@
+"""Published protocols end to end, on an archive of guided diffusion's and a made reference."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import config
+from pipeline.__main__ import main
+from pipeline.errors import StageError, UsageError
+from pipeline.graph import Graph
+from pipeline.plan import Request
+from pipeline.store import Store
+from stages.artifacts.scores import Scores
+from stages.catalog import CATALOG, RECIPES
+from stages.data import references
+from stages.methods import suite, tf_resize
+from stages.methods.protocol import ProtocolError, difference
+from stages.scoring import external, handed_out, made_reference, published
+from stages.scoring.published import PublishedSettings
+from tests import inception_like
+from tests.inline import run_all
+from tests.stages.context import make
+
+ARCHIVE = Path(__file__).parents[1] / "fixtures" / "samples_adm" / "samples_32x8x8x3.npz"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A stand-in for Inception's file, and a reference of 40 images made with it."""
+    folder = tmp_path_factory.mktemp("published")
+    inception_like.write(folder / "inception-2015-12-05.pt")
+    pixels = np.random.RandomState(1).randint(0, 200, (40, 8, 8, 3)).astype(np.uint8)
+    np.savez(folder / "images.npz", arr_0=pixels)
+    made_reference.make(folder / "images.npz", folder / "reference.npz", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    settings = external.ExternalSettings(path=str(ARCHIVE))
+    return make(tmp_path_factory.mktemp("archive") / "o", external.STAGE, settings)
+
+
+def settings_of(folder, **changes):
+    own = {"protocol": "adm", "protocol_samples": 32, "weights": str(folder)}
+    return PublishedSettings(**own | {"reference": str(folder / "reference.npz")} | changes)
+
+
+def scores(out, archive, settings):
+    made = make(out, published.STAGE, settings, samples={"external": archive})
+    assert isinstance(made, Scores)
+    return {row.score.metric: row.score for row in made.load()}
+
+
+def inception(folder, pixels):
+    """Features, maps and probabilities, by the file itself and hooks on its layers."""
+    network = torch.jit.load(folder / "inception-2015-12-05.pt")
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        stem = network.layers.mixed(network.layers.conv((tf_resize.resized(x) - 128) / 128))
+        maps = network.layers.mixed_6.conv(stem)[:, :7]
+        return (
+            network(x, return_features=True).numpy().astype(np.float64),
+            maps.permute(0, 2, 3, 1).reshape(len(x), 2023).numpy().astype(np.float64),
+            network(x, no_output_bias=True).numpy().astype(np.float64),
+        )
+
+
+def frechet(a, b):
+    """Of few images: tr (C1 C2)^(1/2) is the nuclear norm of their centred features' product."""
+    one, two = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+    root = np.linalg.norm(one @ two.T, "nuc")
+    apart = a.mean(0) - b.mean(0)
+    return apart @ apart + (one**2).sum() + (two**2).sum() - 2 * root
+
+
+@pytest.fixture(scope="module")
+def adm(folder, archive, tmp_path_factory):
+    return scores(tmp_path_factory.mktemp("adm") / "o", archive, settings_of(folder))
+
+
+def test_the_archives_scores_are_those_of_the_files_computed_apart(folder, adm):
+    ours, reference = np.load(ARCHIVE)["arr_0"], np.load(folder / "images.npz")["arr_0"]
+    (pools, maps, p), (pools_r, maps_r, _) = (inception(folder, x) for x in (ours, reference))
+    assert adm.keys() == {"fid", "sfid", "inception_score", "precision", "recall"}
+    assert adm["fid"].value == pytest.approx(frechet(pools, pools_r), rel=1e-3)
+    assert adm["sfid"].value == pytest.approx(frechet(maps, maps_r), rel=1e-3)
+    kl = p * (np.log(p) - np.log(p.mean(0)))
+    assert adm["inception_score"].value == pytest.approx(np.exp(kl.sum(1).mean()), rel=1e-4)
+    expected = suite.precision_recall(torch.from_numpy(pools), torch.from_numpy(pools_r))
+    assert (adm["precision"].value, adm["recall"].value) == pytest.approx(expected, abs=0.04)
+
+
+def test_the_protocol_says_all_that_scores_depend_on(adm):
+    protocol = adm["fid"].protocol
+    assert protocol.name == "adm-32"
+    assert protocol.crop == "none"  # the made reference's images were not cropped
+    assert protocol.rules == (
+        "rounding before, by whoever made the files, crop none, classes random"
+    )
+    assert "TensorFlow" in protocol.resize
+    assert protocol.num_reference == 40
+    assert "where published numbers are of 50000" in adm["fid"].caution
+    assert adm["precision"].protocol.details == "k=3, against 40 images"
+
+
+def test_a_map_the_wrong_way_round_is_another_sfid(folder, archive, adm, tmp_path):
+    arrays = dict(np.load(folder / "reference.npz"))
+    order = np.arange(2023).reshape(17, 17, 7).transpose(2, 0, 1).reshape(-1)
+    arrays |= {"mu_s": arrays["mu_s"][order], "sigma_s": arrays["sigma_s"][np.ix_(order, order)]}
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    settings = settings_of(folder, reference=str(tmp_path / "wrong.npz"))
+    wrong = scores(tmp_path / "o", archive, settings)
+    assert wrong["fid"].value == pytest.approx(adm["fid"].value)
+    assert wrong["sfid"].value > 1.5 * adm["sfid"].value
+
+
+def test_scores_of_two_protocols_are_never_subtracted(folder, archive, adm, tmp_path):
+    edm = scores(tmp_path / "e", archive, settings_of(folder, protocol="edm", best_of=1))
+    assert edm["fid"].value == pytest.approx(adm["fid"].value)  # one number, yet
+    with pytest.raises(ProtocolError, match="measured differently"):
+        difference(adm["fid"], edm["fid"])
+    fid = adm["fid"]
+    down = replace(fid, protocol=replace(fid.protocol, rounding="down"))
+    with pytest.raises(ProtocolError, match="rounding"):
+        difference(fid, down)
+
+
+def test_the_least_of_three_sets(folder, archive, tmp_path):
+    settings = settings_of(folder, protocol="edm", protocol_samples=10)
+    least = scores(tmp_path / "3", archive, settings)["fid"]
+    pixels, reference = np.load(ARCHIVE)["arr_0"], np.load(folder / "images.npz")["arr_0"]
+    theirs = inception(folder, reference)[0]
+    each = [frechet(inception(folder, pixels[i : i + 10])[0], theirs) for i in (0, 10, 20)]
+    assert least.value == pytest.approx(min(each), rel=1e-3)
+    assert least.protocol.best_of == 3
+    assert "the least of 3 sets" in least.protocol.rules
+    told = [float(word) for word in least.protocol.details.removeprefix("of ").split(", ")]
+    assert told == pytest.approx(each, rel=1e-3)
+    with pytest.raises(StageError, match=r"takes 96 \(3 sets of .*best_of=1 takes one set"):
+        scores(tmp_path / "4", archive, settings.revised(protocol_samples=32))
+
+
+def test_references_that_do_not_fit_are_refused_before_work(folder, tmp_path):
+    def refused(match, **changes):
+        with pytest.raises(UsageError, match=match):
+            list(published.STAGE.files(settings_of(folder, **changes)))
+
+    arrays = np.load(folder / "reference.npz")
+    np.savez(tmp_path / "plain.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    plain = str(tmp_path / "plain.npz")
+    refused("no mu_s and sigma_s", reference=plain)
+    refused(r"set evaluate\.resizer=tf if", reference=plain, protocol="edm")
+    refused("the distance would mean nothing", reference=plain, protocol="edm", resizer="clean")
+    refused("no DINOv2 statistics", protocol="fd-dinov2")
+    refused("inception needs the file", weights=str(tmp_path))
+    settings = settings_of(folder, reference=plain, protocol="edm", resizer="tf")
+    assert len(list(published.STAGE.files(settings))) == 2
+    with pytest.raises(ValueError, match=r"set evaluate\.reference"):
+        PublishedSettings(protocol="adm", protocol_samples=32)
+
+
+def graph(recipe, *overrides):
+    settings = config.resolve(CATALOG, "smoke", overrides).settings
+    return Graph(RECIPES[recipe](settings), CATALOG.exclude_sources)
+
+
+def test_a_run_that_names_a_reference_reads_no_training_pixels(folder):
+    chosen = (
+        "evaluate.protocol=adm",
+        f"evaluate.path={ARCHIVE}",
+        f"evaluate.reference={folder / 'reference.npz'}",
+        f"evaluate.weights={folder}",
+    )
+    nodes = graph("evaluate", *chosen)
+    assert set(nodes.nodes) == {"external", "published/external", "report"}
+    with pytest.raises(UsageError, match=r"for the recipe evaluate: run this recipe without"):
+        graph("full", "evaluate.protocol=adm", f"evaluate.reference={folder / 'reference.npz'}")
+    with pytest.raises(UsageError, match=r"set evaluate\.reference"):
+        graph("evaluate", "evaluate.protocol=adm", f"evaluate.path={ARCHIVE}")
+    with pytest.raises(UsageError, match="only published protocols read it"):
+        graph("evaluate", "evaluate.rounding=down", f"evaluate.path={ARCHIVE}")
+
+
+def test_the_recipe_evaluate_scores_and_reports_without_a_data_set(folder, tmp_path):
+    changes = (
+        *("evaluate.protocol=adm", f"evaluate.path={ARCHIVE}", f"evaluate.weights={folder}"),
+        *(f"evaluate.reference={folder / 'reference.npz'}", "evaluate.protocol_samples=32"),
+    )
+    request = Request(recipe="evaluate", preset="smoke", overrides=changes)
+    made = run_all(CATALOG, Store(str(tmp_path / "store")), request)
+    page = (made["report"].path / "report.html").read_text()
+    assert "Protocol <b>adm-32</b>: 32 samples against 40 of the reference file" in page
+    assert "crop none, classes random" in page
+    assert "not comparable with them" in page
+    assert made["external"].is_rounded
+
+
+# ------------------------------------------------------------------ the reference that is made
+
+
+def test_a_made_reference_is_of_all_images_and_reads_as_adms(folder):
+    found = references.read(folder / "reference.npz")
+    pixels = np.load(folder / "images.npz")["arr_0"]
+    pools, maps, _ = inception(folder, pixels)
+    assert found.kind == "adm"
+    assert np.allclose(found.inception.mean, pools.mean(0), atol=1e-4)
+    assert np.allclose(found.inception.cov, np.cov(pools, rowvar=False), atol=1e-4)
+    assert np.allclose(found.spatial.mean, maps.mean(0), atol=1e-3)
+    kept = found.images.array.reshape(40, -1)
+    assert sorted(map(tuple, kept)) == sorted(map(tuple, pixels.reshape(40, -1)))
+
+
+def test_a_reference_of_a_folder_is_cropped_as_asked(folder, tmp_path, monkeypatch):
+    pixels = np.random.RandomState(2).randint(0, 256, (12, 30, 20, 3)).astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i:02}.png")
+    to = tmp_path / "made.npz"
+    arguments = ["reference", str(tmp_path / "images"), "--to", str(to), "--size", "8"]
+    monkeypatch.setattr(made_reference, "KEPT", 5)
+    assert main([*arguments, "--weights", str(folder)]) == 0
+    found = references.read(to)
+    assert (found.crop, found.num_images, found.images.shape) == ("adm", 12, (5, 8, 8, 3))
+    assert main([*arguments, "--weights", str(folder)]) == 2  # it is there already
+
+
+# ------------------------------------------------------------------ samples leave
+
+
+def test_an_exported_archive_reads_back_bit_for_bit(archive, tmp_path):
+    assert handed_out.write_adm(archive, tmp_path / "out.npz") == 32
+    with np.load(tmp_path / "out.npz") as out, np.load(ARCHIVE) as original:
+        assert np.array_equal(out["arr_0"], original["arr_0"])
+        assert out.files == ["arr_0"]  # who made them knows their classes, the archive's reader not
+    settings = external.ExternalSettings(path=str(tmp_path / "out.npz"))
+    again = make(tmp_path / "again", external.STAGE, settings)
+    assert np.array_equal(again.stored(), archive.stored())
+    assert handed_out.write_png(archive, tmp_path / "png") == 32
+    first = np.asarray(Image.open(tmp_path / "png" / "000000.png"))
+    assert np.array_equal(first, np.load(ARCHIVE)["arr_0"][0])
+    settings = external.ExternalSettings(path=str(tmp_path / "png"))
+    assert np.array_equal(make(tmp_path / "p", external.STAGE, settings).stored(), archive.stored())
+    assert handed_out.write_picture(archive, tmp_path / "grid.png") == 32
+
+
+def test_own_samples_are_rounded_and_have_their_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(handed_out, "BLOCK", 3)
+    images = np.random.RandomState(0).uniform(-1.2, 1.2, (7, 1, 4, 4)).astype(np.float32)
+    own = tmp_path / "own"
+    own.mkdir()
+    np.save(own / "samples.npy", images)
+    np.save(own / "labels.npy", np.arange(7))
+    samples = SimpleNamespace(path=own, stored=lambda: np.load(own / "samples.npy"))
+    for rule in ("nearest", "down"):
+        handed_out.write_adm(samples, tmp_path / f"{rule}.npz", rule)
+        with np.load(tmp_path / f"{rule}.npz") as out:
+            assert out["arr_0"].shape == (7, 4, 4, 3)
+            assert out["arr_1"].tolist() == list(range(7))
+            expected = suite.rounded(torch.from_numpy(images), rule).numpy()
+            assert np.array_equal(out["arr_0"][..., 2], expected[:, 0])
