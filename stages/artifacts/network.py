@@ -22,6 +22,7 @@ class TrainedModel:
     """A trained network and its checkpoints.
 
     steps: the checkpoints, ascending. method: the training loss. shape: (C, H, W) of images.
+    class_counts: the data's training images of each class; none where they are not known.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class TrainedModel:
     steps: tuple[int, ...]
     shape: tuple[int, int, int]
     num_classes: int
+    class_counts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, facts: Mapping[str, Any]) -> TrainedModel:
@@ -43,6 +45,7 @@ class TrainedModel:
             steps=tuple(facts["steps"]),
             shape=tuple(facts["shape"]),
             num_classes=facts["num_classes"],
+            class_counts=tuple(facts.get("class_counts", ())),
         )
 
     def network(self, step: int | None = None, device: str = "cpu") -> nn.Module:
@@ -63,7 +66,7 @@ class TrainedModel:
 
 class TrainedNetwork(DescribedArtifact):
     """EMA weights at the kept steps, and how to build the network. Facts: network, its
-    configuration, method, steps, shape, number of classes."""
+    configuration, method, steps, shape, number of classes, training images of each class."""
 
     facts = "model.json"
 

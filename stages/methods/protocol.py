@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "ERROR_KINDS",
     "Difference",
+    "Influence",
     "Protocol",
     "ProtocolError",
     "Score",
@@ -21,7 +25,7 @@ __all__ = [
     "over_seeds",
 ]
 
-ERROR_KINDS = ("seeds", "jackknife", "subsets", "none")
+ERROR_KINDS = ("seeds", "influence", "jackknife", "none")
 
 
 class ProtocolError(ValueError):
@@ -64,10 +68,26 @@ class Protocol:
     def differs(self, other: Protocol) -> str:
         """What differs, in words; empty where the protocols agree."""
         return "; ".join(
-            f"{field.name} {getattr(self, field.name)!r} against {getattr(other, field.name)!r}"
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
+            f"{one.name} {getattr(self, one.name)!r} against {getattr(other, one.name)!r}"
+            for one in fields(self)
+            if getattr(self, one.name) != getattr(other, one.name)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """What each sample of one set contributes to a score; see `influence`.
+
+    psi: (n,) float32. strata: (n,) labels in fixed shares; equal ones for none. samples: what the
+    samples were made from, noise and labels alike: two sets for which it agrees are paired, sample
+    by sample, whatever network or solver made them. network: whose samples they are; "" where
+    nobody knows.
+    """
+
+    psi: np.ndarray
+    strata: np.ndarray
+    samples: str
+    network: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +95,11 @@ class Score:
     """One measured number. ``metric`` is its name in every run, such as "fid" or "precision".
 
     ``error_kind`` says where ``error`` (one standard error) comes from: "seeds" (training or
-    sampling repeated ``num_seeds`` times), "jackknife" or "subsets" (one set of samples), or
-    "none", with error None. ``floor`` is the value that real images score at the same sizes.
-    ``caution`` is empty or a sentence on why not to trust the number.
+    sampling repeated ``num_seeds`` times), "influence" or "jackknife" (one set of samples; the
+    reference is fixed), or "none", with error None. ``floor`` is the value that real images score
+    at the same sizes. ``caution`` is empty or a sentence on why not to trust the number.
+    ``at_most`` is the upper bound at 95 % of a share of which nothing was seen, whose error is 0.
+    ``influence`` is no part of what two scores are compared by.
     """
 
     metric: str
@@ -88,6 +110,8 @@ class Score:
     num_seeds: int = 1
     floor: float | None = None
     caution: str = ""
+    at_most: float | None = None
+    influence: Influence | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.protocol, Protocol):
@@ -117,8 +141,10 @@ class Score:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or a table; from_dict reads them back."""
-        return asdict(self)
+        """Plain values for JSON or a table, without the influence; from_dict reads them back."""
+        values = asdict(replace(self, influence=None))
+        del values["influence"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Score:

@@ -57,7 +57,7 @@ class SampleOptions(SolverOptions):
     num_probes: int = Field(
         1, ge=1, le=1000, description="online and literal: random probes a divergence"
     )
-    num_samples: int = Field(1500, ge=1, le=10**7, description="samples, classes balanced")
+    num_samples: int = Field(1500, ge=1, le=10**7, description="samples")
     batch_size: int = unkeyed(
         1000, ge=1, le=10**6, description="samples held at once; rounded up to whole blocks"
     )
@@ -224,6 +224,8 @@ def run(context: Context) -> Result:
     """Sample all shards; write images, labels, gammas, a picture and how they were made."""
     import numpy as np
 
+    from stages.methods.strata import in_turn
+
     settings: SampleSettings = context.settings
     model = context.inputs["model"]
     others = {name: context.inputs.get(name) for name in ("spectrum", "data", "schedule")}
@@ -234,7 +236,7 @@ def run(context: Context) -> Result:
         parts = context.map(sample_shard, items, model, settings, plan)
     images = np.concatenate([part.images for part in parts])
     context.progress(len(images), settings.num_samples, "samples")
-    labels = np.arange(len(images), dtype=np.int64) % _num_classes(model)
+    labels = in_turn(sampling_problem.shares(model.load(), settings.labels), len(images))
     stochastic = table.SOLVERS[settings.solver].stochastic
     facts = {
         "training_step": model.description.get("steps_before", 0) + parts[0].step,
@@ -246,6 +248,8 @@ def run(context: Context) -> Result:
         "time_density": model.description.get("time_density", ""),
         "guidance": settings.guidance,
         "seed": settings.seed,
+        "labels": settings.labels,
+        "network": network.model_identity(model, parts[0].step),
         "num_samples": len(images),
         # Copies are sought among the images that the model has seen.
         "num_training_images": model.description.get("num_images"),
@@ -261,12 +265,6 @@ def run(context: Context) -> Result:
             "network_seconds": sum(part.network_seconds for part in parts),
         }
     )
-
-
-def _num_classes(model: TrainedNetwork) -> int:
-    """The classes that samples take turns in; one where the network knows none."""
-    facts = model.description
-    return facts["config"].get("num_classes", facts["num_classes"]) or 1
 
 
 def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:

@@ -51,6 +51,11 @@ class SolverOptions(Settings):
     guidance_interval: tuple[float, float] = Field(
         (0.0, 1.0), description="times t, 0 (data) to 1 (noise), between which guidance acts"
     )
+    labels: Literal["reference", "equal"] = Field(
+        "reference",
+        description="shares in which samples take labels: those of the training images that they "
+        "are scored against, or equal ones; any first samples have them, to within one",
+    )
     block_size: int = Field(
         250,
         ge=1,

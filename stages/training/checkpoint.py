@@ -54,6 +54,7 @@ def run(context: Context) -> Result:
     facts_file, *files = sources_of(context.settings)
     with raised_as(StageError):
         facts = _facts(facts_file, context.inputs["data"])
+    facts["class_counts"] = context.inputs["data"].load().class_counts
     (context.path / "checkpoints").mkdir()
     for file in files:
         shutil.copyfile(file, context.path / "checkpoints" / file.name)

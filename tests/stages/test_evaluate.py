@@ -13,7 +13,7 @@ from stages.artifacts import samples as artifacts_samples
 from stages.data import prepare
 from stages.methods import memorization, protocol
 from stages.sampling import sample
-from stages.scoring import evaluate
+from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
 from tests.stages.context import context, digests, make, sealed
 
@@ -102,7 +102,8 @@ def test_every_score_has_error_floor_and_protocol(artifact):
     for metric, score in found.items():
         assert score.protocol.name == "digits-embedded-48"
         assert (score.protocol.num_samples, score.protocol.num_reference) == (48, 96)
-        assert score.error_kind == ("subsets" if metric == "kid" else "jackknife")
+        assert score.error_kind == ("jackknife" if metric == "inception_score" else "influence")
+        assert (score.influence is None) == (metric == "inception_score")
         assert score.error >= 0
         assert score.floor is not None
     assert found["fid"].error > 0
@@ -145,7 +146,7 @@ def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_p
     rows = {(row.node, row.score.metric): row for row in found.load()}
     assert {node for node, _ in rows} == {"s0", "alone"}
     single = [row.score for row in found.load(every_seed=True) if row.score.metric == "fid"]
-    assert [s.error_kind for s in single] == ["jackknife"] * 4
+    assert [s.error_kind for s in single] == ["influence"] * 4
     mean = rows["s0", "fid"]
     expected = np.array([s.value for s in single[:3]])
     assert mean.seed is None
@@ -153,7 +154,7 @@ def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_p
     assert mean.score.value == pytest.approx(expected.mean())
     assert mean.score.error == pytest.approx(expected.std(ddof=1) / 3**0.5)
     alone = rows["alone", "fid"]
-    assert (alone.seed, alone.score.error_kind, alone.score.num_seeds) == (0, "jackknife", 1)
+    assert (alone.seed, alone.score.error_kind, alone.score.num_seeds) == (0, "influence", 1)
     with pytest.raises(protocol.ProtocolError, match="errors of kind"):
         protocol.difference(mean.score, alone.score)
 
@@ -186,8 +187,8 @@ def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
             )
             for part in ("train", "test")
         }
-        bench = evaluate._judge(sets["train"], sets["test"], SETTINGS)
-        found.append(bench.score("fid", 10.0, 1.0, "jackknife"))
+        bench = judge.judge_of(sets["train"], sets["test"], SETTINGS)
+        found.append(bench.score("fid", 10.0, 1.0))
         facts.append(data.manifest.files["train.npy"]["sha256"])
     assert [score.protocol.name for score in found] == ["npz-embedded-48"] * 2
     assert found[0].protocol.reference == f"npz training images {facts[0][:12]}"
@@ -195,15 +196,17 @@ def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
         protocol.difference(*found)
 
 
-def test_a_part_of_the_training_images_is_drawn_not_their_first(artifact, references):
+def test_a_part_of_the_training_images_is_drawn_not_their_first(tmp_path, references):
     """Sorted by class, the first training images would be of the first classes alone."""
     clusters = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
     clusters[:50] += 100
     empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
     train = artifacts_features.FeatureArrays(clusters, **empty)
     samples = artifacts_features.FeatureArrays(clusters[1::2], **empty)
-    bench = evaluate._judge(references["train"], references["held_out"], SETTINGS)
-    found = {score.metric: score.value for score in evaluate._feature_scores(samples, train, bench)}
+    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    of = samples_of(tmp_path, torch.zeros(50, 1, 8, 8))
+    scores = judge._feature_scores(samples, train, judge.Scored(of, 50), bench)
+    found = {score.metric: score.value for score in scores}
     assert found["precision"] > 0.8
 
 
