@@ -105,13 +105,15 @@ def from_features(
     blocks: int = 5,
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
+    labels2: Tensor | None = None,
 ) -> FrechetResult:
     """Fréchet distance between two sets of features, its standard error, and FD-infinity.
 
-    x1: (n1, d), x2: (n2, d). labels: (n1,) of x1 where they stand in fixed shares, which its error
-    then takes as strata. For the extrapolation images are dealt at random to ``blocks`` blocks in
-    each set (by ``generator``, or a fixed one), and block b is left out of both sets at once, so
-    that n1 and n2 shrink by the same factor.
+    x1: (n1, d), x2: (n2, d). For the extrapolation images are dealt at random to ``blocks`` blocks
+    in each set (by ``generator``, or a fixed one), and block b is left out of both sets at once, so
+    that n1 and n2 shrink by the same factor. labels: (n1,) of x1 where they stand in fixed shares:
+    its error takes them as strata, and each block has them in the same shares, since their number
+    is no part of the bias. labels2: (n2,) of x2 likewise.
 
     Raises ValueError for other shapes, fewer than 4 images, or features that are not finite (the
     message names the images).
@@ -121,7 +123,7 @@ def from_features(
         raise ValueError(f"blocks is {blocks}; the extrapolation needs at least 2, usually 5")
     blocks = min(blocks, len(x1) // 2, len(x2) // 2)
     generator = generator or torch.Generator().manual_seed(0)
-    first, second = (_Sample(x, blocks, generator) for x in (x1, x2))
+    first, second = (_Sample(x, blocks, generator, of) for x, of in ((x1, labels), (x2, labels2)))
     whole = _distance(first.gaussian(), second.gaussian())
     deleted = [_distance(first.gaussian(b), second.gaussian(b)) for b in range(blocks)]
     shrinkage = (first.shrinkage() + second.shrinkage()) / 2
@@ -179,9 +181,16 @@ class _Sample:
     Only one block at a time is held in float64.
     """
 
-    def __init__(self, x: Tensor, blocks: int, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        x: Tensor,
+        blocks: int,
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ):
         self.x, self.n, self.d = x, len(x), x.shape[1]
-        self.blocks = tuple(block.to(x.device) for block in deal(self.n, blocks, generator))
+        dealt = deal(self.n, blocks, generator, labels)
+        self.blocks = tuple(block.to(x.device) for block in dealt)
         self.mean = sum(x[block].double().sum(0) for block in self.blocks) / self.n
         self._scatter: Tensor | None = None
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["in_turn", "standard_error"]
+__all__ = ["at_most", "in_turn", "standard_error"]
 
 
 def in_turn(counts: Sequence[int], n: int) -> np.ndarray:
@@ -45,6 +45,13 @@ def in_turn(counts: Sequence[int], n: int) -> np.ndarray:
         labels[place] = label
         heapq.heappush(waiting, (window(label, j + 1)[0], label, j + 1))
     return labels
+
+
+def at_most(n: int, confidence: float = 0.95) -> float:
+    """The upper bound of a share of which none was seen among n: 1 - 0.05^(1/n), about 3 / n."""
+    if n < 1:
+        raise ValueError(f"n is {n}; a share needs at least 1 sample")
+    return 1 - (1 - confidence) ** (1 / n)
 
 
 def standard_error(psi: np.ndarray, labels: np.ndarray | None = None) -> float:

@@ -244,8 +244,7 @@ def _memorization(found: FeatureArrays, scored: Scored, judge: Judge) -> Iterato
     """The share of copies among the images that the samples' model was trained on."""
     import torch
 
-    from stages.methods import influence
-    from stages.methods.decisions import zero_of
+    from stages.methods import influence, strata
 
     if found.neighbour_distances.shape[1] < 2:
         return
@@ -262,7 +261,7 @@ def _memorization(found: FeatureArrays, scored: Scored, judge: Judge) -> Iterato
         influence.standard_error(psi, torch.from_numpy(scored.labels)),
         scored.influence(psi),
         details=details,
-        at_most=zero_of(len(values)) if share == 0 else None,
+        at_most=strata.at_most(len(values)) if share == 0 else None,
     )
 
 

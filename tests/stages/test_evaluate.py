@@ -4,14 +4,16 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
 from pipeline.errors import StageError
 from stages.artifacts import features as artifacts_features
 from stages.artifacts import samples as artifacts_samples
+from stages.artifacts import scores
 from stages.data import prepare
-from stages.methods import memorization, protocol
+from stages.methods import memorization, protocol, strata
 from stages.sampling import sample
 from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
@@ -293,3 +295,34 @@ def test_bad_sets_are_refused(tmp_path, few, score):
     small = samples_of(tmp_path / "m", few.load().test[:47])
     with pytest.raises(StageError, match=r"small holds 47 samples, fewer than evaluate.num_samp"):
         score(tmp_path / "1", {"small": small})
+
+
+def test_what_samples_contribute_is_stored_with_what_they_were_made_from(tmp_path, few, score):
+    """Same noise and labels: paired, whatever made them. Other noise, or made elsewhere: not."""
+    images = few.load().test[:]
+    facts = {"a": {"nfe": 3}, "b": {"nfe": 5}, "other": {"nfe": 7, "seed": 1}}
+    sets = {
+        name: samples_of(tmp_path / name, images + 0.01 * i, labels="reference", **more)
+        for i, (name, more) in enumerate(facts.items())
+    }
+    sets["elsewhere"] = samples_of(tmp_path / "e", images, nfe=9)
+    stored = score(tmp_path / "s", sets)
+    for metric in ("fid", "kid", "memorization_ratio"):
+        found = {name: values(stored, name)[metric].influence for name in sets}
+        assert found["a"].samples == found["b"].samples
+        assert len({one.samples for one in found.values()}) == 3
+        for name in sets:
+            one, error = found[name], values(stored, name)[metric].error
+            assert one.psi.dtype == np.float32
+            assert strata.standard_error(one.psi, one.strata) == pytest.approx(error, rel=1e-4)
+    bound = values(stored, "a")["memorization_ratio"]
+    assert (bound.at_most is None) == (bound.value > 0)
+
+
+def test_scores_of_another_version_are_refused(tmp_path, artifact):
+    folder = tmp_path / "old"
+    shutil.copytree(artifact.path, folder)
+    table = pyarrow.parquet.read_table(folder / scores.FILE)
+    pyarrow.parquet.write_table(table.replace_schema_metadata(None), folder / scores.FILE)
+    with pytest.raises(scores.OldScoresError, match="format 2 or older, and this version reads 3"):
+        scores.Scores(folder, artifact.manifest).load()

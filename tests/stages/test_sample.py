@@ -10,7 +10,7 @@ from pipeline.errors import StageError
 from pipeline.stage import resolve
 from stages.artifacts import samples as artifacts_samples
 from stages.catalog import CATALOG
-from stages.methods import grids, solvers, stein, table
+from stages.methods import grids, solvers, stein, strata, table
 from stages.methods.path import VelocityDenoiser
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
@@ -90,12 +90,14 @@ def test_the_network_sees_whole_blocks_only(model, monkeypatch, batch_size, held
 
 def test_labels_are_balanced_and_used(model, samples):
     loaded = samples.load()
-    assert loaded.labels.tolist() == [i % 10 for i in range(44)]
+    counts = model.description["class_counts"]
+    assert loaded.labels.tolist() == strata.in_turn(counts, 44).tolist()
+    assert (loaded.labels.bincount() - 44 * torch.tensor(counts) / sum(counts)).abs().max() < 1
     network = model.load().network()
     problem = sampling_problem.Problem(network, model.load(), SETTINGS)
     z = problem.noise(0, torch.arange(8))
     levels = grids.uniform_t(3)
-    denoiser = VelocityDenoiser(network, {"labels": torch.arange(8)}, dtype=torch.float32)
+    denoiser = VelocityDenoiser(network, {"labels": loaded.labels[:8]}, dtype=torch.float32)
     expected = solvers.solve(denoiser, 999 * z, levels, "dpmpp2m").float()
     torch.testing.assert_close(loaded.images[:8], expected, rtol=0, atol=1e-5)
 
