@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from stages.methods.effects import combined
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -173,15 +175,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """a - b and its standard error; ``error_kind`` as in Score."""
+    """a - b and its standard error; ``error_kind`` as in `effects.Combined`, with its degrees of
+    freedom."""
 
     value: float
     error: float | None
     error_kind: str
+    degrees: float = math.inf
 
 
 def difference(a: Score, b: Score) -> Difference:
-    """a - b, with independent errors added in quadrature.
+    """a - b, with the error of what its samples contribute: see `effects.combined`.
 
     Raises ProtocolError where metric, protocol or kind of error differ: an error over seeds holds
     the spread of training, a jackknife's only that of one set of samples.
@@ -192,8 +196,8 @@ def difference(a: Score, b: Score) -> Difference:
             f"{a.metric} has errors of kind {a.error_kind!r} and {b.error_kind!r}; score both over "
             "several seeds, or both from one"
         )
-    error = None if a.error is None or b.error is None else math.hypot(a.error, b.error)
-    return Difference(a.value - b.value, error, a.error_kind)
+    found = combined([(1.0, a), (-1.0, b)])
+    return Difference(a.value - b.value, found.error, found.kind, found.degrees)
 
 
 def over_seeds(scores: Sequence[Score]) -> Score:

@@ -11,7 +11,7 @@ from pipeline.compare import Line
 from pipeline.errors import DamagedArtifactError
 from pipeline.results import Run
 from stages.artifacts.scores import Row
-from stages.pages.findings import OPEN, side
+from stages.pages.findings import OPEN, difference, side
 from stages.pages.page import with_error
 from stages.scoring import evaluate
 
@@ -151,20 +151,22 @@ def value(score: Score | None) -> str:
 
 
 def difference_in_words(base: Score | None, other: Score | None) -> str:
-    """other - base with its error and a verdict, or why they are not subtracted."""
-    from stages.methods import protocol
+    """other - base with its error and a verdict, how the error came about, or that they are not
+    subtracted."""
+    from stages.methods import effects, protocol
 
     if base is None or other is None:
         return ""
     if base == other:
         return "equal"
     try:
-        gap = protocol.difference(other, base)
+        gap = difference({"": {None: (other, base)}})
     except protocol.ProtocolError:
         return REFUSED
-    sign, said = "+" if gap.value > 0 else "", side(gap.value, gap.error)
-    said = "within 2 errors" if said == OPEN else said
-    return f"{sign}{with_error(gap.value, gap.error)}, {said}"
+    sign, said = "+" if gap.value > 0 else "", side(*gap.tested, gap.freedom)
+    said = "within noise" if said == OPEN else said
+    paired = f", {gap.error_kind}" if gap.error_kind in (effects.PAIRED, effects.PARTLY) else ""
+    return f"{sign}{with_error(gap.value, gap.error)}, {said}{paired}"
 
 
 def _refusal(scores: Sequence[Score]) -> str:

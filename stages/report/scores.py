@@ -35,7 +35,8 @@ def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
         "<p>Scores stand in one table only where they were measured under one protocol: same "
         "extractor, reference and number of samples. An error is one standard error; its kind "
         "says what it holds: <b>seeds</b> the spread over repeated trainings or samplings, "
-        "<b>jackknife</b> and <b>subsets</b> only that of one set of images.</p>"
+        "<b>influence</b> and <b>jackknife</b> only that of one set of samples, from what each "
+        "sample or block of them contributes.</p>"
     )
     return Section("Scores", text, tables)
 
