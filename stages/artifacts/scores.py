@@ -56,8 +56,9 @@ class Scores(Artifact):
         """
         from stages.methods.protocol import Score
 
-        rows, influences = [], _Influences(self.path)
-        for line in self._table().to_pylist():
+        rows, table = [], self._table()
+        influences = _Influences(self.path)
+        for line in table.to_pylist():
             single, headline = line.pop("single"), line.pop("headline")
             if not (single if every_seed else headline):
                 continue

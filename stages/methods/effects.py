@@ -12,17 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from stages.methods.decisions import quantile, welch
+from stages.methods.protocol import ProtocolError, Score, same_measurement
 from stages.methods.strata import standard_error
-
-if TYPE_CHECKING:
-    from stages.methods.protocol import Score
 
 PAIRED, INDEPENDENT, PARTLY = "paired", "independent", "partly paired"
 
-Term = tuple[float, "Score"]  # a score's derivative in the function, and the score
+Term = tuple[float, Score]  # a score's derivative in the function, and the score
 
 
 @dataclass(frozen=True)
@@ -68,3 +65,30 @@ def _kind(terms: Sequence[Term], groups: Sequence[Sequence[Term]]) -> str:
     if not both:
         return INDEPENDENT
     return PAIRED if sum(map(len, both)) == len(terms) else PARTLY
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a - b and its standard error; ``error_kind`` as in Combined, with its degrees of
+    freedom."""
+
+    value: float
+    error: float | None
+    error_kind: str
+    degrees: float = math.inf
+
+
+def difference(a: Score, b: Score) -> Difference:
+    """a - b, with the error of what its samples contribute: see `combined`.
+
+    Raises ProtocolError where metric, protocol or kind of error differ: an error over seeds holds
+    the spread of training, a jackknife's only that of one set of samples.
+    """
+    same_measurement([a, b])
+    if a.error_kind != b.error_kind:
+        raise ProtocolError(
+            f"{a.metric} has errors of kind {a.error_kind!r} and {b.error_kind!r}; score both over "
+            "several seeds, or both from one"
+        )
+    found = combined([(1.0, a), (-1.0, b)])
+    return Difference(a.value - b.value, found.error, found.kind, found.degrees)

@@ -11,20 +11,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from stages.methods.effects import combined
-
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
     "ERROR_KINDS",
-    "Difference",
     "Influence",
     "Protocol",
     "ProtocolError",
     "Score",
-    "difference",
     "over_seeds",
+    "same_measurement",
 ]
 
 ERROR_KINDS = ("seeds", "influence", "jackknife", "none")
@@ -173,33 +170,6 @@ class Score:
         return f"{self.num_seeds} seeds" if self.error_kind == "seeds" else self.error_kind
 
 
-@dataclass(frozen=True)
-class Difference:
-    """a - b and its standard error; ``error_kind`` as in `effects.Combined`, with its degrees of
-    freedom."""
-
-    value: float
-    error: float | None
-    error_kind: str
-    degrees: float = math.inf
-
-
-def difference(a: Score, b: Score) -> Difference:
-    """a - b, with the error of what its samples contribute: see `effects.combined`.
-
-    Raises ProtocolError where metric, protocol or kind of error differ: an error over seeds holds
-    the spread of training, a jackknife's only that of one set of samples.
-    """
-    _same_measurement([a, b])
-    if a.error_kind != b.error_kind:
-        raise ProtocolError(
-            f"{a.metric} has errors of kind {a.error_kind!r} and {b.error_kind!r}; score both over "
-            "several seeds, or both from one"
-        )
-    found = combined([(1.0, a), (-1.0, b)])
-    return Difference(a.value - b.value, found.error, found.kind, found.degrees)
-
-
 def over_seeds(scores: Sequence[Score]) -> Score:
     """One score out of those of several seeds: their mean, and its error from their spread.
 
@@ -208,7 +178,7 @@ def over_seeds(scores: Sequence[Score]) -> Score:
     """
     if len(scores) < 2:
         raise ValueError(f"{len(scores)} score given; an error over seeds needs at least two")
-    _same_measurement(scores)
+    same_measurement(scores)
     if any(score.error_kind == "seeds" for score in scores):
         raise ProtocolError(f"{scores[0].metric} has scores that are already means over seeds")
     values = [score.value for score in scores]
@@ -227,7 +197,8 @@ def over_seeds(scores: Sequence[Score]) -> Score:
     )
 
 
-def _same_measurement(scores: Sequence[Score]) -> None:
+def same_measurement(scores: Sequence[Score]) -> None:
+    """Raise ProtocolError where metric or protocol differ."""
     first = scores[0]
     for other in scores[1:]:
         if other.metric != first.metric:

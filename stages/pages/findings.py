@@ -47,7 +47,7 @@ class Effect:
     error: None for kinds "exact" (a closed form), "bound" and "none". log: of a change of a ratio,
     natural logarithm of the ratio with its error, on which the verdict is taken; value and error
     say the same in percent, to first order. against: what it is tested against. degrees: of freedom
-    of the error, None for those of a normal distribution. beside: where a spread over seeds
+    of the error where they are not one less than the seeds. beside: where a spread over seeds
     decides, the error that the samples alone give. scope: of which networks it speaks, "" for any
     that are trained so. terms: the scores it is made of with their derivatives in `tested`.
     by_seed: what is averaged over seeds, by seed.
@@ -81,8 +81,12 @@ class Effect:
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom, infinite for a normal distribution."""
-        return math.inf if self.degrees is None else self.degrees
+        """Degrees of freedom: one less than the seeds whose spread the error is, infinite for a
+        normal distribution."""
+        if self.degrees is not None:
+            return self.degrees
+        over = self.error_kind in (SEEDS, TRAININGS, NOISES) and self.num_seeds > 1
+        return self.num_seeds - 1 if over else math.inf
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -208,13 +212,13 @@ def change(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> Eff
 def difference(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> Effect | None:
     """Ours minus theirs, the mean over conditions, with its error as `change` has it. Raises
     ProtocolError for scores that are not to be compared."""
-    from stages.methods import protocol
+    from stages.methods.effects import difference as of_pair
 
     chosen = _by_seed(pairs)
     if not chosen:
         return None
     values = {
-        seed: math.fsum(protocol.difference(a, b).value for a, b in some) / len(some)
+        seed: math.fsum(of_pair(a, b).value for a, b in some) / len(some)
         for seed, some in chosen.items()
     }
     terms = [
@@ -247,8 +251,8 @@ def _of_scores(values: Mapping[Any, float], terms: Sequence[Term], as_ratio: boo
     scope = {0: "", 1: ONE_NETWORK}.get(found.networks, NETWORKS)
     more = {"scope": scope, "terms": tuple(terms), "by_seed": dict(values)}
     if count > 1:
-        mean, error, degrees = decisions.over_seeds(list(values.values()))
-        more |= {"degrees": degrees, "beside": found.error, "terms": ()}
+        mean, error, _ = decisions.over_seeds(list(values.values()))
+        more |= {"beside": found.error, "terms": ()}
         kind, num_seeds = SEEDS, count
     else:
         (mean,), error, kind = values.values(), found.error, found.kind
@@ -318,10 +322,10 @@ def over_seeds(effects: Sequence[Effect], kind: str = SEEDS) -> Effect | None:
         return effects[0] if effects else None
     logs = [one.log[0] for one in effects if one.log]
     whole = len(logs) == len(effects)
-    mean, error, degrees = decisions.over_seeds(logs if whole else [one.value for one in effects])
+    mean, error, _ = decisions.over_seeds(logs if whole else [one.value for one in effects])
     known = [one.error for one in effects if one.error is not None]
     beside = math.hypot(*known) / len(effects) if len(known) == len(effects) else None
-    more = {"degrees": degrees, "beside": beside, "against": effects[0].against}
+    more = {"beside": beside, "against": effects[0].against}
     more |= {"scope": "" if kind == TRAININGS else effects[0].scope}
     if whole:
         return replace(ratio(mean, error, kind, len(effects)), **more)

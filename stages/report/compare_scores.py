@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.compare import Line
 from pipeline.errors import DamagedArtifactError
 from pipeline.results import Run
-from stages.artifacts.scores import Row
+from stages.artifacts.scores import OldScoresError, Row
 from stages.pages.findings import OPEN, difference, side
 from stages.pages.page import with_error
 from stages.scoring import evaluate
@@ -60,7 +60,7 @@ def lines(runs: Sequence[Run]) -> list[Line]:
             and last[place.curve, place.metric] == place,
         )
         for place in shared
-    ]
+    ] + list(_refusals(runs))
 
 
 def collect(runs: Sequence[Run]) -> list[dict[Place, Row]]:
@@ -113,8 +113,20 @@ def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
 def _load(artifact: Any) -> list[Row]:
     try:
         return artifact.load()
-    except (KeyError, ValueError, TypeError):
-        return []  # stored by a version with other columns
+    except OldScoresError:
+        return []  # `_refusals` says so
+
+
+def _refusals(runs: Sequence[Run]) -> Iterator[Line]:
+    """A line for each run whose scores another version stored."""
+    for place, run in enumerate(runs):
+        evaluations = [name for name in run if run[name].data["stage"] == evaluate.STAGE.name]
+        try:
+            for artifact in filter(None, (opened(run, name) for name in evaluations)):
+                artifact.load()
+        except OldScoresError as error:
+            values = tuple(REFUSED if i == place else "" for i in range(len(runs)))
+            yield Line(f"run {run.id}: {error}", "scores", "all", values, ("",) * (len(runs) - 1))
 
 
 def _line(place: Place, rows: Sequence[Row | None], headline: bool) -> Line:

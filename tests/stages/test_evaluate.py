@@ -13,7 +13,7 @@ from stages.artifacts import features as artifacts_features
 from stages.artifacts import samples as artifacts_samples
 from stages.artifacts import scores
 from stages.data import prepare
-from stages.methods import memorization, protocol, strata
+from stages.methods import effects, memorization, protocol, strata
 from stages.sampling import sample
 from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
@@ -129,11 +129,11 @@ def test_settings_that_change_a_score_are_in_its_protocol(tmp_path, few, score, 
     one, two = values(artifact, "real"), values(score(tmp_path, sets, other), "real")
     for metric in ("precision", "memorization_ratio"):
         with pytest.raises(protocol.ProtocolError, match="details"):
-            protocol.difference(one[metric], two[metric])
-    assert protocol.difference(one["fid"], two["fid"]).value == 0
+            effects.difference(one[metric], two[metric])
+    assert effects.difference(one["fid"], two["fid"]).value == 0
     fewer = values(score(tmp_path / "f", sets, SETTINGS.revised(num_samples=40)), "real")
     with pytest.raises(protocol.ProtocolError, match="num_samples 48 against 40"):
-        protocol.difference(one["fid"], fewer["fid"])
+        effects.difference(one["fid"], fewer["fid"])
 
 
 def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_path, few, score):
@@ -158,7 +158,7 @@ def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_p
     alone = rows["alone", "fid"]
     assert (alone.seed, alone.score.error_kind, alone.score.num_seeds) == (0, "influence", 1)
     with pytest.raises(protocol.ProtocolError, match="errors of kind"):
-        protocol.difference(mean.score, alone.score)
+        effects.difference(mean.score, alone.score)
 
 
 def test_memorisation_has_the_error_of_a_share(tmp_path, few, score):
@@ -195,7 +195,7 @@ def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
     assert [score.protocol.name for score in found] == ["npz-embedded-48"] * 2
     assert found[0].protocol.reference == f"npz training images {facts[0][:12]}"
     with pytest.raises(protocol.ProtocolError, match=f"reference .*{facts[0][:12]}.* against"):
-        protocol.difference(*found)
+        effects.difference(*found)
 
 
 def test_a_part_of_the_training_images_is_drawn_not_their_first(tmp_path, references):
@@ -269,7 +269,7 @@ def test_trajectory_rms_is_the_distance_to_the_reference(tmp_path, few, score):
     to_other = values(scores, "moved")["trajectory_rms"]
     assert to_other.protocol.details.endswith("heun, NFE 99, grid uniform_t, correction calibrated")
     with pytest.raises(protocol.ProtocolError, match="details"):
-        protocol.difference(known, to_other)
+        effects.difference(known, to_other)
     other = samples_of(tmp_path / "o", images, seed=1)
     with pytest.raises(StageError, match="reference differ in seed"):
         score(tmp_path / "t", {"other": other}, reference=reference)
@@ -324,5 +324,6 @@ def test_scores_of_another_version_are_refused(tmp_path, artifact):
     shutil.copytree(artifact.path, folder)
     table = pyarrow.parquet.read_table(folder / scores.FILE)
     pyarrow.parquet.write_table(table.replace_schema_metadata(None), folder / scores.FILE)
+    (folder / scores.INFLUENCE).unlink()
     with pytest.raises(scores.OldScoresError, match="format 2 or older, and this version reads 3"):
         scores.Scores(folder, artifact.manifest).load()

@@ -72,8 +72,8 @@ def _size(scan: Scan) -> int:
 
 
 def _warns(scans: Sequence[Scan]) -> Finding:
-    """The rise of ICR after its minimum, which must be beyond its 95 % interval, confirmed by every alarm,
-    and come before copies do."""
+    """The rise of ICR after its minimum, which must be beyond its 95 % interval, confirmed by every
+    alarm, and come before copies do."""
     effects, verdicts, parts = [], [], []
     rows: list[tuple[Any, ...]] = [
         ("seed", "lowest at step", "ICR there", "rise to the last step", "memorisation from step")
@@ -188,8 +188,8 @@ def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
         return Finding(WINDOW)
     said = verdict(effect, HIGHER)
     note = (
-        f"{'; '.join(parts)}; tested against a loss of {TOLERANCE:g} points, beyond the 95 % interval "
-        "on either side; holds only with every minimum inside the range"
+        f"{'; '.join(parts)}; tested against a loss of {TOLERANCE:g} points, beyond the 95 % "
+        "interval on either side; holds only with every minimum inside the range"
     )
     if said == HOLDS and not all(inside):
         said, note = OPEN, f"{note}, and {inside.count(False)} of {len(inside)} is not"
@@ -207,8 +207,8 @@ def _binomial(share: float, count: int) -> float:
 
 
 def _inside(rows: Sequence[ScanRow], lowest: ScanRow, error: float | None) -> bool:
-    """Whether a minimum is below both ends of the range beyond the 95 % interval. At an end nobody knows
-    where it is."""
+    """Whether a minimum is below both ends of the range beyond the 95 % interval. At an end nobody
+    knows where it is."""
     if error is None:
         return False
     both = math.sqrt(2) * error
