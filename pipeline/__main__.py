@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from pipeline import apart, environment
+from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError
+
 DESCRIPTION = """Five diffusion papers on one bench.
 
 first steps:
@@ -145,17 +148,40 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
     Args:
         root: gives the catalog of stages and recipes; the project's own by default.
     """
+    if arguments is None:
+        environment.speak_utf8()
+    environment.prepare()
+    try:
+        code = _run(arguments, root)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has had enough.
+        environment.drop_output()
+        return DONE
+    return code
+
+
+def _run(arguments: Sequence[str] | None, root: Callable[[], Any] | None) -> int:
     try:
         options = _parse(arguments)
     except _NoNameError as missing:
         print(f"error: {_names_wanted(str(missing), root or _catalog)}", file=sys.stderr)
-        return 2
+        return BAD_USAGE
     # Looking for plugins, of which there are none, reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from pipeline import commands
-    from pipeline.errors import INTERRUPTED, PipelineError
-
     try:
+        environment.check()
+        if apart.is_wanted(options.command):
+            if root is None:
+                return apart.run(sys.argv[1:] if arguments is None else arguments)
+            raise UsageError(
+                "Ray is running in this process already; call ray.shutdown() first, or run the "
+                "command in a process of its own"
+            )
+        from pipeline import commands
+
         command = _sweep() if options.command == "sweep" else commands.COMMANDS[options.command]
         return command(root or _catalog, options)
     except PipelineError as error:
@@ -163,12 +189,12 @@ def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None 
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has had enough.
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        text = environment.sentence(error)
+        if text is None or options.debug:
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        return BAD_USAGE
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -205,7 +205,7 @@ def open_artifact(path: Path) -> Artifact:
         DamagedArtifactError: the manifest cannot be read.
         EarlierArtifactError: it, or the class that it names, is of another version.
     """
-    manifest = Manifest.parse((path / MANIFEST).read_text())
+    manifest = Manifest.parse((path / MANIFEST).read_text(encoding="utf-8"))
     module, _, name = manifest.type.partition(":")
     try:
         kind = getattr(importlib.import_module(module), name)

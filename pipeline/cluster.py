@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import secrets
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +17,17 @@ from typing import Any
 import psutil
 
 from pipeline import worker
-from pipeline.errors import RayLostError, UsageError
+from pipeline.address import VARIABLE, check_alive, show_token, unanswered
+from pipeline.errors import UsageError
+from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
 
 
 def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[float, float]:
     """Start Ray on this machine, or join the cluster at `address`.
+
+    A Ray that does not come up is tried once more, unless its settings are at fault.
 
     Args:
         jobs: CPU cores that a local Ray may use.
@@ -31,13 +38,65 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
         The CPUs and GPUs there are.
 
     Raises:
-        UsageError: nobody answers at `address`.
-        RayLostError: a local Ray did not come up.
+        UsageError: nobody answers at `address`, or a local Ray did not come up.
     """
     _quiet()
+    os.environ.pop(VARIABLE, None)  # Ray would heed it more than `address="auto"`
+    if address is None:
+        # Else Ray writes a token to the home folder, and does not start where it cannot.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.pop("RAY_CLIENT_MODE", None)
+    show_token()
     import ray
 
+    with _signals_kept():
+        if address is None:
+            _start(jobs, gpus)
+        else:
+            _join(address, code)
+    _watched.clear()
     if address is None:
+        family = psutil.Process().children(recursive=True)
+        _watched.extend(p for p in family if p.name() in ("raylet", "gcs_server"))
+    total = ray.cluster_resources()
+    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep our handlers of signals: Ray puts its own there, which print where the code was."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _join(address: str, code: Path) -> None:
+    import ray
+
+    try:
+        address = _found(address)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="CRITICAL",
+            namespace=NAMESPACE,
+            runtime_env=_shipped(code),
+        )
+    except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
+        raise unanswered(address, _first_line(error)) from error
+
+
+def _start(jobs: int, gpus: int) -> None:
+    import ray
+
+    folder = ray_folder()
+    for attempt in (1, 2):
         try:
             ray.init(
                 address="local",
@@ -48,31 +107,32 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
                 logging_level="CRITICAL",
                 namespace=NAMESPACE,
                 object_store_memory=512 * 2**20,
+                _temp_dir=folder.path,
             )
+            return
         except Exception as error:  # Ray raises bare exceptions when its processes do not come up
-            raise RayLostError(f"Ray did not start: {error}") from error
-    else:
-        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level="CRITICAL",
-                namespace=NAMESPACE,
-                runtime_env=_shipped(code),
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"no Ray cluster answers at '{address}' ({str(error).splitlines()[0]}); "
-                "check --address and RAY_ADDRESS"
-            ) from error
-    _watched.clear()
-    if address is None:
-        family = psutil.Process().children(recursive=True)
-        _watched.extend(p for p in family if p.name() in ("raylet", "gcs_server"))
-    total = ray.cluster_resources()
-    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+            if attempt == 2 or isinstance(error, ValueError | OSError):
+                raise UsageError(
+                    f"Ray does not start on this machine: {_first_line(error)} (Ray's own files "
+                    f"are in {folder.path}; python -m pipeline doctor looks at the surroundings)"
+                ) from error
+            disconnect()
+
+
+def _found(address: str) -> str:
+    """What `auto` stands for, or the address itself; UsageError if nobody is there."""
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    found = canonicalize_bootstrap_address_or_die(address)
+    check_alive(found)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 # Processes of a Ray that we started: without them nothing goes on.
@@ -106,8 +166,11 @@ def cpus() -> float:
 
 
 def disconnect() -> None:
+    """Leave Ray; one that is dead is left as it is: a goodbye takes long and prints Ray's log."""
     import ray
 
+    if not alive():
+        return
     with contextlib.suppress(Exception):
         ray.shutdown()
 

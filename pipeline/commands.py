@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import estimates, progress, record, results
 from pipeline import plan as planning
-from pipeline import progress, record, results
 from pipeline.errors import DONE, UsageError
 from pipeline.holding import holder
 from pipeline.plan import Plan, Request
@@ -47,8 +47,7 @@ def run(root: Root, options: Namespace) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: give at least 1")
     catalog, store, request = root(), _store(options), _request(options)
-    address = options.address or os.environ.get("RAY_ADDRESS") or None
-    how = session.Options(options.tracking_uri, address, options.jobs)
+    how = session.Options.of(options)
     plan = planning.make(catalog, store, request, lenient=options.dry_run)
     if options.dry_run:
         print(plan_text(plan, how.cores))
@@ -57,7 +56,7 @@ def run(root: Root, options: Namespace) -> int:
         finished = record.finished_run(store, plan)
         if finished is not None:
             print(f"nothing to do: run {finished['id']} holds these results\n")
-            print(session.results_text(store, finished, options.tracking_uri))
+            print(session.results_text(store, finished, how.tracking_uri))
             return DONE
     session.check(plan, store, how)
     return supervise(
@@ -67,7 +66,12 @@ def run(root: Root, options: Namespace) -> int:
 
 def plan(root: Root, options: Namespace) -> int:
     """Print the state of every node."""
-    planned = planning.make(root(), _store(options), _request(options), lenient=True)
+    catalog, request = root(), _request(options)
+    try:
+        planned = planning.make(catalog, _store(options), request, lenient=True)
+    except UsageError:
+        _say_what_it_takes(catalog, request)
+        raise
     states = {name: node.state for name, node in planned.nodes.items()}
     if options.mermaid:
         print(planned.graph.mermaid(states))
@@ -76,6 +80,17 @@ def plan(root: Root, options: Namespace) -> int:
     else:
         print(plan_text(planned, len(os.sched_getaffinity(0))))
     return DONE
+
+
+def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
+    """Where a plan fails because something is yet to be placed: what all of it takes, if much."""
+    try:
+        _, graph = planning.build(catalog, request, lenient=True)
+        taken = estimates.text(estimates.by_stage(graph, graph.nodes))
+    except UsageError:
+        return
+    if taken:
+        print(taken)
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -90,7 +105,10 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         }
         for name, node in plan.nodes.items()
     }
-    return {"recipe": plan.recipe, "preset": plan.resolved.preset, "nodes": nodes}
+    data = {"recipe": plan.recipe, "preset": plan.resolved.preset, "nodes": nodes}
+    if taken := estimates.by_stage(plan.graph, plan.todo):
+        data["estimates"] = estimates.data(taken)
+    return data
 
 
 def plan_text(plan: Plan, cores: int) -> str:
@@ -114,6 +132,8 @@ def plan_text(plan: Plan, cores: int) -> str:
         cost += f", about {took} on {cores} core{'s' if cores > 1 else ''}"
     cost = f" ({cost})" if cost else ""
     lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do{cost}")
+    if taken := estimates.text(estimates.by_stage(plan.graph, plan.todo)):
+        lines.append(f"\n{taken}")
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
@@ -180,7 +200,7 @@ def logs(root: Root, options: Namespace) -> int:
     if not path.is_file():
         print(f"{options.node} printed nothing in run {run.id} ({node.state})")
         return DONE
-    print(path.read_text(), end="")
+    print(path.read_text(encoding="utf-8"), end="")
     return DONE
 
 
@@ -223,7 +243,7 @@ def compare(root: Root, options: Namespace) -> int:
     beside = store.run_path(comparison.runs[0].id) / comparing.file_name(comparison.runs)
     path = Path(options.html).expanduser() if options.html else beside
     try:
-        path.write_text(resolve_name(catalog.compare_page)(comparison))
+        path.write_text(resolve_name(catalog.compare_page)(comparison), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--html {path} cannot be written: {error.strerror}") from error
     print(f"html: {path}")
@@ -235,10 +255,10 @@ def ui(root: Root, options: Namespace) -> int:
     from pipeline import track
     from pipeline.track import ui as server
 
-    uri = options.tracking_uri
+    uri = track.chosen_uri(options.tracking_uri)
     if uri is None:
         uri = track.default_uri(_store(options).local)
-    elif warning := track.check_uri(uri):
+    elif warning := track.check_chosen_uri(uri):
         print(f"warning: {warning}")
     return server.serve(uri, options.port)
 

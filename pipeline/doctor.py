@@ -8,12 +8,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 
+from pipeline import address, environment, results, track
 from pipeline import plan as planning
-from pipeline import results, track
 from pipeline.errors import BAD_USAGE, DONE, DamagedArtifactError, EarlierArtifactError, UsageError
 from pipeline.provenance import installed
+from pipeline.rayfiles import ray_folder
 from pipeline.stage import Catalog
 from pipeline.store import Store
+from pipeline.track.redaction import redact
 
 MINIMUM_PYTHON = (3, 11)
 ENGINE = ("mlflow", "pydantic")  # needed beside the packages that results depend on
@@ -36,6 +38,7 @@ def _checks(catalog: Catalog, store_uri: str, verify: bool) -> Iterator[tuple[bo
         version = installed(package)
         yield version != "missing", f"{package} {version}"
     yield from _torch()
+    yield from _ray()
     yield from _store(store_uri, verify)
     for weights in catalog.weights:
         path = weights.find()
@@ -59,22 +62,52 @@ def _torch() -> Iterator[tuple[bool | None, str]]:
         yield None, f"the engine sees {planning.local_gpus()} GPUs; set CUDA_VISIBLE_DEVICES"
 
 
+def _ray() -> Iterator[tuple[bool | None, str]]:
+    """Whether a Ray of our own can start, or the cluster of RAY_ADDRESS be joined."""
+    chosen = address.given(None)
+    try:
+        environment.check_limits()
+        if chosen is None:
+            folder = ray_folder()
+            told = f"Ray starts here, its files in {folder.path}"
+            yield (None, f"{folder.moved}; {told}") if folder.moved else (True, told)
+        else:
+            address.check_address(chosen)
+            address.check_alive(chosen)
+            yield True, f"runs join the Ray cluster at {chosen} ({address.VARIABLE})"
+    except UsageError as error:
+        yield False, str(error)
+
+
 def _store(uri: str, verify: bool) -> Iterator[tuple[bool | None, str]]:
     try:
         store = results.opened(uri)
         store.check_writable()
+        environment.check_space(store.local)
     except UsageError as error:
         yield False, str(error)
         return
     count = sum(1 for _ in store.artifacts())
     free = shutil.disk_usage(store.local).free / 2**30
     yield True, f"store {store.uri}: writable, {count} artifacts, {free:.0f} GiB free"
-    try:
-        warning = track.check_uri(track.default_uri(store.local))
-        yield not warning, warning or "MLflow's database can be written"
-    except UsageError as error:
-        yield False, str(error)
+    yield _tracking(store)
     yield from _verified(store) if verify else ()
+
+
+def _tracking(store: Store) -> tuple[bool | None, str]:
+    """Where runs are tracked unless `--tracking-uri` says otherwise, and whether that works."""
+    chosen = track.chosen_uri(None)
+    uri, origin = (
+        (chosen, "MLFLOW_TRACKING_URI") if chosen else (track.default_uri(store.local), "")
+    )
+    try:
+        warning = track.check_chosen_uri(uri)
+    except UsageError as error:
+        return False, str(error)
+    if not origin:
+        return not warning, warning or "MLflow's database can be written"
+    told = f"runs are tracked at {redact(uri)} ({origin})"
+    return (None, f"{told}: {warning}") if warning else (True, told)
 
 
 def _verified(store: Store) -> Iterator[tuple[bool | None, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from pipeline.artifact import Manifest
 from pipeline.config import Resolved, flatten
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
 from pipeline.fingerprint import difference
+from pipeline.gpus import local_gpus as local_gpus
 from pipeline.graph import Graph, Identity, Node
 from pipeline.provenance import installed
 from pipeline.stage import Catalog
@@ -303,19 +303,3 @@ def check_resources(plan: Plan, cpus: float, gpus: float, where: str) -> None:
                     f"{name} starts {workers.count} workers, which take {need:g} {kind} at once, "
                     f"and {where} has {have:g}; set {node.stage.name}.{workers.setting} {remedy}"
                 )
-
-
-def local_gpus() -> int:
-    """GPUs of this machine as CUDA_VISIBLE_DEVICES and the driver show them; no torch needed."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    return len(list(_nvidia_devices()))
-
-
-def _nvidia_devices() -> Iterator[str]:
-    from pathlib import Path
-
-    devices = Path("/proc/driver/nvidia/gpus")
-    if devices.is_dir():
-        yield from (p.name for p in devices.iterdir())

@@ -23,13 +23,20 @@ def installed(package: str) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """The revision of the code and whether it has uncommitted changes; empty outside git."""
+    """The revision of the code and whether it has uncommitted changes; empty outside git.
+
+    Empty too where the folder lies in a repository of something else, as installed packages do.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, check=True, encoding="utf-8", errors="replace"
+        ).stdout.strip()
 
     try:
+        if not git("ls-files", "--", "."):
+            return {}
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return {}

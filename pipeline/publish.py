@@ -73,11 +73,11 @@ def publish(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Publishe
             output = node.stage.output
         tables = _copy(source, folder, output.tables)
         files = _copy(source, folder, output.tracked)
-        text = (source / PAGE).read_text()
+        text = (source / PAGE).read_text(encoding="utf-8")
     timed = Timed()
     if catalog.report_timed:
         timed = resolve_name(catalog.report_timed)(Run(store, dict(data)))
-    page.write_text(text.replace(MARKER, section(store, data, timed.text)))
+    page.write_text(text.replace(MARKER, section(store, data, timed.text)), encoding="utf-8")
     own = _write(folder / FIGURES, {**timed.figures, "graph": drawing.picture(data)})
     return Published(page, own) if made else Published(page, [*files, *own], tables)
 
@@ -110,7 +110,7 @@ def _write(folder: Path, figures: Mapping[str, str]) -> list[Path]:
     paths = []
     for name, svg in figures.items():
         paths.append(folder / f"{name}.svg")
-        paths[-1].write_text(svg)
+        paths[-1].write_text(svg, encoding="utf-8")
     return paths
 
 

@@ -63,7 +63,9 @@ class Record:
     def __init__(self, store: Store, data: dict[str, Any]) -> None:
         self._store, self.data = store, data
         self.folder = store.run_path(data["id"])
-        (self.folder / "settings.yaml").write_text(yaml.safe_dump(data["settings"]))
+        (self.folder / "settings.yaml").write_text(
+            yaml.safe_dump(data["settings"]), encoding="utf-8"
+        )
         self._save()
 
     @property

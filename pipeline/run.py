@@ -62,7 +62,7 @@ def open_log(folder: Path, node: str) -> IO[str]:
     """The log of one node of the run whose folder this is, to add to."""
     path = log_path(folder, node)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 @dataclass

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import environment, progress, record, track
 from pipeline import plan as planning
-from pipeline import progress, record, track
+from pipeline.address import check_address, check_alive
+from pipeline.address import given as given_address
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.plan import CACHED, DAMAGED, Plan, Request
+from pipeline.rayfiles import ray_folder
 from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -22,7 +25,6 @@ from pipeline.supervise import RAY_LOST
 from pipeline.track.redaction import redact
 
 CODE = Path(__file__).resolve().parent.parent
-_ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
 _MLFLOW_STATUS = {record.FINISHED: "FINISHED", record.FAILED: "FAILED", record.STOPPED: "KILLED"}
 
 
@@ -33,6 +35,13 @@ class Options:
     tracking_uri: str | None = None
     address: str | None = None
     jobs: int | None = None
+
+    @classmethod
+    def of(cls, options: Namespace) -> Options:
+        """As the command line says, or else the environment (RAY_ADDRESS, MLFLOW_TRACKING_URI)."""
+        return cls(
+            track.chosen_uri(options.tracking_uri), given_address(options.address), options.jobs
+        )
 
     @property
     def cores(self) -> int:
@@ -47,15 +56,39 @@ def check(plan: Plan, store: Store, options: Options) -> None:
         UsageError: the store cannot be written, a node asks for more than this machine has, or
             the address or the tracking URI is bad.
     """
-    store.check_writable()
-    if options.address is not None:
-        check_address(options.address)
-    else:
+    check_place(store, options)
+    if options.address is None:
         gpus = planning.local_gpus()
         planning.check_resources(plan, options.cores, gpus, f"--jobs {options.cores} here")
-    warning = track.check_uri(tracking_uri(store, options))
-    for text in (*plan.warnings, *([warning] if warning else [])):
+    for text in plan.warnings:
         say(f"warning: {text}")
+
+
+def check_place(store: Store, options: Options) -> None:
+    """Refuse, before work starts, a machine, a store or services with which none can.
+
+    Raises:
+        UsageError: the store cannot be written or its disk is full, Ray finds no room for its
+            own files, no cluster answers at the address, or the tracking URI is bad.
+    """
+    try:
+        store.uri.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the path of store {store.uri} is no text in UTF-8, which MLflow and Ray need; rename "
+            "the folder, or choose another with --store"
+        ) from error
+    store.check_writable()
+    environment.check_space(store.local)
+    environment.check_limits()
+    if options.address is not None:
+        check_address(options.address)
+        check_alive(options.address)
+    elif (folder := ray_folder()).moved:
+        say(f"note: {folder.moved}; Ray's own files go to {folder.path}")
+    warning = track.check_chosen_uri(tracking_uri(store, options))
+    if warning:
+        say(f"warning: {warning}")
 
 
 def run(catalog: Catalog, store: Store, request: Request, options: Options, attempt: int) -> int:
@@ -99,15 +132,6 @@ def tracking_uri(store: Store, options: Options) -> str:
     return track.default_uri(store.local) if given is None else given
 
 
-def check_address(address: str) -> None:
-    """Raise `UsageError` where Ray could not read the address of a cluster."""
-    if address not in ("auto", "local") and not _ADDRESS.fullmatch(address):
-        raise UsageError(
-            f"--address '{address}' (or RAY_ADDRESS) is no address of a Ray cluster; give "
-            "HOST:PORT, ray://HOST:PORT, or auto"
-        )
-
-
 class _Session:
     """The moving parts of one run."""
 
@@ -140,7 +164,13 @@ class _Session:
             return RAY_LOST
         self.view.close()
         self._close(state)
-        return self._last_words(state)
+        code = self._last_words(state)
+        if self.plan.todo:
+            from pipeline import cluster
+
+            # Behind the last words: a Ray that was told to end as well may take its time.
+            cluster.disconnect()
+        return code
 
     def _execute(self) -> str:
         from pipeline import run
@@ -183,10 +213,6 @@ class _Session:
         for problem in self.relay.problems:
             say(f"warning: {problem}")
         self.tracker.close(_MLFLOW_STATUS[state], timeout=1 if stopped else 10)
-        if self.plan.todo:
-            from pipeline import cluster
-
-            cluster.disconnect()
 
     def _publish(self) -> None:
         from pipeline import publish
@@ -195,6 +221,8 @@ class _Session:
             published = publish.publish(self.catalog, self.store, self.entry.data)
         except Exception as error:
             # The results are safe; a report of them can be made again at any time.
+            with contextlib.suppress(OSError):
+                (self.entry.folder / publish.PAGE).unlink()  # half of one, or an earlier one
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             say(f"warning: no report was written ({last[0]}); see python -m pipeline report")
             return

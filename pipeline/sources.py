@@ -55,7 +55,7 @@ def scan(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
-    tree = _WithoutTypeChecking().visit(ast.parse(path.read_text()))
+    tree = _WithoutTypeChecking().visit(ast.parse(path.read_text(encoding="utf-8")))
     digest = hashlib.sha256("".join(_tokens(tree)).encode()).hexdigest()
     return digest, tuple(_imports(tree, module.partition(".")[0]))
 

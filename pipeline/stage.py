@@ -132,6 +132,9 @@ class Stage:
         workers: the processes that given settings make its run function start, or None.
         metrics: the headline numbers that a given node may report: what sweeps can name; `*`
             stands for any part of a name.
+        estimate: `"module:function"` of a function that takes given settings and, by input slot,
+            what it gave for the node there, and gives what the node takes, as far as it is known
+            (see `pipeline.estimates`), and what later nodes ask for; no part of a key.
         curve_steps: where its nodes tell a curve while they run, how many steps a given one has.
     """
 
@@ -146,6 +149,7 @@ class Stage:
     files: Callable[[Any], Iterable[Path]] = lambda settings: ()
     workers: Callable[[Any], Workers | None] = lambda settings: None
     metrics: Callable[[Any], Sequence[str]] = lambda node: ("*",)
+    estimate: str = ""
     curve_steps: Callable[[Any], int] | None = None
 
 

@@ -127,7 +127,7 @@ class Store:
             describe: called with the description of the files, returns the manifest.
         """
         manifest = describe(describe_files(folder))
-        (folder / MANIFEST).write_text(manifest.dump())
+        (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         self.location.put(folder, f"artifacts/{manifest.stage}/{manifest.key}", last=MANIFEST)
         shutil.rmtree(folder, ignore_errors=True)
         return manifest
@@ -195,7 +195,7 @@ class Store:
         path = self._lock_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + wait_seconds
-        with path.open("w") as stream:
+        with path.open("w", encoding="utf-8") as stream:
             while not (held := _try_lock(stream, fcntl.LOCK_EX)) and time.monotonic() < deadline:
                 time.sleep(0.05)
             yield held
@@ -203,7 +203,7 @@ class Store:
     def is_locked(self, name: str) -> bool:
         """Whether somebody holds a lock at this moment. Writes nothing."""
         try:
-            with self._lock_path(name).open() as stream:
+            with self._lock_path(name).open(encoding="utf-8") as stream:
                 return not _try_lock(stream, fcntl.LOCK_SH)
         except FileNotFoundError:
             return False

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from pipeline import worker
+from pipeline.environment import Unheard, sentence
 from pipeline.errors import INTERRUPTED, NODE_FAILED
 
 RAY_LOST = 75
@@ -62,24 +63,30 @@ def _child(body: Callable[[int], int], attempt: int) -> int | None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if said:
-        return int(said)
-    return INTERRUPTED if interrupted else None
+    code = int(said) if said else None
+    # A signal to all of our processes ends Ray too: that is no Ray that was lost.
+    return INTERRUPTED if interrupted and code in (None, RAY_LOST) else code
 
 
 def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
     worker.watch_parent()
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.signal(signal.SIGTERM, _interrupt_once)
+    # A reader who has had enough (head, less) does not end the run.
+    sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)
     code: int | None = None
     try:
         code = body(attempt)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BaseException:
-        import traceback
+    except BaseException as error:
+        text = sentence(error) if isinstance(error, OSError) else None
+        if text is None:
+            import traceback
 
-        traceback.print_exc()
+            traceback.print_exc()
+        else:
+            print(f"error: {text}", file=sys.stderr)
         code = NODE_FAILED
     finally:
         sys.stdout.flush()
@@ -90,9 +97,14 @@ def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
     """The terminal and the parent may both tell us: once is enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not SIG_IGN: what comes at this very moment would be told as an error.
+        signal.signal(signum, _unheard)
     raise KeyboardInterrupt
+
+
+def _unheard(number: int, frame: FrameType | None) -> None:
+    """A signal that says nothing new."""
 
 
 def _wait(pid: int, interrupted: list[float]) -> None:

@@ -244,7 +244,7 @@ def _captured(node: str, send: Send) -> Iterator[None]:
     try:
         # Python's own streams may be bound elsewhere (notebooks, test runners).
         with (
-            os.fdopen(os.dup(1), "w", buffering=1) as text,
+            os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace") as text,
             contextlib.redirect_stdout(text),
             contextlib.redirect_stderr(text),
         ):

@@ -16,6 +16,7 @@ from stages.report.report import ReportOptions
 from stages.sampling.sweep import SampleSweep
 from stages.scoring.evaluate import Evaluation
 from stages.settings.extractors import ExtractorOptions
+from stages.settings.latents import Geometry, LatentOptions, known_geometry
 from stages.settings.scans import ScanPreset
 from stages.training.teach import TeacherOptions
 from stages.training.train import TrainOptions
@@ -29,11 +30,16 @@ class Bench(Settings):
     devices: ClassVar[Mapping[str, str]] = {
         **{name: name for name in ("extractor", "teach", "train", "sample")},
         "features": "extractor",
+        "encode": "latents",
+        "decode": "latents",
     }
 
     # torch takes seeds below 2^64, and those of nodes count on from this one.
     seed: int = Field(0, ge=0, lt=2**62, description="of all randomness but the data's split")
     data: PrepareSettings = Field(PrepareSettings(), description="the data set")
+    latents: LatentOptions = Field(
+        LatentOptions(), description="the autoencoder in whose latents networks are trained"
+    )
     extractor: ExtractorOptions = Field(
         ExtractorOptions(), description="the network whose features score samples"
     )
@@ -54,6 +60,37 @@ class Bench(Settings):
         "longest beginning counts",
     )
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether networks are trained on latents."""
+        return self.data.holds_latents or self.latents.autoencoder is not None
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """Of the autoencoder, where there is one and its files are there."""
+        return known_geometry(self.latents.autoencoder)
+
+    @property
+    def shrink(self) -> int:
+        """Pixels of a side for one of what networks are trained on."""
+        return self.geometry.factor if self.geometry else 1
+
+    @property
+    def pictures(self) -> PrepareSettings:
+        """The settings of the pixels that teachers and scores see."""
+        given = self.data.holds_latents and self.teach.pixels
+        return given or self.data
+
+    @property
+    def network_shape(self) -> tuple[int | None, int | None]:
+        """Side and channels of what networks are trained on, where known before it is read."""
+        if self.latents.autoencoder is None:
+            return self.data.image_size, self.data.image_channels
+        if self.geometry is None:
+            return None, None
+        size = self.pictures.image_size
+        return size and size // self.shrink, self.geometry.latent_channels
+
     @field_validator("hints")
     @classmethod
     def _hints_meet_nodes(cls, hints: dict[str, float]) -> dict[str, float]:
@@ -70,14 +107,15 @@ class Bench(Settings):
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Bench:
-        size, network = self.data.image_size, self.train.network
+        (size, _), network = self.network_shape, self.train.network
         if size is not None and size % (unit := network.divisor):
             name = (
                 f"patch={unit}" if network.kind == "sit" else f"multipliers (a division by {unit})"
             )
             raise ValueError(
                 f"train.network.{name} does not divide the images' side of {size} pixels; "
-                f"change it, or set data.size to a multiple such as {(size // unit + 1) * unit}"
+                f"change it, or set data.size to a multiple such as "
+                f"{(size // unit + 1) * unit * self.shrink}"
             )
         return self
 

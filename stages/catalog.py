@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.stage import Catalog, resolve
 from stages.bench import bench_of
-from stages.data import fetch, prepare, spectrum
+from stages.data import encode, fetch, prepare, spectrum
 from stages.encoders import weights
 from stages.recipes.complete import completed
 from stages.report import report, timed
-from stages.sampling import sample
+from stages.sampling import decode, sample
 from stages.scoring import evaluate, external, extractor, features
 from stages.training import checkpoint, teach, train
 
@@ -29,6 +29,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         prepare.STAGE,
+        encode.STAGE,
         spectrum.STAGE,
         extractor.STAGE,
         features.STAGE,
@@ -37,6 +38,7 @@ STAGES = {
         train.STAGE,
         checkpoint.STAGE,
         sample.STAGE,
+        decode.STAGE,
         evaluate.STAGE,
         *(stage for paper in PAPERS for stage in paper.stages),
         report.STAGE,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import plan as planning
-from pipeline import results, track
+from pipeline import results
 from pipeline.errors import DONE, UsageError
 from pipeline.record import FINISHED
-from pipeline.session import Options, check_address, say, tracking_uri
+from pipeline.session import Options, check_place, say
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps import record, space
@@ -33,8 +32,7 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
             record.resumable(store, asked)
         print(_trials_text(checked_sweep, store))
         return DONE
-    address = options.address or os.environ.get("RAY_ADDRESS") or None
-    how = Options(options.tracking_uri, address, options.jobs)
+    how = Options.of(options)
     _check(checked_sweep, store, how)
     data = _data(asked, checked_sweep, store, options.resume)
     trials = [record.TrialRecord(**trial) for trial in data["sweep"]["trials"]]
@@ -79,15 +77,10 @@ def _asked(options: Namespace) -> Sweep:
 
 
 def _check(found: Checked, store: Store, how: Options) -> None:
-    store.check_writable()
-    if how.address is not None:
-        check_address(how.address)
-    else:
+    check_place(store, how)
+    if how.address is None:
         gpus = planning.local_gpus()
         check_resources(found, store, how.cores, gpus, f"--jobs {how.cores} here")
-    warning = track.check_uri(tracking_uri(store, how))
-    if warning:
-        say(f"warning: {warning}")
 
 
 def _data(asked: Sweep, found: Checked, store: Store, resume: bool) -> dict[str, Any]:

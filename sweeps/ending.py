@@ -31,7 +31,7 @@ def finish(
     say(f"\n{outcome.text()}\n\n{outcome.verdict()}\n")
     if outcome.best is not None:
         best = entry.folder / BEST
-        best.write_text(preset_text(sweep, checked, outcome, entry.id))
+        best.write_text(preset_text(sweep, checked, outcome, entry.id), encoding="utf-8")
         tracker.artifact(best)
         for row in outcome.rows:
             tracker.tag(row.trial.name, {"best": str(row is outcome.best).lower()})

@@ -34,7 +34,7 @@ def write(entry: SweepRecord, outcome: Outcome) -> Path:
     title = f"{data['recipe']} on {data['preset']}"
     text = pages.page(title, what, sections, MARKER)
     path = entry.folder / "report.html"
-    path.write_text(text.replace(MARKER, _run(entry, outcome)))
+    path.write_text(text.replace(MARKER, _run(entry, outcome)), encoding="utf-8")
     return path
 
 

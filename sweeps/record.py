@@ -68,7 +68,9 @@ class SweepRecord:
         self.folder = store.run_path(data["id"])
         self.trials = [TrialRecord(**trial) for trial in data["sweep"]["trials"]]
         self._saved = 0.0
-        (self.folder / "settings.yaml").write_text(yaml.safe_dump(data["settings"]))
+        (self.folder / "settings.yaml").write_text(
+            yaml.safe_dump(data["settings"]), encoding="utf-8"
+        )
         self.save()
 
     @property

@@ -255,9 +255,9 @@ class Session:
                     trial.state = QUEUED
             self.entry.end(state)
             self.tracker.close("KILLED", timeout=1)
-            cluster.disconnect()
             again = resume_command("--resume")
             say(f"interrupted; nothing finished is lost. Go on with:\n  {again}")
+            cluster.disconnect()
             return INTERRUPTED
         failed = [trial for trial in self.entry.trials if trial.state == FAILED]
         self.entry.end(runs.FAILED if failed else runs.FINISHED)

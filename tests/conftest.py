@@ -2,6 +2,9 @@
 
 import os
 
+# What this shell has for its own work is not for the tests.
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "PIPELINE_STORE"):
+    os.environ.pop(name, None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.__main__ import main
 from stages.encoders.weights import FOLDER, WEIGHT_FILES
@@ -14,6 +14,7 @@ from stages.encoders.weights import FOLDER, WEIGHT_FILES
 README = (Path(__file__).parents[1] / "README.md").read_text()
 START = "python -m pipeline "
 PLANNED = ("run", "plan", "sweep")
+IMAGENET = [f"data/imagenet/{side}/n0000000{i}" for side in ("train", "val") for i in (1, 2)]
 
 
 def commands() -> list[str]:
@@ -31,12 +32,17 @@ def places(tmp_path, monkeypatch):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "step-000007.safetensors").touch()
         (folder / "model.json").write_text(json.dumps({"network": "sit", "steps": [7]}))
-    (tmp_path / "out" / "samples").mkdir()
     (tmp_path / FOLDER).mkdir()
     for first, *_ in WEIGHT_FILES.values():
         (tmp_path / FOLDER / first).touch()
-    np.savez(tmp_path / "LATENTS.npz", x_train=np.zeros((2, 4, 32, 32), np.float32))
-    np.savez(tmp_path / "PIXELS.npz", x_train=np.zeros((2, 256, 256, 3), np.uint8))
+    autoencoder = tmp_path / FOLDER / "sd-vae-ft-ema"
+    autoencoder.mkdir()
+    config = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]}
+    (autoencoder / "config.json").write_text(json.dumps(config))
+    (autoencoder / "diffusion_pytorch_model.safetensors").touch()
+    for folder in ("PICTURES/a", "PICTURES/b", "out/samples", "SAMPLES", *IMAGENET):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "one.JPEG", "JPEG")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -23,9 +23,16 @@ from typing import Any
 
 from pipeline.track.redaction import redact
 from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending, lock_file
-from pipeline.track.uri import check_uri, default_uri
+from pipeline.track.uri import check_chosen_uri, check_uri, chosen_uri, default_uri
 
-__all__ = ["Tracker", "check_uri", "default_uri", "flush_pending"]
+__all__ = [
+    "Tracker",
+    "check_chosen_uri",
+    "check_uri",
+    "chosen_uri",
+    "default_uri",
+    "flush_pending",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -282,7 +289,8 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
             stdin=subprocess.PIPE if live else subprocess.DEVNULL,
             stdout=subprocess.PIPE if live else subprocess.DEVNULL,
             stderr=stderr,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
             start_new_session=True,
         )

@@ -65,7 +65,7 @@ def _watch_driver(closing: threading.Event) -> None:
 
 def main(run_dirs: Sequence[str]) -> int:
     """Serve one run for the driver at the other end of our input, or flush several runs."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     os.dup2(2, 1)  # what libraries print goes to the log
 
     def tell(kind: str, message: str) -> None:

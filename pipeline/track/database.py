@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.track.spool import lock_file
+from pipeline.track.uri import sqlite_uri
 
 
 def create_database(path: Path) -> None:
@@ -35,7 +36,7 @@ def create_database(path: Path) -> None:
         # new file is synced once, when it is whole.
         sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", _without_sync)
         try:
-            mlflow.MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments()
+            mlflow.MlflowClient(tracking_uri=sqlite_uri(temporary)).search_experiments()
         finally:
             sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", _without_sync)
         with contextlib.closing(sqlite3.connect(temporary)) as database:

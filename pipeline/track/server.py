@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.track import views
 from pipeline.track.database import create_database
 from pipeline.track.redaction import redact
-from pipeline.track.uri import sqlite_path
+from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path
 
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # MLflow's limits of one log_batch
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_KEY_CHARS = 6000, 5000, 250
@@ -71,6 +71,7 @@ class Server:
             create_database(path)
         client = mlflow.MlflowClient(tracking_uri=self._uri)
         client.search_experiments(max_results=1)
+        drop_stray_folder(self._uri)
         self.client = client
 
     def must(self, call: Callable[[], Any]) -> Any:
@@ -128,7 +129,8 @@ class Server:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             path = sqlite_path(self._uri)
-            location = path and str(path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name))
+            folder = path and path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)
+            location = folder and file_location(folder)
             try:
                 # The tag opens the experiment at its runs instead of at language-model traces.
                 return self.client.create_experiment(

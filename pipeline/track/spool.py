@@ -159,13 +159,13 @@ class State:
         }
         temporary = self._path.with_suffix(f".{os.getpid()}")
         temporary.touch(mode=0o600)  # the URI may hold a password, as in the spool
-        temporary.write_text(json.dumps(fields, separators=(",", ":")))
+        temporary.write_text(json.dumps(fields, separators=(",", ":")), encoding="utf-8")
         temporary.replace(self._path)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -185,7 +185,7 @@ def lock_file(path: Path, wait_seconds: float) -> Iterator[bool]:
     """Hold an exclusive lock on `path`, gone with the process; yields False if others keep it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
-    with path.open("a") as stream:
+    with path.open("a", encoding="utf-8") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pipeline.errors import DONE, UsageError
 from pipeline.track import views
 from pipeline.track.redaction import redact
-from pipeline.track.uri import sqlite_path
+from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -61,7 +61,8 @@ def serve(uri: str, port: int = 5000) -> int:
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,  # Ctrl-C is ours: we stop the server and its workers together
     )
     log: list[str] = []
@@ -80,6 +81,7 @@ def serve(uri: str, port: int = 5000) -> int:
         return DONE
     finally:
         _stop(server)
+        drop_stray_folder(uri)
 
 
 def addresses(port: int, experiments: list[Experiment]) -> list[tuple[str, str]]:
@@ -100,7 +102,7 @@ def _command(uri: str, port: int) -> list[str]:
     command += ["--host", HOST, "--port", str(port), "--workers", "1", "--no-serve-artifacts"]
     path = sqlite_path(uri)
     if path is not None:
-        command += ["--default-artifact-root", str(path.parent / "mlartifacts")]
+        command += ["--default-artifact-root", file_location(path.parent / "mlartifacts")]
     return command
 
 
@@ -118,7 +120,7 @@ def _experiments(uri: str) -> list[Experiment]:
         GROUP BY e.experiment_id, e.name ORDER BY MAX(r.start_time) DESC
     """
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
             rows = [
                 Experiment(str(key), name, _abscissas(database, key))
                 for key, name in database.execute(query)

@@ -5,10 +5,12 @@ Every command that runs something imports this module; what speaks HTTP is in `t
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UsageError, nearest
 from pipeline.track.redaction import redact
@@ -24,16 +26,53 @@ SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 EXAMPLES = "sqlite:////path/to/mlflow.db or http://host:5000"
 
 
+VARIABLE = "MLFLOW_TRACKING_URI"  # MLflow's own
+
+
+def chosen_uri(option: str | None) -> str | None:
+    """What `--tracking-uri` says, or else MLFLOW_TRACKING_URI; None for the store's own."""
+    return option if option is not None else os.environ.get(VARIABLE, "").strip() or None
+
+
+def check_chosen_uri(uri: str) -> str | None:
+    """`check_uri`, whose refusal tells where the URI comes from."""
+    try:
+        return check_uri(uri)
+    except UsageError as error:
+        if uri != chosen_uri(None):
+            raise
+        raise UsageError(
+            f"{error} ({VARIABLE} says so: correct it, unset it, or give --tracking-uri)"
+        ) from error
+
+
 def default_uri(store_dir: Path) -> str:
     """The tracking database of a store on a local disk: `mlflow.db` inside it."""
-    return f"sqlite:///{Path(store_dir).absolute()}/mlflow.db"
+    return sqlite_uri(Path(store_dir).absolute() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a database file: SQLAlchemy reads %XX in its name, and takes ? for its end."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a sqlite URI, or None for any other URI."""
     if not uri.startswith("sqlite:"):
         return None
-    return Path(uri.split("?", 1)[0].removeprefix("sqlite:///")).absolute()
+    return Path(unquote(uri.split("?", 1)[0].removeprefix("sqlite:///"))).absolute()
+
+
+def drop_stray_folder(uri: str) -> None:
+    """Remove the empty folder that MLflow makes for a sqlite file whose name has %XX."""
+    if uri.startswith("sqlite:") and "%" in uri:
+        with contextlib.suppress(OSError):
+            os.removedirs(Path(uri.removeprefix("sqlite:///")).parent)
+
+
+def file_location(path: Path) -> str:
+    """A local path as MLflow's artifact location, which reads %XX even in plain paths."""
+    return path.as_uri() if "%" in str(path) else str(path)
 
 
 def check_uri(uri: str, timeout: float = 2.0) -> str | None:

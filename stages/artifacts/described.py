@@ -19,9 +19,11 @@ class DescribedArtifact(Artifact):
     @cached_property
     def description(self) -> dict[str, Any]:
         """The plain facts."""
-        return json.loads((self.path / self.facts).read_text())
+        return json.loads((self.path / self.facts).read_text(encoding="utf-8"))
 
     @classmethod
     def describe(cls, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write the facts into the folder of a payload."""
-        (folder / cls.facts).write_text(json.dumps(facts, indent=1, sort_keys=True))
+        (folder / cls.facts).write_text(
+            json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8"
+        )

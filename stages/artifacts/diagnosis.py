@@ -39,4 +39,6 @@ class Diagnosis(Artifact):
 
     def load(self) -> list[Measured]:
         """Checkpoints in the order of training."""
-        return [Measured(**line) for line in json.loads((self.path / FILE).read_text())]
+        return [
+            Measured(**line) for line in json.loads((self.path / FILE).read_text(encoding="utf-8"))
+        ]

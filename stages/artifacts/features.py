@@ -18,7 +18,7 @@ class FeatureArrays:
     """Of n images: features (n, d), spatial (n, channels, h, w) and logits (n, num_classes) where
     the extractor has them; neighbours (n, 3), indices of the nearest training images, nearest
     first, and their Euclidean distances over all pixels, images in [-1, 1]; None for the training
-    images themselves."""
+    images themselves, and where none are sought."""
 
     features: Tensor
     spatial: Tensor | None
@@ -30,7 +30,8 @@ class FeatureArrays:
 class FeatureSet(DescribedArtifact):
     """Features of a set of images, and its nearest training images. Facts: part, num_images, the
     data's name, data_digest (of the training images), `extractor` (its identity), `samples` (the
-    sample set's own description)."""
+    sample set's own description), nearest_among (how many training images the nearest are of, where
+    not all)."""
 
     facts = "features.json"
 

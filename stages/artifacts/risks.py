@@ -76,7 +76,7 @@ class Risks(Artifact):
     def load(self) -> Risk:
         from safetensors.torch import load_file
 
-        facts = json.loads((self.path / FACTS).read_text())
+        facts = json.loads((self.path / FACTS).read_text(encoding="utf-8"))
         tensors = load_file(self.path / TENSORS)
         names = sorted({key.split("/")[1] for key in tensors if key.startswith("response/")})
         parts = ("w", "score", "linear")

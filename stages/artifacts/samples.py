@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 GRID_SIDE = 10
 
+LARGE = 64  # pixels of a side that a picture in a grid is brought to, about
+
 
 @dataclass(frozen=True)
 class SampleSet:
@@ -38,7 +40,7 @@ class Samples(DescribedArtifact):
     def steps(self) -> dict[str, list[float]]:
         """`level` and `gamma` of every solver step, noise first; gamma is 1 without correction,
         and the mean over blocks where each block of samples had its own."""
-        return json.loads((self.path / "steps.json").read_text())
+        return json.loads((self.path / "steps.json").read_text(encoding="utf-8"))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,6 +72,14 @@ class Samples(DescribedArtifact):
         import numpy as np
 
         np.save(folder / "samples.npy", images)
+        cls.complete(folder, labels, facts)
+
+    @classmethod
+    def complete(cls, folder: Path, labels: np.ndarray, facts: Mapping[str, Any]) -> None:
+        """Write all the rest beside images that are there."""
+        import numpy as np
+
+        images = np.load(folder / "samples.npy", mmap_mode="r")
         np.save(folder / "labels.npy", labels)
         first = images[: GRID_SIDE**2]
         write_grid(folder / "grid.png", first / 127.5 - 1 if first.dtype == np.uint8 else first)
@@ -81,10 +91,12 @@ class Samples(DescribedArtifact):
 
 
 def write_grid(path: Path, images: np.ndarray, columns: int = GRID_SIDE) -> None:
-    """A PNG of images (n, C, H, W), clipped to [-1, 1], each enlarged to about 48 pixels."""
+    """A PNG of images (n, C, H, W), clipped to [-1, 1], each enlarged to about 48 pixels; large
+    ones are reduced to about 64, by averages."""
     import numpy as np
     from PIL import Image
 
+    images = _reduced(np.asarray(images), max(images.shape[2:]) // LARGE)
     n, channels, height, width = images.shape
     rows = math.ceil(n / columns)
     scale, gap = max(1, 48 // max(height, width)), 1
@@ -97,12 +109,22 @@ def write_grid(path: Path, images: np.ndarray, columns: int = GRID_SIDE) -> None
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(path)
 
 
+def _reduced(images: np.ndarray, factor: int) -> np.ndarray:
+    """Images whose pixels are means of factor x factor pixels, the rest at the edges cut off."""
+    if factor < 2:
+        return images
+    n, channels, height, width = images.shape
+    rows, columns = height // factor, width // factor
+    images = images[:, :, : rows * factor, : columns * factor].clip(-1, 1)
+    return images.reshape(n, channels, rows, factor, columns, factor).mean((3, 5))
+
+
 class ExternalSamples(Samples):
     """Samples made elsewhere, with the names of their files, or their places in an archive."""
 
     @cached_property
     def _names(self) -> list[str]:
-        return json.loads((self.path / "names.json").read_text())
+        return json.loads((self.path / "names.json").read_text(encoding="utf-8"))
 
     def name_of(self, index: int) -> str:
         return self._names[index]

@@ -67,4 +67,4 @@ class Scan(Artifact):
 
     @cached_property
     def _stored(self) -> Mapping[str, Any]:
-        return json.loads((self.path / FILE).read_text())
+        return json.loads((self.path / FILE).read_text(encoding="utf-8"))

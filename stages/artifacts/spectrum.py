@@ -35,7 +35,7 @@ class Spectrum(Artifact):
     """The spectrum, and the exact sums it comes from, which can be added to those of others."""
 
     def load(self) -> PowerSpectrum:
-        facts = json.loads((self.path / FILE).read_text())
+        facts = json.loads((self.path / FILE).read_text(encoding="utf-8"))
         return PowerSpectrum(
             frequency=tuple(facts["frequency"]),
             power=tuple(facts["power"]),

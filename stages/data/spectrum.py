@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from stages.artifacts.data import Data
 from stages.artifacts.spectrum import FILE, Spectrum
 from stages.shards import blocks
 
-BATCH = 512  # images read at once; the sums do not depend on it
+BATCH_BYTES = 2**23  # of images read at once; the sums do not depend on it
 
 
 class SpectrumSettings(Settings):
@@ -32,25 +33,31 @@ class SpectrumSettings(Settings):
     )
 
 
-def chosen(total: int, num_images: int | None) -> list[int]:
-    """Which of `total` images are taken: all, or `num_images` evenly spaced ones."""
-    count = total if num_images is None else min(num_images, total)
-    return [i * total // count for i in range(count)]
+def count_of(total: int, num_images: int | None) -> int:
+    """How many of `total` images are taken."""
+    return total if num_images is None else min(num_images, total)
+
+
+def chosen(total: int, num_images: int | None, first: int = 0, last: int | None = None) -> Any:
+    """Which of `total` images are taken, first..last-1 of these: all, or `num_images` evenly
+    spaced ones."""
+    import numpy as np
+
+    count = count_of(total, num_images)
+    return np.arange(first, count if last is None else last) * total // count
 
 
 def collect_shard(shard: tuple[int, int], data: Data, settings: SpectrumSettings) -> dict:
     """The exact sums over the chosen images first..last-1 of a data set."""
-    import numpy as np
-
     from stages.methods.spectrum import RadialPower
 
     images = data.load().train
-    first, last = shard
-    which = np.asarray(chosen(len(images), settings.num_images)[first:last])
+    which = chosen(len(images), settings.num_images, *shard)
+    batch = max(1, BATCH_BYTES // (4 * math.prod(images.shape)))
     total = None
-    for start in range(0, len(which), BATCH):
+    for start in range(0, len(which), batch):
         part = RadialPower.collect(
-            images[which[start : start + BATCH]],
+            images[which[start : start + batch]],
             latent=is_latent(data),
             allow_latent=settings.allow_latent,
         )
@@ -60,7 +67,7 @@ def collect_shard(shard: tuple[int, int], data: Data, settings: SpectrumSettings
 
 def is_latent(data: Data) -> bool:
     """Whether a data set says that its images are latents."""
-    return bool(data.settings.get("latent"))
+    return bool(data.settings.get("latent") or data.description.get("latent"))
 
 
 def run(context: Context) -> Result:
@@ -72,7 +79,7 @@ def run(context: Context) -> Result:
     facts: dict[str, Any] = data.description
     with raised_as(StageError):
         check_pixels(facts["shape"][0], is_latent(data), settings.allow_latent)
-        count = len(chosen(facts["num_train"], settings.num_images))
+        count = count_of(facts["num_train"], settings.num_images)
         shards = list(blocks(count, settings.shard_size))
         context.progress(0, count, "images")
         states = context.map(collect_shard, shards, data, settings)
@@ -81,7 +88,7 @@ def run(context: Context) -> Result:
             total += other
         frequency, power = total.spectrum()
     spectrum = {"frequency": frequency.tolist(), "power": power.tolist(), "sums": total.state()}
-    (context.path / FILE).write_text(json.dumps(spectrum, sort_keys=True))
+    (context.path / FILE).write_text(json.dumps(spectrum, sort_keys=True), encoding="utf-8")
     context.progress(count, count, "images")
     context.log(
         f"{count} images of {total.height} x {total.width}: power {power[0]:.4g} at "

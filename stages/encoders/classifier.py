@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +26,21 @@ class ClassifierProgress:
     accuracy: float
 
 
+class Readable(Protocol):
+    """Images that are read by index, from wherever they lie; their values were checked before."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] of indices (B,)."""
+
+
 def train_classifier(
-    images: Tensor,
+    images: Tensor | Readable,
     labels: Tensor,
     num_classes: int,
     epochs: int = 8,
@@ -36,11 +50,13 @@ def train_classifier(
     learning_rate: float = 4e-3,
     weight_decay: float = 1e-2,
     shift_pixels: int = 0,
+    device: torch.device | str | None = None,
     progress: Callable[[ClassifierProgress], None] | None = None,
 ) -> EmbeddedCNN:
     """Train an EmbeddedCNN by cross-entropy; returned in eval mode, without gradients.
 
-    images: (n, C, H, W) in [-1, 1]; labels: (n,) integers in [0, num_classes). AdamW, a linear
+    images: (n, C, H, W) in [-1, 1], or what reads them batch by batch; labels: (n,) integers in
+    [0, num_classes). device: where it is trained, that of the images by default. AdamW, a linear
     warm-up over a tenth of the steps, then half a cosine to zero. ``shift_pixels`` moves each
     image at random by up to so many pixels each way, its edge repeated; centred images need none.
     ``progress`` is called after every epoch. The result depends on the seed alone for one device
@@ -50,8 +66,9 @@ def train_classifier(
     images than a batch needs for its statistics (2).
     """
     _check(images, labels, num_classes, epochs, batch_size)
+    device = torch.device(device or getattr(images, "device", "cpu"))
     generator = torch.Generator().manual_seed(seed)
-    network = _fresh_network(images, num_classes, generator)
+    network = _fresh_network(images.shape[-3], num_classes, generator).to(device).train()
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
     )
@@ -64,9 +81,8 @@ def train_classifier(
             step = epoch * batches + i
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _one_cycle(step, total)
-            chosen = chosen.to(images.device)
-            x = _shifted(images[chosen].float(), shift_pixels, generator)
-            y = labels[chosen].long()
+            x = _shifted(images[chosen].to(device).float(), shift_pixels, generator)
+            y = labels[chosen].to(device).long()
             logits = network(x).logits
             loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(set_to_none=True)
@@ -93,12 +109,12 @@ def accuracy(network: EmbeddedCNN, images: Tensor, labels: Tensor, batch_size: i
     return (predicted == labels.to(predicted.device)).double().mean().item()
 
 
-def _fresh_network(images: Tensor, num_classes: int, generator: torch.Generator) -> EmbeddedCNN:
+def _fresh_network(channels: int, num_classes: int, generator: torch.Generator) -> EmbeddedCNN:
     with torch.device("meta"):  # so that torch's default initialisation draws nothing
-        network = EmbeddedCNN(images.shape[1], num_classes)
+        network = EmbeddedCNN(channels, num_classes)
     network = network.to_empty(device="cpu")
     network.reset_parameters(generator)
-    return network.to(images.device).train()
+    return network
 
 
 def _one_cycle(step: int, total: int) -> float:
@@ -122,8 +138,10 @@ def _shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2).contiguous()
 
 
-def _check(images: Tensor, labels: Tensor, num_classes: int, epochs: int, batch_size: int) -> None:
-    if images.ndim != 4 or len(images) < 2:
+def _check(
+    images: Tensor | Readable, labels: Tensor, num_classes: int, epochs: int, batch_size: int
+) -> None:
+    if len(images) < 2 or (isinstance(images, Tensor) and images.ndim != 4):
         raise ValueError(
             f"images has shape {tuple(images.shape)}; give at least two as (n, C, H, W)"
         )
@@ -137,7 +155,7 @@ def _check(images: Tensor, labels: Tensor, num_classes: int, epochs: int, batch_
             f"labels run from {labels.min()} to {labels.max()}; with num_classes={num_classes} "
             f"they must lie in 0..{num_classes - 1}"
         )
-    if not torch.isfinite(images.float()).all() or images.abs().max() > 1.0001:
+    if isinstance(images, Tensor) and not (images.float().abs().amax() <= 1.0001):  # NaN neither
         raise ValueError("images have values that are NaN or outside [-1, 1]; rescale them first")
     if epochs < 1 or batch_size < 2:
         raise ValueError(

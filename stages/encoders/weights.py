@@ -69,13 +69,33 @@ def _find(kind: str) -> Path | None:
         return None
 
 
-CATALOG = tuple(
+AUTOENCODER = "sd-vae-ft-ema"  # the folder that presets name
+
+# As diffusers' save_pretrained names them; either serves.
+AUTOENCODER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def _find_autoencoder() -> Path | None:
+    files = (FOLDER / AUTOENCODER / name for name in AUTOENCODER_FILES)
+    return next((file for file in files if file.is_file()), None)
+
+
+CATALOG = (
+    *(
+        Weights(
+            file=" or ".join(names),
+            purpose=f"extractor.kind={kind}",
+            remedy=f": get {names[0]} from {ORIGINS[kind]}, place it in {FOLDER}/, or set "
+            "extractor.weights to it",
+            find=partial(_find, kind),
+        )
+        for kind, names in WEIGHT_FILES.items()
+    ),
     Weights(
-        file=" or ".join(names),
-        purpose=f"extractor.kind={kind}",
-        remedy=f": get {names[0]} from {ORIGINS[kind]}, place it in {FOLDER}/, or set "
-        "extractor.weights to it",
-        find=partial(_find, kind),
-    )
-    for kind, names in WEIGHT_FILES.items()
+        file=f"{AUTOENCODER}/{AUTOENCODER_FILES[0]}",
+        purpose="latents.autoencoder",
+        remedy=f": get it and config.json from https://huggingface.co/stabilityai/{AUTOENCODER}, "
+        f"place both in {FOLDER / AUTOENCODER}/, or set latents.autoencoder to their folder",
+        find=_find_autoencoder,
+    ),
 )

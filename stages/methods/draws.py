@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
 
 # One number for each use, so that a new use leaves the others' draws as they are.
-_TIME, _NOISE, _CLASS_NOISE, _DROP, _KEEP = range(1, 6)
+_TIME, _NOISE, _CLASS_NOISE, _DROP, _KEEP, _POSTERIOR = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Draws:
     def class_noise(self, dim: int) -> Tensor:
         """Standard normal for the class token, (B, dim) float32."""
         return self._normal(_CLASS_NOISE, (dim,))
+
+    def posterior(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal, (B, *shape) float32: where in an autoencoder's posterior latents lie."""
+        return self._normal(_POSTERIOR, shape)
 
     def drop(self, probability: float) -> Tensor:
         """(B,) bool, True with the given probability: whose label is dropped."""

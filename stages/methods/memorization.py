@@ -7,14 +7,16 @@ occurs twice hides its own copies from this test: deduplicate the training set f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from stages.methods import given
 
-__all__ = ["Neighbours", "nearest", "ratio"]
+__all__ = ["Neighbours", "Rows", "nearest", "ratio", "samples_at_once"]
 
 ROWS = 1024  # of a batch, at most
 
@@ -25,6 +27,17 @@ class Neighbours:
 
     indices: Tensor
     distances: Tensor
+
+
+class Rows(Protocol):
+    """Training images that are read by index, from wherever they lie."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: slice | Tensor) -> Tensor:
+        """(k, ...) of a slice, or of indices (k,); no more is read."""
 
 
 def ratio(
@@ -44,7 +57,7 @@ def ratio(
 
 
 def nearest(
-    samples: Tensor, training_images: Tensor, k: int = 2, memory_mib: int = 256
+    samples: Tensor, training_images: Tensor | Rows, k: int = 2, memory_mib: int = 256
 ) -> Neighbours:
     """The k nearest training images of every sample by Euclidean distance, exactly.
 
@@ -52,33 +65,40 @@ def nearest(
     for float64 images) finds k + 8 candidates; their distances are then taken from float64
     differences, so that a near-copy has its true small distance. Where rounding in the products
     could have hidden a neighbour, that sample's products are repeated in float64, and at last all
-    its differences are taken. Working memory is about ``memory_mib``, whatever n and m. Ties go to
-    the lower index.
+    its differences are taken. Working memory is about ``memory_mib``, whatever n and m; all
+    training images are read once for `samples_at_once` samples. Ties go to the lower index.
 
     Raises ValueError as for ratio, or when k exceeds the number of training images.
     """
-    x, y = _flat(samples, "samples"), _flat(training_images, "training_images")
-    if x.shape[1] != y.shape[1]:
+    x, y = _flat(samples, "samples"), _Flat(training_images)
+    if x.shape[1] != y.width:
         raise ValueError(
-            f"samples have {x.shape[1]} values each and training_images {y.shape[1]}; bring both "
+            f"samples have {x.shape[1]} values each and training_images {y.width}; bring both "
             "to one size and number of channels"
         )
     if not 1 <= k <= len(y):
         raise ValueError(f"k is {k}, but there are {len(y)} training_images to choose from")
     rows = _rows_that_fit(memory_mib, x.shape[1], k)
+    batch = samples_at_once(x.shape[1], k, memory_mib)
     # Reduced-precision products (TF32, bfloat16) would break the rounding bound.
     exact = torch.get_float32_matmul_precision() == "highest"
-    single = exact and torch.float64 not in (x.dtype, y.dtype)
+    single = exact and torch.float64 not in (x.dtype, y[:1].dtype)
     dtype = torch.float32 if single else torch.float64
-    parts = [_search(x[i : i + rows], y, k, rows, dtype) for i in range(0, len(x), rows)]
+    parts = [_search(x[i : i + batch], y, k, rows, dtype) for i in range(0, len(x), batch)]
     return Neighbours(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
 
-def _search(x: Tensor, y: Tensor, k: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def samples_at_once(d: int, k: int = 2, memory_mib: int = 256) -> int:
+    """Samples of d values for which the training images are read once. More of them save reading;
+    what they take is the samples themselves in float64, at most."""
+    return max(_rows_that_fit(memory_mib, d, k), min(ROWS, memory_mib * 2**20 // (16 * d)))
+
+
+def _search(x: Tensor, y: _Flat, k: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Exact neighbours of one batch: candidates by products in dtype, then float64 differences."""
     width = min(k + 8, len(y))
     squares, index, magnitude = _candidates(x, y, width, rows, dtype)
-    distances, index = _sorted(_distances(x, y, index), index)
+    distances, index = _sorted(_distances(x, y, index, rows), index)
     distances, index = distances[:, :k], index[:, :k]
     if width == len(y):
         return index, distances
@@ -96,7 +116,7 @@ def _search(x: Tensor, y: Tensor, k: int, rows: int, dtype: torch.dtype) -> tupl
 
 
 def _candidates(
-    x: Tensor, y: Tensor, width: int, rows: int, dtype: torch.dtype
+    x: Tensor, y: _Flat, width: int, rows: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The width nearest by rounded |x|^2 + |y|^2 - 2 x.y: squares, indices, |x|^2 + max |y|^2."""
     centre = y[:rows].to(dtype).mean(0)  # distances do not change, rounding errors shrink
@@ -106,7 +126,7 @@ def _candidates(
     index = torch.zeros((len(x), 0), dtype=torch.long, device=x.device)
     largest = 0.0
     for start in range(0, len(y), rows):
-        yc = y[start : start + rows].to(dtype) - centre
+        yc = _finite(y[start : start + rows], "training_images", start).to(dtype) - centre
         y_square = yc.square().sum(1)
         largest = max(largest, y_square.max().item())
         squares = torch.addmm(x_square + y_square, xc, yc.T, alpha=-2)
@@ -117,10 +137,16 @@ def _candidates(
     return best.double(), index, x_square[:, 0].double() + largest
 
 
-def _distances(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+def _distances(x: Tensor, y: _Flat, index: Tensor, rows: int) -> Tensor:
     """Distances (n, c) of x (n, d) to the rows index (n, c) of y, from float64 differences."""
-    columns = [(x.double() - y[index[:, j]].double()).norm(dim=1) for j in range(index.shape[1])]
-    return torch.stack(columns, 1)
+    # Made before the large temporaries, which the small results would else keep from being freed.
+    distances = torch.empty(index.shape, dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        xs = x[part].double()
+        for column, which in enumerate(index[part].T):
+            distances[part, column] = (xs - y[which].double()).norm(dim=1)
+    return distances
 
 
 def _sorted(distances: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,14 +156,14 @@ def _sorted(distances: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return distances, index.gather(1, order)
 
 
-def _direct(x: Tensor, y: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
-    indices, distances = [], []
-    for one in x.double():
-        batches = (y[i : i + rows].double() - one for i in range(0, len(y), rows))
-        ascending, order = torch.cat([b.norm(dim=1) for b in batches]).sort(stable=True)
-        indices.append(order[:k])
-        distances.append(ascending[:k])
-    return torch.stack(indices), torch.stack(distances)
+def _direct(x: Tensor, y: _Flat, k: int, rows: int) -> tuple[Tensor, Tensor]:
+    """The same from the differences to all of y."""
+    columns = []
+    for start in range(0, len(y), rows):
+        batch = y[start : start + rows].double()
+        columns.append(torch.stack([(batch - one).norm(dim=1) for one in x.double()]))
+    ascending, order = torch.cat(columns, 1).sort(dim=1, stable=True)
+    return order[:, :k], ascending[:, :k]
 
 
 def _rows_that_fit(memory_mib: int, d: int, k: int) -> int:
@@ -149,16 +175,44 @@ def _rows_that_fit(memory_mib: int, d: int, k: int) -> int:
     return rows
 
 
+class _Flat:
+    """Training images as rows (m, width), read by index."""
+
+    def __init__(self, images: Any) -> None:
+        rows = hasattr(images, "shape") and not hasattr(images, "__array__")
+        self._images = images if rows else given.tensor(images, "training_images")
+        shape = tuple(self._images.shape)
+        _check_shape(shape, "training_images")
+        self.width = math.prod(shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, which: slice | Tensor) -> Tensor:
+        return torch.as_tensor(self._images[which]).detach().flatten(1)
+
+
 def _flat(images: Tensor, name: str) -> Tensor:
     images = given.tensor(images, name)
-    if images.ndim < 2 or len(images) == 0 or images[0].numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(images.shape)}; give (images, ...), not empty")
+    _check_shape(tuple(images.shape), name)
     flat = images.detach().flatten(1)
     for start in range(0, len(flat), ROWS):
-        bad = (~torch.isfinite(flat[start : start + ROWS]).all(1)).nonzero()
+        _finite(flat[start : start + ROWS], name, start)
+    return flat
+
+
+def _check_shape(shape: tuple[int, ...], name: str) -> None:
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"{name} has shape {shape}; give (images, ...), not empty")
+
+
+def _finite(rows: Tensor, name: str, first: int) -> Tensor:
+    """The same rows; ValueError where one has NaN or infinite values."""
+    if rows.is_floating_point():
+        bad = (~torch.isfinite(rows).all(1)).nonzero()
         if len(bad):
             raise ValueError(
-                f"{name} has NaN or infinite values in image {start + bad[0].item()}; remove it, "
+                f"{name} has NaN or infinite values in image {first + bad[0].item()}; remove it, "
                 "or look at what made it"
             )
-    return flat
+    return rows

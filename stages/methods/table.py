@@ -18,8 +18,26 @@ DATASETS = {
     "photographs": "stages.data.readers.photographs:read",
     "mnist": "stages.data.readers.mnist:read",
     "cifar10": "stages.data.readers.cifar:read",
+    "cifar100": "stages.data.readers.cifar:read100",
     "folder": "stages.data.readers.folder:read",
+    "imagenet": "stages.data.readers.imagenet:read",
+    "zip": "stages.data.readers.archive:read",
     "npz": "stages.data.readers.npz:read",
+    "parquet": "stages.data.readers.huggingface:read_parquet",
+    "saved": "stages.data.readers.huggingface:read_saved",
+    "webdataset": "stages.data.readers.webdataset:read",
+    "lsun": "stages.data.readers.lsun:read",
+    "latents": "stages.data.readers.latents:read",
+}
+
+# Those that samples made elsewhere may come as: each lists all images of a place.
+SAMPLES = {
+    "folder": "stages.data.readers.files:pool",
+    "zip": "stages.data.readers.archive:pool",
+    "npz": "stages.data.readers.npz:pool",
+    "parquet": "stages.data.readers.huggingface:pool",
+    "webdataset": "stages.data.readers.webdataset:pool",
+    "lsun": "stages.data.readers.lsun:pool",
 }
 
 EXTRACTORS = {
@@ -36,6 +54,14 @@ TEACHERS = {
     "dinov2-small": "stages.training.dinov2:teacher",
     "dinov2-base": "stages.training.dinov2:teacher",
     "dinov2-large": "stages.training.dinov2:teacher",
+}
+
+# Each loads that network from the folder and the facts of a teacher's artifact, onto a device.
+FROZEN_TEACHERS = {
+    "embedded": "stages.training.contrastive:frozen",
+    "dinov2-small": "stages.training.dinov2:frozen",
+    "dinov2-base": "stages.training.dinov2:frozen",
+    "dinov2-large": "stages.training.dinov2:frozen",
 }
 
 NETWORKS = {"sit": "stages.nets.sit:SiT", "unet": "stages.nets.unet:UNet"}

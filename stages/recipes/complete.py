@@ -12,7 +12,9 @@ from pipeline.stage import resolve
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.nodes import (
     REFERENCES,
+    decode_node,
     own_features_node,
+    pixels_node,
     settings_of,
     spectrum_nodes,
     teacher_nodes,
@@ -78,20 +80,46 @@ def shown_samples(bench: Bench, nodes: Sequence[Node]) -> list[str]:
 
 
 def with_features(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
-    """The nodes with what their evaluations read: one node of features for every sample set.
+    """The nodes with what their evaluations read: one node of features for every sample set, of
+    pictures where these are latents.
 
     Raises UsageError where a set is smaller than its evaluation asks for.
     """
     by_name = {node.name: node for node in nodes}
+    for node in nodes:
+        for name in node.slot("samples") if node.stage is evaluate.STAGE else ():
+            _check_size(node, by_name[name])
+    nodes = _decoded(bench, nodes)
     scored = [node for node in nodes if node.stage is evaluate.STAGE]
     sets = dict.fromkeys(name for node in scored for name in node.slot("samples"))
     if scored:
         _check_data(bench)
-    for node in scored:
-        for name in node.slot("samples"):
-            _check_size(node, by_name[name])
     features = {name: own_features_node(bench, features_node(name), samples=name) for name in sets}
     return [_connected(node, features) for node in nodes] + list(features.values())
+
+
+def _decoded(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes with scores and pictures of decoded samples, where there is an autoencoder."""
+    if bench.latents.autoencoder is None:
+        return list(nodes)
+    slots = {evaluate.STAGE.name: ("samples", "reference"), report.STAGE.name: ("samples",)}
+    sampled = {node.name: node for node in nodes if node.stage is sample.STAGE}
+    pictures: dict[str, Node] = {}
+
+    def picture(name: str) -> str:
+        if name not in sampled:
+            return name
+        return pictures.setdefault(name, decode_node(bench, sampled[name])).name
+
+    shown = []
+    for node in nodes:
+        inputs = dict(node.inputs)
+        for slot in slots.get(node.stage.name, ()):
+            if slot in inputs:
+                names = [picture(name) for name in node.slot(slot)]
+                inputs[slot] = names[0] if isinstance(inputs[slot], str) else names
+        shown.append(replace(node, inputs=inputs))
+    return [*shown, *pictures.values()]
 
 
 def _connected(node: Node, features: dict[str, Node]) -> Node:
@@ -106,7 +134,8 @@ def _connected(node: Node, features: dict[str, Node]) -> Node:
 
 def _check_data(bench: Bench) -> None:
     """Raise UsageError where the settings leave fewer real images than scores need."""
-    data, fewest = bench.data, FEWEST_IMAGES
+    data = bench.data if bench.latents.autoencoder is None else bench.pictures
+    fewest = FEWEST_IMAGES
     for name in ("held_out", "limit_held_out"):
         if (count := getattr(data, name)) is not None and count < fewest:
             raise UsageError(
@@ -156,7 +185,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         return [node.name for node in nodes if node.stage.name in stages]
 
     inputs = {
-        "data": "prepare",
+        "data": pixels_node(bench),
         "extractor": of(extractor.STAGE.name),
         "spectrum": [name for name in of("spectrum") if name == "spectrum"],
         "teacher": of(teach.STAGE.name),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.recipes.nodes import extractor_nodes, prepare_nodes, settings_of
+from stages.recipes.nodes import extractor_nodes, pixel_nodes, pixels_node, settings_of
 from stages.scoring import evaluate, external
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.external import ExternalSettings
@@ -29,7 +29,7 @@ def external_nodes(bench: Bench) -> list[Node]:
         )
     settings = ExternalSettings(path=bench.evaluate.path)
     samples = Node(
-        "external", external.STAGE, settings, {"data": "prepare"}, bench.resources.external
+        "external", external.STAGE, settings, {"data": pixels_node(bench)}, bench.resources.external
     )
     scores = Node(
         "evaluate/external",
@@ -52,4 +52,4 @@ def name_of(path: Path) -> str:
 
 def recipe(bench: Bench) -> list[Node]:
     """Samples made elsewhere: their scores under the preset's protocol."""
-    return [*prepare_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
+    return [*pixel_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, raised_as
 from pipeline.graph import Node
 from pipeline.stage import Settings
 from stages.artifacts.extractor import EMBEDDED
-from stages.data import prepare, spectrum
+from stages.data import encode, prepare, spectrum
+from stages.data.encode import EncodeSettings
 from stages.encoders.weights import FOLDER
-from stages.sampling import sample
+from stages.sampling import decode, sample
+from stages.sampling.decode import DecodeSettings
 from stages.scoring import evaluate, extractor, features
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.extractor import ExtractorSettings
@@ -27,6 +29,7 @@ from stages.training.train import TrainSettings
 
 if TYPE_CHECKING:
     from stages.bench import Bench
+    from stages.data.options import PrepareSettings
     from stages.sampling.sample import SampleSettings
 
 
@@ -35,10 +38,12 @@ def spectrum_nodes(bench: Bench, name: str = "spectrum") -> list[Node]:
 
     Raises UsageError for latents that were not allowed.
     """
-    data = name.replace("spectrum", "prepare", 1)
-    if data == "prepare" and bench.data.latent and not bench.spectrum.allow_latent:
+    own = name == "spectrum"
+    data = data_node(bench) if own else name.replace("spectrum", "prepare", 1)
+    if own and bench.is_latent and not bench.spectrum.allow_latent:
+        setting = "data.latent=true" if bench.data.holds_latents else "latents.autoencoder"
         raise UsageError(
-            "data.latent=true and CSFlow contradict each other: the eye's contrast sensitivity is "
+            f"{setting} and CSFlow contradict each other: the eye's contrast sensitivity is "
             "measured against luminance on a screen, and a frequency in a latent is no frequency "
             "in the picture; leave CSFlow out (csflow.in_full=false in recipe full), or set "
             "spectrum.allow_latent=true to go on at your own risk"
@@ -66,7 +71,7 @@ def extractor_nodes(bench: Bench) -> list[Node]:
     """The extractor, and features of the training and the held-out images."""
     weights = weights_of(bench.extractor)
     settings = settings_of(ExtractorSettings, bench.extractor, seed=bench.seed, weights=weights)
-    inputs = {"data": "prepare"}
+    inputs = {"data": pixels_node(bench)}
     node = Node("extractor", extractor.STAGE, settings, inputs, bench.resources.extractor)
     return [
         node,
@@ -82,7 +87,8 @@ def own_features_node(bench: Bench, name: str, part: str = "samples", samples: s
         settings_of(
             FeatureSettings, bench.extractor, part=part, weights=weights_of(bench.extractor)
         ),
-        {"data": "prepare", "extractor": "extractor"} | ({"samples": samples} if samples else {}),
+        {"data": pixels_node(bench), "extractor": "extractor"}
+        | ({"samples": samples} if samples else {}),
         bench.resources.features,
     )
 
@@ -99,9 +105,73 @@ def spectrum_input(kind: str, name: str = "spectrum") -> dict[str, str]:
     return {"spectrum": name} if densities.needs_spectrum(kind) else {}
 
 
+PREPARE, PIXELS, ENCODE = "prepare", "prepare/pixels", "encode"
+
+
+def data_node(bench: Bench) -> str:
+    """The node with what networks are trained on."""
+    return PREPARE if bench.latents.autoencoder is None else ENCODE
+
+
+def pixels_node(bench: Bench) -> str:
+    """The node with the pictures that samples are compared with."""
+    return PIXELS if bench.latents.autoencoder is not None and bench.data.holds_latents else PREPARE
+
+
+def pixel_nodes(bench: Bench) -> list[Node]:
+    """The pictures. Raises UsageError where only their latents are given."""
+    name = pixels_node(bench)
+    images = bench.data if name == PREPARE else bench.teach.pixels
+    if images is None:
+        raise UsageError(
+            "data.latent=true and latents.autoencoder: samples are decoded and compared with "
+            "pictures; set teach.pixels to the same images as pixels, such as "
+            "teach.pixels.path=FOLDER, or leave out data.latent and give pixels, which are encoded"
+        )
+    return [Node(name, prepare.STAGE, images, resources=bench.resources.prepare)]
+
+
 def prepare_nodes(bench: Bench) -> list[Node]:
-    """The data set."""
-    return [Node("prepare", prepare.STAGE, bench.data, resources=bench.resources.prepare)]
+    """The data set, and its latents where networks are trained on these."""
+    if bench.latents.autoencoder is None:
+        return [Node(PREPARE, prepare.STAGE, bench.data, resources=bench.resources.prepare)]
+    nodes = pixel_nodes(bench)
+    inputs, options = {"pixels": nodes[0].name}, bench.latents
+    if bench.data.holds_latents:
+        if options.flips:
+            raise UsageError(
+                "latents.flips=true and data.latent=true contradict each other: only pixels can "
+                "be mirrored before they are encoded; leave latents.flips unset, or give pixels"
+            )
+        nodes.append(Node(PREPARE, prepare.STAGE, bench.data, resources=bench.resources.prepare))
+        inputs["latents"] = PREPARE
+    _check_encoded(bench, nodes[0].settings)
+    settings = settings_of(EncodeSettings, options, shard_size=options.encode_shard)
+    return [*nodes, Node(ENCODE, encode.STAGE, settings, inputs, bench.resources.encode)]
+
+
+def _check_encoded(bench: Bench, images: PrepareSettings) -> None:
+    """Raise UsageError where images do not fit the autoencoder, as far as both are known."""
+    known = bench.geometry
+    if known is None:
+        return
+    size, channels = images.image_size, images.image_channels
+    sides = (known.factor,) * 2 if size is None else (size, size)
+    with raised_as(UsageError):
+        known.latent_shape((known.channels if channels is None else channels, *sides))
+
+
+def decode_node(bench: Bench, samples: Node) -> Node:
+    """`decode/NAME`: the pictures of samples."""
+    options = bench.latents
+    return Node(
+        f"decode/{samples.name.partition('/')[2]}",
+        decode.STAGE,
+        settings_of(DecodeSettings, options, shard_size=options.decode_shard),
+        {"samples": samples.name, "data": data_node(bench)},
+        bench.resources.decode,
+        samples.tags,
+    )
 
 
 def train_node(
@@ -119,9 +189,9 @@ def train_node(
         f"train/{name or settings.method}{seed_suffix(bench, seed)}",
         train.STAGE,
         settings,
-        inputs={"data": "prepare"}
+        inputs={"data": data_node(bench)}
         | spectrum_input(settings.density.kind)
-        | needs_teacher(settings.method),
+        | teacher_inputs(bench, settings.method),
         resources=bench.resources.train,
         tags={"method": settings.method, **(tags or {})},
     )
@@ -249,31 +319,46 @@ def seed_suffix(bench: Bench, seed: int) -> str:
     return "" if seed == bench.seed else f"-seed{seed}"
 
 
-TEACH, PIXELS = "teach", "prepare/pixels"
+TEACH = "teach"
 
 
-def needs_teacher(method: str) -> dict[str, str]:
-    """The input of a training by this method."""
-    return {"teacher": TEACH} if options_of(method).uses_teacher else {}
+def pixels_input(bench: Bench) -> dict[str, str]:
+    """Where a teacher looks at other images than the data: the pixels of latents."""
+    if bench.latents.autoencoder is not None:
+        return {"pixels": pixels_node(bench)}
+    return {} if bench.teach.pixels is None else {"pixels": PIXELS}
+
+
+def teacher_inputs(bench: Bench, method: str) -> dict[str, str]:
+    """The inputs of what aligns with a teacher by this method; none where it does not.
+
+    The pixels are there in either of its modes, since `teach` itself may choose.
+    """
+    return {"teacher": TEACH, **pixels_input(bench)} if options_of(method).uses_teacher else {}
 
 
 def teacher_nodes(bench: Bench) -> list[Node]:
     """The teacher. Raises UsageError where it does not fit the network, or cannot see."""
     options, patch = bench.teach, bench.train.network.patch
-    if bench.data.latent and options.pixels is None:
+    encoded = bench.latents.autoencoder is not None
+    if encoded and not bench.data.holds_latents and options.pixels is not None:
+        raise UsageError(
+            "teach.pixels and latents.autoencoder contradict each other: the teacher sees the "
+            "pixels that are encoded; leave teach.pixels unset"
+        )
+    if bench.data.holds_latents and options.pixels is None:
         raise UsageError(
             "data.latent=true, and a teacher sees pixels: set teach.pixels to the same images as "
             "pixels, such as teach.pixels.dataset=folder and teach.pixels.path=FOLDER"
         )
-    if options.kind != teach.EMBEDDED or options.pixels is None:
-        try:
-            check_grids(options, bench.data.image_size, patch)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+    if options.kind == teach.EMBEDDED and options.patch is None and bench.shrink > 1:
+        options = options.revised(patch=patch * bench.shrink)
+    if options.kind != teach.EMBEDDED or options.pixels is None or encoded:
+        with raised_as(UsageError):
+            check_grids(options, bench.network_shape[0], patch, bench.pictures.image_size)
     more = {"seed": bench.seed, "student_patch": patch, "weights": weights_of(options)}
     settings = settings_of(TeachSettings, options, **more)
-    inputs, nodes = {"data": "prepare"}, []
-    if options.pixels is not None:
-        inputs["pixels"] = PIXELS
+    inputs, nodes = {"data": data_node(bench), **pixels_input(bench)}, []
+    if options.pixels is not None and not encoded:
         nodes.append(Node(PIXELS, prepare.STAGE, options.pixels, resources=bench.resources.prepare))
     return [*nodes, Node(TEACH, teach.STAGE, settings, inputs, bench.resources.teach)]

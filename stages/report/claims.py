@@ -168,7 +168,7 @@ def _details(finding: Finding) -> str:
 def write(folder: Path, found: Sequence[Finding]) -> None:
     """`claims.json`: every finding with its details."""
     text = json.dumps([finding.plain() for finding in marked(found)], indent=1)
-    (folder / "claims.json").write_text(text)
+    (folder / "claims.json").write_text(text, encoding="utf-8")
 
 
 def table(found: Sequence[Finding]) -> dict[str, Any]:

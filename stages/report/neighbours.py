@@ -33,7 +33,9 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
     pictures = []
     for name, threshold in _shown(inputs, scores).items():
         features = inputs.get("features", {}).get(features_node(name))
-        if data is not None and name in samples and features is not None:
+        if data is None or name not in samples or features is None:
+            continue
+        if features.load(1).neighbours is not None:
             pictures.append(_picture(name, samples[name], features, data, threshold))
     if not pictures:
         return []

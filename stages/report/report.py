@@ -62,12 +62,12 @@ def run(context: Context) -> Result:
     sections = [claims.section(findings), *_sections(made, settings.sections)]
     lead = html.escape(_lead(data)) if data is not None else ""
     text = page(settings.title, lead, sections, MARKER)
-    (context.path / PAGE).write_text(text)
+    (context.path / PAGE).write_text(text, encoding="utf-8")
     folder = context.path / "figures"
     folder.mkdir()
     figures = [one for section in sections for one in (*section.figures, *section.panels)]
     for name, svg in as_files(figures).items():
-        (folder / f"{name}.svg").write_text(svg)
+        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     claims.write(context.path, findings)
     _write_tables(context.path / "tables", {"claims": claims.table(findings)}, scores)
     context.log(f"{len(sections)} sections, {len(figures)} figures, {len(text) / 2**20:.2f} MiB")
@@ -82,7 +82,7 @@ def _write_tables(
     if scores:
         tables = {**tables, "scores": score_section.table_of(scores)}
     for name, table in tables.items():
-        (folder / f"{name}.json").write_text(json.dumps(table))
+        (folder / f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
 
 
 def _lead(data: Data) -> str:
@@ -117,7 +117,7 @@ def _pictures(samples: Mapping[str, Samples]) -> Any:
     for name, artifact in samples.items():
         facts = artifact.description
         caption = (
-            f"{name.removeprefix('sample/')}: {facts['solver']}, {facts['nfe']} evaluations, "
+            f"{name.partition('/')[2] or name}: {facts['solver']}, {facts['nfe']} evaluations, "
             f"training step {facts['training_step']}, seed {facts['seed']}, samples 0 to 99"
             if facts["nfe"]
             else f"{name}: made elsewhere, the first 100"

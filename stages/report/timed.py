@@ -59,17 +59,18 @@ def speeds(training: Mapping[str, Any]) -> Figure:
         ]
         curves.append(mean_curve(name, many))
     caption = (
-        "What a training step took, mean over the logging window and over seeds, teacher's "
-        "features stored beforehand. Other work on the machine is in it."
+        "What a training step took, mean over the logging window and over seeds, the teacher's "
+        "features stored beforehand unless teach.mode is online. Other work on the machine is in "
+        "it."
     )
     return plot("step-time", caption, curves, Axes(STEP, "milliseconds a step", log_y=True))
 
 
 def costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Rows of a table: median milliseconds a step, tokens a second, and steps in REG's."""
-    lines: list[tuple[Any, ...]] = [
-        ("training", "method", "ms a step (median)", "tokens a second", "step / REG's")
-    ]
+    """Rows of a table: median milliseconds a step, tokens a second, steps in REG's, and the share
+    of the time that was spent waiting for data."""
+    heading = ("ms a step (median)", "tokens a second", "step / REG's", "share waiting for data")
+    lines: list[tuple[Any, ...]] = [("training", "method", *heading)]
     medians = {name: _medians(many) for name, many in grouped(training).items()}
     groups = grouped(training)
     reg, network = medians.get("reg", {}).get(TIMING), None
@@ -79,13 +80,14 @@ def costs(training: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         facts, seconds = artifacts[0].description, medians[name][TIMING]
         ratio = seconds / reg if reg and facts["network"] == network else None
         speed = medians[name].get("tokens_per_second")
-        lines.append((name, facts["method"], 1000 * seconds, speed, ratio))
+        waiting = medians[name].get("data_waiting_share")
+        lines.append((name, facts["method"], 1000 * seconds, speed, ratio, waiting))
     return lines
 
 
 def _medians(artifacts: Sequence[Any]) -> dict[str, float]:
     medians = {}
-    for name in (TIMING, "tokens_per_second"):
+    for name in (TIMING, "tokens_per_second", "data_waiting_share"):
         values = [v for a in artifacts for _, v in a.manifest.timings.get(name, ())]
         if values:
             medians[name] = statistics.median(values)

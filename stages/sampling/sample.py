@@ -258,7 +258,7 @@ def run(context: Context) -> Result:
     gammas = np.concatenate([part.gammas for part in parts])
     mean = gammas.mean(0) if _over_batch(settings) else gammas[0]
     steps = {"level": plan.levels[:-1].tolist(), "gamma": mean.tolist()}
-    (context.path / "steps.json").write_text(json.dumps(steps, indent=1))
+    (context.path / "steps.json").write_text(json.dumps(steps, indent=1), encoding="utf-8")
     return Result(
         timings={
             "sampling_seconds": sum(part.seconds for part in parts),
@@ -292,5 +292,6 @@ STAGE = Stage(
         *solvers.needs(settings),
         *corrections.inputs(settings.correction, settings.solver),
     ],
+    estimate="stages.settings.costs:sample",
     metrics=lambda node: (),
 )

@@ -1,8 +1,9 @@
-"""The stage `external`: samples made elsewhere, from a folder of images or an .npz file."""
+"""The stage `external`: samples made elsewhere, from whatever files data sets come as."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,18 +11,26 @@ from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Place, Result, Settings, Stage, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.samples import ExternalSamples
+from stages.methods import table
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from stages.data.image_files import Look
+    from stages.data.readers.source import Listing
+
+FILES = (".npz", ".npy", ".zip", ".tar", ".parquet")
 SHARD_FILES = 2000
+SHARD_BYTES = 2**25
+SHARDS_AT_ONCE = 4  # whose images are in memory together
 
 
 class ExternalSettings(Settings):
     """The stage's settings."""
 
     path: Place = unkeyed(
-        description="folder of image files, or .npz file; its contents, not its place, enter keys"
+        description="folder of image files, or .npz, .npy, .zip, .tar or .parquet file; its "
+        "contents, not its place, enter keys"
     )
 
 
@@ -33,12 +42,20 @@ def sources_of(settings: ExternalSettings) -> list[Path]:
             f"evaluate.path={settings.path} does not exist; set it to a folder of images or to an "
             ".npz file"
         )
-    if path.is_file() and path.suffix.lower() != ".npz":
+    if path.is_file() and path.suffix.lower() not in FILES:
         raise UsageError(
-            f"evaluate.path={settings.path} is neither a folder nor an .npz file; put images into "
-            "a folder"
+            f"evaluate.path={settings.path} is neither a folder nor one of {', '.join(FILES)}; put "
+            "images into a folder"
         )
     return [path]
+
+
+def readers_of(settings: ExternalSettings) -> list[str]:
+    """The place of the reader in the code."""
+    from stages.data.image_files import kind_of
+
+    (path,) = sources_of(settings)
+    return [table.SAMPLES[kind_of(path)]]
 
 
 def run(context: Context) -> Result:
@@ -48,16 +65,17 @@ def run(context: Context) -> Result:
     """
     import numpy as np
 
+    from stages.data.image_files import listed
     from stages.data.readers.order import mixed_order
 
     (path,) = sources_of(context.settings)
     data: Data = context.inputs["data"]
-    with raised_as(StageError, ValueError, OSError):
-        images, names = _folder(context, path) if path.is_dir() else _npz(path)
-        images = _with_channels(images, data.description["shape"][0])
-    order = mixed_order(len(images))
-    images, names = images[order], [names[i] for i in order]
-    (context.path / "names.json").write_text(json.dumps(names))
+    shape = tuple(data.description["shape"])
+    with raised_as(StageError, ValueError, OSError, UsageError), listed(path, shape) as listing:
+        order = mixed_order(len(listing.images))
+        notes, found = _write(context, listing, order, shape[0])
+        names, said = [listing.names[i] for i in order], listing.said
+    (context.path / "names.json").write_text(json.dumps(names), encoding="utf-8")
     facts = {
         "training_step": 0,
         "method": STAGE.name,  # a name would be that of the first place these contents had
@@ -68,61 +86,54 @@ def run(context: Context) -> Result:
         "time_density": "unknown",
         "guidance": 1.0,
         "seed": 0,
-        "num_samples": len(images),
+        "num_samples": len(names),
     }
-    labels = np.full(len(images), -1, np.int64)
-    ExternalSamples.write(context.path, images, labels, facts)
-    context.log(f"{len(images)} images of {images.shape[1:]} (channels, height, width)")
-    return Result(metrics={"num_samples": len(images)})
+    ExternalSamples.complete(context.path, np.full(len(names), -1, np.int64), facts)
+    words = [said, *(f"{count} {note}" for note, count in sorted(notes.items()))]
+    context.log(
+        "; ".join(
+            [f"{len(names)} images of {found} (channels, height, width)", *filter(None, words)]
+        )
+    )
+    return Result(metrics={"num_samples": len(names)})
 
 
-def _folder(context: Context, path: Path) -> tuple[np.ndarray, list[str]]:
+def _write(
+    context: Context, listing: Listing, order: np.ndarray, channels: int
+) -> tuple[Counter[str], tuple[int, int, int]]:
+    """samples.npy, some shards in memory at a time; what was made of modes, and (C, H, W)."""
     import numpy as np
 
-    from stages.data.image_files import list_images
+    from stages.data.image_files import look
+    from stages.shards import blocks
 
-    files = list_images(path)
-    items = [files[i : i + SHARD_FILES] for i in range(0, len(files), SHARD_FILES)]
-    parts = context.map(read_shard, items, path)
-    for part, shard in zip(parts, items, strict=True):
-        if part.shape[1:] != parts[0].shape[1:]:
-            sizes = [f"{x.shape[2]}x{x.shape[1]}" for x in (parts[0], part)]
-            raise ValueError(
-                f"images in {path} have more than one size: {files[0].name} is {sizes[0]} and "
-                f"{shard[0].name} is {sizes[1]}; resize them to one size first"
-            )
-    images = np.concatenate(parts).transpose(0, 3, 1, 2)
-    return images, [str(file.relative_to(path)) for file in files]
-
-
-def read_shard(files: list[Path], folder: Path) -> np.ndarray:
-    """(n, H, W, 3) uint8 of some of a folder's files."""
-    from stages.data.image_files import read_pixels
-
-    return read_pixels(folder, files)
-
-
-def _npz(path: Path) -> tuple[np.ndarray, list[str]]:
-    from stages.data.image_files import read_npz
-
-    images = read_npz(path)
-    return images, [f"image {index}" for index in range(len(images))]
+    first = look(listing, channels)
+    image_bytes = int(np.prod(first.shape)) * first.dtype.itemsize
+    size = min(SHARD_FILES, max(1, SHARD_BYTES // image_bytes))
+    spans = list(blocks(len(order), size))
+    notes: Counter[str] = Counter()
+    out = np.lib.format.open_memmap(
+        context.path / "samples.npy", "w+", first.dtype, (len(order), *first.shape)
+    )
+    for start in range(0, len(spans), SHARDS_AT_ONCE):
+        some = spans[start : start + SHARDS_AT_ONCE]
+        items = [order[first:last] for first, last in some]
+        for (begin, end), (images, found) in zip(
+            some, context.map(read_shard, items, listing, channels, first), strict=True
+        ):
+            out[begin:end] = images
+            notes += found
+    out.flush()
+    return notes, first.shape
 
 
-def _with_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Grey images for grey data, coloured for coloured; ValueError where colour would be lost."""
-    import numpy as np
+def read_shard(
+    which: np.ndarray, listing: Listing, channels: int, like: Look
+) -> tuple[np.ndarray, Counter[str]]:
+    """The images `which` of a listing, see `taken`."""
+    from stages.data.image_files import taken
 
-    if images.shape[1] < channels:
-        images = images.repeat(channels, axis=1)
-    elif images.shape[1] > channels:
-        if (images != images[:, :1]).any():
-            raise ValueError(
-                "the samples are in colour and the data set is grey; convert them to grey, or "
-                "choose the data set that they are samples of"
-            )
-        images = images[:, :1]
-    return np.ascontiguousarray(images)
+    return taken(listing, which, channels, like)
 
 
 STAGE = Stage(
@@ -131,6 +142,7 @@ STAGE = Stage(
     output=ExternalSamples,
     run="stages.scoring.external:run",
     inputs={"data": Input(Data)},
+    sources=readers_of,
     files=sources_of,
     metrics=lambda node: ("num_samples",),
 )

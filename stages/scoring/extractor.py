@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -14,16 +15,18 @@ from stages.artifacts.extractor import EMBEDDED, WEIGHTS, Extractor, Identity
 from stages.methods import table
 from stages.methods.fewest import FEWEST_IMAGES, FEWEST_SCORED
 from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
+from stages.shards import blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.graph import Node
-    from stages.artifacts.data import DataSet
+    from stages.artifacts.data import DataSet, Images
     from stages.encoders.embedded import FeatureNetwork
 
 # Real images that are degraded, and those they are compared with, at most.
 VALIDATION_IMAGES, VALIDATION_REFERENCE = 500, 1500
+MOST_AT_ONCE, MOST_VALUES = 512, 2**21  # images of a pass that are in memory, and their values
 
 
 class ExtractorSettings(NetworkOptions, TrainingOptions):
@@ -87,8 +90,10 @@ def _accuracies(
 
     accuracies = {}
     for name, images in (("train_accuracy", data.train), ("accuracy", data.test)):
-        batches = (images[start : start + 512] for start in range(0, len(images), 512))
-        right = embedded.extract(network, batches).logits.argmax(1) == images.labels
+        right = (
+            embedded.extract(network, _batches(images, len(images))).logits.argmax(1)
+            == images.labels
+        )
         accuracies[name] = right.double().mean().item()
     if accuracies["accuracy"] < settings.min_accuracy:
         raise StageError(
@@ -97,6 +102,12 @@ def _accuracies(
             "raise extractor.epochs, or lower extractor.min_accuracy if you accept that"
         )
     return accuracies
+
+
+def _batches(images: Images, count: int, most: int = MOST_AT_ONCE) -> Iterator[Tensor]:
+    """The first `count` images, `most` at once or fewer where they are large."""
+    size = max(1, min(most, MOST_VALUES // math.prod(images.shape)))
+    return (images[first:last] for first, last in blocks(min(count, len(images)), size))
 
 
 def caution_of(facts: Mapping[str, Any]) -> str:
@@ -122,13 +133,13 @@ def _validation(network: FeatureNetwork, data: DataSet, seed: int) -> dict[str, 
     from stages.encoders import embedded
     from stages.methods.degradation import validate
 
-    def compute(images: Tensor) -> Tensor:
+    def compute(images: Tensor | Iterator[Tensor]) -> Tensor:
         return embedded.extract(network, images).features
 
     held_out = slice(VALIDATION_IMAGES)
     return validate(
         compute,
-        compute(data.train[slice(VALIDATION_REFERENCE)]),
+        compute(_batches(data.train, VALIDATION_REFERENCE, 128)),
         data.test[held_out],
         data.test.labels[held_out],
         torch.Generator().manual_seed(seed),
@@ -148,14 +159,15 @@ def _trained_state(context: Context, data: DataSet) -> dict[str, Tensor]:
 
     settings: ExtractorSettings = context.settings
     network = train_classifier(
-        data.train[:].to(settings.device),
-        data.train.labels.to(settings.device),
+        data.train,
+        data.train.labels,
         data.num_classes,
         epochs=settings.epochs,
         seed=settings.seed,
         batch_size=settings.train_batch_size,
         learning_rate=settings.lr,
         shift_pixels=settings.shift_pixels,
+        device=settings.device,
         progress=progress,
     )
     state = {name: value.cpu() for name, value in network.state_dict().items()}

@@ -3,10 +3,13 @@
 Beside the features stand the nearest training images of every image, for samples among those that
 their model was trained on: neither depends on how many of them an evaluation takes. Both are
 computed in shards of whole batches, so that the bytes do not depend on how many shards there are.
+A shard's arrays lie in the work area: an interrupted pass goes on, and no process holds them all.
 """
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -21,9 +24,15 @@ from stages.methods import table
 from stages.settings.extractors import NetworkOptions, PassOptions, weight_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import numpy as np
     from torch import Tensor
 
+    from stages.artifacts.data import Images
+
+MOST_VALUES = 2**21  # of images that are in one pass on a CPU: maps of large ones take much memory
+SEARCH_MIB = 128  # that a task's search for neighbours works with
 NEIGHBOURS = 3  # nearest training images kept: two give the memorisation ratio, all are shown
 
 
@@ -37,8 +46,7 @@ class FeatureSettings(NetworkOptions, PassOptions):
 
 def run(context: Context) -> Result:
     """Features and neighbours of all shards."""
-    import numpy as np
-
+    from stages.artifacts.written import join_arrays
     from stages.shards import shards
 
     settings: FeatureSettings = context.settings
@@ -47,18 +55,21 @@ def run(context: Context) -> Result:
     count = _count(settings, data, samples)
     context.progress(0, count, "images")
     items = shards(count, settings.batch_size, settings.shard_size)
+    common = data, samples, extractor, settings, str(context.work.path)
     with raised_as(StageError, ValueError, OSError):
-        parts = context.map(embed_shard, items, data, samples, extractor, settings)
+        parts = context.map(embed_shard, items, *common)
     for name in parts[0]:
-        np.save(context.path / f"{name}.npy", np.concatenate([part[name] for part in parts]))
+        join_arrays([Path(part[name]) for part in parts], context.path / f"{name}.npy")
     facts = {
         "part": settings.part,
         "num_images": count,
         "data": data.description["name"],
-        "data_digest": data.manifest.files["train.npy"]["sha256"][:12],
+        "data_digest": data.train_digest[:12],
         "extractor": {k: v for k, v in extractor.description.items() if k != "validation"},
         "samples": samples.description if samples else {},
     }
+    if settings.nearest_among is not None:
+        facts["nearest_among"] = settings.nearest_among
     FeatureSet.describe(context.path, facts)
     context.progress(count, count, "images")
     return Result()
@@ -85,46 +96,98 @@ def embed_shard(
     samples: Samples | None,
     extractor: Extractor,
     settings: FeatureSettings,
-) -> dict[str, np.ndarray]:
-    """The arrays of images first..last-1."""
-    from stages.encoders import embedded
+    folder: str,
+) -> dict[str, str]:
+    """The files with the arrays of images first..last-1, by name, in the work area `folder`."""
+    from stages.artifacts.written import write_arrays
 
-    which = slice(*shard)
+    def arrays() -> dict[str, np.ndarray]:
+        return _arrays(shard, data, samples, extractor, settings)
+
+    files = write_arrays(Path(folder), f"features-{shard[0]}-{shard[1]}", arrays)
+    return {name: str(file) for name, file in files.items()}
+
+
+def _arrays(
+    shard: tuple[int, int],
+    data: Data,
+    samples: Samples | None,
+    extractor: Extractor,
+    settings: FeatureSettings,
+) -> dict[str, np.ndarray]:
+    from stages.artifacts.reading import in_order, sensible
+    from stages.encoders import embedded
+    from stages.shards import blocks
+
     loaded = data.load()
     if settings.part == "samples":
-        images, name_of = samples.images(which), samples.name_of
+        read, name_of = samples.images, samples.name_of
     else:
-        images = getattr(loaded, settings.part)[which]
+        part = getattr(loaded, settings.part)
+        read = part.__getitem__
         words = {"train": "training", "test": "held-out"}[settings.part]
         name_of = f"{words} image {{}}".format
     network = extractor.load(settings.weights, settings.device)
-    # Clipped as an image file would be.
+
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
+
+    def batches(size: int, most: int) -> Iterator[Tensor]:
+        """Images of the shard, clipped as an image file would be; at most so many of a batch."""
+        first, last = shard
+        parts = [
+            slice(first + begin + start, first + begin + stop)
+            for begin, end in blocks(last - first, size)
+            for start, stop in blocks(end - begin, most)
+        ]
+        yield from in_order(lambda part: read(part).clamp(-1, 1), parts, readers)
+
     names = [name_of(index) for index in range(*shard)]
-    outputs = embedded.extract(network, images.clamp(-1, 1), settings.batch_size, names)
+    most = settings.batch_size
+    if settings.device == "cpu":
+        most = min(most, max(1, MOST_VALUES // math.prod(loaded.shape)))
+    outputs = embedded.extract(network, batches(settings.batch_size, most), names=names)
     arrays = {name: getattr(outputs, name) for name in embedded.Features.__annotations__}
-    if settings.part != "train":
+    if settings.part != "train" and settings.nearest_among != 0:
         seen = samples.description.get("num_training_images") if samples else None
-        arrays |= _neighbours(images.clamp(-1, 1), loaded.train.first(seen or len(loaded.train)))
+        among = min(seen or len(loaded.train), settings.nearest_among or len(loaded.train))
+        arrays |= _neighbours(batches, loaded.train.first(among))
     return {name: array.numpy() for name, array in arrays.items() if array is not None}
 
 
-def _neighbours(images: Tensor, train: Any) -> dict[str, Tensor]:
-    """The nearest training images, which stay in their stored form, on disk."""
-    import warnings
+class _Stored:
+    """Training images in their stored form, read as they are needed; latents as they are given."""
 
+    def __init__(self, images: Images) -> None:
+        self._images, self.shape = images, (len(images), *images.shape)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, which: Any) -> Tensor:
+        return self._images[which] if self._images.latents else self._images.raw(which)
+
+
+def _neighbours(
+    batches: Callable[[int, int], Iterator[Tensor]], train: Images
+) -> dict[str, Tensor]:
+    """The nearest training images of the shard's images, which `batches` reads in any size."""
     import torch
 
-    from stages.methods.memorization import nearest
+    from stages.methods.memorization import nearest, samples_at_once
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # nobody writes to the mapped file
-        stored = torch.from_numpy(train.stored)
-    scale = 1.0
-    if stored.dtype == torch.uint8:
-        scale = train.white / 2
-        images = (images + 1) * scale
-    neighbours = nearest(images, stored, k=min(NEIGHBOURS, len(stored)))
-    return {"neighbours": neighbours.indices, "neighbour_distances": neighbours.distances / scale}
+    stored, k = _Stored(train), min(NEIGHBOURS, len(train))
+    at_once = samples_at_once(math.prod(train.shape), k, SEARCH_MIB)
+    scale = train.white / 2 if stored[:1].dtype == torch.uint8 else None
+    parts = [
+        nearest(images if scale is None else (images + 1) * scale, stored, k, SEARCH_MIB)
+        for images in batches(at_once, at_once)
+    ]
+    distances = torch.cat([part.distances for part in parts])
+    return {
+        "neighbours": torch.cat([part.indices for part in parts]),
+        "neighbour_distances": distances / (scale or 1.0),
+    }
 
 
 STAGE = Stage(
@@ -139,5 +202,6 @@ STAGE = Stage(
     },
     sources=lambda settings: [table.EXTRACTORS[settings.kind]],
     files=weight_files,
+    estimate="stages.settings.costs:features",
     metrics=lambda node: (),
 )

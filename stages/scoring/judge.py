@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from stages.methods.protocol import Influence, Protocol, Score
     from stages.scoring.evaluate import EvaluateSettings
 
+BLOCK = 256  # samples compared at once with those of the reference
+
 MANIFOLDS = ("precision", "recall", "density", "coverage")
 
 
@@ -156,7 +158,7 @@ def _floors(
         floors |= {name: getattr(manifolds, name).value for name in MANIFOLDS}
     if held_out.logits is not None:
         floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
-    if held_out.neighbour_distances.shape[1] > 1:
+    if _has_neighbours(held_out):
         floors["memorization_ratio"] = _memorised(held_out, settings).mean().item()
     return floors
 
@@ -175,7 +177,7 @@ def score_set(
     scored = Scored(samples, judge.settings.num_samples)
     arrays = features.load(scored.count)
     scores = list(_feature_scores(arrays, judge.train.load(), scored, judge))
-    scores += _memorization(arrays, scored, judge)
+    scores += _memorization(arrays, scored, judge, features.description.get("nearest_among"))
     if reference is not None:
         scores += _trajectories(scored, reference, judge)
     return scores
@@ -234,23 +236,33 @@ def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return features[torch.randperm(len(features), generator=generator)[:count]]
 
 
+def _has_neighbours(found: FeatureArrays) -> bool:
+    """Whether two training images are known for each image."""
+    return found.neighbour_distances is not None and found.neighbour_distances.shape[1] > 1
+
+
 def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
     """(n,) 1.0 where the nearest training image is much nearer than the second nearest."""
     nearest, second = found.neighbour_distances[:, 0], found.neighbour_distances[:, 1]
     return (nearest < settings.memorization_threshold * second).double()
 
 
-def _memorization(found: FeatureArrays, scored: Scored, judge: Judge) -> Iterator[Score]:
-    """The share of copies among the images that the samples' model was trained on."""
+def _memorization(
+    found: FeatureArrays, scored: Scored, judge: Judge, among: int | None = None
+) -> Iterator[Score]:
+    """The share of copies among the images that the samples' model was trained on, or the first of
+    them."""
     import torch
 
     from stages.methods import influence, strata
 
-    if found.neighbour_distances.shape[1] < 2:
+    if not _has_neighbours(found):
         return
     values = _memorised(found, judge.settings)
     details = f"pixels, threshold {judge.settings.memorization_threshold:.4g}"
     seen = scored.samples.description.get("num_training_images")
+    if among is not None:
+        seen = min(among, seen or judge.protocol.num_reference)
     if seen not in (None, judge.protocol.num_reference):
         details += f", among {seen} training images"
     share = values.mean().item()
@@ -271,9 +283,12 @@ def _trajectories(scored: Scored, reference: Samples, judge: Judge) -> Iterator[
 
     from stages.methods import influence
 
-    first = slice(scored.count)
-    difference = scored.samples.images(first).double() - reference.images(first).double()
-    squares = difference.square_().flatten(1).mean(1)
+    parts = []
+    for start in range(0, scored.count, BLOCK):
+        which = slice(start, min(start + BLOCK, scored.count))
+        difference = scored.samples.images(which).double() - reference.images(which).double()
+        parts.append(difference.square_().flatten(1).mean(1))
+    squares = torch.cat(parts)
     psi = influence.of_root(squares)
     error = influence.standard_error(psi, torch.from_numpy(scored.labels))
     facts = reference.description

@@ -60,7 +60,16 @@ class TrainingOptions(Settings):
 class PassOptions(Settings):
     """How images go through the extractor."""
 
-    batch_size: int = Field(128, ge=1, le=65536, description="images in one pass")
+    batch_size: int = Field(
+        128, ge=1, le=65536, description="images in one pass; fewer of large ones on a CPU"
+    )
+    nearest_among: int | None = Field(
+        None,
+        ge=0,
+        description="the first so many training images are compared with every image for the "
+        "memorisation ratio and the nearest ones; unset is all, 0 leaves both out: every image is "
+        "compared with every one, pixel by pixel",
+    )
     shard_size: int = unkeyed(
         5000, ge=1, description="images of one task; rounded up to whole batches"
     )

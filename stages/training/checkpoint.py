@@ -87,7 +87,7 @@ def _reason(error: Exception) -> str:
 def _facts(file: Path, data: Data) -> dict[str, Any]:
     """The description of the network. Raises ValueError where it is not one for these data."""
     try:
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error})") from error
     missing = [name for name in NEEDED if name not in facts]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.stage import Context
+from stages.artifacts import reading
 from stages.artifacts.teacher import TeacherNetwork
 from stages.methods.simclr import Loss
 from stages.nets.vit import ContrastiveViT
@@ -31,7 +34,8 @@ def teacher(context: Context, data: DataSet) -> TeacherNetwork:
     from safetensors.torch import save_file
 
     settings = context.settings
-    network, before = (_network(settings, data).to(settings.device) for _ in range(2))
+    config = _config(settings, data)
+    network, before = (_network(config, settings.seed).to(settings.device) for _ in range(2))
     _train(context, network, data)
     save_file({k: v.cpu() for k, v in network.state_dict().items()}, context.path / WEIGHTS)
     grid = tuple(side // settings.own_patch for side in data.shape[1:])
@@ -43,21 +47,39 @@ def teacher(context: Context, data: DataSet) -> TeacherNetwork:
         width=settings.width,
         tokens=_frozen(network),
         untrained=_frozen(before),
+        weights=context.path / WEIGHTS,
+        config=config,
     )
 
 
-def _network(settings: Any, data: DataSet) -> ContrastiveViT:
+def frozen(
+    folder: Path, facts: Mapping[str, Any], device: str | torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The network of a teacher's artifact: images (B, C, H, W) in [-1, 1] -> all its tokens."""
+    from safetensors.torch import load_file
+
+    network = _network(facts["config"], 0)
+    network.load_state_dict(load_file(folder / facts["weights"]))
+    return _frozen(network.to(device))
+
+
+def _config(settings: Any, data: DataSet) -> dict[str, Any]:
+    """Keyword arguments of the network."""
+    return {
+        "image_size": tuple(data.shape[1:]),
+        "channels": data.shape[0],
+        "patch_size": settings.own_patch,
+        "width": settings.width,
+        "depth": settings.depth,
+        "num_heads": settings.heads,
+    }
+
+
+def _network(config: Mapping[str, Any], seed: int) -> ContrastiveViT:
     """The fresh network; the process's own random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return ContrastiveViT(
-            tuple(data.shape[1:]),
-            data.shape[0],
-            settings.own_patch,
-            settings.width,
-            settings.depth,
-            settings.heads,
-        )
+        torch.manual_seed(seed)
+        return ContrastiveViT(**config)
 
 
 def _train(context: Context, network: nn.Module, data: DataSet) -> None:
@@ -75,24 +97,25 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
         log.restore(tensors, record, settings.device)
         context.log(f"continuing after step {step} of {settings.steps}")
     size = min(settings.train_batch_size, len(data.train))
-    batches = loop.Batches(data.train, None, size, settings.seed, settings.device)
     loss = Loss(settings.temperature)
-    for step in loop.train(state, loss, batches, settings.steps):
-        if rows := log.add(step):
-            note = f"loss {rows[0][2]:.3f}"
-            context.progress(step.step, settings.steps, "steps", note)
-        if step.step % SAVE_EVERY == 0 or step.step == settings.steps:
-            try:
-                log.check(step.step)
-            except StageError as error:
-                raise StageError(str(error).replace("train.", "teach.")) from error
-            resume.save(
-                context.work.path, state.step, state.tensors() | log.tensors(), log.record()
-            )
-            context.work.push()
+    readers = reading.sensible(settings.readers, settings.device, data.train.small)
+    ahead = {"readers": readers, "end": settings.steps}
+    with loop.Batches(data.train, None, size, settings.seed, settings.device, **ahead) as batches:
+        for step in loop.train(state, loss, batches, settings.steps):
+            if rows := log.add(step, batches.waited):
+                note = f"loss {rows[0][2]:.3f}"
+                context.progress(step.step, settings.steps, "steps", note)
+            if step.step % SAVE_EVERY == 0 or step.step == settings.steps:
+                try:
+                    log.check(step.step)
+                except StageError as error:
+                    raise StageError(str(error).replace("train.", "teach.")) from error
+                tensors = state.tensors() | log.tensors()
+                resume.save(context.work.path, state.step, tensors, log.record())
+                context.work.push()
 
 
-def _frozen(network: ContrastiveViT) -> Any:
+def _frozen(network: ContrastiveViT) -> Callable[[Tensor], Tensor]:
     network.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from stages.encoders.pretrained import DINO_SIDE, RESIZED, dinov2_network, file_hash
 from stages.encoders.weights import weight_file
@@ -43,4 +46,13 @@ def teacher(context: Context, data: DataSet) -> TeacherNetwork:
         width=trained.width,
         tokens=trained,
         untrained=untrained,
+        weights=path,
     )
+
+
+def frozen(
+    folder: Path, facts: Mapping[str, Any], device: str | torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The network of a teacher's artifact: images (B, C, H, W) in [-1, 1] -> all its tokens."""
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before these are read
+        return dinov2_network(facts["name"], folder / facts["weights"]).to(device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StageError
-from stages.training.loop import Step, mean_over_processes
+from stages.training.loop import Step, largest_over_processes, mean_over_processes
 
 Row = tuple[str, int, float]
 
@@ -26,14 +26,17 @@ class LossLog:
         self.every = every
         self.curves: list[Row] = []
         self.step_seconds: list[tuple[int, float]] = []
+        self.waiting_share: list[tuple[int, float]] = []  # of the time, for data
         self._names: list[str] = []
         self._window: list[Tensor] = []
-        self._clock, self._timed = time.perf_counter(), 0
+        self._clock, self._timed, self._waited = time.perf_counter(), 0, 0.0
+        self._begun, self._seconds, self._seconds_waited = False, 0.0, 0.0
 
-    def add(self, step: Step) -> Sequence[Row]:
+    def add(self, step: Step, waited: float = 0.0) -> Sequence[Row]:
         """Take a step in; returns the new curve points when it fills the window.
 
-        Raises StageError as `check` does.
+        waited: seconds that this process has waited for data since the log was made; of several
+        processes all wait for the one that waits longest. Raises StageError as `check` does.
         """
         self._names = [*(f"loss/{name}" for name in step.losses), "gradient_norm"]
         self._window.append(torch.stack([*step.losses.values(), step.gradient_norm]).double())
@@ -44,9 +47,28 @@ class LossLog:
         means = torch.stack(self._window).mean(0).tolist()
         rows = [(name, step.step, mean) for name, mean in zip(self._names, means, strict=True)]
         self.curves += rows
-        self.step_seconds.append((step.step, (time.perf_counter() - self._clock) / self._timed))
-        self._window, self._timed, self._clock = [], 0, time.perf_counter()
+        self._time(step.step, waited)
+        self._window = []
         return rows
+
+    def _time(self, step: int, waited: float) -> None:
+        """Note what the window's steps took, and begin the next one's clock."""
+        seconds = time.perf_counter() - self._clock
+        device = self._window[0].device
+        lost = min(seconds, largest_over_processes(waited - self._waited, device))
+        self.step_seconds.append((step, seconds / self._timed))
+        self.waiting_share.append((step, lost / seconds))
+        if self._begun:  # the first window holds the wait for the first batch of all
+            self._seconds += seconds
+            self._seconds_waited += lost
+        self._begun = True
+        self._clock, self._timed, self._waited = time.perf_counter(), 0, waited
+
+    def waits(self, least_seconds: float = 0.0) -> float:
+        """The share of the time that was spent waiting for data since this log was made or went on,
+        its first window left out; 0 before so many seconds were seen."""
+        seen = self._seconds and self._seconds >= least_seconds
+        return self._seconds_waited / self._seconds if seen else 0.0
 
     def check(self, last_step: int) -> None:
         """Raise StageError, naming the step, when a value of the window is NaN or infinite.
@@ -72,7 +94,11 @@ class LossLog:
 
     def record(self) -> dict[str, Any]:
         """The rest, as JSON data."""
-        return {"curves": self.curves, "step_seconds": self.step_seconds}
+        return {
+            "curves": self.curves,
+            "step_seconds": self.step_seconds,
+            "waiting_share": self.waiting_share,
+        }
 
     def restore(
         self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], device: torch.device | str
@@ -80,4 +106,5 @@ class LossLog:
         """Continue from what `tensors` and `record` returned."""
         self.curves = [tuple(row) for row in record["curves"]]
         self.step_seconds = [tuple(row) for row in record["step_seconds"]]
+        self.waiting_share = [tuple(row) for row in record["waiting_share"]]
         self._window = list(tensors["window"].to(device)) if "window" in tensors else []

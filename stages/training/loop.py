@@ -9,10 +9,9 @@ more than rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, distributed, nn
 
+from stages.artifacts.reading import Ahead
 from stages.methods import drawn_at
 from stages.methods.draws import Draws
 from stages.methods.ema import EMA, adamw
@@ -106,67 +106,136 @@ class TrainState:
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
-class Teacher(Protocol):
-    """A teacher's features of the training images."""
+class Stored(Protocol):
+    """Images that are read as they lie on disk, by threads, and finished on a device."""
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Of these images (B,): patch targets (B, N, Z) of unit length, class features (B, Z)."""
+    def __len__(self) -> int: ...
+
+    def raw(self, which: Tensor) -> Tensor:
+        """What is stored of the images `which` (B,); safe in several threads at once."""
+
+    def finish(self, raw: Tensor, draws: Draws) -> Tensor:
+        """(B, C, H, W) of it, on its device: pixels in [-1, 1], or latents drawn from their
+        posterior."""
+
+
+class Teacher(Protocol):
+    """A teacher's features of the training images. images: those that it looks at, or None where
+    its features are stored."""
+
+    images: Any
+
+    def raw(self, indices: Tensor) -> Sequence[Tensor]:
+        """What is stored of these images (B,), as `Stored.raw`."""
+
+    def finish(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Patch targets (B, N, Z) of unit length and class features (B, Z), on the device of what
+        `raw` gave."""
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A batch as it was read. taught: of the teacher, unless it looks at the images."""
+
+    images: Tensor
+    labels: Tensor | None
+    places: Tensor
+    step: int
+    taught: Sequence[Tensor] | None
+
+    def on(self, move: Callable[[Tensor], Tensor]) -> _Raw:
+        """With every tensor moved."""
+        return _Raw(
+            move(self.images),
+            None if self.labels is None else move(self.labels),
+            move(self.places),
+            self.step,
+            None if self.taught is None else [move(part) for part in self.taught],
+        )
 
 
 class Batches:
     """The batch of any step, for this process, in an order that depends on the seed alone.
 
     Every epoch is a fresh permutation of the images; batches run on over its end, so none is
-    short. images: `images[indices]` -> (B, C, H, W) in [-1, 1]; labels: (n,) long, or None.
-    first_step: added to every step, where a training continues another.
+    short. labels: (n,) long, or None. first_step: added to every step, where a training continues
+    another. readers: threads that read the next batches meanwhile, see `Ahead`; of no batch from
+    step `end` on. For a GPU they read into pinned memory, and what is stored is finished there.
+
+    To be closed, or used in a with-statement, which ends the threads.
     """
 
     def __init__(
         self,
-        images: Any,
+        images: Stored,
         labels: Tensor | None,
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
         teacher: Teacher | None = None,
         first_step: int = 0,
+        readers: int = 0,
+        end: int | None = None,
     ) -> None:
         self.images, self.labels, self.teacher = images, labels, teacher
         self.batch_size, self.seed, self.first_step = batch_size, seed, first_step
-        self.device = torch.device(device)
-        self._ahead: dict[int, Future[Batch]] = {}
-        self._thread = ThreadPoolExecutor(1) if self.device.type == "cuda" else None
+        self.device, self.readers = torch.device(device), readers
+        self._ahead = Ahead(self._read, readers, end)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of the update that follows `step` earlier ones, on the device.
+        """The batch of the update that follows `step` earlier ones, on the device."""
+        raw = self._ahead(step, self._has_work())
+        if self.device.type != "cpu":
+            raw = raw.on(lambda part: part.to(self.device, non_blocking=True))
+        targets, tokens = None, None
+        if self.teacher is not None:
+            shown = [raw.images] if raw.taught is None else raw.taught
+            targets, tokens = self.teacher.finish(shown)
+        draws = Draws(self.seed, raw.places, raw.step)
+        images = self.images.finish(raw.images, draws)
+        return Batch(images, raw.labels, draws, targets, tokens)
 
-        For a GPU a thread reads the next one meanwhile, into pinned memory.
-        """
-        if self._thread is None:
-            return self._read(step)
-        waiting = self._ahead.pop(step, None)
-        batch = self._read(step) if waiting is None else waiting.result()
-        self._ahead = {step + 1: self._thread.submit(self._read, step + 1)}
-        return _each(batch, lambda part: part.to(self.device, non_blocking=True))
+    @property
+    def waited(self) -> float:
+        """Seconds so far in which this process had nothing to train on, and its device no work."""
+        return self._ahead.waited
 
     @property
     def share(self) -> float:
         """This process's part of the batch times the number of processes: 1 for equal parts."""
         return len(self._places()) * _rank_and_world()[1] / self.batch_size
 
+    def close(self) -> None:
+        """End the readers."""
+        self._ahead.close()
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def _has_work(self) -> Callable[[], bool]:
+        """Whether the device is still at what it was given before this call."""
+        if self.device.type != "cuda":
+            return lambda: False
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return lambda: not event.query()
+
     def _places(self) -> Tensor:
         """The samples of the global batch that are this process's."""
         rank, world = _rank_and_world()
         return torch.arange(self.batch_size * rank // world, self.batch_size * (rank + 1) // world)
 
-    def _read(self, step: int) -> Batch:
+    def _read(self, step: int) -> _Raw:
         step, places = step + self.first_step, self._places()
         chosen = self.indices(step * self.batch_size + places)
         labels = None if self.labels is None else self.labels[chosen]
-        targets, tokens = (None, None) if self.teacher is None else self.teacher.batch(chosen)
-        draws = Draws(self.seed, places, step)
-        batch = Batch(self.images[chosen], labels, draws, targets, tokens)
-        return batch if self._thread is None else _each(batch, Tensor.pin_memory)
+        stored = self.teacher is not None and self.teacher.images is not self.images
+        taught = self.teacher.raw(chosen) if stored else None
+        raw = _Raw(self.images.raw(chosen), labels, places, step, taught)
+        return raw.on(Tensor.pin_memory) if self.device.type == "cuda" else raw
 
     def indices(self, positions: Tensor) -> Tensor:
         """Which images stand at these positions of the endless stream of epochs."""
@@ -182,14 +251,6 @@ class Batches:
 def _permutation(seed: int, epoch: int, n: int) -> Tensor:
     """A permutation of 0..n-1. Its draws stand at negative steps, which no update has."""
     return Draws(seed, torch.arange(n), step=drawn_at.of_epoch(epoch)).time().argsort(stable=True)
-
-
-def _each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """A function of every tensor of the batch."""
-    names = ("images", "labels", "patch_targets", "class_features")
-    tensors = {name: getattr(batch, name) for name in names}
-    tensors = {name: None if part is None else function(part) for name, part in tensors.items()}
-    return Batch(draws=replace(batch.draws, indices=function(batch.draws.indices)), **tensors)
 
 
 def train(
@@ -241,6 +302,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
         return values
     distributed.all_reduce(values)
     return values / distributed.get_world_size()
+
+
+def largest_over_processes(value: float, device: torch.device | str) -> float:
+    """The largest of a number over all processes of the group."""
+    if _rank_and_world()[1] == 1:
+        return value
+    largest = torch.tensor(value, device=device, dtype=torch.float32)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return largest.item()
 
 
 def said_by_first(answer: bool, device: torch.device | str) -> bool:

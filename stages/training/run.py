@@ -51,7 +51,7 @@ def run(context: Context) -> Result:
     refusal.unlink(missing_ok=True)
     _fit(trainer, settings)
     if refusal.exists():
-        raise StageError(refusal.read_text())
+        raise StageError(refusal.read_text(encoding="utf-8"))
     return finish(context)
 
 
@@ -84,7 +84,9 @@ def _guarded(context: Context) -> None:
         if not context.settings.num_workers:
             raise
         if worker._is_first():
-            write_atomically(context.work.path / REFUSAL, lambda path: path.write_text(text))
+            write_atomically(
+                context.work.path / REFUSAL, lambda path: path.write_text(text, encoding="utf-8")
+            )
 
 
 def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:
@@ -127,12 +129,15 @@ def finish(context: Context) -> Result:
     }
     TrainedNetwork.describe(context.path, facts)
     curves = [tuple(row) for row in record["curves"]]
-    seconds = [tuple(row) for row in record["step_seconds"]]
+    seconds, waiting = (
+        [tuple(row) for row in record[n]] for n in ("step_seconds", "waiting_share")
+    )
     return Result(
         metrics={name: value for name, _, value in curves},
         curves=curves,
         abscissa=worker.ABSCISSA,
-        timings={"step_seconds": seconds} | _speeds(settings, data, seconds),
+        timings={"step_seconds": seconds, "data_waiting_share": waiting}
+        | _speeds(settings, data, seconds),
         tags=record.get("tags", {}),
     )
 

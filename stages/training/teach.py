@@ -1,4 +1,5 @@
-"""The stage `teach`: a teacher's features of the training images, computed once and validated."""
+"""The stage `teach`: a teacher, validated, with its features of the training images or, where these
+would be too large, to be asked for them while a network trains."""
 
 from __future__ import annotations
 
@@ -12,19 +13,21 @@ from pydantic import Field, model_validator
 from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
-from stages.artifacts.teacher import PATCHES, TOKENS, Teacher
+from stages.artifacts.teacher import ONLINE, PATCHES, STORED, TOKENS, Teacher
 from stages.data.options import PrepareSettings
 from stages.encoders.weights import MissingWeightsError, weight_file
 from stages.methods import table
+from stages.training import probing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stages.artifacts.data import DataSet, Images
     from stages.artifacts.teacher import TeacherNetwork
 
 EMBEDDED = "embedded"
 DINO_GRID = (16, 16)  # patches of 14 pixels on images resized to 224
+DINO_WIDTHS = {"dinov2-small": 384, "dinov2-base": 768, "dinov2-large": 1024}
+STORED_BELOW = 20e9  # bytes of features, unless settings say otherwise
+BYTES = {"float32": 4, "float16": 2}
 
 
 class TeachOptions(Settings):
@@ -34,6 +37,12 @@ class TeachOptions(Settings):
         EMBEDDED,
         description="embedded (a small ViT trained on the training images without labels, no "
         "download) or dinov2-small, -base, -large (weights placed by hand)",
+    )
+    mode: Literal["stored", "online"] | None = Field(
+        None,
+        description="stored (features of all training images are computed once and kept) or "
+        "online (the teacher looks at the images of every batch while a network trains); unset is "
+        "stored where features take less than 20 GB",
     )
     weights: str | None = unkeyed(
         None,
@@ -59,7 +68,19 @@ class TeachOptions(Settings):
     precision: Literal["float32", "float16"] = Field(
         "float32", description="of stored features; float16 halves their size"
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the teacher runs")
+    compute: Literal["float32", "bfloat16"] = Field(
+        "float32", description="in which the teacher computes"
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where the teacher runs; online it then runs where the network trains"
+    )
+    readers: int | None = unkeyed(
+        None,
+        ge=0,
+        le=256,
+        description="threads that read the next images meanwhile; 0 reads between passes; unset is "
+        "that on a CPU for small sets of plain arrays, else one for each core, at most 8",
+    )
     probe_images: int = Field(
         5000, ge=10, description="training and held-out images of the linear probe, at most"
     )
@@ -111,6 +132,11 @@ class TeachSettings(TeachOptions):
     seed: int = Field(0, ge=0, description="of the embedded one's weights, order and views")
 
     @property
+    def features(self) -> int:
+        """How many features a token has."""
+        return DINO_WIDTHS.get(self.kind, self.width)
+
+    @property
     def own_patch(self) -> int:
         """Side of the embedded teacher's patches, in pixels."""
         return self.patch or self.student_patch
@@ -125,12 +151,15 @@ class TeachSettings(TeachOptions):
         return {k: v for k, v in inherited.items() if k not in trained | {"temperature"}}
 
 
-def check_grids(options: TeachOptions, image_size: int | None, patch: int) -> None:
+def check_grids(
+    options: TeachOptions, image_size: int | None, patch: int, shown_size: int | None = None
+) -> None:
     """Raise ValueError where the teacher's grid is known not to be the network's, and is not to be
-    resampled. image_size: side of the images, None while unknown. patch: the network's."""
+    resampled. image_size: side of the images, None while unknown. patch: the network's. shown_size:
+    side of what the teacher sees, where it is another."""
     if options.interpolate or image_size is None:
         return
-    own = image_size // (options.patch or patch)
+    own = (shown_size or image_size) // (options.patch or patch)
     teachers = (own, own) if options.kind == EMBEDDED else DINO_GRID
     ours = (image_size // patch, image_size // patch)
     if teachers != ours:
@@ -156,36 +185,95 @@ def weight_files(settings: TeachOptions) -> list[Path]:
         return [weight_file(settings.kind, settings.weights, "teach.weights")]
 
 
+def feature_bytes(settings: TeachSettings, num_images: int, grid: tuple[int, int]) -> int:
+    """What the features of so many images take when they are stored."""
+    return num_images * (1 + grid[0] * grid[1]) * settings.features * BYTES[settings.precision]
+
+
+def mode_of(settings: TeachSettings, num_bytes: int) -> str:
+    """The mode that settings name, or that goes with features of so many bytes."""
+    return settings.mode or (STORED if num_bytes < STORED_BELOW else ONLINE)
+
+
 def run(context: Context) -> Result:
-    """Make the teacher, probe it, store its features."""
+    """Make the teacher, probe it, and store its features unless it is to be online."""
     settings: TeachSettings = context.settings
-    data = context.inputs["data"].load()
-    pixels = context.inputs.get("pixels")
-    shown = data if pixels is None else pixels.load()
-    grid = tuple(side // settings.student_patch for side in data.shape[1:])
+    data, pixels = (context.inputs.get(name) for name in ("data", "pixels"))
+    loaded = data.load()
+    shown = loaded if pixels is None else data.pictures(pixels)
+    grid = tuple(side // settings.student_patch for side in loaded.shape[1:])
     with raised_as(StageError, ValueError, OSError):
-        _check(data, shown)
+        _check(loaded, shown)
         teachers = DINO_GRID
         if settings.kind == EMBEDDED:
             teachers = tuple(side // settings.own_patch for side in shown.shape[1:])
         if teachers != grid and not settings.interpolate:
             raise ValueError(_mismatch(teachers, grid))
+        mode = _chosen(context, len(loaded.train), grid)
         teacher = resolve(table.TEACHERS[settings.kind])(context, shown)
-        probes = _probes(teacher, shown, settings)
-        _store(context, teacher, shown.train, grid)
+        probes = probing.probes(teacher, shown, settings)
+        weights = _weights(teacher, context.path, mode)
+        if mode == STORED:
+            _store(context, teacher, shown.train, grid)
     facts = {
         "name": teacher.name,
+        "mode": mode,
         "weights_hash": teacher.weights_hash,
+        "weights": weights,
+        "config": teacher.config,
         "resize": teacher.resize,
         "grid": list(grid),
         "teacher_grid": list(teacher.grid),
+        "interpolate": settings.interpolate,
+        "compute": settings.compute,
+        "batch_size": settings.batch_size,
         "width": teacher.width,
-        "data": data.name,
-        "num_images": len(data.train),
+        "data": loaded.name,
+        "data_digest": data.manifest.payload,
+        "pixels_digest": None if pixels is None else pixels.manifest.payload,
+        "num_images": len(loaded.train),
         "probes": probes,
     }
     Teacher.describe(context.path, facts)
     return Result(metrics={name.replace("/", "_"): value for name, value in probes.items()})
+
+
+def _chosen(context: Context, num_images: int, grid: tuple[int, int]) -> str:
+    """The mode, which the person is told with the size of the features, before any work."""
+    settings: TeachSettings = context.settings
+    size = feature_bytes(settings, num_images, grid)
+    mode = mode_of(settings, size)
+    said = (
+        f"features of {num_images} images, {grid[0]}x{grid[1]} patches and a class token of "
+        f"{settings.features} {settings.precision} each, take {size / 1e9:.3g} GB"
+    )
+    if mode == ONLINE and settings.mode is None:
+        context.notice(
+            f"{said}: none are stored, the teacher looks at the images of every batch while a "
+            "network trains; teach.mode=stored stores them"
+        )
+    else:
+        context.log(f"{said}; teach.mode is {mode}")
+    free = shutil.disk_usage(context.work.path).free
+    if mode == STORED and size > free:
+        raise StageError(
+            f"{said}, and there is room for {free / 1e9:.3g} GB; set teach.mode=online, or make "
+            "room"
+        )
+    return mode
+
+
+def _weights(teacher: TeacherNetwork, folder: Path, mode: str) -> str | None:
+    """The file of the payload that holds the weights, brought there where the teacher is online;
+    None where there is none."""
+    file = teacher.weights
+    if file is None or file.parent == folder:
+        return file and file.name
+    if mode == STORED:
+        return None
+    name = f"weights{file.suffix}"
+    shutil.copyfile(file, folder / name)
+    return name
 
 
 def _check(data: DataSet, shown: DataSet) -> None:
@@ -201,63 +289,6 @@ def _check(data: DataSet, shown: DataSet) -> None:
                 f"the {name} labels of teach.pixels are not those of data; teach.pixels must hold "
                 "the same images in the same order, with the same split"
             )
-
-
-def _passes(tokens: Any, images: Images, indices: Any, settings: TeachSettings) -> Any:
-    """Yield `(first, tokens (B, 1 + M, Z) on the CPU)` over batches of the images `indices`."""
-    for first in range(0, len(indices), settings.batch_size):
-        batch = images[indices[first : first + settings.batch_size]].to(settings.device)
-        yield first, tokens(batch).float().cpu()
-
-
-def _probes(teacher: TeacherNetwork, data: DataSet, settings: TeachSettings) -> dict[str, float]:
-    """Held-out accuracy of linear probes on the class token and on the mean patch, of the teacher
-    and of the network untrained. StageError where the better of the two is too low; empty where
-    there are no classes."""
-    import torch
-
-    from stages.methods.representation import probe_accuracy
-
-    if data.num_classes < 2:
-        return {}
-    labels, accuracies = {}, {}
-    for part in ("train", "test"):
-        images = getattr(data, part)
-        labels[part] = images.labels[: settings.probe_images]
-    for state, tokens in (("trained", teacher.tokens), ("untrained", teacher.untrained)):
-        features: dict[str, dict[str, Tensor]] = {"class": {}, "patches": {}}
-        for part in ("train", "test"):
-            indices = torch.arange(len(labels[part]))
-            passes = [t for _, t in _passes(tokens, getattr(data, part), indices, settings)]
-            features["class"][part] = torch.cat([t[:, 0] for t in passes])
-            features["patches"][part] = torch.cat([t[:, 1:].mean(1) for t in passes])
-        for which, of in features.items():
-            accuracies[f"probe_accuracy/{which}_{state}"] = probe_accuracy(
-                of["train"], labels["train"], of["test"], labels["test"]
-            )
-    _judge(accuracies, settings)
-    return accuracies
-
-
-def _judge(probes: dict[str, float], settings: TeachSettings) -> None:
-    best = {
-        state: max(value for name, value in probes.items() if name.endswith(f"_{state}"))
-        for state in ("trained", "untrained")
-    }
-    if best["trained"] < settings.min_probe:
-        raise StageError(
-            f"a linear probe on the teacher's features classifies {best['trained']:.3f} of the "
-            f"held-out images, below teach.min_probe={settings.min_probe}; raise teach.steps, or "
-            "lower teach.min_probe if you accept that"
-        )
-    gain = best["trained"] - best["untrained"]
-    if gain < settings.min_gain:
-        raise StageError(
-            f"the linear probe is {gain:.3f} above that of the untrained network "
-            f"({best['trained']:.3f} against {best['untrained']:.3f}), less than "
-            f"teach.min_gain={settings.min_gain}; raise teach.steps, or lower teach.min_gain if "
-            "you accept that"
-        )
 
 
 def _store(
@@ -278,21 +309,25 @@ def _store(
     left = all(path.exists() for path in (done, *(context.work.path / name for name in shapes)))
     if not left:
         done.unlink(missing_ok=True)
-    first = int(done.read_text()) if left else 0
+    first = int(done.read_text(encoding="utf-8")) if left else 0
     arrays = {
         name: open_memmap(
             context.work.path / name, "r+" if first else "w+", np.dtype(settings.precision), shape
         )
         for name, shape in shapes.items()
     }
-    for start, tokens in _passes(teacher.tokens, images, torch.arange(first, count), settings):
+    for start, tokens in probing.passes(
+        teacher.tokens, images, torch.arange(first, count), settings
+    ):
         at = slice(first + start, first + start + len(tokens))
         targets = patch_targets(tokens[:, 1:], grid, teacher.grid, settings.interpolate)
         arrays[PATCHES][at], arrays[TOKENS][at] = targets.numpy(), tokens[:, 0].numpy()
         if (start // settings.batch_size) % 20 == 19 or at.stop == count:
             for array in arrays.values():
                 array.flush()
-            write_atomically(done, lambda path, stop=at.stop: path.write_text(str(stop)))
+            write_atomically(
+                done, lambda path, stop=at.stop: path.write_text(str(stop), encoding="utf-8")
+            )
         context.progress(at.stop, count, "images")
     for name in shapes:
         _place(context.work.path / name, context.path / name)
@@ -315,5 +350,6 @@ STAGE = Stage(
     inputs={"data": Input(Data), "pixels": Input(Data, optional=True)},
     sources=lambda settings: [table.TEACHERS[settings.kind]],
     files=weight_files,
+    estimate="stages.training.expected:teach",
     metrics=lambda node: ("probe_accuracy_*",),
 )

@@ -57,6 +57,14 @@ class TrainOptions(methods.MethodOptions):
         description="parts of a worker's images that go through the network one after the other; "
         "their gradients add up to those of the whole",
     )
+    readers: int | None = unkeyed(
+        None,
+        ge=0,
+        le=256,
+        description="threads of each worker that read the next batches while it trains; 0 reads "
+        "between steps; unset is that on a CPU for small sets of plain arrays, else one for each "
+        "of the worker's cores, at most 8",
+    )
     save_every: int = unkeyed(200, ge=1, description="steps between resumable states")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the network's products; weights stay in float32"
@@ -200,6 +208,7 @@ STAGE = Stage(
         "start": Input(TrainedNetwork, optional=True),
         "spectrum": Input(Spectrum, optional=True),
         "teacher": Input(Teacher, optional=True),
+        "pixels": Input(Data, optional=True),  # that an online teacher looks at, of latents
     },
     sources=lambda settings: [
         table.LOSSES[settings.method],
@@ -210,6 +219,7 @@ STAGE = Stage(
     ],
     needs=_needs,
     workers=_workers,
+    estimate="stages.training.expected:train",
     metrics=_metrics,
     curve_steps=lambda node: node.settings.steps,
 )

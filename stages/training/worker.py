@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stages.training.train import TrainOptions, TrainSettings
 
 ABSCISSA = "training_step"
+# More waiting for data than this is told, once so many seconds were seen.
+WAITING_SHARE, WAITING_SECONDS = 0.1, 30.0
 
 
 def _is_first() -> bool:
@@ -48,46 +50,76 @@ def train_worker(context: Context) -> None:
     from stages.training import loop
 
     settings: TrainSettings = context.settings
-    data, teacher = context.inputs["data"].load(), _teacher(context)
+    data, teacher = context.inputs["data"].load(), context.inputs.get("teacher")
     first = _is_first()
     config = network_config(settings, data, teacher)
     state, log, watch = _start(context, data, config)
-    images = training_images(settings, data)
-    batches = loop.Batches(
+    kept = set(settings.kept_steps)
+    # A training that the alarm has ended stays ended when it is resumed.
+    steps = state.step if watch is not None and watch.stops else settings.steps
+    noticed = False
+    with _batches(context, data, teacher) as batches:
+        loss = _loss(context)
+        check(settings.loss_options, state.network, data, batches)
+        for step in loop.train(state, loss, batches, steps, batches.share):
+            rows = list(log.add(step, batches.waited))
+            keep, save = step.step in kept, step.step % settings.save_every == 0
+            look, stop = watch is not None and watch.due(step.step), False
+            if keep or save or look:
+                log.check(step.step)  # never keep what a broken loss has made
+            if look:
+                if first:
+                    rows += _look(context, watch, log, step.step, state)
+                stop = loop.said_by_first(watch.stops, _device(settings))
+            if first:
+                if rows:
+                    context.points(ABSCISSA, rows)
+                    noticed = noticed or _waits(context, log, batches)
+                if keep or stop:
+                    _keep(context.work.path, step.step, state)
+                if save or stop or step.step == settings.steps:
+                    _save(context, state, log, watch)
+                _tell(context, step.step, log)
+            if stop:
+                break
+
+
+def _batches(context: Context, data: DataSet, teacher: Teacher | None) -> Batches:
+    """The batches of this process, and the threads that read them."""
+    from stages.artifacts import reading
+    from stages.training import loop
+
+    settings: TrainSettings = context.settings
+    images, features = training_images(settings, data), None
+    if teacher is not None:
+        ours, pixels = context.inputs["data"], context.inputs.get("pixels")
+        with raised_as(StageError):
+            features = teacher.of(ours, pixels, images, _device(settings))
+    small = images.small and (features is None or features.small)
+    return loop.Batches(
         images,
         images.labels if settings.conditional and data.num_classes else None,
         settings.batch_size,
         settings.seed,
         _device(settings),
-        teacher and teacher.load(),
+        features,
         # A continued training goes on in the stream of images and noise where its start ended.
         first_step=_steps_before(context),
+        readers=reading.sensible(settings.readers, settings.device, small),
+        end=settings.steps,
     )
-    loss = _loss(context)
-    check(settings.loss_options, state.network, data, batches)
-    kept = set(settings.kept_steps)
-    # A training that the alarm has ended stays ended when it is resumed.
-    steps = state.step if watch is not None and watch.stops else settings.steps
-    for step in loop.train(state, loss, batches, steps, batches.share):
-        rows = list(log.add(step))
-        keep, save = step.step in kept, step.step % settings.save_every == 0
-        look, stop = watch is not None and watch.due(step.step), False
-        if keep or save or look:
-            log.check(step.step)  # never keep what a broken loss has made
-        if look:
-            if first:
-                rows += _look(context, watch, log, step.step, state)
-            stop = loop.said_by_first(watch.stops, _device(settings))
-        if first:
-            if rows:
-                context.points(ABSCISSA, rows)
-            if keep or stop:
-                _keep(context.work.path, step.step, state)
-            if save or stop or step.step == settings.steps:
-                _save(context, state, log, watch)
-            _tell(context, step.step, log)
-        if stop:
-            break
+
+
+def _waits(context: Context, log: LossLog, batches: Batches) -> bool:
+    """Whether the training waits for data for so much of its time that a person was told."""
+    share = log.waits(WAITING_SECONDS)
+    if share <= WAITING_SHARE:
+        return False
+    context.notice(
+        f"training waits {100 * share:.0f} % of its time for data; raise train.readers (of which "
+        f"there are {batches.readers})"
+    )
+    return True
 
 
 def _look(context: Context, watch: Any, log: LossLog, step: int, state: TrainState) -> list[Any]:
@@ -132,20 +164,6 @@ def training_images(settings: TrainSettings, data: DataSet) -> Images:
             "images; lower it"
         )
     return data.train.first(settings.limit)
-
-
-def _teacher(context: Context) -> Teacher | None:
-    """The teacher, if the method aligns with one; StageError where it saw other images."""
-    teacher = context.inputs.get("teacher")
-    if teacher is None:
-        return None
-    facts, ours = teacher.description, context.inputs["data"].description
-    if (facts["data"], facts["num_images"]) != (ours["name"], ours["num_train"]):
-        raise StageError(
-            f"the teacher's features are of {facts['num_images']} images of {facts['data']}, the "
-            f"data are {ours['num_train']} of {ours['name']}; connect a teacher of these data"
-        )
-    return teacher
 
 
 def check(loss: LossOptions, network: nn.Module, data: DataSet, batches: Batches) -> None:
@@ -261,4 +279,5 @@ def _tell(context: Context, step: int, log: LossLog) -> None:
     note += f", ICR {measured[-1]:.4f}" if measured else ""
     context.progress(step, context.settings.steps, "steps", note)
     if step % (10 * log.every) == 0 and note:
-        context.log(f"step {step} of {context.settings.steps}: {note}")
+        waiting = f"{100 * log.waits():.0f} % of the time waiting for data"
+        context.log(f"step {step} of {context.settings.steps}: {note}; {waiting}")

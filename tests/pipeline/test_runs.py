@@ -182,6 +182,59 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(tmp_path):
     assert plan.nodes["number/a"].state == "partial", "it was not waited for"
 
 
+@pytest.mark.parametrize("everybody", [False, True])
+def test_sigterm_ends_it_quietly_as_ctrl_c_does(everybody, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    with (store / "out").open("w") as out:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.toy", "run", "chain", "--store", str(store)),
+                *("a.steps=300", "a.seconds=60"),
+            ],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    wait_for_step(store, 3, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    # Slurm, systemd and the like tell every process of a command.
+    (os.killpg if everybody else os.kill)(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 130, said(store)
+    assert "Traceback" not in said(store)
+    assert "SIGTERM" not in said(store)
+    assert "starting Ray again" not in said(store)
+    assert find("latest", Store(store)).state == "interrupted"
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+def test_odd_surroundings_change_nothing(tmp_path, reference, monkeypatch):
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    home = tmp_path / "home"
+    home.mkdir(mode=0o555)
+    odd = {
+        "CUDA_VISIBLE_DEVICES": "NoDevFiles",
+        "TMPDIR": str(long),
+        "PYTHONOPTIMIZE": "2",
+        "PYTHONIOENCODING": "ascii",
+        "HOME": str(home),
+        "OMP_NUM_THREADS": "many",
+        "http_proxy": "http://192.0.2.1:3128",
+        "RAY_CLIENT_MODE": "1",
+    }
+    for name, value in odd.items():
+        monkeypatch.setenv(name, value)
+    store = tmp_path / "a %41 #ü"
+    out = run(store, "chain")
+    assert f"note: TMPDIR ({long})" in out
+    assert "Ray was lost" not in out
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert payloads(store) == reference()
+    assert sorted(path.name for path in tmp_path.iterdir() if "%" in path.name) == [store.name]
+
+
 def test_two_commands_share_the_work(tmp_path):
     store, marks = tmp_path / "store", tmp_path / "marks"
     arguments = ("wide", "width=3", "a.seconds=1", f"a.marks={marks}", "--jobs", "1")

@@ -170,6 +170,29 @@ def test_memorisation_has_the_error_of_a_share(tmp_path, few, score):
     assert found.error == pytest.approx((share * (1 - share) / 47) ** 0.5)
 
 
+@pytest.mark.parametrize(("among", "expected"), [(0, None), (24, 24)])
+def test_copies_are_sought_among_so_many_images_or_not_at_all(
+    tmp_path, few, extractor, references, among, expected
+):
+    images = torch.cat([few.load().train[:24], few.load().test[:24]])
+    samples = samples_of(tmp_path / "a", images)
+    settings = scoring_features.FeatureSettings(nearest_among=among)
+    given = {"data": few, "extractor": extractor, "samples": samples}
+    features = make(tmp_path / "f", scoring_features.STAGE, settings, **given)
+    name = evaluate.features_node("sample/a")
+    inputs = {"samples": {"sample/a": samples}, "features": {name: features}, **references}
+    at = SETTINGS.revised(num_samples=48)
+    found = values(make(tmp_path / "s", evaluate.STAGE, at, **inputs), "sample/a")
+    if expected is None:
+        assert features.load().neighbours is None
+        assert "memorization_ratio" not in found
+        assert "fid" in found
+        return
+    score = found["memorization_ratio"]
+    assert score.value == memorization.ratio(images, few.load().train[:expected])
+    assert f"among {expected} training images" in str(score.protocol)
+
+
 def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
     """Data of one kind have one name, and Inception one hash whatever the data."""
     images = np.random.default_rng(0).integers(0, 256, (2, 144, 8, 8), np.uint8)

@@ -17,7 +17,7 @@ from pipeline.plan import Request
 from pipeline.store import Store
 from stages.catalog import CATALOG, RECIPES, Bench
 from stages.data import prepare
-from stages.data.image_files import read_npz
+from stages.data.readers import npz
 from stages.data.readers.order import mixed_order
 from stages.recipes.evaluate import external_nodes, name_of
 from stages.scoring import evaluate, external, extractor, features
@@ -31,6 +31,11 @@ def write_images(folder, pixels, suffix="png"):
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{i:03}.{suffix}")
     return folder
+
+
+def read_npz(path) -> np.ndarray:
+    images = npz.pool(path).images
+    return images.take(np.arange(len(images)))
 
 
 def read(folder, path, data, stage=external.STAGE):
@@ -139,8 +144,9 @@ def test_bad_folders_are_refused_in_words(tmp_path, few, monkeypatch):
         monkeypatch.setattr(external, "SHARD_FILES", size)
         with pytest.raises(StageError, match=r"000\.png is 8x8 and 003\.png is 9x8"):
             read(tmp_path / str(size), mixed, few)
-    (mixed / "notes.txt").write_text("x")
-    with pytest.raises(StageError, match=r"not images, the first notes\.txt"):
+    (mixed / "notes.txt").write_text("x")  # passed over, and said
+    (mixed / "a.heic").write_text("x")
+    with pytest.raises(StageError, match=r"not images that can be read, the first a\.heic"):
         read(tmp_path / "3", mixed, few)
     (tmp_path / "bad.npz").write_text("x")
     with pytest.raises(StageError, match=r"not a readable \.npz"):

@@ -398,7 +398,7 @@ def test_what_only_the_data_tell_is_one_sentence(tmp_path, few, monkeypatch):
 
 def test_constant_images(tmp_path):
     np.savez(tmp_path / "c.npz", x_train=np.full((9, 8, 8), 0.5), y_train=np.zeros(9, int))
-    settings = prepare.PrepareSettings(dataset="npz", path=str(tmp_path / "c.npz"))
+    settings = prepare.PrepareSettings(path=str(tmp_path / "c.npz"), range="signed")
     data = make(tmp_path / "data", prepare.STAGE, settings)
     with pytest.raises(StageError, match="do not vary"):
         make(tmp_path / "fit", fit.STAGE, SETTINGS, data=data)

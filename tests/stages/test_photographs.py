@@ -25,11 +25,11 @@ def test_no_pixel_is_on_both_sides(tmp_path, monkeypatch):
     monkeypatch.setattr(sklearn.datasets, "load_sample_images", lambda: bunch)
     loaded = prepared(tmp_path, size=8)
     for part, first, last in ((loaded.train, 0, 60), (loaded.test, 60, 76)):
-        pixels = part.stored[part.labels.numpy() == 0]
+        pixels = part.raw(np.flatnonzero(part.labels == 0)).numpy()
         assert (pixels.min(), pixels.max() + 1) == (first, last)
         corners = pixels[:, 0, 0, 0]
         assert len(set(corners.tolist())) == (last - first - 8) // (4 if first == 0 else 8) + 1
-        down = part.stored[part.labels.numpy() == 1]
+        down = part.raw(np.flatnonzero(part.labels == 1)).numpy()
         assert (down.min(), down.max() + 1) == (0, 60 if first == 0 else 56)
     assert (pixels == pixels[:, :, :1]).all()
     assert (np.diff(pixels[:, 0, 0].astype(int)) == 1).all()
@@ -38,7 +38,7 @@ def test_no_pixel_is_on_both_sides(tmp_path, monkeypatch):
 def test_real_photographs_in_colour_and_grey(tmp_path):
     colour = prepared(tmp_path / "colour", limit=100)
     assert colour.shape == (3, 16, 16)
-    assert colour.train.stored.dtype == np.uint8
+    assert colour.train.raw([0]).dtype == torch.uint8
     assert len(colour.test) == 2 * (427 // 16) * (160 // 16)
     grey = prepared(tmp_path / "grey", limit=100, grey=True)
     assert grey.shape == (1, 16, 16)

@@ -286,7 +286,7 @@ def test_npz(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": np.zeros((3, 8, 8))}, "has no array x_train .it has images"),
+        ({"features": np.zeros((3, 8, 8))}, "has no array x_train .it has features"),
         ({"x_train": np.zeros((9, 8)), "y_train": np.zeros(9, int)}, "give .n, H, W. or"),
         ({"x_train": np.full((9, 8, 8), 2.0), "y_train": np.zeros(9, int)}, r"must lie in \[-1, 1"),
         ({"x_train": np.full((9, 8, 8), np.nan), "y_train": np.zeros(9, int)}, "NaN"),
@@ -363,7 +363,7 @@ def test_what_mlflow_is_told(data):
 
 def test_missing_path_is_one_sentence(tmp_path):
     settings = prepare.PrepareSettings(dataset="npz", path=str(tmp_path / "no.npz"))
-    with pytest.raises(StageError, match=r"no.npz does not exist; it must be the .npz file"):
+    with pytest.raises(StageError, match=r"no.npz does not exist; it must be the .npz or .npy f"):
         prepare.run(context(tmp_path, settings))
 
 
@@ -395,7 +395,7 @@ def test_absent_data_are_told_before_any_work(tmp_path):
     with pytest.raises(UsageError, match="are a folder, and dataset=npz is read from a file; set"):
         key(tmp_path)
     (tmp_path / "x.png").touch()
-    for kind in ("folder", "mnist", "cifar10"):
+    for kind in ("folder", "mnist", "imagenet"):
         settings = prepare.PrepareSettings(dataset=kind, path=str(tmp_path / "x.png"))
         with pytest.raises(UsageError, match=f"are a file, and dataset={kind} is read from a fold"):
             prepare.sources_of(settings)

@@ -102,7 +102,7 @@ def test_cautions_and_floors_are_shown():
 def inputs(tmp_path, few, extractor):
     """A run's inputs whose samples are two held-out images and a copy of training image 7."""
     data = few.load()
-    pixels = np.concatenate([data.test.stored[:2], data.train.stored[7:8]]).repeat(20, axis=0)
+    pixels = np.concatenate([data.test.raw([0, 1]), data.train.raw([7])]).repeat(20, axis=0)
     levels = np.rint(pixels[:, 0] * (255 / 16)).astype(np.uint8)
     np.savez(tmp_path / "set.npz", levels)
     samples = make(
@@ -144,13 +144,13 @@ def test_copies_are_shown_beside_their_training_image(inputs, few):
         top, left = 9 * pixel * row, 9 * pixel * column
         return sheet[top : top + 8 * pixel : pixel, left : left + 8 * pixel : pixel].astype(int)
 
-    copied = np.rint(few.load().train.stored[7, 0] * (255 / 16))
+    copied = np.rint(few.load().train.raw([7])[0, 0].numpy() * (255 / 16))
     for column in range(neighbours.FIRST, neighbours.FIRST + neighbours.NEAREST):
         assert np.abs(shown(0, column) - copied).max() <= 1
         assert np.abs(shown(1, column) - copied).max() <= 1
         assert np.abs(shown(2, column) - copied).max() > 50
-    given = [*few.load().test.stored[:2, 0], few.load().train.stored[7, 0]]
-    first = np.rint(given[mixed_order(60)[0] // 20] * (255 / 16))
+    given = [*few.load().test.raw([0, 1])[:, 0], few.load().train.raw([7])[0, 0]]
+    first = np.rint(given[mixed_order(60)[0] // 20].numpy() * (255 / 16))
     assert np.abs(shown(0, 0) - first).max() <= 1
     assert neighbours.sections(inputs | {"features": {}}, curves) == []
 

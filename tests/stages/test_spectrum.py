@@ -58,7 +58,7 @@ def test_bytes_do_not_depend_on_shards(tmp_path, few, artifact, shard_size):
 
 
 def test_bytes_do_not_depend_on_batches(tmp_path, few, artifact, monkeypatch):
-    monkeypatch.setattr(spectrum, "BATCH", 33)
+    monkeypatch.setattr(spectrum, "BATCH_BYTES", 33 * 8 * 8 * 4)
     other = make(tmp_path, spectrum.STAGE, SETTINGS, data=few)
     assert digests(other.path) == digests(artifact.path)
 
@@ -71,9 +71,10 @@ def test_stored_sums_can_be_added_to_others(few, artifact):
 
 
 def test_some_images_are_evenly_spaced(tmp_path, few):
-    assert spectrum.chosen(10, None) == list(range(10))
-    assert spectrum.chosen(10, 4) == [0, 2, 5, 7]
-    assert spectrum.chosen(3, 4) == [0, 1, 2]
+    assert spectrum.chosen(10, None).tolist() == list(range(10))
+    assert spectrum.chosen(10, 4).tolist() == [0, 2, 5, 7]
+    assert spectrum.chosen(3, 4).tolist() == [0, 1, 2]
+    assert spectrum.chosen(10, 4, 1, 3).tolist() == [2, 5]
     settings = spectrum.SpectrumSettings(num_images=40, shard_size=32)
     found = make(tmp_path, spectrum.STAGE, settings, data=few).load()
     _, power = radial_power(few.load().train[spectrum.chosen(96, 40)])

@@ -16,10 +16,6 @@ from stages.methods import table as names
 from stages.scoring.evaluate import features_node
 from stages.settings.methods import options_of
 
-PLACES = {
-    "imagenet256": ["data.path=latents.npz", "teach.pixels.path=pixels.npz"],
-}
-
 
 def graph(*overrides, preset="digits", recipe="full") -> Graph:
     settings = config.resolve(CATALOG, preset, overrides).settings
@@ -143,16 +139,17 @@ def test_steps_move_the_checkpoints():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_preset_gives_every_recipe(preset, recipe):
     path = ["evaluate.path=samples"] if recipe == "evaluate" else []
-    settings = config.resolve(CATALOG, preset, [*path, *PLACES.get(preset, ())]).settings
-    if settings.data.latent and recipe not in ("train", "evaluate"):
+    settings = config.resolve(CATALOG, preset, path).settings
+    if settings.is_latent and recipe == "csflow":
+        with pytest.raises(UsageError, match=r"latents\.autoencoder and CSFlow contradict"):
+            RECIPES[recipe](settings)
         return
     assert len(RECIPES[recipe](settings)) >= 2
 
 
-@pytest.mark.parametrize("preset", PLACES)
-def test_presets_of_data_to_place_ask_for_their_path(preset):
+def test_data_to_place_ask_for_their_path():
     with pytest.raises(UsageError, match=r"needs path: set data.path to where it is"):
-        graph(preset=preset, recipe="train")
+        graph("data.dataset=folder", recipe="train")
 
 
 def test_one_patch_is_refused_where_alignment_is_diagnosed():
@@ -176,8 +173,11 @@ def test_latents_need_their_pixels():
         graph("data.dataset=npz", "data.path=x.npz", "data.latent=true", recipe="train")
 
 
-def test_latents_are_trained_on_and_not_scored():
-    settings = config.resolve(CATALOG, "imagenet256", PLACES["imagenet256"]).settings
+def test_latents_without_their_autoencoder_are_trained_on_and_not_scored():
+    given = ["data.dataset=npz", "data.path=x.npz", "data.latent=true", "data.size=null"]
+    given += ["data.crop=null"]
+    given += ["latents.autoencoder=null", "teach.pixels.dataset=npz", "teach.pixels.path=y.npz"]
+    settings = config.resolve(CATALOG, "imagenet256", given).settings
     names = [node.name for node in RECIPES["train"](settings)]
     assert not [name for name in names if name.startswith(("evaluate", "features", "extractor"))]
     assert {"prepare/pixels", "teach", "train/maskalign", "diagnose/maskalign"} <= {*names}

@@ -18,6 +18,10 @@ from tests.stages.conftest import TEACH
 from tests.stages.context import digests, make
 
 
+def network_of(data):
+    return contrastive._network(contrastive._config(TEACH, data), TEACH.seed)
+
+
 def test_features_are_the_network_s_on_the_student_s_grid(few, teacher):
     facts, features = teacher.description, teacher.load()
     assert (facts["grid"], facts["teacher_grid"], facts["width"]) == ([2, 2], [2, 2], 16)
@@ -28,7 +32,7 @@ def test_features_are_the_network_s_on_the_student_s_grid(few, teacher):
     # Again from the stored weights.
     from safetensors.torch import load_file
 
-    network = contrastive._network(TEACH, few.load()).eval()
+    network = network_of(few.load()).eval()
     network.load_state_dict(load_file(teacher.path / contrastive.WEIGHTS))
     with torch.no_grad():
         expected = network.tokens(few.load().train[np.array([7, 3])])
@@ -38,7 +42,7 @@ def test_features_are_the_network_s_on_the_student_s_grid(few, teacher):
 
 def test_the_probe_is_of_held_out_images(few, teacher):
     data, features = few.load(), teacher.load()
-    network = contrastive._network(TEACH, data).eval()
+    network = network_of(data).eval()
     with torch.no_grad():
         train, test = (network.tokens(part[slice(None)])[:, 0] for part in (data.train, data.test))
     untrained = probe_accuracy(train, data.train.labels, test, data.test.labels)

@@ -1,7 +1,5 @@
 """Training: exact resumption, NaN losses, draws and order by (seed, step, index), checkpoints."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +12,7 @@ from stages.training import loop, resume, run, train, worker
 from tests.stages import losses
 from tests.stages.conftest import TINY, trained_in
 from tests.stages.context import context, digests, make
+from tests.stages.disks import Held
 
 
 @pytest.fixture
@@ -140,17 +139,17 @@ def test_checkpoints_hold_the_moving_average(few, model):
 
 def test_every_epoch_shows_every_image_once():
     images = torch.arange(10.0)[:, None, None, None]
-    batches = loop.Batches(images, torch.arange(10), 4, seed=3)
+    batches = loop.Batches(Held(images), torch.arange(10), 4, seed=3)
     shown = torch.cat([batches(step).labels for step in range(10)]).view(4, 10)
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in shown)
     assert len({tuple(epoch.tolist()) for epoch in shown}) == 4
     assert torch.equal(batches(7).images[:, 0, 0, 0].long(), batches(7).labels)
-    other = loop.Batches(images, torch.arange(10), 4, seed=4)
+    other = loop.Batches(Held(images), torch.arange(10), 4, seed=4)
     assert not torch.equal(shown[0, :8].view(2, 4)[0], other(0).labels)
 
 
 def test_workers_share_the_global_batch(monkeypatch):
-    images = torch.randn(12, 1, 8, 8)
+    images = Held(torch.randn(12, 1, 8, 8))
     batches = loop.Batches(images, torch.arange(12) % 10, 6, seed=0)
     whole = [batches(step) for step in range(3)]
     assert all(torch.equal(batch.draws.indices, torch.arange(6)) for batch in whole)
@@ -164,21 +163,6 @@ def test_workers_share_the_global_batch(monkeypatch):
             assert torch.equal(part.labels, whole[step].labels[share])
             noise = whole[step].draws.noise((1, 8, 8))[share]
             assert torch.equal(part.draws.noise((1, 8, 8)), noise)
-
-
-def test_batches_read_ahead_are_the_same(monkeypatch):
-    """As for a GPU, whose memory this stands for."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    images = torch.randn(12, 1, 8, 8)
-    plain, ahead = (loop.Batches(images, torch.arange(12) % 10, 6, seed=0) for _ in range(2))
-    ahead._thread = ThreadPoolExecutor(1)
-    for step in (0, 1, 2, 7, 8, 3):  # a resumed training begins anywhere
-        ours, theirs = ahead(step), plain(step)
-        assert torch.equal(ours.images, theirs.images)
-        assert torch.equal(ours.labels, theirs.labels)
-        assert ours.draws.step == theirs.draws.step
-        assert torch.equal(ours.draws.indices, theirs.draws.indices)
-        assert set(ahead._ahead) == {step + 1}
 
 
 def test_the_learning_rate_may_fall_along_a_cosine():

@@ -13,8 +13,8 @@ import torch
 from pipeline.errors import StageError
 from stages.artifacts import network as network_artifact
 from stages.settings.networks import NetworkSettings, config_of
-from stages.training import loop, run, train
-from tests.stages.conftest import TINY, trained_in
+from stages.training import loop, run, teach, train
+from tests.stages.conftest import TEACH, TINY, trained_in
 from tests.stages.context import context, digests, make
 
 # One group: all of them share a Ray and its two CPUs.
@@ -47,15 +47,22 @@ def reduced_gradient(data, teacher) -> torch.Tensor:
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.2, generator=generator)
-    batches = loop.Batches(dataset.train, dataset.train.labels, 20, 0, teacher=teacher.load())
+    features = teacher.of(data, images=dataset.train)
+    batches = loop.Batches(dataset.train, dataset.train.labels, 20, 0, teacher=features, readers=2)
     loss = MASKED.maskalign.loss(0.1, None)
     model = loop._replicated(network)
-    loop.backward(model, loss, batches(3), loop.Optimization(1e-3, accumulate=2), batches.share)
+    with batches:
+        how = loop.Optimization(1e-3, accumulate=2)
+        loop.backward(model, loss, batches(3), how, batches.share)
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
-def test_two_workers_reduced_gradients_are_those_of_one(tmp_path, few, teacher):
-    """Masks, times and noise are drawn by seed, step and sample."""
+@pytest.mark.parametrize("mode", ["stored", "online"])
+def test_two_workers_reduced_gradients_are_those_of_one(tmp_path, few, teacher, mode):
+    """Masks, times and noise are drawn by seed, step and sample. A teacher online: each worker asks
+    its own for the features of its part."""
+    if mode == "online":
+        teacher = make(tmp_path / "teach", teach.STAGE, TEACH.revised(mode=mode), data=few)
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

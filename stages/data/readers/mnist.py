@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.data.readers.source import InMemory, Part, Source, required
+from stages.data.recognised import mnist_folder
 
 UNSIGNED_BYTES = 0x08
 STEMS = {"train": "train", "test": "t10k"}
@@ -17,6 +18,7 @@ STEMS = {"train": "train", "test": "t10k"}
 def read(settings) -> Source:
     """`settings.path`: the folder with train-images-idx3-ubyte and its three companions."""
     folder = required(settings.path, "mnist", "folder of the IDX files")
+    folder = mnist_folder(folder) or folder
     train, test = (
         Part(
             InMemory(read_idx(_file(folder, f"{stem}-images-idx3-ubyte"), 3)[:, None]),
@@ -28,7 +30,8 @@ def read(settings) -> Source:
 
 
 def _file(folder: Path, name: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
+    names = (name, name.replace("-idx", ".idx"))  # torchvision's, and as some archives unpack
+    for candidate in (folder / f"{n}{end}" for n in names for end in ("", ".gz")):
         if candidate.is_file():
             return candidate
     raise ValueError(f"{name} (or {name}.gz) is not in {folder}; place MNIST's four files there")

@@ -1,81 +1,204 @@
-"""A NumPy archive with the arrays `x_train`, `y_train` and, if it has a split, `x_test`, `y_test`;
-data without labels leave the y out.
+"""NumPy archives and arrays: Keras' x_train, y_train, x_test, y_test, MedMNIST's train_images,
+guided diffusion's arr_0 and arr_1, images and labels, one .npy with its labels beside it.
 
-Images are (n, H, W) or (n, H, W, channels), uint8 in 0..255 or floating point in [-1, 1]; labels
-are integers from 0. Object arrays are refused: nothing is unpickled.
+Object arrays are refused: nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 
-from stages.data.image_files import read_arrays
+from stages.data.readers.arrays import Range, Stack, latents_of, pixels_of
+from stages.data.readers.labels import class_numbers, numbered_names
+from stages.data.readers.mapped import FileArray, open_npy, open_npz
 from stages.data.readers.order import mixed
-from stages.data.readers.source import InMemory, Part, Source, required, split
+from stages.data.readers.source import (
+    Listing,
+    Part,
+    Source,
+    number_held_out,
+    refuse_held_out,
+    required,
+    split,
+)
+from stages.data.readers.tree import side_of
+from stages.data.recognised import beside
+
+IMAGES = frozenset(
+    [
+        "x",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "data",
+        "pixels",
+        "samples",
+        "sample",
+        "latents",
+        "latent",
+    ]
+)
+LABELS = frozenset(["y", "label", "labels", "target", "targets", "class", "classes"])
+
+
+@dataclass
+class Pair:
+    """The arrays of one side by their names."""
+
+    images: str | None = None
+    labels: str | None = None
 
 
 def read(settings) -> Source:
     """`settings.path`: the file. Without a test pair `settings.held_out` images (default: a
-    sixth) are held out. Both parts are in an order of numpy's RandomState(0), with a split of
-    their own too, since archives are often sorted by class."""
-    path = required(settings.path, "npz", ".npz file")
-    arrays = read_arrays(path)
-    train = _pair(arrays, "train", path)
-    class_names = _class_names(train.labels)
-    if "x_test" in arrays or "y_test" in arrays:
-        if settings.held_out is not None:
-            raise ValueError(
-                f"data.held_out is {settings.held_out}, but {path.name} holds its own x_test; "
-                "leave data.held_out unset"
-            )
-        test = _pair(arrays, "test", path)
-        if len(test) and (highest := test.labels.max()) >= len(class_names):
-            raise ValueError(f"y_test holds label {highest}, which no image of x_train has")
-        train, test = mixed(train), mixed(test)
-    else:
-        number = len(train) // 6 if settings.held_out is None else settings.held_out
-        train, test = split(train, number)
-    return Source(train, test, class_names)
+    sixth, at most 10,000) are held out. Both parts are in an order of numpy's RandomState(0), with
+    a split of their own too, since archives are often sorted by class. Data without labels leave
+    the y out."""
+    path = required(settings.path, "npz", ".npz or .npy file")
+    arrays, passed = _arrays(path)
+    pairs = paired(arrays, str(path))
+    said = [f"passed over {', '.join(passed)}"] if passed else []
+    train = _part(arrays, pairs["train"], settings, path)
+    names = _names(train, arrays, pairs["train"], path)
+    others = [side for side in ("test", "val") if side in pairs]
+    if not others:
+        parts = split(train[0], number_held_out(settings, len(train[0])))
+        return Source(*parts, names, said="; ".join([*said, _how(train[1])]))
+    refuse_held_out(settings, f"its own {pairs[others[0]].images}")
+    test = _part(arrays, pairs[others[0]], settings, path, train[1].range)
+    _check_sides(train, test, names, pairs["train"], pairs[others[0]])
+    said += [f"{pairs[side].images} passed over" for side in others[1:]]
+    said.append(_how(train[1]))
+    return Source(mixed(train[0]), mixed(test[0]), names, said="; ".join(said))
 
 
-def _class_names(labels: np.ndarray) -> tuple[str, ...]:
-    """Of 0 to the highest label. Raises ValueError for a class without an image, which would be
-    sampled though it was never trained."""
-    present = np.unique(labels)
-    gaps = np.flatnonzero(present != np.arange(len(present)))
-    if len(gaps):
+def pool(path: Path, like: tuple[int, int, int] | None = None) -> Listing:
+    """The one array of images of a file, as samples come; `like`: (C, H, W) of the data."""
+    arrays, _ = _arrays(path)
+    stacks = {n: a for n, a in arrays.items() if len(a.shape) in (3, 4)}
+    if len(stacks) != 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ValueError(
-            f"y_train holds label {present[gaps[0]]} but none of {gaps[0]}; number the classes 0, "
-            "1, 2, ... without gaps, and leave out images that have no class"
+            f"{path} holds {len(stacks)} arrays of images ({shapes or 'it is empty'}); give one of "
+            "shape (n, H, W), (n, H, W, C) or (n, C, H, W)"
         )
-    return tuple(str(label) for label in present)
+    ((name, array),) = stacks.items()
+    images = pixels_of(array, f"{name} in {path}", like=like, overshoot=0.5, told=False)
+    return Listing(images, [f"image {index}" for index in range(len(images))])
 
 
-def _pair(arrays: dict[str, np.ndarray], part: str, path) -> Part:
-    if f"x_{part}" not in arrays:
+def _arrays(path: Path) -> tuple[dict[str, FileArray], list[str]]:
+    """Arrays by name, and the names of those that are no images and no labels."""
+    if path.suffix.lower() != ".npy":
+        arrays = open_npz(path)
+        known = {name: a for name, a in arrays.items() if _role(name) is not None}
+        return arrays, sorted(arrays.keys() - known.keys())
+    arrays = {"x": open_npy(path)}
+    for labels in beside(path, "npz"):
+        arrays["y"] = open_npy(labels)
+    return arrays, []
+
+
+def _role(name: str) -> tuple[str, str] | None:
+    """(side, images or labels) that an array's name stands for; None for another."""
+    if name in ("arr_0", "arr_1"):
+        return "train", "images" if name == "arr_0" else "labels"
+    tokens = [token for token in re.split(r"[^a-z]+", name.lower()) if token]
+    what = {t: "images" for t in tokens if t in IMAGES} | {
+        t: "labels" for t in tokens if t in LABELS
+    }
+    rest = [token for token in tokens if token not in what]
+    side = side_of(" ".join(rest)) if rest else "train"
+    # `train_data` are images, `train` alone too.
+    kinds = set(what.values()) or ({"images"} if rest and side else set())
+    return (side, kinds.pop()) if side and len(kinds) == 1 else None
+
+
+def paired(arrays: dict[str, FileArray], path: str) -> dict[str, Pair]:
+    """The images and labels of each side. Raises ValueError where a side lacks what another has,
+    or has it twice."""
+    pairs: dict[str, Pair] = {}
+    for name in arrays:
+        if (role := _role(name)) is None:
+            continue
+        side, kind = role
+        pair = pairs.setdefault(side, Pair())
+        if (other := getattr(pair, kind)) is not None:
+            raise ValueError(
+                f"{path} has both {other} and {name}, which both stand for the {kind} of "
+                f"{side}; keep one of them"
+            )
+        setattr(pair, kind, name)
+    if "train" not in pairs or pairs["train"].images is None:
         raise ValueError(
-            f"{path} has no array x_{part} (it has {', '.join(arrays) or 'none'}); images go "
+            f"{path} has no array x_train (it has {', '.join(arrays) or 'none'}); images go "
             "into x_train, labels into y_train"
         )
-    images = arrays[f"x_{part}"]
+    for side, pair in pairs.items():
+        if pair.images is None:
+            raise ValueError(f"{path} has {pair.labels} without images x_{side}; add or remove it")
+        if (pair.labels is None) != (pairs["train"].labels is None):
+            held, lacks = ("train", side) if pair.labels is None else (side, "train")
+            raise ValueError(
+                f"{path} has {pairs[held].labels} and no labels of {pairs[lacks].images}: "
+                f"y_{lacks} is missing; give labels of both sides, or of neither"
+            )
+    return pairs
+
+
+Loaded = tuple[Part, "Stack", "tuple[str, ...] | None"]
+
+
+def _part(
+    arrays: dict[str, FileArray], pair: Pair, settings, path: Path, like: Range | None = None
+) -> Loaded:
+    """like: what the values of the other side are, which a few dark images need not show."""
+    images = arrays[pair.images]
+    if len(images.shape) not in (3, 4):
+        raise ValueError(f"{pair.images} has shape {images.shape}; give (n, H, W) or (n, H, W, C)")
+    count, names = images.shape[0], None
     # Without labels all images are of one class, and training is unconditional.
-    labels = arrays.get(f"y_{part}", np.zeros(len(images), np.int64))
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4:
-        raise ValueError(f"x_{part} has shape {images.shape}; give (n, H, W) or (n, H, W, C)")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    labels = np.zeros(count, np.int64)
+    if pair.labels is not None:
+        labels, names = class_numbers(arrays[pair.labels].array, pair.labels)
+    if len(labels) != count:
         raise ValueError(
-            f"y_{part} has shape {labels.shape} and type {labels.dtype}; give one integer each"
-        )
-    if len(labels) != len(images):
-        raise ValueError(
-            f"x_{part} holds {len(images)} images and y_{part} {len(labels)} labels; give one "
+            f"{pair.images} holds {count} images and {pair.labels} {len(labels)} labels; give one "
             "label an image"
         )
-    if len(labels) and labels.min() < 0:
-        raise ValueError(f"y_{part} holds {labels.min()}; labels count from 0")
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32)
-    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return Part(InMemory(images), labels.astype(np.int64))
+    what = f"{pair.images} in {path}"
+    if settings.latent:
+        stack = latents_of(images, what, settings.axes)
+    else:
+        stack = pixels_of(images, what, settings.axes, settings.range or like)
+    return Part(stack, labels), stack, names
+
+
+def _names(train: Loaded, arrays, pair: Pair, path: Path) -> tuple[str, ...]:
+    part, _, names = train
+    return names or numbered_names(part.labels, pair.labels or pair.images)
+
+
+def _check_sides(train: Loaded, test: Loaded, names, ours: Pair, theirs: Pair) -> None:
+    if train[2] != test[2]:
+        raise ValueError(f"{ours.labels} and {theirs.labels} do not hold the same class names")
+    labels = test[0].labels
+    if len(labels) and (highest := labels.max()) >= len(names):
+        raise ValueError(
+            f"{theirs.labels} holds label {highest}, which no image of {ours.images} has"
+        )
+    if train[1].dtype != test[1].dtype:
+        raise ValueError(
+            f"{ours.images} and {theirs.images} are read as {train[1].dtype} and {test[1].dtype}; "
+            "store both in one type and range"
+        )
+
+
+def _how(stack: Stack) -> str:
+    how = "" if stack.convert in ("as they are", "float32") else f", values: {stack.convert}"
+    return f"read as ({stack.axes}){how}"

@@ -6,6 +6,7 @@ holds places and small tables, never the pixels of a large set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -91,22 +92,89 @@ class Part:
 
 
 @dataclass(frozen=True)
+class LatentFacts:
+    """What is known of latents that a reader gives.
+
+    The network sees (z - shift) * scaling, each a number or one a channel. autoencoder: its name
+    and the values of the pixels that it encoded, in words.
+    """
+
+    autoencoder: str = "unknown"
+    pixel_range: str = "unknown"
+    scaling: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+
+
+@dataclass(frozen=True)
 class Source:
-    """A data set as read. white: the uint8 value that becomes 1 (0 becomes -1). said: what was
-    read and what was passed over, in words, for the log."""
+    """A data set as read.
+
+    white: the uint8 value that becomes 1 (0 becomes -1). said: what was read and what was passed
+    over, in words, for the log. latents: set where the images are means and standard deviations of
+    an autoencoder's latents, whose `take` gives (k, 2, C, h, w). scratch: a folder of copies, to be
+    removed when the images are no longer read.
+    """
 
     train: Part
     test: Part
     class_names: tuple[str, ...]
     white: int = 255
     said: str = ""
+    latents: LatentFacts | None = None
+    scratch: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images without a split, as samples come. names: of each. said: what was passed over."""
+
+    images: Pixels | Encoded
+    names: Sequence[str]
+    said: str = ""
+    scratch: str | None = None
+
+
+LARGEST_HELD_OUT = 10_000
+ASKED_FROM = 1_000_000
+
+
+def number_held_out(settings, count: int) -> int:
+    """How many of `count` images to hold out of data without a split of its own: as
+    `settings.held_out` says, else a sixth, at most 10,000.
+
+    Raises ValueError where it is unset and there are a million or more, of which none is taken from
+    training without being asked for.
+    """
+    if settings.held_out is not None:
+        return settings.held_out
+    if count >= ASKED_FROM:
+        raise ValueError(
+            f"the data hold {count:,} images and no held-out ones, and none is taken from training "
+            "unasked; set data.held_out, such as data.held_out=10000"
+        )
+    return min(count // 6, LARGEST_HELD_OUT)
+
+
+def refuse_held_out(settings, what: str) -> None:
+    """Raise ValueError where a number to hold out is set of data with a split of their own."""
+    if settings.held_out is not None:
+        raise ValueError(
+            f"data.held_out is {settings.held_out}, but {settings.path} has {what}; leave "
+            "data.held_out unset"
+        )
+
+
+def untrained(labels: np.ndarray, num_classes: int) -> list[int]:
+    """Classes without an image among these."""
+    count = np.bincount(labels, minlength=num_classes)
+    return np.flatnonzero(count == 0).tolist() if num_classes > 1 else []
 
 
 def split(pool: Part, num_held_out: int) -> tuple[Part, Part]:
     """Training and held-out images of a data set without a split of its own.
 
     The order is numpy's RandomState(0).permutation, whatever the run's seed; the last
-    `num_held_out` are held out.
+    `num_held_out` are held out. Raises ValueError where a class is left without a training image.
     """
     if not 1 <= num_held_out < len(pool):
         raise ValueError(
@@ -115,7 +183,16 @@ def split(pool: Part, num_held_out: int) -> tuple[Part, Part]:
         )
     order = np.random.RandomState(SPLIT_SEED).permutation(len(pool))
     cut = len(pool) - num_held_out
-    return pool[order[:cut]], pool[order[cut:]]
+    train, test = pool[order[:cut]], pool[order[cut:]]
+    lost = set(test.labels.tolist()) - set(train.labels.tolist())
+    if lost:
+        label = min(lost)
+        count = int((test.labels == label).sum())
+        raise ValueError(
+            f"class number {label} has {count} images and all are among the held-out ones: it "
+            "would be sampled, never trained; leave the class out, or set another data.held_out"
+        )
+    return train, test
 
 
 def required(path: str | None, dataset: str, kind: str) -> Path:

@@ -14,7 +14,14 @@ from pipeline.graph import Node
 from stages.data.options import HELD_OUT
 from stages.methods import table
 from stages.papers.icr import scan
-from stages.recipes.nodes import curve, extractor_nodes, prepare_nodes, seed_suffix, settings_of
+from stages.recipes.nodes import (
+    curve,
+    data_node,
+    extractor_nodes,
+    prepare_nodes,
+    seed_suffix,
+    settings_of,
+)
 from stages.sampling import sample
 from stages.sampling.sample import SampleSettings
 from stages.settings.scans import ScannedOptions, ScanSettings
@@ -105,7 +112,7 @@ def _given(bench: Bench, path: str, name: str) -> list[Node]:
     settings = CheckpointSettings(path=path, setting="icr.paths", scanned=scanned)
     facts = _facts_of(settings)
     tags = {"method": str(facts.get("method", "given")), "path": path}
-    inputs = {"data": "prepare"}
+    inputs = {"data": data_node(bench)}
     where = bench.resources.checkpoint
     given = Node(f"checkpoint/{name}", checkpoint.STAGE, settings, inputs, where, tags)
     grid = "edm" if facts.get("network") in table.EDM_NETWORKS else "uniform_t"
@@ -117,7 +124,7 @@ def _facts_of(settings: CheckpointSettings) -> Mapping[str, Any]:
     """model.json of a network given by path. Raises UsageError for one that cannot be scanned."""
     file, *_ = checkpoint.sources_of(settings)
     try:
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"icr.paths: {file} is not JSON ({error})") from error
     if not isinstance(facts, dict):
@@ -138,7 +145,7 @@ def _scans_to_come(bench: Bench, *components: int | None) -> tuple[ScannedOption
 
 def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
     """`train/MODEL` on the first `limit` images; where it runs is train's."""
-    options, size = bench.icr.train, bench.data.image_size
+    options, (size, _) = bench.icr.train, bench.network_shape
     if size is not None and size % options.network.divisor:
         raise UsageError(
             f"icr.train.network.multipliers={options.network.multipliers} halves the images' side "
@@ -147,6 +154,8 @@ def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
         )
     rich = model.startswith(RICH)
     setting, most = "icr.train.limit" if rich else "icr.limited", bench.data.most_train
+    if most is not None and bench.latents.flips:
+        most *= 2
     if limit is not None and most is not None and limit > most:
         raise UsageError(
             f"{setting}={limit} is above the {most} training images that data.dataset="
@@ -160,7 +169,7 @@ def _train_node(bench: Bench, model: str, limit: int | None, seed: int) -> Node:
     settings = TrainSettings.model_validate(options.model_dump() | where | changed)
     tags = {"method": settings.method, "data": "all" if limit is None else f"{limit} images"}
     tags |= {"seed": str(seed)}
-    inputs = {"data": "prepare"}
+    inputs = {"data": data_node(bench)}
     return Node(f"train/{model}", train.STAGE, settings, inputs, bench.resources.train, tags)
 
 
@@ -206,7 +215,7 @@ def _scan_node(
     bench: Bench, name: str, model: Node, more: Mapping[str, Any] | None = None, **inputs: str
 ) -> Node:
     settings = settings_of(ScanSettings, bench.scan, **more or {})
-    inputs = {"model": model.name, "data": "prepare", **inputs}
+    inputs = {"model": model.name, "data": data_node(bench), **inputs}
     return Node(name, scan.STAGE, settings, inputs, bench.resources.scan, model.tags)
 
 

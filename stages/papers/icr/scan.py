@@ -48,7 +48,7 @@ def run(context: Context) -> Result:
     rows = [replace(row, step=before + row.step) for row in _rows(context, items)]
     rows = summary.with_scores(rows, context.inputs.get("scores"))
     facts = summary.facts_of(settings, rows, model, data)
-    (context.path / FILE).write_text(json.dumps(facts, indent=1))
+    (context.path / FILE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for line in summary.lines_of(facts, rows):
         context.log(line)
     return Result(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.diagnosis import FILE, Diagnosis, Measured
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stages.artifacts.data import DataSet
-    from stages.artifacts.teacher import TeacherFeatures
+    from stages.artifacts.teacher import OnlineTeacher, TeacherFeatures
     from stages.methods.diagnostics import Heatmap
     from stages.methods.losses import Batch
 
@@ -58,7 +58,11 @@ def run(context: Context) -> Result:
     """Measure every checkpoint on the same images, times, noise and masks."""
     settings: DiagnoseSettings = context.settings
     model, data = context.inputs["model"].load(), context.inputs["data"].load()
-    features = context.inputs["teacher"].load()
+    pixels = context.inputs.get("pixels")
+    with raised_as(StageError):
+        features = context.inputs["teacher"].of(
+            context.inputs["data"], pixels, data.train, settings.device
+        )
     aligned = [method for method in table.LOSSES if options_of(method).uses_teacher]
     if model.method not in aligned:
         raise StageError(
@@ -79,7 +83,7 @@ def run(context: Context) -> Result:
         )
         context.log(_line(diagnoses[-1]))
     lines = [asdict(measured) for measured in diagnoses]
-    (context.path / FILE).write_text(json.dumps(lines, indent=1, sort_keys=True))
+    (context.path / FILE).write_text(json.dumps(lines, indent=1, sort_keys=True), encoding="utf-8")
     return Result(
         metrics=dict(_metrics(diagnoses[-1])),
         curves=[(name, m.step, value) for m in diagnoses for name, value in _metrics(m)],
@@ -119,7 +123,10 @@ def measure(
 
 
 def _batches(
-    data: DataSet, features: TeacherFeatures, network: nn.Module, settings: DiagnoseSettings
+    data: DataSet,
+    features: TeacherFeatures | OnlineTeacher,
+    network: nn.Module,
+    settings: DiagnoseSettings,
 ) -> Iterator[Batch]:
     """Blocks of the first images with their teacher features, for every draw; all full. Labels for
     a network that was trained with them."""
@@ -205,7 +212,12 @@ STAGE = Stage(
     settings=DiagnoseSettings,
     output=Diagnosis,
     run="stages.papers.maskalign.diagnose:run",
-    inputs={"model": Input(TrainedNetwork), "data": Input(Data), "teacher": Input(Teacher)},
+    inputs={
+        "model": Input(TrainedNetwork),
+        "data": Input(Data),
+        "teacher": Input(Teacher),
+        "pixels": Input(Data, optional=True),
+    },
     sources=lambda settings: ["stages.nets.sit:SiT"],
     metrics=lambda node: METRICS,
 )

@@ -13,13 +13,13 @@ from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
 from stages.recipes.nodes import (
-    TEACH,
+    data_node,
     extractor_nodes,
-    needs_teacher,
     prepare_nodes,
     seed_suffix,
     settings_of,
     step_curve,
+    teacher_inputs,
     train_node,
 )
 from stages.sampling import sample
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 def recipe(bench: Bench) -> list[Node]:
     """Training in depth: every method from several seeds, MaskAlign's parts taken away."""
-    # Latents would have to be decoded before they could be scored.
-    scorers = [] if bench.data.latent else extractor_nodes(bench)
+    # Latents are decoded before they are scored, which takes the autoencoder.
+    scored = not bench.is_latent or bench.latents.autoencoder is not None
+    scorers = extractor_nodes(bench) if scored else []
     compared = compared_nodes(bench, with_scores=bool(scorers))
     return [*prepare_nodes(bench), *scorers, *compared]
 
@@ -71,7 +72,7 @@ def training(
 
 def diagnosis(bench: Bench, method: str, seed: int) -> Node:
     """Heatmaps and gap of `train/METHOD`. Raises UsageError where an image is one patch."""
-    size, patch = bench.data.image_size, bench.train.network.patch
+    (size, _), patch = bench.network_shape, bench.train.network.patch
     if size is not None and size // patch < 2:
         raise UsageError(
             f"train.network.patch={patch} makes an image of {size} pixels a side one patch, "
@@ -82,7 +83,7 @@ def diagnosis(bench: Bench, method: str, seed: int) -> Node:
         f"diagnose/{name}",
         diagnose.STAGE,
         settings_of(DiagnoseSettings, bench.diagnose, seed=bench.seed),
-        {"model": f"train/{name}", "data": "prepare", "teacher": TEACH},
+        {"model": f"train/{name}", "data": data_node(bench), **teacher_inputs(bench, method)},
         bench.resources.diagnose,
         tags={"method": method, "seed": str(seed)},
     )
@@ -111,7 +112,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
                 node = training(bench, method, method, seed, scored)
             steps, seeds = node.settings.kept_steps, range(seed, seed + bench.sample.num_seeds)
             added += [node, *step_curve(bench, method, method, steps, seeds, trained=seed)]
-        if needs_teacher(method):
+        if teacher_inputs(bench, method):
             added.append(diagnosis(bench, method, seed))
     return added
 
@@ -127,7 +128,7 @@ def compared_nodes(bench: Bench, with_scores: bool) -> list[Node]:
     for seed in seeds:
         for method in options.methods:
             nodes.append(training(bench, method, method, seed))
-            if needs_teacher(method):
+            if teacher_inputs(bench, method):
                 nodes.append(diagnosis(bench, method, seed))
     for method in options.methods:
         steps = training(bench, method, method, bench.seed).settings.kept_steps

@@ -177,7 +177,8 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
             f"{settings.source}; lower num_images"
         )
     items = shards.shards(settings.num_images, settings.block_size, settings.shard_size)
-    parts = context.map(products, items, model, settings, levels, clean, teacher)
+    taught = (teacher, context.inputs.get("pixels"))
+    parts = context.map(products, items, model, settings, levels, clean, *taught)
     total = sum(block for blocks, _ in parts for block in blocks)
     gammas = gammas_from_products(total, levels, settings.solver, clip=settings.clip)
     return gammas, sum(seconds for _, seconds in parts)
@@ -202,12 +203,8 @@ def _teacher(context: Context, token_width: int) -> Teacher | None:
             "one beside the image; connect the input 'teacher' to the teacher it was trained with, "
             "or set target=trajectory, which needs noise only"
         )
-    facts, ours = teacher.description, context.inputs["data"].description
-    if (facts["data"], facts["num_images"]) != (ours["name"], ours["num_train"]):
-        raise ValueError(
-            f"the teacher's features are of {facts['num_images']} images of {facts['data']}, the "
-            f"data are {ours['num_train']} of {ours['name']}; connect a teacher of these data"
-        )
+    teacher.check(context.inputs["data"], context.inputs.get("pixels"))
+    facts = teacher.description
     if facts["width"] != token_width:
         raise ValueError(
             f"the teacher's class tokens have width {facts['width']}, the model's {token_width}; "
@@ -228,28 +225,32 @@ def products(
     levels: Tensor,
     clean: Data | Samples,
     teacher: Teacher | None = None,
+    pixels: Data | None = None,
 ) -> tuple[list[Tensor], float]:
     """Sums over each block of a shard's images of what gamma is made of, (num_steps, 2) float64,
     and what the network took. Shards of any size so give the same sum, to the last bit.
 
-    teacher: has the clean class tokens, where the model carries one beside the image.
+    teacher: has the clean class tokens, where the model carries one beside the image. pixels: as
+    it looks at the images, where these are latents.
     """
     from stages.methods.stein import residual_products
 
     problem, _ = sampling_problem.problem(model, settings, settings.step)
+    device = settings.device
+    taught = None if teacher is None else teacher.of(clean, pixels, device=device)
     first, last = shard
     sums = []
     for begin, end in shards.blocks(last - first, settings.block_size):
         block = (first + begin, first + end)
         which = _chosen(clean, block, settings)
         images, labels = _images(clean, which)
-        if teacher is not None:
-            images = problem.packing.pack(images, teacher.load().batch(which)[1])
-        denoiser = problem.denoiser(labels.to(settings.device))
+        if taught is not None:
+            images = problem.packing.pack(images, taught.batch(which)[1])
+        denoiser = problem.denoiser(labels.to(device))
         # A stream of its own: where the images are the model's own samples, noise that repeats
         # what they were made from would make the model look perfect.
         generator = sampling_problem.stream(settings.seed, "calibration", block[0])
-        state = images.double().to(settings.device)
+        state = images.double().to(device)
         coordinates = problem.coordinates
         sums.append(
             residual_products(denoiser, state, levels, settings.solver, generator, coordinates)
@@ -315,6 +316,7 @@ STAGE = Stage(
         "data": Input(Data, optional=True),
         "samples": Input(Samples, optional=True),
         "teacher": Input(Teacher, optional=True),
+        "pixels": Input(Data, optional=True),
         "spectrum": Input(Spectrum, optional=True),
     },
     sources=solvers.sources,

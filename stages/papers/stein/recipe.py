@@ -19,8 +19,8 @@ from stages.papers.stein.calibrate import CalibrationSettings
 from stages.papers.stein.lipschitz import LipschitzSettings
 from stages.recipes.nodes import (
     curve,
+    data_node,
     extractor_nodes,
-    needs_teacher,
     prepare_nodes,
     reference_node,
     sample_node,
@@ -28,6 +28,7 @@ from stages.recipes.nodes import (
     settings_of,
     spectrum_input,
     swept,
+    teacher_inputs,
     train_node,
     train_nodes,
 )
@@ -53,7 +54,9 @@ def carries_token(folder: str) -> bool:
     """Whether the network in a folder laid out as a training's artifact carries a class token
     beside the image; False where its description cannot be read, which its own stage refuses."""
     try:
-        facts = json.loads((Path(folder).expanduser() / checkpoint.FACTS).read_text())
+        facts = json.loads(
+            (Path(folder).expanduser() / checkpoint.FACTS).read_text(encoding="utf-8")
+        )
         return bool(facts["config"].get("class_token_dim"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
@@ -137,7 +140,8 @@ class Solved:
                     f"stein.num_images={settings.num_images} is above the {most} training images "
                     f"that data.dataset={self.bench.data.dataset} and data.limit leave; lower it"
                 )
-            return {"data": "prepare"} | (needs_teacher(method) if tokens else {})
+            taught = teacher_inputs(self.bench, method) if tokens else {}
+            return {"data": data_node(self.bench), **taught}
         if tokens:
             raise UsageError(
                 f"stein.source=samples and train.method={method} contradict each other: samples "
@@ -159,7 +163,10 @@ class Solved:
         nodes = []
         for nfe in runnable(solver, nfes):
             settings = self.solving(solver, nfe, correction=correction, seed=seed)
-            stored = {"schedule": f"calibrate/{self.name}-{solver}-nfe{nfe}", "data": "prepare"}
+            stored = {
+                "schedule": f"calibrate/{self.name}-{solver}-nfe{nfe}",
+                "data": data_node(bench),
+            }
             inputs = {name: stored[name] for name in corrections.inputs(correction, solver)}
             name, tags = f"{which}-nfe{nfe}{end}", self.tags(settings, correction)
             nodes.append(sample_node(bench, name, self.model, settings, tags, **inputs))
@@ -205,7 +212,7 @@ def compared_nodes(bench: Bench) -> list[Node]:
     nodes = []
     if options.checkpoint is not None:
         settings = CheckpointSettings(path=options.checkpoint)
-        inputs, where = {"data": "prepare"}, bench.resources.checkpoint
+        inputs, where = {"data": data_node(bench)}, bench.resources.checkpoint
         nodes.append(Node(GIVEN, checkpoint.STAGE, settings, inputs, where))
         made = Solved(bench, GIVEN)
     curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]

@@ -101,7 +101,7 @@ def run(context: Context) -> Result:
     }
     Samples.write(context.path, images, np.zeros(len(images), np.int64), facts)
     steps = {"level": levels[:-1].tolist(), "gamma": [1.0] * (len(levels) - 1)}
-    (context.path / "steps.json").write_text(json.dumps(steps, indent=1))
+    (context.path / "steps.json").write_text(json.dumps(steps, indent=1), encoding="utf-8")
     return Result()
 
 

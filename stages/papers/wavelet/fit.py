@@ -185,9 +185,14 @@ Shard = tuple[int, int]  # the first and last of its images
 
 def first_shard(shard: Shard, data: Data, settings: FitSettings) -> CoefficientMoments:
     """Mean and spread of every coefficient over a shard."""
-    from stages.methods.wavelet.moments import first_pass
+    from stages.methods.wavelet.moments import SHARD_IMAGES, first_pass
 
-    return first_pass(data.load().train[slice(*shard)], settings.model())
+    images, model, total = data.load().train, settings.model(), None
+    # Cut as first_pass cuts, so that the sum is that of the whole shard to the last bit.
+    for first, last in blocks(shard[1] - shard[0], SHARD_IMAGES):
+        part = first_pass(images[shard[0] + first : shard[0] + last], model)
+        total = part if total is None else total + part
+    return total
 
 
 def second_shard(
@@ -199,10 +204,12 @@ def second_shard(
     """
     from stages.methods.wavelet import second_pass
 
-    images, folds = data.load().train[slice(*shard)], settings.folds
-    parts = [images[(fold - shard[0]) % folds :: folds] for fold in range(folds)]
-    model = settings.model()
-    return [second_pass(part, model, reference) if len(part) else None for part in parts]
+    images, folds, model = data.load().train, settings.folds, settings.model()
+    statistics = []
+    for fold in range(folds):
+        part = images[shard[0] + (fold - shard[0]) % folds : shard[1] : folds]
+        statistics.append(second_pass(part, model, reference) if len(part) else None)
+    return statistics
 
 
 # --- reduce -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
 from stages.papers.wavelet.options import PHOTOGRAPHS
 from stages.papers.wavelet.risk import BASELINES, RiskSettings
-from stages.recipes.nodes import prepare_nodes, settings_of, spectrum_input, train_nodes
+from stages.recipes.nodes import data_node, prepare_nodes, settings_of, spectrum_input, train_nodes
 from stages.settings.solvers import runnable_nfe
 from stages.training import train
 
@@ -70,7 +70,7 @@ def _fits_and_risks(
     bench: Bench,
     models: Sequence[str],
     images: PrepareSettings,
-    data: str = "prepare",
+    data: str = "",
     end: str = "",
     remedy: str = "",
 ) -> Iterator[Node]:
@@ -79,15 +79,17 @@ def _fits_and_risks(
         _check(bench, settings, images, remedy)
         name = _named("fit/wavelet", model, end)
         tags = {"method": f"wavelet-{model}", "dataset": images.dataset}
-        inputs = {"data": data}
+        inputs = {"data": data or data_node(bench)}
         yield Node(name, fit.STAGE, settings, inputs, bench.resources.fit, tags)
-        inputs = {"data": data, "score": name}
+        inputs = {**inputs, "score": name}
         yield _risk_node(bench, _named("wavelet", model, end), inputs, tags, denoiser="score")
 
 
 def _check(bench: Bench, settings: FitSettings, images: PrepareSettings, remedy: str) -> None:
     """Refuse, before any work, what size, levels and memory cannot do where they are known."""
     size, channels = images.image_size, images.image_channels
+    if images is bench.data:
+        size, channels = bench.network_shape
     if size is None:
         return
     try:
@@ -107,23 +109,24 @@ def _risk_node(
     return Node(f"risk/{name}", risk.STAGE, settings, inputs, bench.resources.risk, tags)
 
 
-def _baseline_risks(bench: Bench, data: str = "prepare", end: str = "") -> Iterator[Node]:
+def _baseline_risks(bench: Bench, data: str = "", end: str = "") -> Iterator[Node]:
     dataset = PHOTOGRAPHS if end else bench.data.dataset
     for kind in BASELINES:
         tags = {"method": kind, "dataset": dataset}
-        yield _risk_node(bench, _named(kind, end), {"data": data}, tags, denoiser=kind)
+        inputs = {"data": data or data_node(bench)}
+        yield _risk_node(bench, _named(kind, end), inputs, tags, denoiser=kind)
 
 
 def _network_risks(bench: Bench, nodes: Sequence[Node]) -> Iterator[Node]:
     """Of every network trained on the recipe's own data from scratch that denoises images alone,
     without labels and with them."""
     for node in nodes:
-        if node.stage is not train.STAGE or node.inputs["data"] != "prepare":
+        if node.stage is not train.STAGE or node.inputs["data"] != data_node(bench):
             continue
         if node.settings.loss_options.uses_class_token or "start" in node.inputs:
             continue
         model = node.name.partition("/")[2]
-        inputs = {"data": "prepare", "model": node.name}
+        inputs = {"data": data_node(bench), "model": node.name}
         for labelled in (False, True):
             tags = {**node.tags, "dataset": bench.data.dataset, "labelled": str(labelled)}
             name = _named(model, "labelled" if labelled else "")

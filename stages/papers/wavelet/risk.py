@@ -296,7 +296,7 @@ def run(context: Context) -> Result:
         "train_mse": per(level.train_mse for level in levels),
         "bands": {b.name: flat[..., b.slice].mean((1, 2)).tolist() for b in basis.bands},
     }
-    (context.path / FACTS).write_text(json.dumps(facts, indent=1))
+    (context.path / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     context.log(
         f"{name}: "
         + ", ".join(f"{s:g} {r:.6f}" for s, r in zip(settings.sigmas, facts["mse"], strict=True))

@@ -1,0 +1,160 @@
+"""The stage `decode`: pictures of sampled latents, sharded.
+
+The autoencoder is called on fixed blocks of samples, so that the bytes depend neither on how many
+shards there are nor on their size.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StageError, raised_as
+from pipeline.stage import Context, Input, Place, Result, Stage, unkeyed
+from stages.artifacts.data import Data
+from stages.artifacts.samples import Samples
+from stages.settings.latents import CodingOptions, autoencoder_files, geometry
+from stages.shards import blocks, shards
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from stages.artifacts.storage import LatentScale
+
+HELD_BYTES = 2**30  # of pictures that are held at once before they are written, about
+
+
+class DecodeSettings(CodingOptions):
+    """The stage's settings."""
+
+    autoencoder: Place = unkeyed(description="folder of the autoencoder")
+    shard_size: int = unkeyed(
+        1_000, ge=1, description="samples of one task; rounded up to whole batches"
+    )
+
+
+def run(context: Context) -> Result:
+    """Decode all shards; write pictures, and all that is known of their latents."""
+    import numpy as np
+
+    settings: DecodeSettings = context.settings
+    samples, data = context.inputs["samples"], context.inputs["data"]
+    begun, facts = time.perf_counter(), samples.description
+    count = facts["num_samples"]
+    items = iter(shards(count, settings.batch_size, settings.shard_size))
+    context.progress(0, count, "samples")
+    with raised_as(StageError, ValueError, OSError):
+        shape = _shape(samples, settings)
+        scale = _checked_scale(data, settings)
+        pictures = np.lib.format.open_memmap(
+            context.path / "samples.npy", "w+", np.uint8, (count, *shape)
+        )
+        rows = max(1, HELD_BYTES // (settings.shard_size * int(np.prod(shape))))
+        while wave := list(islice(items, rows)):
+            parts = context.map(decode_shard, wave, samples, scale, settings, data.of_unit_pixels)
+            for (first, last), part in zip(wave, parts, strict=True):
+                pictures[first:last] = part
+            context.progress(wave[-1][1], count, "samples")
+        pictures.flush()
+    steps = samples.path / "steps.json"
+    if steps.is_file():
+        (context.path / steps.name).write_bytes(steps.read_bytes())
+    Samples.complete(context.path, np.load(samples.path / "labels.npy"), _facts(facts, data))
+    taken = {k: v for k, v in samples.manifest.timings.items() if k.endswith("_seconds")}
+    return Result(timings={**taken, "decoding_seconds": time.perf_counter() - begun})
+
+
+def decode_shard(
+    shard: tuple[int, int],
+    samples: Samples,
+    scale: LatentScale,
+    settings: DecodeSettings,
+    unit: bool = False,
+) -> np.ndarray:
+    """(n, C, H, W) uint8 pictures of samples first..last-1, black to white rounded to 0 to 255.
+
+    Every block is computed at its full size, so that a picture does not depend on how many follow.
+    """
+    import numpy as np
+    import torch
+
+    from stages.encoders import autoencoder
+
+    network = autoencoder.load(settings.autoencoder, settings.device, settings.precision, unit)
+    scaling, shift = (torch.from_numpy(x) for x in scale.per_channel())
+    first, last = shard
+    parts = []
+    for start, stop in blocks(last - first, settings.batch_size):
+        latents = samples.images(slice(first + start, first + stop))
+        # Repeated beyond the end.
+        whole = latents[torch.arange(settings.batch_size) % len(latents)]
+        images = network.decode(whole / scaling + shift)[: len(latents)]
+        parts.append(_bytes(images).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _bytes(images: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] as 0 to 255, rounded, values beyond clipped; ValueError for what is not finite."""
+    if not images.isfinite().all():
+        raise ValueError(
+            "decoded pictures hold NaN or infinity: samples are not finite, or the autoencoder "
+            "overflows; set latents.precision=float32"
+        )
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def _shape(samples: Samples, settings: DecodeSettings) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures; ValueError for latents that the autoencoder does not read."""
+    known, (channels, *sides) = geometry(settings.autoencoder), samples.shape
+    if channels != known.latent_channels:
+        raise ValueError(
+            f"the samples have {channels} channels, and the autoencoder's latents have "
+            f"{known.latent_channels}; set latents.autoencoder to the one that they are of"
+        )
+    return (known.channels, *(side * known.factor for side in sides))
+
+
+def _checked_scale(data: Data, settings: DecodeSettings) -> LatentScale:
+    """The scale of the latents that were trained on; ValueError where they are of another
+    autoencoder."""
+    from stages.artifacts.storage import LatentScale
+    from stages.encoders import autoencoder
+
+    known = autoencoder.known(settings.autoencoder)
+    made_by = (data.description.get("latents") or {}).get("autoencoder") or {}
+    if made_by.get("sha256") not in (None, known.identity):
+        raise ValueError(
+            f"the latents were made by the autoencoder {made_by['sha256'][:12]}, and this one is "
+            f"{known.identity[:12]}; set latents.autoencoder to the one that made them"
+        )
+    return data.latents or LatentScale(known.scaling, known.shift)
+
+
+def _facts(samples: dict[str, Any], data: Data) -> dict[str, Any]:
+    """What is known of the latents. Copies are sought among the pictures, which mirrored ones are
+    not among."""
+    facts = dict(samples)
+    seen, known = facts.get("num_training_images"), data.description
+    if seen is not None and known.get("flips"):
+        facts["num_training_images"] = min(seen, known["num_train"] // 2)
+    return facts
+
+
+def files_of(settings: DecodeSettings) -> list[Path]:
+    """The autoencoder's files; UsageError where they are missing."""
+    return autoencoder_files(settings.autoencoder)
+
+
+STAGE = Stage(
+    name="decode",
+    settings=DecodeSettings,
+    output=Samples,
+    run="stages.sampling.decode:run",
+    inputs={"samples": Input(Samples), "data": Input(Data)},
+    files=files_of,
+    estimate="stages.settings.costs:decode",
+    metrics=lambda node: (),
+)

@@ -1,0 +1,72 @@
+"""What a teacher and a training take: for plans, as `stages.settings.costs` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from stages.artifacts.teacher import STORED
+from stages.methods import costs
+from stages.settings.networks import config_of
+from stages.training.teach import TeachSettings, feature_bytes, mode_of
+
+if TYPE_CHECKING:
+    from stages.settings.costs import Estimate
+    from stages.training.train import TrainSettings
+
+# Of float32 weights: the weights, their gradients, two moments of AdamW and the average of weights.
+TRAINED_BYTES, STATE_BYTES = 20, 16
+# Bytes that a value of a token takes in a block until its gradient is known, in bfloat16
+# (Korthikanti et al. 2022, without attention maps, which are computed again).
+ACTIVATION_BYTES = 34
+
+
+def teach(settings: TeachSettings, given: Mapping[str, Estimate]) -> Estimate:
+    """Features of all training images, unless they would be too large to be stored."""
+    data = given["data"]
+    shown = given.get("pixels", data)
+    if "shape" not in data or "shape" not in shown:
+        return {}
+    grid = data["shape"][1] // settings.student_patch
+    if settings.kind in costs.DINOV2:
+        flops = costs.dinov2(settings.kind)
+    else:
+        channels, side, _ = shown["shape"]
+        patches = (side // settings.own_patch) ** 2
+        values = channels * settings.own_patch**2
+        flops = costs.vit(settings.width, settings.depth, patches, values)
+    facts = {"width": settings.features, "forward": flops}
+    if "images" not in data:
+        return facts
+    size = feature_bytes(settings, data["images"], (grid, grid))
+    stored = mode_of(settings, size) == STORED
+    said = "" if stored else f"online: its features would take {size / 1e9:,.0f} GB"
+    passes = data["images"] if stored else 0
+    passes += 2 * min(settings.probe_images, data["images"])
+    facts |= {"online": not stored, "said": said, "flops": passes * flops}
+    return facts | {"bytes": size if stored else 0}
+
+
+def train(settings: TrainSettings, given: Mapping[str, Estimate]) -> Estimate:
+    """A forward pass and a backward one, twice as long, of every image of every step, and the
+    teacher's pass where it is online; checkpoints and one resumable state."""
+    data, teacher, size = given["data"], given.get("teacher", {}), settings.network
+    if "shape" not in data or size.kind != "sit":
+        return {"shape": data["shape"]} if "shape" in data else {}
+    classes = data.get("classes", 0) if settings.conditional else 0
+    more = settings.loss_options.of_network(teacher.get("width", 0))
+    config = config_of(size, tuple(data["shape"]), classes, **more)
+    parameters, forward = costs.sit(config)
+    each = 3 * forward + (teacher.get("forward", 0) if teacher.get("online") else 0)
+    workers = max(1, settings.worker_range[0])
+    tokens = (data["shape"][1] // size.patch) ** 2
+    values = tokens * size.width * size.depth * settings.batch_size / workers / settings.accumulate
+    held = values * ACTIVATION_BYTES * (1 if settings.precision == "bfloat16" else 2)
+    return {
+        "shape": data["shape"],
+        "forward": forward,
+        "parameters": parameters,
+        "flops": settings.steps * settings.batch_size * each,
+        "bytes": parameters * (4 * len(settings.kept_steps) + STATE_BYTES),
+        "gpu_bytes": parameters * TRAINED_BYTES + held if settings.device == "cuda" else 0,
+    }

@@ -1,0 +1,653 @@
+"""Readers of data sets: true files of every format, and what is certain, asked about or refused."""
+
+import io
+import json
+import os
+import pickle
+import platform
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import StageError
+from stages.data import fitted, image_files, prepare
+from stages.data.options import PrepareSettings, readers_of
+from stages.data.readers import folder, mapped
+from stages.data.readers.arrays import latents_of, pixels_of
+from stages.data.readers.labels import class_numbers
+from stages.data.readers.layout import layout_of
+from stages.data.readers.names import Names
+from stages.data.readers.source import number_held_out, split
+from stages.data.readers.tree import side_of
+from stages.data.recognised import recognised
+from tests.bench import formats
+from tests.stages.context import context, make, sealed
+
+ADM = Path(__file__).parents[1] / "fixtures" / "adm_crop"
+PIXELS = np.random.RandomState(1).randint(0, 256, (12, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", formats.CASES)
+def test_every_format_is_recognised_and_read_as_it_was_written(tmp_path, name):
+    found = formats.read(name, tmp_path)
+    assert not found.problem, found.said
+
+
+@pytest.mark.parametrize("name", sorted(ADM.glob("*.npy")), ids=lambda p: p.stem)
+def test_the_crop_of_guided_diffusion(name):
+    picture, _, size = name.stem.partition("_")
+    data = (ADM / f"{picture}.png").read_bytes()
+    found = fitted.decoded(data, picture, int(size), "adm")
+    # Another Pillow may round otherwise.
+    assert np.abs(found.astype(int) - np.load(name)).max() <= 1
+    array = fitted.decoded(data, picture).transpose(2, 0, 1)[None]
+    assert np.array_equal(fitted.resized(array, int(size), 255, "adm")[0].transpose(1, 2, 0), found)
+
+
+def test_crops_differ_where_much_is_reduced_and_are_part_of_the_name(tmp_path):
+    data = (ADM / "300x211.png").read_bytes()
+    crops = {crop: fitted.decoded(data, "x", 16, crop).astype(int) for crop in fitted.CROPS}
+    assert np.abs(crops["adm"] - crops["resize"]).mean() > 0.3
+    with Image.open(ADM / "300x211.png") as image:
+        square = image.crop((44, 0, 255, 211)).resize((16, 16), Image.Resampling.LANCZOS)
+    assert np.array_equal(crops["lanczos"], np.asarray(square))
+    for crop, name in (("adm", "folder16-adm"), ("resize", "folder16"), (None, "folder16")):
+        assert PrepareSettings(dataset="folder", path="x", size=16, crop=crop).title == name
+    assert PrepareSettings(dataset="imagenet", path="x", size=16).title == "imagenet16-adm"
+    keys = {
+        PrepareSettings(dataset="folder", path="x", size=16, crop=c).keyed()["crop"]
+        for c in fitted.CROPS
+    }
+    assert len(keys) == 3
+    with pytest.raises(ValueError, match="crop=adm needs size"):
+        PrepareSettings(dataset="folder", path="x", crop="adm")
+    with pytest.raises(ValueError, match=r"data\.crop=resize"):
+        fitted.resized(np.zeros((1, 1, 8, 8), np.float32), 4, 255, "adm")
+
+
+# Files
+
+
+def write(path, pixels=PIXELS[0], **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **more)
+
+
+def tree(root, *folders, count=6, flat=False):
+    for i, name in enumerate(folders):
+        for j in range(count):
+            write(root / name / f"{j}.png", PIXELS[(6 * i + j) % 12])
+    return root
+
+
+def prepared(folder, path, **settings):
+    """The data set, and what the log says of it."""
+    at = context(folder, PrepareSettings(path=str(path), **settings))
+    made = sealed(at, prepare.STAGE, prepare.run(at))
+    return made.load(), at.logged[-1], at
+
+
+def refused(tmp_path, path, words, **settings):
+    with pytest.raises((StageError, ValueError), match=words):
+        prepared(tmp_path / "refused", path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *((n, "train") for n in ("train", "Train", "TRAINING", "train_set", "train2017")),
+        *((n, "train") for n in ("seg_train", "trainset", "train-images", "train.data")),
+        *((n, "val") for n in ("val", "valid", "Validation", "dev", "val2017", "validation_set")),
+        *((n, "test") for n in ("test", "Testing", "testset", "held-out", "hold_out", "eval")),
+        *(
+            (n, None)
+            for n in ("training_wheels", "cat", "trainer", "contest", "devil", "train_test")
+        ),
+        ("", None),
+    ],
+)
+def test_sides_of_a_split_by_name(name, side):
+    assert side_of(name) == side
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train", "valid"), ("Training", "Validation"), ("train", "dev"), ("TRAIN", "holdout")],
+)
+def test_folders_of_a_split_are_not_classes(tmp_path, train, test):
+    tree(tmp_path / train, "a", "b")
+    tree(tmp_path / test, "a", "b", count=2)
+    data, _, _ = prepared(tmp_path / "out", tmp_path, dataset="folder")
+    assert data.class_names == ("a", "b")
+    assert (len(data.train), len(data.test)) == (12, 4)
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("test/a", "test/b"), r"has test/ and no train/; expected is CLASS/IMAGE, or train/"),
+        (("train/a", "train/b", "other/a"), r"has train/ beside other/, .* rename the held-out"),
+        (("train/a", "train/b", "test"), r"/test has no class folders and train/ has; .* sort the"),
+        (("train", "test/a", "test/b"), "/test has class folders and train/ has none"),
+        (
+            ("train/a", "train/b", "test/a", "test/c"),
+            "class 'b' is in only one of train/ and test/",
+        ),
+        (("train/a", "train/b", "Train2/a", "test/a"), "both stand for 'train'"),
+        (("a/train", "a/test", "b/train", "b/test"), "hold train and test folders each"),
+        ((".", "a", "b"), r"6 images, such as 0\.png, lie beside the class folders"),
+    ],
+)
+def test_layouts_that_are_not_certain_are_refused_with_the_expected_one(tmp_path, folders, words):
+    tree(tmp_path / "in", *folders)
+    refused(tmp_path, tmp_path / "in", words, dataset="folder")
+
+
+def test_layouts_that_are_certain(tmp_path):
+    tree(tmp_path / "alone" / "train", "a", "b")
+    data, said, _ = prepared(tmp_path / "1", tmp_path / "alone")
+    assert (data.class_names, len(data.train), len(data.test)) == (("a", "b"), 10, 2)
+    assert "train/ alone" in said
+    tree(tmp_path / "wrapped" / "set" / "images", "a", "b")
+    assert prepared(tmp_path / "2", tmp_path / "wrapped")[0].class_names == ("a", "b")
+    tree(tmp_path / "vehicles", "car", "ship", "train")  # a train is a vehicle here
+    assert prepared(tmp_path / "3", tmp_path / "vehicles")[0].class_names == (
+        "car",
+        "ship",
+        "train",
+    )
+    tree(tmp_path / "both" / "train", "a", "b")
+    tree(tmp_path / "both" / "val", "a", "b", count=2)
+    tree(tmp_path / "both" / "test", "a", "b", count=3)
+    data, said, _ = prepared(tmp_path / "4", tmp_path / "both")
+    assert len(data.test) == 6
+    assert "4 images of val passed over" in said
+    tree(tmp_path / "flat", "train", "test")
+    data, said, _ = prepared(tmp_path / "5", tmp_path / "flat")
+    assert (data.num_classes, len(data.train), len(data.test)) == (0, 6, 6)
+    assert "no labels" in said
+
+
+def test_edms_numbered_folders_are_no_classes():
+    paths = [f"{i // 1000:05}/img{i:08}.png" for i in range(0, 3000, 100)]
+    with pytest.raises(
+        ValueError, match=r"number images and are no classes; place the dataset\.json"
+    ):
+        layout_of(paths, "set")
+
+
+def test_hidden_and_foreign_files_are_passed_over_and_counted(tmp_path):
+    tree(tmp_path / "in", "a", "b")
+    write(tmp_path / "in/a/.ipynb_checkpoints/0-checkpoint.png")
+    write(tmp_path / "in/.hidden/x.png")
+    for name in ("a/._0.png", ".DS_Store", "b/Thumbs.db", "b/desktop.ini", "__MACOSX/a/._0.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "in/a/notes.txt").write_text("x")
+    data, said, _ = prepared(tmp_path / "out", tmp_path / "in")
+    assert len(data.train) + len(data.test) == 12
+    assert "1 .txt files" in said
+    assert "4 hidden or foreign files" in said
+    assert "3 hidden or foreign folders" in said
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.svg", "x.jxl", "x.mp4", "x"])
+def test_what_cannot_be_read_is_not_left_out_in_silence(tmp_path, name):
+    tree(tmp_path / "in", "a", "b")
+    (tmp_path / "in/a" / name).write_bytes(b"x")
+    refused(tmp_path, tmp_path / "in", rf"1 of 13 files .* not images .* the first a/{name}")
+    with pytest.raises(ValueError, match="are not images that can be read"):
+        image_files.read_images(tmp_path / "in")
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "Jpeg", "jpe", "jfif", "gif", "avif", "TIF", "webp"])
+def test_suffixes_of_images_in_any_case(tmp_path, suffix):
+    kind = {"jpe": "JPEG", "jfif": "JPEG"}.get(suffix.lower())
+    tree(tmp_path / "in", "a", "b")
+    write(
+        tmp_path / f"in/a/w.{suffix}",
+        format=kind or Image.registered_extensions()[f".{suffix.lower()}"],
+    )
+    data, _, _ = prepared(tmp_path / "out", tmp_path / "in")
+    assert len(data.train) + len(data.test) == 13
+
+
+def test_links_are_followed_loops_end_and_dead_ones_are_named(tmp_path):
+    tree(tmp_path / "in", "a", "b")
+    tree(tmp_path, "far")
+    (tmp_path / "in/a/more").symlink_to(tmp_path / "far")
+    (tmp_path / "in/a/loop").symlink_to(tmp_path / "in/a")
+    data, said, _ = prepared(tmp_path / "out", tmp_path / "in")
+    assert len(data.train) + len(data.test) == 18
+    assert "1 links that close a loop" in said
+    assert len(image_files.read_images(tmp_path / "in")[1]) == 18
+    refused(
+        tmp_path, tmp_path / "in", r"link out of the folder.*data\.follow_links", follow_links=False
+    )
+    (tmp_path / "in/a/more").unlink()
+    prepared(tmp_path / "inside", tmp_path / "in", follow_links=False)
+    (tmp_path / "in/b/dead.png").symlink_to(tmp_path / "nowhere.png")
+    refused(tmp_path, tmp_path / "in", r"dead\.png is a link to nothing")
+
+
+def test_damaged_files_are_counted_named_and_allowed_by_number(tmp_path):
+    tree(tmp_path / "in", "a", "b")
+    whole = (tmp_path / "in/a/0.png").read_bytes()
+    (tmp_path / "in/a/0.png").write_bytes(whole[:60])
+    (tmp_path / "in/b/1.png").write_bytes(b"")
+    (tmp_path / "in/b/2.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    words = r"3 of 12 files are damaged: .*data\.skip_damaged=3"
+    refused(tmp_path, tmp_path / "in", words)
+    refused(tmp_path, tmp_path / "in", "git lfs pull", skip_damaged=2)
+    data, _, at = prepared(tmp_path / "out", tmp_path / "in", skip_damaged=3)
+    assert len(data.train) + len(data.test) == 9
+    assert "3 damaged files were passed over" in at.noticed[0][0]
+    shown = np.rint((np.concatenate([data.train[:], data.test[:]]) + 1) * 127.5)
+    kept = [PIXELS[i] for i in range(12) if i not in (0, 7, 8)]
+    assert sorted(map(np.sum, shown.astype(int))) == sorted(int(x.astype(int).sum()) for x in kept)
+
+
+def test_too_many_pixels_are_refused_in_one_sentence(tmp_path, monkeypatch):
+    tree(tmp_path / "in", "a", "b")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    refused(tmp_path, tmp_path / "in", r"\.png has more pixels than are safe to decode")
+
+
+@pytest.mark.parametrize(("mode", "words"), [("I", "32-bit integers"), ("F", "floats")])
+def test_modes_without_an_eight_bit_meaning_are_refused_by_name(tmp_path, mode, words):
+    tree(tmp_path / "in", "a", "b")
+    Image.new(mode, (8, 8)).save(tmp_path / "in/a/0.tif")
+    refused(tmp_path, tmp_path / "in", rf"0\.tif holds {words}, which have no 8-bit meaning")
+    with pytest.raises(ValueError, match=words):
+        image_files.read_images(tmp_path / "in")
+
+
+def test_an_empty_folder_beside_classes_is_named(tmp_path):
+    tree(tmp_path / "in/train", "a", "b")
+    tree(tmp_path / "in/test", "a", "b")
+    (tmp_path / "in/train/c").mkdir()
+    refused(tmp_path, tmp_path / "in", "train/c holds no image files")
+
+
+def test_a_class_without_a_training_image_is_refused():
+    labels = np.zeros(60, np.int64)
+    labels[np.random.RandomState(0).permutation(60)[-1]] = 1
+    part = folder.Part(formats_images(60), labels)
+    with pytest.raises(
+        ValueError, match="class number 1 has 1 images and all are among the held-out"
+    ):
+        split(part, 10)
+
+
+def formats_images(count):
+    return folder.files_of(Path("x"), [f"{i}.png" for i in range(count)])
+
+
+def test_a_limit_that_leaves_a_class_out_is_refused_and_a_class_never_trained_is_told(tmp_path):
+    labels = np.arange(60) % 2 + (np.arange(60) == 7) * 2
+    images = np.repeat(PIXELS, 5, axis=0)
+    arrays = {
+        "x_train": images,
+        "y_train": np.minimum(labels, 2),
+        "x_test": images,
+        "y_test": labels * 0,
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    refused(
+        tmp_path, tmp_path / "a.npz", r"data\.limit=2 leaves no training image of class", limit=2
+    )
+
+
+def test_a_million_paths_are_pickled_small_and_fast():
+    names = Names.of(f"n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(100_000))
+    assert names[0] == "n00000000/n00000000_0.JPEG"
+    assert names[99_999] == "n00000999/n00000999_99999.JPEG"
+    assert len(pickle.dumps(names)) < 100_000 * 40
+
+
+# How much is held out
+
+
+def asked(**more):
+    return SimpleNamespace(**{"held_out": None, "path": "set", **more})
+
+
+def test_of_large_sets_none_is_held_out_unasked():
+    assert number_held_out(asked(), 600) == 100
+    assert number_held_out(asked(), 600_000) == 10_000
+    with pytest.raises(ValueError, match=r"1,281,167 images .* set data\.held_out"):
+        number_held_out(asked(), 1_281_167)
+    assert number_held_out(asked(held_out=50_000), 1_281_167) == 50_000
+
+
+def test_imagenet_without_val_asks_and_without_labels_of_val_says_where_they_go(tmp_path):
+    base = tmp_path / "in/ILSVRC/Data/CLS-LOC"
+    tree(base / "train", "n01440764", "n01443537")
+    refused(tmp_path, tmp_path / "in", r"no val/, and none is held out of them unasked")
+    data, said, _ = prepared(tmp_path / "out", tmp_path / "in", held_out=2)
+    assert (len(data.train), len(data.test)) == (10, 2)
+    assert "2 of ImageNet's 1000 classes" in said
+    write(base / "val/ILSVRC2012_val_00000001.JPEG")
+    refused(tmp_path, tmp_path / "in", r"place LOC_val_solution\.csv")
+    refused(tmp_path, tmp_path / "in", "leave data.held_out unset", held_out=2)
+    solution = "ImageId,PredictionString\nx,n01440764 1 2 3 4\n"
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-16")
+    refused(tmp_path, tmp_path / "in", "LOC_val_solution.csv is not UTF-8 text")
+    (base / "LOC_val_solution.csv").write_text(solution, encoding="utf-8-sig")
+    refused(tmp_path, tmp_path / "in", "has no label of ILSVRC2012_val_00000001")
+
+
+# Arrays
+
+
+def axes(shape, **more):
+    return pixels_of(np.full(shape, 200, np.uint8), "x", **more).axes
+
+
+def test_axes_of_pixels():
+    assert axes((60, 8, 8)) == "nhw"
+    assert axes((60, 8, 8, 3)) == "nhwc"
+    assert axes((60, 3, 8, 8)) == "nchw"
+    assert axes((60, 1, 28, 28)) == "nchw"
+    assert axes((60, 3, 3, 3), axes="nchw") == "nchw"
+    assert axes((60, 3, 8, 3), like=(3, 8, 3)) == "nchw"
+    with pytest.raises(ValueError, match=r"set data\.axes=nchw or data\.axes=nhwc"):
+        axes((60, 3, 3, 3))
+    for shape in ((60,), (60, 192), (60, 4, 8, 8), (0, 8, 8, 3), (60, 8, 8, 8, 3), ()):
+        with pytest.raises(ValueError, match=r"x (images )?ha(s|ve) shape"):
+            axes(shape)
+
+
+def test_axes_of_latents():
+    values = np.random.RandomState(0).randn(6, 4, 32, 32).astype(np.float32)
+    one = latents_of(values, "x").take(np.arange(6))
+    two = latents_of(values.transpose(0, 2, 3, 1), "x").take(np.arange(6))
+    assert np.array_equal(one, values)
+    assert np.array_equal(two, values)
+    for shape in ((6, 4, 4, 4), (6, 16, 32, 4)):
+        with pytest.raises(
+            ValueError, match=r"could be \(n, C, H, W\) or \(n, H, W, C\); set data"
+        ):
+            latents_of(np.zeros(shape, np.float32), "x")
+    assert latents_of(np.zeros((6, 16, 32, 4), np.float32), "x", "nhwc").shape == (4, 16, 32)
+    with pytest.raises(ValueError, match="latents have type uint8"):
+        latents_of(np.zeros((6, 4, 8, 8), np.uint8), "x")
+
+
+RAMP = np.linspace(0, 1, 6 * 64).reshape(6, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("array", "values", "expected"),
+    [
+        (RAMP * 2 - 1, None, RAMP * 2 - 1),
+        (np.rint(RAMP * 255), None, np.rint(RAMP * 255) / 127.5 - 1),
+        (np.rint(RAMP * 255).astype(np.int64), None, np.rint(RAMP * 255) / 127.5 - 1),
+        ((RAMP * 65535).astype(np.uint16), None, ((RAMP * 65535).astype(int) >> 8) / 127.5 - 1),
+        (RAMP > 0.5, None, (RAMP > 0.5) * 2.0 - 1),
+        (RAMP, "unit", RAMP * 2 - 1),
+        (RAMP * 255, "bytes", RAMP * 2 - 1),
+        (RAMP * 0.4 - 0.2, "signed", RAMP * 0.4 - 0.2),
+    ],
+)
+def test_values_that_are_certain_are_taken(array, values, expected):
+    found = pixels_of(array, "x", values=values).take(np.arange(6))[:, 0]
+    found = fitted.to_float(found, 255)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (RAMP, r"lies in \[0, 1\]; .*rescale them, or give uint8, .* data\.range="),
+        (RAMP * 255, r"lies in \[0, 255\]; .*data\.range="),
+        (RAMP - 0.5, r"lies in \[-0\.5, 0\.5\]"),
+        (RAMP * 2 - 3, "must lie in"),
+        (RAMP.astype(np.uint8), "reaches only 1 of 255, which is nearly black"),
+        ((RAMP * 16).astype(np.uint8), "reaches only 16 of 255"),
+        ((RAMP * 4095).astype(np.uint16), "type uint16 and lies in"),
+        ((RAMP * 255 - 128).astype(np.int16), "type int16 and lies in"),
+        (RAMP.astype(complex), "has type complex128"),
+        (RAMP.astype("U4"), "has type <U4"),
+    ],
+)
+def test_values_that_are_not_certain_are_refused_with_the_remedy(array, words):
+    with pytest.raises(ValueError, match=words):
+        pixels_of(array, "x")
+
+
+def test_a_range_that_the_values_do_not_keep_to_is_refused():
+    with pytest.raises(ValueError, match=r"data\.range=unit, but x lies in \[0, 255\]"):
+        pixels_of(RAMP * 255, "x", values="unit")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x_train": PIXELS, "y_train": [0, 1] * 6, "x_test": PIXELS}, "y_test is missing"),
+        ({"x_train": PIXELS, "x_test": PIXELS, "y_test": [0] * 12}, "y_train is missing"),
+        ({"x_train": PIXELS, "y_train": [0, 1] * 6, "y_test": [0]}, "y_test without images x_test"),
+        ({"x_train": np.array(5), "y_train": np.arange(3)}, r"x_train has shape \(\); give"),
+        ({"x_train": PIXELS, "train_images": PIXELS}, "both stand for the images of train"),
+        ({"train_images": PIXELS, "train_labels": np.eye(14)[:12] + 1}, "several classes an image"),
+    ],
+)
+def test_archives_that_lack_or_repeat_a_side_are_refused(tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    refused(tmp_path, tmp_path / "a.npz", words)
+
+
+def test_labels_of_every_certain_form_are_numbers():
+    expected = np.array([2, 0, 1])
+    for labels in (expected, expected[:, None], np.eye(3)[expected], expected.astype(np.uint8)):
+        assert class_numbers(labels, "y")[0].tolist() == [2, 0, 1]
+    numbers, names = class_numbers(np.array(["dog", "ant", "cat"]), "y")
+    assert (numbers.tolist(), names) == ([2, 0, 1], ("ant", "cat", "dog"))
+    for labels in (expected + 0.5, -expected, np.ones((3, 4))):
+        with pytest.raises(ValueError, match=r"y (holds -2|has shape)"):
+            class_numbers(labels, "y")
+
+
+def test_moments_in_an_array_are_not_taken_for_latents_of_twice_the_channels():
+    values = np.random.RandomState(0).randn(6, 8, 4, 4).astype(np.float32)
+    assert latents_of(values, "x", "nchw").shape == (8, 4, 4)
+    values[:, 4:] = np.abs(values[:, 4:])
+    for array, axes in ((values, "nchw"), (values.transpose(0, 2, 3, 1), "nhwc")):
+        with pytest.raises(ValueError, match="the last 4 are never negative"):
+            latents_of(array, "x", axes)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_archives_are_mapped_and_not_pickled(tmp_path, write, order):
+    values = np.asarray(
+        np.random.RandomState(0).randn(50, 4, 16, 16).astype(np.float32), order=order
+    )
+    write(tmp_path / "a.npz", other=np.arange(3), x=values)
+    arrays = mapped.open_npz(tmp_path / "a.npz")
+    assert isinstance(arrays["x"].array, np.memmap)
+    assert np.array_equal(arrays["x"].array, values)
+    assert arrays["other"].array.tolist() == [0, 1, 2]
+    assert len(pickle.dumps(latents_of(arrays["x"], "x"))) < 1000
+    again = pickle.loads(pickle.dumps(arrays["x"]))
+    assert np.array_equal(again.array[7], values[7])
+
+
+# What lies there
+
+
+def test_auto_is_the_default_where_a_path_is_given(tmp_path):
+    assert PrepareSettings().dataset == "digits"
+    tree(tmp_path / "in", "a", "b")
+    settings = PrepareSettings(path=str(tmp_path / "in"))
+    assert settings.dataset == "folder"
+    assert settings.keyed() == PrepareSettings(dataset="folder", path="elsewhere").keyed()
+    assert readers_of(settings) == ["stages.data.readers.folder:read"]
+    # What is not there yet is no error of the settings, but one before any work.
+    with pytest.raises(Exception, match=r"do not exist; set data\.path"):
+        readers_of(PrepareSettings(path=str(tmp_path / "nowhere")))
+
+
+def test_what_could_be_two_things_is_asked_about(tmp_path):
+    tree(tmp_path / "in", ".")
+    (tmp_path / "in/x.parquet").write_bytes(b"PAR1")
+    words = r"could be parquet or folder; set data\.dataset=parquet or data\.dataset=folder"
+    with pytest.raises(ValueError, match=words):
+        PrepareSettings(path=str(tmp_path / "in"))
+    np.savez(tmp_path / "only.npz", x_train=PIXELS)
+    (tmp_path / "holder").mkdir()
+    (tmp_path / "only.npz").rename(tmp_path / "holder/only.npz")
+    with pytest.raises(ValueError, match=r"set data\.path=.*only\.npz"):
+        PrepareSettings(path=str(tmp_path / "holder"))
+    (tmp_path / "x.h5").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is of no kind that is known; it can be a folder"):
+        PrepareSettings(path=str(tmp_path / "x.h5"))
+    for name in ("images", "vae-sd/00000"):
+        (tmp_path / "repa" / name).mkdir(parents=True)
+    formats.latents(tmp_path / "repa2/vae-sd", 0.5, 5.4)
+    (tmp_path / "repa2/images").mkdir()
+    with pytest.raises(ValueError, match=r"set data\.path=.*vae-sd for the latents"):
+        PrepareSettings(path=str(tmp_path / "repa2"))
+    assert recognised(tmp_path / "repa2/vae-sd") == "latents"
+
+
+def test_git_lfs_pointers_are_refused(tmp_path):
+    (tmp_path / "x.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    refused(tmp_path, tmp_path / "x.parquet", "is a git-lfs pointer.*git lfs pull")
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "pixel_range"), [(5.81, 4.17, "[0, 1]"), (0.5, 5.4, "[-1, 1]")]
+)
+def test_moments_of_latents(tmp_path, mean, std, pixel_range):
+    written = formats.latents(tmp_path / "in", mean, std)
+    made = make(tmp_path / "out", prepare.STAGE, PrepareSettings(path=str(tmp_path / "in")))
+    facts, data = made.description["latents"], made.load()
+    assert facts["pixel_range"] == pixel_range
+    raw = np.concatenate([data.train.raw(slice(None)), data.test.raw(slice(None))])
+    order = np.random.RandomState(0).permutation(len(written))
+    np.testing.assert_allclose(raw, written[order], rtol=1e-2, atol=1e-2)
+    shift, scaling = (np.reshape(facts[k], (-1, 1, 1)) for k in ("shift", "scaling"))
+    expected = (raw[:20, 0].astype(np.float32) - shift) * scaling
+    np.testing.assert_allclose(data.train[:20], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_latents_of_an_unknown_encoder_are_asked_about(tmp_path):
+    formats.latents(tmp_path / "in", 3.5, 1.0)
+    refused(tmp_path, tmp_path / "in", r"set data\.latents=edm2 or data\.latents=repa")
+    prepared(tmp_path / "out", tmp_path / "in", latents="repa")
+
+
+def test_a_missing_latent_does_not_shift_the_labels(tmp_path):
+    formats.latents(tmp_path / "in", 0.5, 5.4)
+    (tmp_path / "in/00000/img-mean-std-00000003.npy").unlink()
+    refused(tmp_path, tmp_path / "in", "lists 24 images and 23 are there")
+
+
+# Tables and archives
+
+
+def parquet(file, rows, features=None):
+    import pyarrow as arrow
+    from pyarrow import parquet as writer
+
+    table = arrow.table(rows)
+    if features is not None:
+        info = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": info})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer.write_table(table, file)
+
+
+IMAGE_ROWS = [{"bytes": formats.png(pixels), "path": None} for pixels in PIXELS]
+KINDS = {"_type": "ClassLabel", "names": ["a", "b"]}
+
+
+def test_tables_that_are_not_certain_are_asked_about(tmp_path):
+    two = {"img": IMAGE_ROWS, "fine": [0, 1] * 6, "coarse": [0] * 12}
+    features = {"img": {"_type": "Image"}, "fine": KINDS, "coarse": KINDS}
+    parquet(tmp_path / "two.parquet", two, features)
+    refused(tmp_path, tmp_path / "two.parquet", r"choose one, such as data\.label=fine")
+    refused(tmp_path, tmp_path / "two.parquet", "has no column x; data.label is one", label="x")
+    data, said, _ = prepared(tmp_path / "o", tmp_path / "two.parquet", label="fine")
+    assert data.class_names == ("a", "b")
+    assert "labels of fine" in said
+    # Without metadata the type of the columns tells.
+    parquet(tmp_path / "plain.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6, "id": [3] * 12})
+    assert prepared(tmp_path / "p", tmp_path / "plain.parquet")[0].class_names == ("0", "1")
+    parquet(tmp_path / "no.parquet", {"text": ["x"] * 12})
+    refused(tmp_path, tmp_path / "no.parquet", r"has 0 columns of images \(columns: text\)")
+    elsewhere = [{"bytes": None, "path": "/home/x.png"}] * 12
+    parquet(tmp_path / "far.parquet", {"image": elsewhere}, {"image": {"_type": "Image"}})
+    refused(tmp_path, tmp_path / "far.parquet", "names image files and does not hold them")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    refused(tmp_path, tmp_path / "bad.parquet", "is not a readable .parquet file")
+
+
+def test_a_split_that_is_published_without_labels_is_refused(tmp_path):
+    features = {"image": {"_type": "Image"}, "label": KINDS}
+    for side, labels in (("train", [0, 1] * 6), ("test", [-1] * 12)):
+        rows = {"image": IMAGE_ROWS, "label": labels}
+        parquet(tmp_path / f"in/data/{side}-00000-of-00001.parquet", rows, features)
+    refused(tmp_path, tmp_path / "in", "published without labels")
+    for config in ("small", "large"):
+        rows = {"image": IMAGE_ROWS, "label": [0, 1] * 6}
+        parquet(tmp_path / f"many/{config}/train-00000-of-00001.parquet", rows, features)
+    refused(tmp_path, tmp_path / "many", r"several data sets; set data\.path to the folder of one")
+
+
+def test_copies_of_tables_are_removed(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    temporary.mkdir()
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    for process in (ended.pid, os.getpid()):
+        (temporary / f"images-{platform.node()}-{process}-x").mkdir()
+    parquet(tmp_path / "x.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6})
+    prepared(tmp_path / "out", tmp_path / "x.parquet")
+    image_files.read_images(tmp_path / "x.parquet")
+    parquet(tmp_path / "bad.parquet", {"image": IMAGE_ROWS, "label": [0, 5] * 6})
+    refused(tmp_path, tmp_path / "bad.parquet", "holds label 5 but none of 1")
+    # What a process that lives has, stays.
+    assert [p.name for p in temporary.iterdir()] == [f"images-{platform.node()}-{os.getpid()}-x"]
+
+
+def shard(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_tars_that_are_not_certain_are_refused(tmp_path):
+    image = formats.png(PIXELS[0])
+    path = tmp_path / "x.tar"
+    shard(path, [("0.png", image), ("0.cls", b"0"), ("1.png", image)])
+    refused(tmp_path, path, r"1 of 2 images .* have no \.cls, the first 1\.png")
+    shard(path, [("0.png", image), ("0.cls", b"0"), ("0.png", image)])
+    refused(tmp_path, path, r"0\.png is twice")
+    shard(path, [("0.png", image), ("0.jpg", image)])
+    refused(tmp_path, path, "0 in .* has two images")
+    shard(path, [("0.png", image), ("0.cls", b"cat")])
+    refused(tmp_path, path, r"0\.cls holds no whole number")
+    path.write_bytes(b"no tar" * 200)
+    refused(tmp_path, path, "is not a readable tar")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["EDM's zip", "tar of class folders", "Hugging Face parquet", "LSUN's LMDB", "class folders"],
+)
+def test_samples_may_come_in_every_file_that_data_come_in(tmp_path, name):
+    path, expected = formats.CASES[name].make(tmp_path)
+    images, names = image_files.read_images(path)
+    assert len(names) == len(images) == len(expected)
+    assert sorted(map(bytes, images)) == sorted(map(bytes, np.ascontiguousarray(expected)))
