@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError, raised_as
@@ -233,9 +234,10 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     state = TrainState(network.to(device), optimization)
     if settings.compile:
         network.compile()
-    training_watch.check_scans(settings, state.ema.network, config, data)
+    scanned = replace(data, train=training_images(settings, data))
+    training_watch.check_scans(settings, state.ema.network, config, scanned)
     log = LossLog(settings.log_every)
-    watch = training_watch.watch_of(settings, state.ema.network, config, data)
+    watch = training_watch.watch_of(settings, state.ema.network, config, scanned)
     saved = resume.latest(context.work.path)
     if saved is not None:
         step, tensors, record = saved

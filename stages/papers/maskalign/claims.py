@@ -135,7 +135,7 @@ def _fewer(claim: Claim, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed
     if not reached:
         return Finding(claim)
     if between:
-        effect = over_seeds([_sooner(one, last, theirs[last]) for one in between])
+        effect = over_seeds([_sooner(one, last) for one in between])
         about = f"about {last * (1 + effect.value / 100):.0f}"
         said = verdict(effect, LOWER) if len(between) == len(reached) else OPEN
     else:
@@ -157,6 +157,7 @@ class _Reached:
     side: str
     step: float
     error: float | None = None
+    kind: str = "none"
 
     @property
     def words(self) -> str:
@@ -165,10 +166,10 @@ class _Reached:
         return f"{self.side} step {self.step:.0f}"
 
 
-def _sooner(reached: _Reached, last: int, goals: BySeed) -> Effect:
+def _sooner(reached: _Reached, last: int) -> Effect:
     error = None if reached.error is None else 100 * reached.error / last
-    kind = "none" if error is None else goals[reached.seed].error_kind
-    return Effect(100 * (reached.step / last - 1), error, kind, unit="%", scope=NETWORKS)
+    change = 100 * (reached.step / last - 1)
+    return Effect(change, error, reached.kind, unit="%", scope=NETWORKS)
 
 
 def _bounded(
@@ -212,7 +213,8 @@ def _reached(ours: Mapping[int, BySeed], seed: int | None, goal: Score) -> _Reac
     share = (at_a - wanted) / (at_a - at_b)
     slopes = (((1 - share), first), (share, second), (-1, goal))
     terms = [(steps_a_log * slope / score.value, score) for slope, score in slopes]
-    return _Reached(seed, BETWEEN, reached, combined(terms).error)
+    found = combined(terms)
+    return _Reached(seed, BETWEEN, reached, found.error, found.kind)
 
 
 def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
