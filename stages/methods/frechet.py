@@ -29,6 +29,7 @@ from torch import Tensor
 from stages.methods import given, influence
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.methods.jackknife import deal
+from stages.methods.strata import in_turn
 
 __all__ = [
     "FrechetResult",
@@ -147,13 +148,18 @@ def real_floor(
     num_images2: int,
     repeats: int = 10,
     generator: torch.Generator | None = None,
+    labels: Tensor | None = None,
 ) -> float:
     """Mean distance between two disjoint sets of real features, at the sizes of a comparison.
 
     real: (m, d). A comparison of ``num_images1`` samples with ``num_images2`` reference images
-    can do no better than this. With m < num_images1 + num_images2 the sets shrink in proportion
-    and the mean distance is scaled back by (1/n1 + 1/n2): two sets of one distribution are at
-    distance zero, so to first order all of the distance is this bias.
+    can do no better than this. labels: (m,), where samples take them in the shares of the real
+    images: the first set then has them in these shares too. By chance they would make much of the
+    distance: on digits, 1,000 against 1,500, it is 2.29 by chance and .61 in their shares.
+
+    With m < num_images1 + num_images2 the sets shrink in proportion and the mean distance is scaled
+    back by (1/n1 + 1/n2): two sets of one distribution are at distance zero, so to first order all
+    of the distance is this bias.
     """
     real = _check_features(real, "real")
     wanted = num_images1 + num_images2
@@ -167,12 +173,25 @@ def real_floor(
     generator = generator or torch.Generator().manual_seed(0)
     distances = []
     for _ in range(repeats):
-        order = torch.randperm(len(real), generator=generator).to(real.device)
+        order = torch.randperm(len(real), generator=generator)
+        if labels is not None:
+            order = order[_in_shares_first(labels[order], n1)]
+        order = order.to(real.device)
         first, second = real[order[:n1]], real[order[n1 : n1 + n2]]
         distances.append(distance_from_features(first, second))
     correction = (1 / num_images1 + 1 / num_images2) / (1 / n1 + 1 / n2) if scale < 1 else 1.0
     corrected = torch.tensor(distances, dtype=torch.float64) * correction
     return corrected.mean().item()
+
+
+def _in_shares_first(labels: Tensor, n: int) -> Tensor:
+    """An order of images with these labels (m,) whose first n have them in all images' shares."""
+    counts = labels.bincount()
+    wanted = torch.from_numpy(in_turn(counts.tolist(), n)).bincount(minlength=len(counts))
+    place = torch.empty_like(labels)
+    for label, count in enumerate(counts.tolist()):
+        place[labels == label] = torch.arange(count)
+    return (place >= wanted[labels]).long().argsort(stable=True)
 
 
 class _Sample:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["at_most", "in_turn", "standard_error"]
+__all__ = ["at_most", "drawn", "in_turn", "standard_error"]
 
 
 def in_turn(counts: Sequence[int], n: int) -> np.ndarray:
@@ -45,6 +45,15 @@ def in_turn(counts: Sequence[int], n: int) -> np.ndarray:
         labels[place] = label
         heapq.heappush(waiting, (window(label, j + 1)[0], label, j + 1))
     return labels
+
+
+def drawn(labels: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Places (n,) drawn without replacement from labels (m,) so that label i occurs counts[i]
+    times; where there are fewer of one, all of them."""
+    parts = []
+    for label, count in enumerate(counts):
+        parts.append(generator.permutation(np.flatnonzero(labels == label))[:count])
+    return np.concatenate(parts)
 
 
 def at_most(n: int, confidence: float = 0.95) -> float:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Scores of the overview, in this order, where a set has them.
 OVERVIEW = (
-    *("fid", "fid_infinity", "sfid", "kid", "precision", "recall", "density", "coverage"),
-    *("inception_score", "memorization_ratio"),
+    *("fid", "fid_infinity", "fid_held_out", "fid_gap", "sfid", "kid"),
+    *("precision", "recall", "density", "coverage", "inception_score", "memorization_ratio"),
 )
 UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
 

@@ -192,7 +192,7 @@ def _summaries(rows: Sequence[Row]) -> Iterator[str]:
 
 METRICS = (
     *("fid", "fid_infinity", "kid", "sfid", "inception_score", "precision", "recall"),
-    *("density", "coverage", "memorization_ratio"),
+    *("density", "coverage", "memorization_ratio", "fid_held_out", "fid_gap"),
 )
 
 

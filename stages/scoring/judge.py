@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from stages.methods.fewest import FEWEST_SCORED
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from stages.artifacts.samples import Samples
     from stages.methods.protocol import Influence, Protocol, Score
     from stages.scoring.evaluate import EvaluateSettings
+
+GAP_SUBSETS = 5  # of training images that the gap to held-out ones is taken from
 
 BLOCK = 256  # samples compared at once with those of the reference
 
@@ -72,6 +76,7 @@ class Judge:
     """
 
     train: FeatureSet
+    held_out: FeatureSet
     protocol: Protocol
     floors: Mapping[str, float]
     settings: EvaluateSettings
@@ -125,7 +130,7 @@ def judge_of(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings
         num_samples=count,
     )
     floors = _floors(train.load(), held_out.load(), settings)
-    return Judge(train, protocol, floors, settings)
+    return Judge(train, held_out, protocol, floors, settings)
 
 
 def _floors(
@@ -133,8 +138,10 @@ def _floors(
 ) -> dict[str, float]:
     """What real images score, at the same sizes where there are enough of them.
 
-    Fréchet distances scale to these sizes; precision, recall, density and coverage take two halves
-    of all real images at most; the Inception score and the memorisation ratio the held-out images.
+    Fréchet distances scale to these sizes, with labels in the shares that samples have them in, so
+    that chance makes no more of them than it does for samples; precision, recall, density and
+    coverage take two halves of all real images at most; the Inception score and the memorisation
+    ratio the held-out images.
     """
     import torch
 
@@ -146,10 +153,15 @@ def _floors(
     real = torch.cat([train.features, held_out.features])
     repeats = 10 if real.shape[1] <= 512 else 3
     floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
-    floors["fid"] = real_floor(real, count, reference, repeats, generator)
+    labels = _labels(train, held_out)
+    floors["fid"] = real_floor(real, count, reference, repeats, generator, labels)
+    if _enough(held_out):
+        rest = len(held_out.features)
+        floors["fid_held_out"] = real_floor(real, count, rest, repeats, generator, labels)
+        floors["fid_gap"] = 0.0
     if train.spatial is not None:
         maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)
-        floors["sfid"] = real_floor(maps, count, reference, repeats, generator)
+        floors["sfid"] = real_floor(maps, count, reference, repeats, generator, labels)
     half = min(count, len(real) // 2, quality.LARGEST_MATRIX)
     if half > settings.neighbours + 2:
         order = torch.randperm(len(real), generator=generator)
@@ -177,6 +189,7 @@ def score_set(
     scored = Scored(samples, judge.settings.num_samples)
     arrays = features.load(scored.count)
     scores = list(_feature_scores(arrays, judge.train.load(), scored, judge))
+    scores += _held_out(arrays, judge.train.load(), judge.held_out.load(), scored, judge)
     scores += _memorization(arrays, scored, judge, features.description.get("nearest_among"))
     if reference is not None:
         scores += _trajectories(scored, reference, judge)
@@ -193,14 +206,15 @@ def _feature_scores(
     from stages.methods.frechet import from_features
 
     labels = torch.from_numpy(scored.labels)
-    given = {"generator": judge.generator(), "labels": labels}
+    given = {"generator": judge.generator(), "labels": labels, "labels2": reference.labels}
     fd = from_features(found.features, reference.features, **given)
     influence = scored.influence(fd.psi)
     yield judge.score("fid", fd.distance, fd.standard_error, influence, fd.caution)
     yield judge.score("fid_infinity", fd.infinity, fd.standard_error, influence, fd.caution)
     if found.spatial is not None:
-        given["generator"] = judge.generator()
-        sfd = quality.spatial_frechet(found.spatial, reference.spatial, **given)
+        sfd = quality.spatial_frechet(
+            found.spatial, reference.spatial, generator=judge.generator(), labels=labels
+        )
         influence = scored.influence(sfd.psi)
         yield judge.score("sfid", sfd.distance, sfd.standard_error, influence, sfd.caution)
     few = found.features[: quality.LARGEST_MATRIX]
@@ -225,6 +239,67 @@ def _feature_scores(
     if found.logits is not None:
         inception = quality.inception_score(found.logits, generator=judge.generator())
         yield judge.score("inception_score", inception.value, inception.standard_error)
+
+
+def _enough(held_out: FeatureArrays) -> bool:
+    """Whether there are enough held-out images to take a distance to."""
+    return len(held_out.features) > max(FEWEST_SCORED, held_out.features.shape[1])
+
+
+def _labels(*sets: FeatureArrays) -> Tensor | None:
+    """The labels of real images together; None where some have none."""
+    import torch
+
+    labels = [one.labels for one in sets]
+    return None if any(of is None for of in labels) else torch.cat(labels).long()
+
+
+def _held_out(
+    found: FeatureArrays,
+    train: FeatureArrays,
+    held_out: FeatureArrays,
+    scored: Scored,
+    judge: Judge,
+) -> Iterator[Score]:
+    """FD to the held-out images, and by how much it is above that to as many training images with
+    the same labels: samples that are near their training images are farther from others.
+
+    The gap's error holds what the held-out images' choice adds, seen between the subsets.
+    """
+    import numpy as np
+    import torch
+
+    from stages.methods import influence, strata
+    from stages.methods.frechet import distance_from_features
+
+    if not _enough(held_out):
+        return
+    labels, count = torch.from_numpy(scored.labels), len(held_out.features)
+    known = _labels(train, held_out) is not None
+    theirs, ours = (
+        one.labels.long().numpy() if known else np.zeros(len(one.features), np.int64)
+        for one in (held_out, train)
+    )
+    wanted, random = np.bincount(theirs), np.random.default_rng(judge.settings.seed)
+    value = distance_from_features(found.features, held_out.features)
+    psi = influence.frechet(found.features, held_out.features)
+    details = f"against {count} held-out images"
+    error = influence.standard_error(psi, labels)
+    yield judge.score("fid_held_out", value, error, scored.influence(psi), details=details)
+    near, beside = [], torch.zeros_like(psi)
+    for _ in range(GAP_SUBSETS):
+        part = train.features[strata.drawn(ours, wanted, random)]
+        near.append(distance_from_features(found.features, part))
+        beside += influence.frechet(found.features, part) / GAP_SUBSETS
+    gap = psi - beside
+    chance = np.std(near, ddof=1) * (1 + 1 / GAP_SUBSETS) ** 0.5
+    yield judge.score(
+        "fid_gap",
+        value - float(np.mean(near)),
+        float(np.hypot(influence.standard_error(gap, labels), chance)),
+        scored.influence(gap),
+        details=f"{details}, over {GAP_SUBSETS} sets of as many training images",
+    )
 
 
 def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -213,6 +213,18 @@ def test_floor_of_real_images():
     assert larger == pytest.approx(np.mean(fresh), rel=0.15)
 
 
+def test_the_floor_has_labels_in_their_shares():
+    """By chance they are most of the distance between two sets of real images."""
+    centres = 5 * torch.randn(10, 6, generator=generator(3), dtype=DOUBLE)
+    labels = torch.arange(900) % 10
+    real = centres[labels] + features(900, 6)
+    by_chance = frechet.real_floor(real, 300, 500, repeats=20)
+    given = frechet.real_floor(real, 300, 500, repeats=20, labels=labels)
+    assert given < 0.5 * by_chance
+    order = frechet._in_shares_first(labels[torch.randperm(900, generator=generator())], 33)
+    assert sorted(order.tolist()) == list(range(900))
+
+
 def test_results_depend_on_arguments_alone():
     x, y = features(200, 6), features(200, 6, seed=1)
     before = torch.get_rng_state()

@@ -32,3 +32,10 @@ def test_none_among_n():
     assert strata.at_most(1) == pytest.approx(0.95)
     with pytest.raises(ValueError, match="n is 0"):
         strata.at_most(0)
+
+
+def test_places_are_drawn_by_label():
+    labels = np.array([0, 1, 1, 2, 1, 0, 2, 2])
+    found = strata.drawn(labels, np.array([1, 2, 9]), np.random.default_rng(0))
+    assert np.bincount(labels[found]).tolist() == [1, 2, 3]  # of the last there are but three
+    assert len(set(found.tolist())) == len(found)
