@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from pipeline import apart, environment
-from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError
+from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError, printable
 
 DESCRIPTION = """Five diffusion papers on one bench.
 
@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     ui = add("ui", "MLflow's comparison view of this store, on 127.0.0.1")
     ui.add_argument("--port", type=int, default=5000, metavar="N")
     ui.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
+    add("send", "send to MLflow what runs could not, while it was away")
     gc = add("gc", "remove artifacts that no kept run uses, and other leftovers")
     gc.add_argument(
         "--keep", type=int, default=3, metavar="N", help="runs kept per recipe and preset"
@@ -187,7 +188,7 @@ def _run(arguments: Sequence[str] | None, root: Callable[[], Any] | None) -> int
     except PipelineError as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         text = environment.sentence(error)

@@ -7,6 +7,7 @@ artifact, stand beside the stage that writes them and add a `load()` that reads 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -14,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipeline import shapes
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError
 
 MANIFEST = "manifest.json"
 CURVES = "curves.parquet"
 # Raise it when manifests change, or when the classes that they name move.
-SCHEMA = 2
+SCHEMA = 3
+CHECKSUM = "checksum"
+# Manifests name classes; modules of these packages may be imported for one.
+KIND_PACKAGES = ("pipeline", "stages", "sweeps")
 REMEDY = "run its recipe again, which makes it anew, or read it with the version that made it"
 
 
@@ -78,28 +83,42 @@ class Manifest:
         return sum(f["size"] for f in self.files.values())
 
     def dump(self) -> str:
-        return json.dumps(self.__dict__, indent=1)
+        """As JSON, with a checksum over all of it."""
+        return json.dumps(self.__dict__ | {CHECKSUM: _checksum(self.__dict__)}, indent=1)
 
     @classmethod
-    def parse(cls, text: str) -> Manifest:
+    def parse(cls, text: bytes | str) -> Manifest:
         """Read a manifest.
 
         Raises:
-            DamagedArtifactError: the text is not a manifest.
+            DamagedArtifactError: the text is not a manifest, or not what was written.
             EarlierArtifactError: it has a schema that this version does not read.
         """
         try:
-            fields = json.loads(text)
-            schema = int(fields["schema"])
+            fields = shapes.parse(text)
+            if not isinstance(fields, dict) or not isinstance(fields.get("schema"), int):
+                raise ValueError("it has no schema")
+            schema = fields["schema"]
             if schema != SCHEMA:
                 age = "an earlier" if schema < SCHEMA else "a later"
                 raise EarlierArtifactError(
                     f"was made by {age} version (manifest schema {schema}, this one reads "
                     f"{SCHEMA}); {REMEDY}"
                 )
-            return cls(**fields)
-        except (ValueError, KeyError, TypeError) as error:
+            if fields.pop(CHECKSUM, None) != _checksum(fields):
+                raise ValueError("it does not match its checksum")
+            shapes.check(fields, shapes.ManifestFields)
+        except ValueError as error:
             raise DamagedArtifactError(f"manifest cannot be read ({error})") from error
+        return cls(**fields)
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_kinds: dict[str, type[Artifact]] = {}  # every class of artifacts that was defined
 
 
 class Artifact:
@@ -110,10 +129,14 @@ class Artifact:
     # Those that hold a table as `{"columns": [...], "data": [[...], ...]}`, which MLflow lays out.
     tables: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _kinds[cls.type_name()] = cls
+
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = Path(path)
         self.manifest = manifest
-        self.reopen: tuple[Any, ...] = (open_artifact, (self.path,))
+        self.reopen: tuple[Any, ...] = (open_artifact, (self.path, type(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, an artifact is opened again, by its store if that opened it."""
@@ -174,6 +197,9 @@ class Artifact:
         return read_curves(self.path / CURVES) if CURVES in self.manifest.files else []
 
 
+_kinds[Artifact.type_name()] = Artifact
+
+
 def write_curves(path: Path, rows: list[tuple[str, int, float]]) -> None:
     """Write `(metric, step, value)` rows as parquet."""
     import pyarrow
@@ -198,19 +224,35 @@ def read_curves(path: Path) -> list[tuple[str, int, float]]:
     return list(zip(columns["metric"], columns["step"], columns["value"], strict=True))
 
 
-def open_artifact(path: Path) -> Artifact:
+def open_artifact(path: Path, kind: type[Artifact] | None = None) -> Artifact:
     """Open an artifact directory as the class that its manifest names.
+
+    Args:
+        kind: the class, where the caller knows it.
 
     Raises:
         DamagedArtifactError: the manifest cannot be read.
         EarlierArtifactError: it, or the class that it names, is of another version.
     """
-    manifest = Manifest.parse((path / MANIFEST).read_text(encoding="utf-8"))
-    module, _, name = manifest.type.partition(":")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EarlierArtifactError(
-            f"is of a kind that this version does not have ({manifest.type}); {REMEDY}"
-        ) from error
+    return artifact_of(path, Manifest.parse((path / MANIFEST).read_bytes()), kind)
+
+
+def artifact_of(path: Path, manifest: Manifest, kind: type[Artifact] | None = None) -> Artifact:
+    """The artifact of a directory and its manifest; arguments and errors as `open_artifact`."""
+    if kind is None or kind.type_name() != manifest.type:
+        kind = _kind(manifest.type)
     return kind(path, manifest)
+
+
+def _kind(name: str) -> type[Artifact]:
+    """The class of artifacts of that name: only such a one, of this project, is ever made."""
+    module = name.partition(":")[0]
+    if name not in _kinds and module.partition(".")[0] in KIND_PACKAGES:
+        # Of another version, or nobody's: told below.
+        with contextlib.suppress(ImportError, ValueError):
+            importlib.import_module(module)
+    if name not in _kinds:
+        raise EarlierArtifactError(
+            f"is of a kind that this version does not have ({name}); {REMEDY}"
+        )
+    return _kinds[name]

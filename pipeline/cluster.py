@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import secrets
 import signal
 import threading
@@ -22,6 +23,7 @@ from pipeline.errors import UsageError
 from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
+MEMORY_TRIES = 3
 
 
 def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[float, float]:
@@ -46,9 +48,12 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
         # Else Ray writes a token to the home folder, and does not start where it cannot.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.pop("RAY_CLIENT_MODE", None)
+        # Ray reads it when it is imported: then its servers listen on the loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     show_token()
     import ray
 
+    _mute()
     with _signals_kept():
         if address is None:
             _start(jobs, gpus)
@@ -151,6 +156,27 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Of a task that Ray's memory monitor kills; by itself it would try for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(MEMORY_TRIES - 1))
+
+
+def _mute() -> None:
+    """Ray prints pages on each worker that was killed; what matters of it we say ourselves."""
+    from ray._private import worker as ray_worker
+
+    ray_worker.print_to_stdstream = lambda *arguments, **options: None
+
+
+def out_of_memory(text: str) -> str:
+    """What Ray's memory monitor says of a task that it has killed, in one sentence."""
+    machine = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB limit", text)
+    own = re.search(r"actual memory used=([\d.]+)GB", text)
+    held = f", its own process {own[1]} GB" if own else ""
+    facts = f" ({machine[1]} of {machine[2]} GB were in use{held})" if machine else ""
+    return (
+        f"killed {MEMORY_TRIES} times because the machine ran out of memory{facts}; lower --jobs "
+        "or what the node holds at once, such as its batch size, or use a machine with more memory"
+    )
 
 
 def _shipped(code: Path) -> dict[str, Any]:

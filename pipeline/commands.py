@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import estimates, progress, record, results
 from pipeline import plan as planning
-from pipeline.errors import DONE, UsageError
-from pipeline.holding import holder
+from pipeline.errors import DONE, NODE_FAILED, UsageError, printable
+from pipeline.garbage import garbage
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline import session
 
 Root = Callable[[], Catalog]
 
@@ -46,22 +49,31 @@ def run(root: Root, options: Namespace) -> int:
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: give at least 1")
-    catalog, store, request = root(), _store(options), _request(options)
     how = session.Options.of(options)
-    plan = planning.make(catalog, store, request, lenient=options.dry_run)
     if options.dry_run:
-        print(plan_text(plan, how.cores))
+        planned = planning.make(root(), _store(options), _request(options), lenient=True)
+        print(plan_text(planned, how.cores))
         return DONE
-    if not plan.todo:
-        finished = record.finished_run(store, plan)
-        if finished is not None:
-            print(f"nothing to do: run {finished['id']} holds these results\n")
-            print(session.results_text(store, finished, how.tracking_uri))
-            return DONE
-    session.check(plan, store, how)
-    return supervise(
-        lambda attempt: session.run(catalog, store, request, how, attempt), session.say
-    )
+    return supervise(lambda attempt: _run(root(), options, how, attempt), session.say)
+
+
+def _run(catalog: Catalog, options: Namespace, how: session.Options, attempt: int) -> int:
+    """One attempt, in a process of its own."""
+    from pipeline import session, track
+
+    store, request = _store(options), _request(options)
+    if attempt > 1:
+        request = replace(request, force=())
+    plan = planning.make(catalog, store, request)
+    finished = None if plan.todo else record.finished_run(store, plan)
+    if finished is not None:
+        print(f"nothing to do: run {finished['id']} holds these results\n")
+        print(session.results_text(store, finished, how.tracking_uri))
+        track.flush_pending(store.local)
+        return DONE
+    if attempt == 1:
+        session.check(plan, store, how)
+    return session.run(catalog, store, plan, request.overrides, how)
 
 
 def plan(root: Root, options: Namespace) -> int:
@@ -155,15 +167,19 @@ def config(root: Root, options: Namespace) -> int:
 
 def runs(root: Root, options: Namespace) -> int:
     """List all runs."""
-    all_runs = results.runs(_store(options))
+    damaged: list[str] = []
+    all_runs = results.runs(_store(options), damaged.append)
+    for text in damaged:
+        print(f"warning: {text}")
     if not all_runs:
         print("no runs yet; begin with: python -m pipeline run full")
     for run in all_runs:
         states = [node["state"] for node in run.data["nodes"].values()]
         done = sum(state in (progress.DONE, progress.REUSED) for state in states)
-        changes = " ".join(run.data["overrides"])
+        changes = printable(" ".join(run.data["overrides"]))
+        preset = printable(run.data["preset"])
         print(
-            f"{run.id:<36} {run.data['recipe']}/{run.data['preset']:<12} {run.state:<12} "
+            f"{run.id:<36} {run.data['recipe']}/{preset:<12} {run.state:<12} "
             f"{done}/{len(states)} nodes  {run.data['created'][:19]}  {changes}".rstrip()
         )
     return DONE
@@ -177,14 +193,14 @@ def show(root: Root, options: Namespace) -> int:
     dirty = " with uncommitted changes" if data["git"].get("dirty") else ""
     begun = data["created"][:19]
     print(f"{run.id}: {data['recipe']}/{data['preset']}, {run.state}, begun {begun} UTC")
-    print(f"command: {data['command']}\ncode: {revision}{dirty}\n")
+    print(f"command: {printable(data['command'])}\ncode: {printable(revision)}{dirty}\n")
     width = max(map(len, run), default=0)
     for name in run:
         node = run[name]
         seconds = node.data["seconds"]
         took = progress.duration(seconds) if seconds is not None else ""
-        metrics = "  ".join(results.measured(node.metrics))
-        print(f"{name:<{width}}  {node.state:<8} {took:>12}  {metrics or node.data['error']}")
+        said = node.damage or "  ".join(results.measured(node.metrics)) or node.data["error"]
+        print(f"{name:<{width}}  {node.state:<8} {took:>12}  {printable(said)}")
     report = run.store.run_path(run.id) / "report.html"
     if report.is_file():
         print(f"\nreport: {report}")
@@ -200,7 +216,7 @@ def logs(root: Root, options: Namespace) -> int:
     if not path.is_file():
         print(f"{options.node} printed nothing in run {run.id} ({node.state})")
         return DONE
-    print(path.read_text(encoding="utf-8"), end="")
+    print(printable(path.read_text(encoding="utf-8", errors="replace")), end="")
     return DONE
 
 
@@ -263,6 +279,18 @@ def ui(root: Root, options: Namespace) -> int:
     return server.serve(uri, options.port)
 
 
+def send(root: Root, options: Namespace) -> int:
+    """Send to MLflow what runs could not."""
+    from pipeline import track
+
+    sent, left = track.send_pending(_store(options).local)
+    print(f"{sent} runs sent" if sent or left else "nothing to send: MLflow has every run")
+    if not left:
+        return DONE
+    print(f"MLflow still lacks some of {', '.join(left)}; see runs/mlflow-pending.log in the store")
+    return NODE_FAILED
+
+
 def gc(root: Root, options: Namespace) -> int:
     """Remove what no kept run uses."""
     store = _store(options)
@@ -271,66 +299,16 @@ def gc(root: Root, options: Namespace) -> int:
         store.check_writable()
     total = 0
     for name in doomed:
-        size = store.location.size(name)
+        size = store.size(name)
         total += size
         print(f"{'would remove' if options.dry_run else 'removed'} {name} ({size / 2**20:.1f} MiB)")
         if not options.dry_run:
-            store.location.remove(name)
+            store.remove(name)
     if not options.dry_run:
-        shutil.rmtree(store.local / "tmp", ignore_errors=True)
+        store.drop_locks()
     verb = "would be freed" if options.dry_run else "freed"
     print(f"{total / 2**20:.1f} MiB {verb}; {kept_runs} runs kept")
     return DONE
-
-
-def garbage(
-    store: Store, keep: int, say: Callable[[str], object] = lambda text: None
-) -> tuple[list[str], int]:
-    """Folders that can go: what no one of the newest `keep` runs of each recipe and preset uses.
-
-    Work areas of unfinished nodes of kept runs stay, and so do older runs of which MLflow lacks
-    something. Returned with the number of runs kept.
-
-    Args:
-        say: hears which older runs stay, and why.
-
-    Raises:
-        UsageError: a run is going on, or `keep` is negative.
-    """
-    from pipeline.track.spool import SPOOL, is_pending
-
-    if keep < 0:
-        raise UsageError(f"--keep {keep}: give 0 or more")
-    kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    doomed, unsent = [], []
-    for data in store.runs():
-        where = holder(store, data["id"])
-        if where:
-            raise UsageError(
-                f"run {data['id']} is going on ({where}); wait for it, or stop it first"
-            )
-        group = kept.setdefault((data["recipe"], data["preset"]), [])
-        folder = store.local / "runs" / data["id"]
-        if len(group) < keep:
-            group.append(data)
-        elif is_pending(folder):
-            unsent.append(data)
-            say(
-                f"run {data['id']} stays: MLflow lacks some of it; the next run sends that, or "
-                f"remove {folder / SPOOL} to do without"
-            )
-        else:
-            doomed.append(f"runs/{data['id']}")
-    runs = [data for group in kept.values() for data in group] + unsent
-    used = {(n["stage"], n["key"]) for data in runs for n in data["nodes"].values()}
-    doomed += [f"artifacts/{s}/{k}" for s, k in store.artifacts() if (s, k) not in used]
-    for stage in store.location.children("work"):
-        for key in store.location.children(f"work/{stage}"):
-            if (stage, key) not in used:
-                doomed.append(f"work/{stage}/{key}")
-    doomed += [f"memory/{stage}" for stage in store.location.children("memory")]
-    doomed += [f"quarantine/{name}" for name in store.location.children("quarantine")]
-    return doomed, len(runs)
 
 
 def fetch(root: Root, options: Namespace) -> int:
@@ -359,6 +337,7 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "report": report,
     "compare": compare,
     "ui": ui,
+    "send": send,
     "gc": gc,
     "fetch": fetch,
     "doctor": doctor,

@@ -25,12 +25,20 @@ class RayLostError(PipelineError):
     """Ray's own processes are gone; the state is kept and the run can go on with a new Ray."""
 
 
+class StoreAwayError(PipelineError):
+    """An object store did not answer for longer than anybody waits."""
+
+
 class DamagedArtifactError(PipelineError):
     """A stored artifact no longer matches its manifest."""
 
 
 class EarlierArtifactError(DamagedArtifactError):
     """A stored artifact is whole, but of a layout or kind that this version does not read."""
+
+
+class DamagedRecordError(PipelineError):
+    """The stored record of a run cannot be read."""
 
 
 class StageError(PipelineError):
@@ -45,6 +53,20 @@ def raised_as(kind: type[PipelineError], *caught: type[Exception]) -> Iterator[N
         yield
     except kinds as error:
         raise kind(str(error)) from error
+
+
+def printable(text: str) -> str:
+    """Text of others as a terminal may show it: control characters are shown, not sent.
+
+    Bytes that are no text (of file names) stay as Python holds them, but for control characters.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else _shown(c) for c in text)
+
+
+def _shown(character: str) -> str:
+    if "\udca0" <= character <= "\udcff":
+        return character
+    return "" if character == "\r" else repr(character)[1:-1]
 
 
 def nearest(word: str, options: Iterable[str], before: str = "") -> str:

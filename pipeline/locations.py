@@ -1,20 +1,23 @@
-"""Where a store's bytes live: a local directory, or any file system that fsspec knows."""
+"""Where a store's bytes live: here a local directory; `pipeline.objects` has object stores."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import UsageError, nearest
+from pipeline.errors import UsageError
 
-# Object stores by the scheme of their URIs; the last one lives in one process, for tests.
-PROTOCOLS = ("s3", "gs", "gcs", "memory")
+# Larger files are no records or manifests, whatever they are called.
+MOST_BYTES = 2**28
+_NO_NAME = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and no characters
 
 
 class Location(Protocol):
@@ -29,33 +32,62 @@ class Location(Protocol):
         """Raise `UsageError` if nothing can be written here."""
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes, or None where there is none."""
+        """A small file's bytes, or None where there is none.
+
+        Raises:
+            OSError: it is no ordinary file, or larger than any record.
+        """
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that a reader sees all of it or nothing."""
 
+    def append(self, name: str, data: bytes) -> None:
+        """Add to what `appended` gives."""
+
+    def appended(self, name: str) -> bytes:
+        """All that was appended under a name, in order."""
+
     def put(self, folder: Path, name: str, last: str) -> None:
         """Store a folder's files below `name`, the file `last` after all others."""
 
-    def get(self, name: str) -> Path | None:
-        """A folder as a local path (downloaded where it is remote), or None."""
+    def upload(self, path: Path, name: str) -> None:
+        """Store one file."""
+
+    def get(self, name: str, sizes: Mapping[str, int] | None = None) -> Path | None:
+        """A folder as a local path (downloaded where it is remote), or None.
+
+        Args:
+            sizes: the files that are wanted, with their bytes; by default all that there are.
+
+        Raises:
+            DamagedArtifactError: a file has a name that leads out of the folder.
+        """
 
     def children(self, name: str) -> list[str]:
-        """Names directly below a folder, sorted."""
+        """Names directly below a folder, sorted; none that is hidden or leads elsewhere."""
 
     def remove(self, name: str) -> None:
         """Remove a file or folder, if it is there."""
 
     def move(self, name: str, to: str) -> None:
-        """Move a folder."""
+        """Move a folder. Raises FileNotFoundError if there is none."""
 
     def size(self, name: str) -> int:
-        """Bytes below a folder."""
+        """Bytes below a folder, or of a file."""
+
+    def leftovers(self) -> list[str]:
+        """What killed commands left half written, where no command is at work."""
 
 
 def cache_folder() -> Path:
     """This user's folder for what can be had again: in `XDG_CACHE_HOME`, or `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-bench"
+
+
+def is_plain(name: str) -> bool:
+    """Whether a relative name stays below the folder in which it is looked up."""
+    parts = name.split("/")
+    return not _NO_NAME.search(name) and all(part not in ("", ".", "..") for part in parts)
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -92,7 +124,7 @@ class LocalLocation:
         root = self.root
         try:
             root.mkdir(parents=True, exist_ok=True)
-            probe = root / f".writable-{os.getpid()}"
+            probe = root / f".probe.{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -102,9 +134,17 @@ class LocalLocation:
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self.root / name).read_bytes()
+            # A pipe would be waited for: it is opened without, and refused.
+            descriptor = os.open(self.root / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        with open(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "is no ordinary file", name)
+            if status.st_size > MOST_BYTES:
+                raise OSError(errno.EFBIG, f"has {status.st_size} bytes", name)
+            return stream.read()
 
     def write(self, name: str, data: bytes) -> None:
         path = self.root / name
@@ -115,6 +155,18 @@ class LocalLocation:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+
+    def append(self, name: str, data: bytes) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as stream:
+            stream.write(data)
+
+    def appended(self, name: str) -> bytes:
+        return self.read(name) or b""
+
+    def upload(self, path: Path, name: str) -> None:
+        self.write(name, path.read_bytes())
 
     def put(self, folder: Path, name: str, last: str) -> None:
         target = self.root / name
@@ -147,7 +199,7 @@ class LocalLocation:
             shutil.rmtree(staged, ignore_errors=True)
         return True
 
-    def get(self, name: str) -> Path | None:
+    def get(self, name: str, sizes: Mapping[str, int] | None = None) -> Path | None:
         path = self.root / name
         return path if path.is_dir() else None
 
@@ -155,116 +207,49 @@ class LocalLocation:
         path = self.root / name
         if not path.is_dir():
             return []
-        return sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+        return sorted(p.name for p in path.iterdir() if _is_listed(p.name))
 
     def remove(self, name: str) -> None:
         path = self.root / name
-        if not path.is_dir():
+        if path.is_symlink() and path.is_dir():  # a folder on another disk: the link stays
+            for child in path.iterdir():
+                self.remove(f"{name}/{child.name}")
+        elif path.is_dir():
+            # Gone at once: a removal that is cut off leaves no half of an artifact under its name.
+            # It stays beside it: the store's own folder may be on another disk.
+            doomed = path.with_name(f".{path.name}.removed-{os.getpid()}-{time.monotonic_ns()}")
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
-            return
-        # Gone at once: a removal that is cut off leaves no half of an artifact under its name.
-        doomed = self.root / "tmp" / f"removed-{os.getpid()}-{time.monotonic_ns()}"
-        doomed.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
 
     def move(self, name: str, to: str) -> None:
-        target = self.root / to
+        source, target = self.root / name, self.root / to
         target.parent.mkdir(parents=True, exist_ok=True)
-        (self.root / name).rename(target)
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            staged = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copytree(source, staged, symlinks=True)
+            staged.rename(target)
+            self.remove(name)
 
     def size(self, name: str) -> int:
-        return sum(path.stat().st_size for _, path in files_below(self.root / name))
+        path = self.root / name
+        if path.is_file():
+            return path.stat().st_size
+        return sum(file.stat().st_size for _, file in files_below(path))
+
+    def leftovers(self) -> list[str]:
+        places = ("", "artifacts/*", "memory/*", "quarantine", "runs", "runs/*", "work/*")
+        found = [p for place in places for p in self.root.glob(f"{place}/.*".lstrip("/"))]
+        found += self.root.glob("work/*/*/**/.*.tmp")
+        found += [p for p in self.root.glob("runs/*/mlflow.state.*") if p.suffix[1:].isdigit()]
+        found += self.root.glob("tmp/*")
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
 
 
-class RemoteLocation:
-    """An object store through fsspec. Files are fetched once into `cache`."""
-
-    def __init__(self, uri: str, cache: Path) -> None:
-        import fsspec
-
-        self.uri = uri.rstrip("/")
-        self.cache = cache
-        protocol = uri.partition("://")[0]
-        if protocol not in PROTOCOLS:
-            raise UsageError(
-                f"store {uri} has the unknown scheme '{protocol}'{nearest(protocol, PROTOCOLS)}; "
-                "give a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX as --store"
-            )
-        try:
-            self.fs, self.root = fsspec.url_to_fs(self.uri)
-        except ImportError as error:
-            raise UsageError(
-                f"store {uri}: the package for {protocol}:// is not installed ({error})"
-            ) from error
-        except (ValueError, OSError) as error:
-            raise UsageError(f"store {uri}: {error}; choose another with --store") from error
-
-    def check_readable(self) -> None:
-        try:
-            self.children("runs")
-        except Exception as error:
-            raise UsageError(
-                f"store {self.uri} cannot be read ({type(error).__name__}: {error}); check the "
-                "bucket, the network and the credentials, or choose another with --store"
-            ) from error
-
-    def check_writable(self) -> None:
-        try:
-            self.write(".writable", b"")
-        except Exception as error:
-            raise UsageError(
-                f"store {self.uri} is not writable ({type(error).__name__}: {error}); check the "
-                "bucket and the credentials, or choose another with --store"
-            ) from error
-
-    def _at(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return self.fs.cat_file(self._at(name))
-        except FileNotFoundError:
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        self.fs.pipe_file(self._at(name), data)
-
-    def put(self, folder: Path, name: str, last: str) -> None:
-        files = sorted(files_below(folder), key=lambda item: (item[0] == last, item[0]))
-        for relative, path in files:
-            self.fs.put_file(str(path), f"{self._at(name)}/{relative}")
-
-    def get(self, name: str) -> Path | None:
-        target = self.cache / name
-        self.fs.invalidate_cache()
-        paths = self.fs.find(self._at(name))
-        if not paths:
-            return None
-        prefix = self._at(name) + "/"
-        for path in paths:
-            local = target / path.removeprefix(prefix)
-            if not local.is_file() or local.stat().st_size != self.fs.size(path):
-                local.parent.mkdir(parents=True, exist_ok=True)
-                self.fs.get_file(path, str(local))
-        return target
-
-    def children(self, name: str) -> list[str]:
-        self.fs.invalidate_cache()
-        try:
-            paths = self.fs.ls(self._at(name), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
-
-    def remove(self, name: str) -> None:
-        shutil.rmtree(self.cache / name, ignore_errors=True)
-        if self.fs.exists(self._at(name)):
-            self.fs.rm(self._at(name), recursive=True)
-
-    def move(self, name: str, to: str) -> None:
-        shutil.rmtree(self.cache / name, ignore_errors=True)
-        self.fs.mv(self._at(name), self._at(to), recursive=True)
-
-    def size(self, name: str) -> int:
-        return int(self.fs.du(self._at(name)))
+def _is_listed(name: str) -> bool:
+    return not name.startswith(".") and is_plain(name)

@@ -17,11 +17,12 @@ import yaml
 from pipeline import progress, provenance
 from pipeline.graph import Node
 from pipeline.holding import hold
+from pipeline.journal import Journal
 from pipeline.plan import Plan
-from pipeline.store import Store
+from pipeline.store import RUNNING, Store
 from pipeline.track.redaction import PUT_BACK, redact
 
-FINISHED, FAILED, STOPPED, RUNNING = "finished", "failed", "interrupted", "running"
+FINISHED, FAILED, STOPPED = "finished", "failed", "interrupted"
 
 
 def command_line() -> str:
@@ -58,10 +59,11 @@ LONGEST = 16  # points of a measured curve that a record holds
 
 
 class Record:
-    """A run's record, written to the store at every change."""
+    """A run's record in the store: written whole at both ends, added to in between."""
 
     def __init__(self, store: Store, data: dict[str, Any]) -> None:
         self._store, self.data = store, data
+        self._journal = Journal(store, data["id"])
         self.folder = store.run_path(data["id"])
         (self.folder / "settings.yaml").write_text(
             yaml.safe_dump(data["settings"]), encoding="utf-8"
@@ -96,10 +98,12 @@ class Record:
         """Note how a node ended, and what it measured of its own speed."""
         noted = {"state": state, "seconds": seconds, "error": error, "timings": brief(timings)}
         self.data["nodes"][name] |= noted
-        self._save()
+        self._journal.add(name, noted)
 
     def end(self, state: str) -> None:
+        """Note how the run ended."""
         self.data |= {"state": state, "ended": provenance.now()}
+        self._journal.close()
         self._save()
 
     def _save(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact, Manifest
-from pipeline.errors import UsageError, nearest
+from pipeline.errors import DamagedArtifactError, UsageError, nearest
 from pipeline.holding import holder
 from pipeline.record import RUNNING, STOPPED
 from pipeline.store import Store
@@ -49,9 +49,21 @@ class RunNode:
         return self._store.manifest(self.data["stage"], self.data["key"])
 
     @property
+    def damage(self) -> str:
+        """What is wrong with its manifest, "" if nothing is."""
+        try:
+            self.manifest  # noqa: B018
+        except DamagedArtifactError as error:
+            return str(error)
+        return ""
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """Headline numbers; empty while the node has not finished."""
-        manifest = self.manifest
+        """Headline numbers; empty while the node has not finished, or where they are damaged."""
+        try:
+            manifest = self.manifest
+        except DamagedArtifactError:
+            return {}
         return dict(manifest.metrics) if manifest else {}
 
     @property
@@ -145,10 +157,16 @@ def measured(metrics: Mapping[str, float]) -> list[str]:
     return texts
 
 
-def runs(store: str | Store | None = None) -> list[Run]:
-    """All runs of a store, the newest first."""
+def runs(
+    store: str | Store | None = None, unread: Callable[[str], object] = lambda text: None
+) -> list[Run]:
+    """All runs of a store, the newest first.
+
+    Args:
+        unread: hears a sentence about each whose record is damaged, which is left out.
+    """
     opened_store = store if isinstance(store, Store) else opened(store)
-    return [Run(opened_store, data) for data in opened_store.runs()]
+    return [Run(opened_store, data) for data in opened_store.runs(unread)]
 
 
 def latest(recipe: str | None = None, store: str | Store | None = None) -> Run:

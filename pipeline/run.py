@@ -228,6 +228,9 @@ class Execution:
             except ray.exceptions.TaskCancelledError:
                 limit = self.nodes[name].node.resources.timeout_seconds
                 outcome = worker.Outcome(worker.FAILED, error=f"ran longer than {limit:g} s")
+            except ray.exceptions.OutOfMemoryError as error:
+                reason = cluster.out_of_memory(str(error))
+                outcome = worker.Outcome(worker.FAILED, error=reason)
             except ray.exceptions.RayError as error:
                 _check_ray()
                 reason = str(error).strip().splitlines()[0]

@@ -6,8 +6,8 @@ import contextlib
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from pipeline import plan as planning
 from pipeline.address import check_address, check_alive
 from pipeline.address import given as given_address
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
-from pipeline.plan import CACHED, DAMAGED, Plan, Request
+from pipeline.plan import CACHED, DAMAGED, Plan
 from pipeline.rayfiles import ray_folder
 from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
 from pipeline.store import Store
-from pipeline.supervise import RAY_LOST
+from pipeline.supervise import RAY_LOST, decided
 from pipeline.track.redaction import redact
 
 CODE = Path(__file__).resolve().parent.parent
+_EXIT_CODES = {record.FINISHED: DONE, record.FAILED: NODE_FAILED, record.STOPPED: INTERRUPTED}
 _MLFLOW_STATUS = {record.FINISHED: "FINISHED", record.FAILED: "FAILED", record.STOPPED: "KILLED"}
 
 
@@ -91,13 +92,12 @@ def check_place(store: Store, options: Options) -> None:
         say(f"warning: {warning}")
 
 
-def run(catalog: Catalog, store: Store, request: Request, options: Options, attempt: int) -> int:
+def run(
+    catalog: Catalog, store: Store, plan: Plan, overrides: Sequence[str], options: Options
+) -> int:
     """Run what is to do, in this process, and return the exit code."""
-    if attempt > 1:
-        request = replace(request, force=())
-    plan = planning.make(catalog, store, request)
     with contextlib.ExitStack() as stack:
-        entry = record.Record.open(store, plan, list(request.overrides), stack)
+        entry = record.Record.open(store, plan, list(overrides), stack)
         say(f"run {entry.id}: {len(plan.todo)} of {len(plan.nodes)} nodes to do, store {store.uri}")
         set_aside(plan, store)
         try:
@@ -204,6 +204,7 @@ class _Session:
 
     def _close(self, state: str) -> None:
         self.entry.end(state)
+        decided(_EXIT_CODES[state])
         stopped = state == record.STOPPED
         if stopped:
             self.relay.stop()
@@ -235,12 +236,11 @@ class _Session:
     def _last_words(self, state: str) -> int:
         if state == record.STOPPED:
             say(f"interrupted; nothing finished is lost. Go on with:\n  {record.resume_command()}")
-            return INTERRUPTED
-        if state == record.FAILED:
+        elif state == record.FAILED:
             say(failure_text(self.entry.data, self.entry.folder))
-            return NODE_FAILED
-        say(results_text(self.store, self.entry.data, self.options.tracking_uri))
-        return DONE
+        else:
+            say(results_text(self.store, self.entry.data, self.options.tracking_uri))
+        return _EXIT_CODES[state]
 
 
 def _start_tracker(

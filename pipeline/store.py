@@ -7,21 +7,38 @@ Layout: `artifacts/STAGE/KEY/` (payload and manifest), `work/STAGE/KEY/` (resuma
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pipeline import locations
-from pipeline.artifact import MANIFEST, Artifact, Manifest, describe_files, open_artifact
-from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError
+from pipeline import leases, locations, shapes
+from pipeline.artifact import (
+    MANIFEST,
+    Artifact,
+    Manifest,
+    artifact_of,
+    describe_files,
+    open_artifact,
+)
+from pipeline.errors import (
+    DamagedArtifactError,
+    DamagedRecordError,
+    EarlierArtifactError,
+    UsageError,
+)
+from pipeline.locking import drop, is_locked, lock_file
+from pipeline.objects import ObjectLocation
+
+RECORD, ENDED_NODES = "run.json", "nodes.jsonl"
+RUNNING = "running"  # the state of a run whose record may still be added to
 
 
 class Store:
@@ -51,7 +68,7 @@ class Store:
         if self.remote:
             slug = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
             self.local = locations.cache_folder() / slug
-            self.location: locations.Location = locations.RemoteLocation(self.uri, self.local)
+            self.location: locations.Location = ObjectLocation(self.uri, self.local)
         else:
             self.local = Path(self.uri.removeprefix("file://")).expanduser().resolve()
             self.uri = str(self.local)
@@ -74,15 +91,23 @@ class Store:
         Raises:
             DamagedArtifactError: there is a manifest that cannot be read.
         """
-        data = self.location.read(f"artifacts/{stage}/{key}/{MANIFEST}")
-        if data is None:
-            return None
+        found = self._manifest(stage, key)
+        return found[0] if found else None
+
+    def _manifest(self, stage: str, key: str) -> tuple[Manifest, int] | None:
+        """A manifest and how many bytes it takes."""
         try:
-            return Manifest.parse(data.decode())
+            data = self.location.read(f"artifacts/{stage}/{key}/{MANIFEST}")
+            if data is None:
+                return None
+            manifest = Manifest.parse(data)
         except EarlierArtifactError as error:
             raise EarlierArtifactError(f"artifact {stage}/{key} {error}") from error
-        except (DamagedArtifactError, UnicodeDecodeError) as error:
-            raise DamagedArtifactError(f"artifact {stage}/{key}: {error}") from error
+        except (DamagedArtifactError, OSError) as error:
+            raise DamagedArtifactError(f"artifact {stage}/{key}: {_words(error)}") from error
+        if (manifest.stage, manifest.key) != (stage, key):
+            raise DamagedArtifactError(f"artifact {stage}/{key}: its manifest is of another one")
+        return manifest, len(data)
 
     def open(self, stage: str, key: str) -> Artifact:
         """Open an artifact, every file checked against its SHA-256.
@@ -92,26 +117,33 @@ class Store:
         """
         name = f"artifacts/{stage}/{key}"
         try:
-            return self._open(name)
+            return self._open(stage, key)
+        except EarlierArtifactError:
+            raise
         except DamagedArtifactError:
             if not self.remote:
                 raise
         shutil.rmtree(self.local / name, ignore_errors=True)  # perhaps only our copy is damaged
-        return self._open(name)
+        return self._open(stage, key)
 
-    def _open(self, name: str) -> Artifact:
-        path = self.location.get(name)
-        if path is None:
+    def _open(self, stage: str, key: str) -> Artifact:
+        name = f"artifacts/{stage}/{key}"
+        found = self._manifest(stage, key)
+        if found is None:
             raise DamagedArtifactError(f"{name} is not in the store")
+        manifest, num_bytes = found
+        sizes = {file: described["size"] for file, described in manifest.files.items()}
         try:
-            artifact = open_artifact(path)
-            manifest = artifact.manifest
-            artifact.reopen = (reopen, (path, self.uri, manifest.stage, manifest.key))
+            path = self.location.get(name, sizes | {MANIFEST: num_bytes})
+            if path is None:
+                raise DamagedArtifactError("its files are not in the store")
+            artifact = artifact_of(path, manifest)
+            artifact.reopen = (reopen, (path, self.uri, stage, key, type(artifact)))
             artifact.verify()
         except EarlierArtifactError as error:
             raise EarlierArtifactError(f"{name} {error}") from error
         except (DamagedArtifactError, OSError) as error:
-            raise DamagedArtifactError(f"{name}: {error}") from error
+            raise DamagedArtifactError(f"{name}: {_words(error)}") from error
         return artifact
 
     def scratch(self, key: str) -> Path:
@@ -161,6 +193,25 @@ class Store:
             for key in self.location.children(f"artifacts/{stage}"):
                 yield stage, key
 
+    # Housekeeping
+
+    def leftovers(self) -> list[str]:
+        """What killed commands left half written, on this machine's side too."""
+        return sorted(
+            {*self.location.leftovers(), *locations.LocalLocation(self.local).leftovers()}
+        )
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, or below a folder."""
+        here = locations.LocalLocation(self.local).size(name) if self.remote else 0
+        return self.location.size(name) or here
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, with what this machine has of it."""
+        self.location.remove(name)
+        if self.remote:
+            locations.LocalLocation(self.local).remove(name)
+
     # Work areas
 
     def work_path(self, stage: str, key: str) -> Path:
@@ -186,50 +237,97 @@ class Store:
         self.location.remove(f"work/{stage}/{key}")
         shutil.rmtree(self.work_path(stage, key), ignore_errors=True)
 
+    # Locks
+
     @contextmanager
     def lock(self, name: str, wait_seconds: float = 0.0) -> Iterator[bool]:
-        """Try to hold a lock among all processes that share the store's disk.
+        """Try to hold a lock among all processes, and machines, that share the store.
 
-        Yields whether it is held, within `wait_seconds`. A process that dies lets go of it.
+        Yields whether it is held. Another process of this machine is waited for as long as
+        `wait_seconds`. A process that dies lets go of it, a machine after two minutes.
         """
-        path = self._lock_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + wait_seconds
-        with path.open("w", encoding="utf-8") as stream:
-            while not (held := _try_lock(stream, fcntl.LOCK_EX)) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            yield held
+        with lock_file(self._lock_path(name), wait_seconds) as held:
+            if held and isinstance(self.location, ObjectLocation):
+                with leases.lease(self.location, name, self._here) as leased:
+                    yield leased
+            else:
+                yield held
 
-    def is_locked(self, name: str) -> bool:
-        """Whether somebody holds a lock at this moment. Writes nothing."""
-        try:
-            with self._lock_path(name).open(encoding="utf-8") as stream:
-                return not _try_lock(stream, fcntl.LOCK_SH)
-        except FileNotFoundError:
-            return False
+    def holder(self, name: str) -> str:
+        """The machine that holds a lock at this moment, "" if none does. Writes nothing."""
+        if is_locked(self._lock_path(name)):
+            return socket.gethostname()
+        if isinstance(self.location, ObjectLocation):
+            return leases.holder(self.location, name, self._here)
+        return ""
+
+    def drop_locks(self) -> None:
+        """Remove what is left of locks that nobody holds."""
+        for path in (self.local / "locks").glob("*"):
+            drop(path)
+        if isinstance(self.location, ObjectLocation):
+            for entry in self.location.children("locks"):
+                if leases.is_stale(self.location, entry.removesuffix(".json")):
+                    self.location.remove(f"locks/{entry}")
 
     def _lock_path(self, name: str) -> Path:
         return self.local / "locks" / name.replace("/", "-")
 
+    @property
+    def _here(self) -> str:
+        """What has our local locks: this machine's side of the store."""
+        return f"{socket.gethostname()}:{self.local}"
+
     # Run records
 
     def write_run(self, run_id: str, record: dict[str, Any]) -> None:
-        text = json.dumps(record, indent=1)
-        self.location.write(f"runs/{run_id}/run.json", text.encode())
+        """Write a run's record, whole."""
+        self.location.write(f"runs/{run_id}/{RECORD}", json.dumps(record).encode())
+        self.location.remove(f"runs/{run_id}/{ENDED_NODES}")
+
+    def append_run(self, run_id: str, nodes: dict[str, dict[str, Any]]) -> None:
+        """Add to a run's record how nodes ended: what `read_run` puts into their entries."""
+        line = json.dumps(nodes, separators=(",", ":")).encode() + b"\n"
+        self.location.append(f"runs/{run_id}/{ENDED_NODES}", line)
 
     def read_run(self, run_id: str) -> dict[str, Any] | None:
-        data = self.location.read(f"runs/{run_id}/run.json")
-        if data is None:
-            return None
-        try:
-            return json.loads(data)
-        except ValueError:
-            return None
+        """A run's record, None where there is none.
 
-    def runs(self) -> list[dict[str, Any]]:
-        """All run records, the newest first."""
-        candidates = (self.read_run(name) for name in self.location.children("runs"))
-        records = [record for record in candidates if record]
+        Raises:
+            DamagedRecordError: there is something that is no record of this run.
+        """
+        try:
+            data = self.location.read(f"runs/{run_id}/{RECORD}")
+            if data is None:
+                return None
+            record = shapes.parse(data)
+            if isinstance(record, dict) and record.get("state") == RUNNING:
+                _put_ended(record, self.location.appended(f"runs/{run_id}/{ENDED_NODES}"))
+            shapes.check(record, shapes.RecordFields)
+            if record["id"] != run_id:
+                raise ValueError("it is of another run")
+        except (ValueError, OSError) as error:
+            raise DamagedRecordError(
+                f"the record of run {run_id} cannot be read ({_words(error)}); move "
+                f"runs/{run_id} out of the store"
+            ) from error
+        return record
+
+    def runs(self, unread: Callable[[str], object] = lambda text: None) -> list[dict[str, Any]]:
+        """All run records, the newest first.
+
+        Args:
+            unread: hears a sentence about each record that is damaged, which is left out.
+        """
+        records = []
+        for name in self.location.children("runs"):
+            try:
+                record = self.read_run(name)
+            except DamagedRecordError as error:
+                unread(str(error))
+                continue
+            if record is not None:
+                records.append(record)
         return sorted(records, key=lambda r: (r["created"], r["id"]), reverse=True)
 
     def run_path(self, run_id: str) -> Path:
@@ -253,23 +351,33 @@ class WorkArea:
         for relative, path in locations.files_below(self.path):
             status = path.stat()
             mark = (status.st_size, status.st_mtime_ns)
-            if self._pushed.get(relative) != mark:
-                self._store.location.write(f"{self._name}/{relative}", path.read_bytes())
+            if not path.name.startswith(".") and self._pushed.get(relative) != mark:
+                self._store.location.upload(path, f"{self._name}/{relative}")
                 self._pushed[relative] = mark
 
 
-def reopen(path: Path, uri: str, stage: str, key: str) -> Artifact:
+def _put_ended(record: dict[str, Any], lines: bytes) -> None:
+    """Put what was appended to a record into its nodes; the last line may be torn."""
+    for line in lines.splitlines():
+        try:
+            ended = shapes.parse(line)
+        except ValueError:
+            continue
+        for name, entry in ended.items() if isinstance(ended, dict) else ():
+            node = record["nodes"].get(name) if isinstance(record.get("nodes"), dict) else None
+            if isinstance(node, dict) and isinstance(entry, dict):
+                node |= entry
+
+
+def reopen(path: Path, uri: str, stage: str, key: str, kind: type[Artifact]) -> Artifact:
     """Open an artifact where it was, or through its store on a machine that lacks the path."""
     if not (path / MANIFEST).is_file():
         return Store(uri).open(stage, key)
-    artifact = open_artifact(path)
-    artifact.reopen = (reopen, (path, uri, stage, key))
+    artifact = open_artifact(path, kind)
+    artifact.reopen = (reopen, (path, uri, stage, key, kind))
     return artifact
 
 
-def _try_lock(stream: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _words(error: Exception) -> str:
+    """What went wrong, without the machinery's numbers."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

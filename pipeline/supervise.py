@@ -7,16 +7,19 @@ lost, and sees to it that Ctrl-C ends everything in time.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from pipeline import worker
 from pipeline.environment import Unheard, sentence
-from pipeline.errors import INTERRUPTED, NODE_FAILED
+from pipeline.errors import BAD_USAGE, INTERRUPTED, NODE_FAILED, PipelineError, UsageError
 
 RAY_LOST = 75
 ATTEMPTS = 4
@@ -26,12 +29,21 @@ GRACE_SECONDS = 4.0
 def supervise(body: Callable[[int], int], say: Callable[[str], None]) -> int:
     """Run `body(attempt)` in a child process and return its exit code.
 
+    All of a command belongs there that opens an object store: no client of one survives a fork.
     A child that dies without an exit code of its own, or returns `RAY_LOST`, is started again,
-    up to `ATTEMPTS` times in all.
+    up to `ATTEMPTS` times in all; one that had `decided` is not.
+
+    Raises:
+        PipelineError: what the body raised.
     """
     for attempt in range(1, ATTEMPTS + 1):
-        code = _child(body, attempt)
+        said = _child(body, attempt)
+        if said.get("error"):
+            raise _error(said)
+        code = said.get("code")
         if code is not None and code != RAY_LOST:
+            if not said.get("last"):
+                say("the command died when its last node had ended; what it made is kept")
             return code
         if attempt < ATTEMPTS:
             say("starting Ray again; finished nodes and checkpoints stay")
@@ -39,7 +51,17 @@ def supervise(body: Callable[[int], int], say: Callable[[str], None]) -> int:
     return NODE_FAILED
 
 
-def _child(body: Callable[[int], int], attempt: int) -> int | None:
+def decided(code: int) -> None:
+    """Tell the parent how the command ends, whatever becomes of this process: its work is done."""
+    if _to_parent is not None:
+        _tell(_to_parent, {"code": code})
+
+
+_to_parent: int | None = None  # the child's end of the pipe
+
+
+def _child(body: Callable[[int], int], attempt: int) -> dict[str, Any]:
+    """What a child said last of how it ended: `code`, `error`, and whether it was its last word."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -59,39 +81,54 @@ def _child(body: Callable[[int], int], attempt: int) -> int | None:
     try:
         _wait(pid, interrupted)
         with os.fdopen(reader, "rb") as stream:
-            said = stream.read()
+            said = stream.read().splitlines()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    code = int(said) if said else None
+    heard = json.loads(said[-1]) if said else {}
     # A signal to all of our processes ends Ray too: that is no Ray that was lost.
-    return INTERRUPTED if interrupted and code in (None, RAY_LOST) else code
+    if interrupted and heard.get("code") in (None, RAY_LOST):
+        return {"code": INTERRUPTED, "last": True}
+    return heard
+
+
+def _error(said: dict[str, Any]) -> PipelineError:
+    """The error that the child told, its traceback beside it for `--debug`."""
+    error = (UsageError if said["code"] == BAD_USAGE else PipelineError)(said["error"])
+    error.add_note(said["traceback"])
+    return error
+
+
+def _tell(writer: int, said: dict[str, Any]) -> None:
+    os.write(writer, json.dumps(said).encode() + b"\n")
 
 
 def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
+    global _to_parent
+    _to_parent = writer
     worker.watch_parent()
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.signal(signal.SIGTERM, _interrupt_once)
     # A reader who has had enough (head, less) does not end the run.
     sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)
-    code: int | None = None
+    said: dict[str, Any] = {"code": NODE_FAILED}
     try:
-        code = body(attempt)
+        said = {"code": body(attempt)}
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        said = {"code": INTERRUPTED}
+    except PipelineError as error:
+        text = traceback.format_exc()
+        said = {"code": error.exit_code, "error": str(error), "traceback": text}
     except BaseException as error:
         text = sentence(error) if isinstance(error, OSError) else None
         if text is None:
-            import traceback
-
             traceback.print_exc()
         else:
-            print(f"error: {text}", file=sys.stderr)
-        code = NODE_FAILED
+            said |= {"error": text, "traceback": traceback.format_exc()}
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.write(writer, str(NODE_FAILED if code is None else code).encode())
+        _tell(writer, said | {"last": True})
         os._exit(0)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import provenance
+from pipeline import provenance, shapes
 from pipeline.artifact import CURVES, Manifest, write_curves
 from pipeline.errors import DamagedArtifactError, PipelineError
 from pipeline.graph import Identity
@@ -99,18 +99,23 @@ class WorkerContext:
     def recall(self, what: Mapping[str, Any]) -> Any:
         data = Store(self._store).location.read(self._memory(what))
         try:
-            return None if data is None else json.loads(data)
-        except ValueError:
+            value, digest = shapes.parse(data or b"[null, null]")
+        except (ValueError, TypeError):
             return None  # damaged: made again
+        return value if digest == _digest(value) else None
 
     def remember(self, what: Mapping[str, Any], value: Any) -> None:
-        Store(self._store).location.write(self._memory(what), json.dumps(value).encode())
+        data = json.dumps([value, _digest(value)]).encode()
+        Store(self._store).location.write(self._memory(what), data)
 
     def _memory(self, what: Mapping[str, Any]) -> str:
         made = self._identity
-        parts = [made.version, made.sources, made.threads, what]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        digest = _digest([made.version, made.sources, made.threads, what])
         return f"memory/{made.stage}/{digest[:32]}.json"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def run_inline(
@@ -156,13 +161,14 @@ def _explain(error: Exception) -> str:
 
 def _make(job: Job, store: Store, send: Send, mapper: Mapper) -> Manifest:
     stage, key = job.identity.stage, job.key
+    function = resolve(job.run)  # its module knows the classes of what it reads
     inputs = {slot: _open(store, value) for slot, value in job.inputs.items()}
     send(("started", job.node))
     begun, clock = provenance.now(), time.perf_counter()
     folder, work = store.scratch(key), store.work(stage, key)
     try:
         context = WorkerContext(job, inputs, folder, work, send, mapper)
-        result: Result = resolve(job.run)(context)
+        result: Result = function(context)
         curves = list(result.curves)
         if curves:
             write_curves(folder / CURVES, curves)

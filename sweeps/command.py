@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import plan as planning
-from pipeline import results
+from pipeline import results, track
 from pipeline.errors import DONE, UsageError
 from pipeline.record import FINISHED
 from pipeline.session import Options, check_place, say
@@ -24,31 +24,38 @@ def sweep(root: Callable[[], Catalog], options: Namespace) -> int:
     """Run a sweep."""
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: give at least 1")
-    asked, catalog = _asked(options), root()
-    store = results.opened(options.store)
-    checked_sweep = checked(catalog, asked)
+    asked = _asked(options)
     if options.dry_run:
+        store, checked_sweep = results.opened(options.store), checked(root(), asked)
         if options.resume:
             record.resumable(store, asked)
         print(_trials_text(checked_sweep, store))
         return DONE
     how = Options.of(options)
-    _check(checked_sweep, store, how)
-    data = _data(asked, checked_sweep, store, options.resume)
+    from pipeline.supervise import supervise
+
+    return supervise(lambda attempt: _attempt(root, options, asked, how, attempt), say)
+
+
+def _attempt(
+    root: Callable[[], Catalog], options: Namespace, asked: Sweep, how: Options, attempt: int
+) -> int:
+    """One attempt at a sweep, in a process of its own; later ones go on with the first's record."""
+    from sweeps import session
+
+    store, found = results.opened(options.store), checked(root(), asked)
+    if attempt == 1:
+        _check(found, store, how)
+    begun = attempt > 1 and bool(record.same(store, asked))
+    data = _data(asked, found, store, options.resume or begun)
     trials = [record.TrialRecord(**trial) for trial in data["sweep"]["trials"]]
-    if data["state"] == FINISHED and not _outdated(data, trials, checked_sweep):
+    if data["state"] == FINISHED and not _outdated(data, trials, found):
         outcome = Outcome.of(asked.space, trials)
         print(f"nothing to do: sweep {data['id']} holds these results\n\n{outcome.text()}\n")
         print(outcome.verdict())
+        track.flush_pending(store.local)
         return DONE
-    from pipeline.supervise import supervise
-
-    def body(attempt: int) -> int:
-        from sweeps import session
-
-        return session.run(root, store, checked_sweep, how, data)
-
-    return supervise(body, say)
+    return session.run(root, store, found, how, data)
 
 
 def _asked(options: Namespace) -> Sweep:

@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.locking import lock_file
 from pipeline.track.redaction import redact
-from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending, lock_file
+from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending
 from pipeline.track.uri import check_chosen_uri, check_uri, chosen_uri, default_uri
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "chosen_uri",
     "default_uri",
     "flush_pending",
+    "send_pending",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -230,7 +232,10 @@ class Tracker:
                 return
         self._reader.join(1.0)
         if is_pending(self._run_dir):
-            self._warn(f"some records did not reach MLflow at {uri}; the next run sends them")
+            self._warn(
+                f"some records did not reach MLflow at {uri}; the next run sends them, or "
+                "python -m pipeline send"
+            )
 
 
 def flush_pending(store_dir: Path, exclude: Path | None = None) -> int:
@@ -239,10 +244,33 @@ def flush_pending(store_dir: Path, exclude: Path | None = None) -> int:
     Runs that another command is sending at this moment are left to it. Runs that never told
     their end, because they were killed, end as KILLED; resuming one opens it again.
     """
+    idle = _idle(store_dir, exclude)
+    if idle:
+        _spawn(idle, log=Path(store_dir) / "runs" / "mlflow-pending.log", live=False)
+    return len(idle)
+
+
+def send_pending(store_dir: Path) -> tuple[int, list[str]]:
+    """Send what earlier runs of a store could not, and wait for it.
+
+    Returns how many runs were sent, and the names of those of which MLflow still lacks something.
+    """
+    idle = _idle(store_dir, None)
+    if idle:
+        _spawn(idle, log=Path(store_dir) / "runs" / "mlflow-pending.log", live=False).wait()
+    left = [run_dir.name for run_dir in _pending(store_dir)]
+    return sum(Path(run_dir).name not in left for run_dir in idle), left
+
+
+def _pending(store_dir: Path) -> list[Path]:
     spools = sorted(Path(store_dir).glob(f"runs/*/{SPOOL}"))
-    pending = [spool.parent for spool in spools if is_pending(spool.parent)]
+    return [spool.parent for spool in spools if is_pending(spool.parent)]
+
+
+def _idle(store_dir: Path, exclude: Path | None) -> list[str]:
+    """Folders of runs of which MLflow lacks something that nobody is sending."""
     idle = []
-    for run_dir in pending:
+    for run_dir in _pending(store_dir):
         if exclude is not None and run_dir.resolve() == Path(exclude).resolve():
             continue
         with (
@@ -251,9 +279,7 @@ def flush_pending(store_dir: Path, exclude: Path | None = None) -> int:
         ):
             if held:
                 idle.append(str(run_dir))
-    if idle:
-        _spawn(idle, log=Path(store_dir) / "runs" / "mlflow-pending.log", live=False)
-    return len(idle)
+    return idle
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -280,10 +306,13 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we retry ourselves, without blocking
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold a password
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    with log.open("ab") as stderr:
+    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+    with open(descriptor, "ab") as stderr:
+        os.fchmod(descriptor, 0o600)
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "pipeline.track", *run_dirs],
             stdin=subprocess.PIPE if live else subprocess.DEVNULL,

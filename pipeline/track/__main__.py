@@ -12,13 +12,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
+from pipeline.locking import lock_file
 from pipeline.track.redaction import redact
 from pipeline.track.sender import Sender
 from pipeline.track.server import Away
-from pipeline.track.spool import LOCK, last_begin, lock_file
+from pipeline.track.spool import LOCK, last_begin
 
 POLL_SECONDS = 0.3
 MAX_BACKOFF_SECONDS = 10.0
@@ -66,8 +69,16 @@ def _watch_driver(closing: threading.Event) -> None:
 def main(run_dirs: Sequence[str]) -> int:
     """Serve one run for the driver at the other end of our input, or flush several runs."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
-    os.dup2(2, 1)  # what libraries print goes to the log
+    with _logged():
+        try:
+            _send(run_dirs, answers)
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
 
+
+def _send(run_dirs: Sequence[str], answers: IO[str]) -> None:
     def tell(kind: str, message: str) -> None:
         with contextlib.suppress(OSError):  # the driver is gone
             print(kind, message, file=answers)
@@ -83,7 +94,32 @@ def main(run_dirs: Sequence[str]) -> int:
         with lock_file(run_dir / LOCK, wait_seconds=LAST_WORDS_SECONDS if live else 0) as held:
             if held and last_begin(run_dir) is not None:
                 serve(run_dir, closing, tell)
-    return 0
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """What libraries print goes to the log, our standard error, without the passwords of URIs."""
+    log = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    os.close(writer)
+    thread = threading.Thread(target=_copy, args=(reader, log), daemon=True, name="log")
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        thread.join(1.0)  # a process that was left behind may hold the pipe
+
+
+def _copy(reader: int, log: int) -> None:
+    with os.fdopen(reader, "rb") as stream:
+        for line in stream:
+            os.write(log, redact(line.decode(errors="replace")).encode(errors="replace"))
 
 
 if __name__ == "__main__":

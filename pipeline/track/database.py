@@ -1,14 +1,15 @@
-"""Makes the sqlite database in which MLflow keeps its runs."""
+"""The sqlite database in which MLflow keeps its runs: making it, and knowing it again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-from pipeline.track.spool import lock_file
+from pipeline.locking import lock_file
 from pipeline.track.uri import sqlite_uri
 
 
@@ -40,10 +41,32 @@ def create_database(path: Path) -> None:
         finally:
             sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", _without_sync)
         with contextlib.closing(sqlite3.connect(temporary)) as database:
+            database.execute(f"PRAGMA user_version={1 + secrets.randbelow(2**31 - 1)}")
             database.execute("PRAGMA journal_mode=WAL")
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+
+
+def identity(path: Path) -> int | None:
+    """The number that a database got when it was made, by which a new one in its place differs.
+
+    It stands in the file's header: reading it takes no lock. None if there is no database.
+    """
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(64)
+    except OSError:
+        return None
+    return int.from_bytes(header[60:64]) if header.startswith(b"SQLite format 3\0") else None
+
+
+def is_lost(path: Path, known: int | None) -> bool:
+    """Whether a database that was `known` is gone, or another one in its place.
+
+    Where its folder is gone too, the store was moved: nobody can tell.
+    """
+    return known is not None and path.parent.is_dir() and identity(path) != known
 
 
 def _without_sync(connection: Any, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""One quick request to a tracking server: is it there, and does it take our credentials?"""
+"""One quick request to a tracking server or database: is it there, does it take our credentials?"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import configparser
 import http.client
 import json
 import os
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -51,6 +52,49 @@ def check_server(uri: str, timeout: float) -> str | None:
         ) from error
     except OSError as error:
         return away.format(error)
+
+
+_REFUSED = re.compile(
+    r"authentication failed|no password supplied|Access denied|Login failed|role \S+ does not exist"
+)
+_UNKNOWN = re.compile(r"database \S+ does not exist|Unknown database")
+
+
+def check_database(uri: str, with_driver: str, timeout: float) -> str | None:
+    """Connect to a database once.
+
+    Raises:
+        UsageError: it refuses the credentials, or has no such database.
+    """
+    import sqlalchemy
+
+    name = redact(uri)
+    try:
+        how = {"connect_timeout": max(2, int(timeout))} if "postgresql" in with_driver else {}
+        engine = sqlalchemy.create_engine(with_driver, connect_args=how)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+    except (sqlalchemy.exc.DBAPIError, OSError) as error:
+        text = redact(str(getattr(error, "orig", None) or error).strip())
+        if _REFUSED.search(text):
+            raise UsageError(
+                f"tracking database {name} refuses the user or the password; set them in the URI "
+                "(special characters as %XX)"
+            ) from error
+        if _UNKNOWN.search(text):
+            raise UsageError(
+                f"tracking database {name}: there is no database of that name; make it first"
+            ) from error
+        reason = text.splitlines()[0][:200] if text else type(error).__name__
+        return (
+            f"tracking database {name} cannot be reached ({reason}); the run's records are kept "
+            "and sent when it is back"
+        )
+    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+        raise UsageError(f"tracking URI '{name}' cannot be used ({redact(str(error))})") from error
+    return None
 
 
 def _judge(name: str, error: urllib.error.HTTPError, away: str) -> str:

@@ -11,6 +11,8 @@ PUT_BACK = (
 
 
 def redact(uri: str) -> str:
-    """The URI without its password, for messages and records."""
-    uri = re.sub(r"(://[^:/@]*:)[^/]*@", r"\1***@", uri)
-    return re.sub(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&\s]*", r"\1***", uri, flags=re.I)
+    """A URI, or a text with some, without passwords: for messages, logs and records."""
+    uri = re.sub(r"(://[^:/@\s]*:)[^/\s]*@", r"\1***@", uri)
+    # A slash in a password makes the URI a wrong one; what is no port may be one.
+    uri = re.sub(r"(://[^:/@\s]*:)(?!\*\*\*@)(?!\d+/)[^@\s]*/[^\s]*@", r"\1***@", uri)
+    return re.sub(r"((?:\b|_)(?:password|passwd|pwd)=)[^&\s]*", r"\1***", uri, flags=re.I)

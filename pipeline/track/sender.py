@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.track import views
+from pipeline.track.database import identity, is_lost
 from pipeline.track.server import Batch, Server
 from pipeline.track.spool import State, last_begin, read_events
 from pipeline.track.system import SystemMetrics
+from pipeline.track.uri import sqlite_path, with_driver
 
 PARENT = ""  # the key of the parent run among a run's MLflow runs
 
@@ -43,16 +45,18 @@ class Sender:
         self._begin = last_begin(run_dir)
         self.uri = self._begin["uri"]
         self._state = State.load(run_dir, self.uri)
-        self._server = Server(self.uri, warn)
+        self._server, self._warn = Server(self.uri, warn), warn
         self._batches: dict[str, Batch] = {}
         self._system: SystemMetrics | None = None
 
     def step(self) -> bool:
         """Send the next events of the spool; return whether there were any."""
+        if self._begin_again_if_lost():
+            return True
         events, offset = read_events(self._run_dir, self._state.offset)
         if not events and offset == self._state.offset:
             return False
-        self._server.connect()
+        self._connect()
         later: list[Action] = []
         self._batches = {}
         try:
@@ -75,11 +79,31 @@ class Sender:
         self._watch_system()
         return True
 
+    def _connect(self) -> None:
+        self._server.connect()
+        path = sqlite_path(self.uri)
+        if path is not None and self._state.database is None:
+            self._state.database = identity(path)
+
+    def _begin_again_if_lost(self) -> bool:
+        """Where the database is gone, forget what was sent to it; whether that was so."""
+        path, state = sqlite_path(self.uri), self._state
+        if path is None or not is_lost(path, state.database):
+            return False
+        self._warn(f"{path} was removed or replaced: all of this run's records are sent again")
+        if self._system is not None:
+            self._system.stop()
+            self._system = None
+        self._server.forget()
+        self._state = State(self._run_dir, self.uri)
+        self._state.save()
+        return True
+
     def _watch_system(self) -> None:
         if not self._begin["system_metrics"] or self._state.ended:
             return
         if self._system is None:
-            self._system = SystemMetrics(self.uri, self._state.runs[PARENT])
+            self._system = SystemMetrics(with_driver(self.uri), self._state.runs[PARENT])
         self._system.keep_alive()
 
     # Runs
@@ -276,7 +300,7 @@ class Sender:
     def abandon(self) -> None:
         """End as KILLED a run whose driver died before it could say how it ended."""
         if not self._state.ended:
-            self._server.connect()
+            self._connect()
             self._server.may(lambda: self.end("KILLED"))
             self._state.save()
 

@@ -13,13 +13,17 @@ from typing import Any
 from pipeline.track import views
 from pipeline.track.database import create_database
 from pipeline.track.redaction import redact
-from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path
+from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path, with_driver
 
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # MLflow's limits of one log_batch
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_KEY_CHARS = 6000, 5000, 250
 TABLES = "mlflow.loggedArtifacts"
 SKIPPED = "MLflow refused a record, which is skipped: {}"
 SAME_FAILURES = 6  # of a server that answers other requests: then the record is at fault
+_NOT_NOW = re.compile(
+    r"is locked|readonly|read-only|disk I/O|is full|unable to open|no such table|server closed|"
+    r"connection|terminating"
+)
 REFUSALS = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
@@ -69,10 +73,17 @@ class Server:
         path = sqlite_path(self._uri)
         if path is not None:
             create_database(path)
-        client = mlflow.MlflowClient(tracking_uri=self._uri)
+        client = mlflow.MlflowClient(tracking_uri=with_driver(self._uri))
         client.search_experiments(max_results=1)
         drop_stray_folder(self._uri)
         self.client = client
+
+    def forget(self) -> None:
+        """The database that was connected to is gone: let go of it, and connect anew."""
+        if self.client is not None:
+            # MLflow keeps one pool of connections a URI, and they keep the file that is gone.
+            self.client._tracking_client.store._dispose_engine()
+            self.client = None
 
     def must(self, call: Callable[[], Any]) -> Any:
         """A call that the rest depends on: whatever goes wrong, try again later (Away)."""
@@ -101,6 +112,8 @@ class Server:
             return True
         if getattr(error, "error_code", None) in REFUSALS:
             return True
+        if _is_of_the_database(error):
+            return False
         self._failures += 1
         if self._failures < SAME_FAILURES:
             return False
@@ -206,6 +219,15 @@ class Server:
                 return
             for half in (0, 1):
                 self._log(run, *(_half(items, half) for items in (metrics, params, tags)))
+
+
+def _is_of_the_database(error: BaseException | None) -> bool:
+    """Whether a database could not do it now, whatever the record: locked, full, taken away."""
+    while error is not None:
+        if type(error).__name__ == "OperationalError" and _NOT_NOW.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:

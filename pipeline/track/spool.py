@@ -8,15 +8,17 @@ them is the sender; there is one at a time. A process that dies at any point lea
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from pipeline.track.database import is_lost
+from pipeline.track.uri import sqlite_path
 
 SPOOL, STATE, LOCK = "mlflow.spool.jsonl", "mlflow.state.json", "mlflow.lock"
 
@@ -63,7 +65,7 @@ def read_events(
             offset += len(line)
             try:
                 events.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # torn by a kill; the line was never acted upon
             if offset >= end:
                 break
@@ -77,7 +79,8 @@ def last_begin(run_dir: Path) -> dict[str, Any] | None:
         with (run_dir / SPOOL).open("rb") as stream:
             for line in stream:
                 if line.startswith(b'{"event":"begin"') and line.endswith(b"\n"):
-                    begin = json.loads(line)
+                    with contextlib.suppress(ValueError, RecursionError):  # damaged on disk
+                        begin = json.loads(line)
     except FileNotFoundError:
         return None
     return begin
@@ -121,6 +124,7 @@ class State:
         self.uri = uri
         self.offset = 0
         self.ended = False
+        self.database: int | None = None  # which database it was, if it is a file
         self.experiment_id: str | None = None
         self.runs: dict[str, str] = {}  # "" is the parent, a node's name its child
         self.creating: list[str] = []  # asked for, answer not yet seen
@@ -134,14 +138,17 @@ class State:
         """The stored state, or a fresh one where there is none or it speaks of another URI."""
         state = cls(run_dir, uri)
         stored = _read_json(state._path)
-        if stored is None or stored.get("uri") != uri:
+        if not isinstance(stored, dict) or stored.get("uri") != uri:
             return state
-        steps = stored.pop("steps")
-        vars(state).update(stored)
-        state._steps = {
-            run: {metric: Steps(ranges) for metric, ranges in curves.items()}
-            for run, curves in steps.items()
-        }
+        try:
+            steps = {
+                run: {metric: Steps(ranges) for metric, ranges in curves.items()}
+                for run, curves in stored.pop("steps").items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return state  # damaged: what is sent again changes nothing
+        vars(state).update({key: stored[key] for key in vars(state).keys() & stored.keys()})
+        state._steps = steps
         return state
 
     def steps(self, run: str, metric: str) -> Steps:
@@ -166,34 +173,23 @@ class State:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def is_pending(run_dir: Path) -> bool:
-    """Whether some of a run's events were never sent, or its end was never told."""
+    """Whether MLflow lacks some of a run: not sent yet, or lost with a database that is gone."""
     try:
         size = (run_dir / SPOOL).stat().st_size
     except FileNotFoundError:
         return False
     stored = _read_json(run_dir / STATE)
-    return size > 0 and (stored is None or stored["offset"] < size or not stored["ended"])
-
-
-@contextmanager
-def lock_file(path: Path, wait_seconds: float) -> Iterator[bool]:
-    """Hold an exclusive lock on `path`, gone with the process; yields False if others keep it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait_seconds
-    with path.open("a", encoding="utf-8") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(0.05)
-            else:
-                yield True
-                return
+    if not size or not isinstance(stored, dict):
+        return size > 0
+    try:
+        if stored["offset"] < size or not stored["ended"]:
+            return True
+        path = sqlite_path(stored["uri"])
+        return path is not None and is_lost(path, stored.get("database"))
+    except (KeyError, TypeError, AttributeError):
+        return True  # damaged: sent again, which changes nothing

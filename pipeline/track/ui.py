@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pipeline.errors import DONE, UsageError
 from pipeline.track import views
 from pipeline.track.redaction import redact
-from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path
+from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path, with_driver
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -56,6 +56,7 @@ def serve(uri: str, port: int = 5000) -> int:
         _command(uri, port),
         env={
             **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": with_driver(uri),  # others can read our command lines
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         },
@@ -98,7 +99,7 @@ def addresses(port: int, experiments: list[Experiment]) -> list[tuple[str, str]]
 
 
 def _command(uri: str, port: int) -> list[str]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", HOST, "--port", str(port), "--workers", "1", "--no-serve-artifacts"]
     path = sqlite_path(uri)
     if path is not None:
@@ -178,7 +179,7 @@ def _drain(server: subprocess.Popen, log: list[str]) -> None:
 
 
 def _last_line(log: list[str]) -> str:
-    return next((line for line in reversed(log) if line.strip()), "it gave no reason")
+    return redact(next((line for line in reversed(log) if line.strip()), "it gave no reason"))
 
 
 @contextlib.contextmanager

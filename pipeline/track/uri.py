@@ -9,19 +9,22 @@ import contextlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UsageError, nearest
 from pipeline.track.redaction import redact
 
-# Python packages that speak to a database, by the driver that the URI names.
+# Python packages that speak to a database, by what the URI names; the first that is there is used.
 DRIVERS = {
-    "postgresql": "psycopg2",
-    "mysql": "MySQLdb",
-    "mssql": "pyodbc",
-    "mysqldb": "MySQLdb",
+    "postgresql": ("psycopg", "psycopg2"),
+    "mysql": ("MySQLdb", "pymysql"),
+    "mssql": ("pyodbc",),
+    "mysqldb": ("MySQLdb",),
 }
+# What SQLAlchemy calls a driver, where that is not its package's name.
+DIALECTS = {"MySQLdb": "mysqldb"}
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 EXAMPLES = "sqlite:////path/to/mlflow.db or http://host:5000"
 
@@ -106,14 +109,32 @@ def check_uri(uri: str, timeout: float = 2.0) -> str | None:
         from pipeline.track.probe import check_server
 
         return check_server(uri, timeout)
-    driver = scheme.partition("+")[2] or base
-    package = DRIVERS.get(driver, driver)
-    if importlib.util.find_spec(package) is None:
+    packages = _packages(scheme)
+    if _installed(packages) is None:
         raise UsageError(
-            f"tracking URI '{redact(uri)}' needs the Python package {package}, which is not "
-            "installed; install it or track through an MLflow server (http://host:5000)"
+            f"tracking URI '{redact(uri)}' needs the Python package {' or '.join(packages)}, which "
+            "is not installed; install it or track through an MLflow server (http://host:5000)"
         )
-    return None
+    from pipeline.track.probe import check_database
+
+    return check_database(uri, with_driver(uri), timeout)
+
+
+def with_driver(uri: str) -> str:
+    """A database's URI with the driver that is installed here; any other URI as it is."""
+    scheme, _, rest = uri.partition(":")
+    if scheme not in DRIVERS or (package := _installed(_packages(scheme))) is None:
+        return uri
+    return f"{scheme}+{DIALECTS.get(package, package)}:{rest}"
+
+
+def _packages(scheme: str) -> tuple[str, ...]:
+    base, _, driver = scheme.partition("+")
+    return DRIVERS.get(driver, (driver,)) if driver else DRIVERS[base]
+
+
+def _installed(packages: Sequence[str]) -> str | None:
+    return next((name for name in packages if importlib.util.find_spec(name) is not None), None)
 
 
 def _check_sqlite(uri: str) -> None:

@@ -111,6 +111,12 @@ def finish(context: Context) -> Result:
     kept_steps = [kept for kept in settings.kept_steps if kept < step] + [step]
     for kept in kept_steps:
         name = checkpoint_name(kept)
+        if not resume.sealed(context.work.path / name):
+            shutil.rmtree(context.work.path)
+            raise StageError(
+                f"the weights kept after step {kept} were damaged on disk while it trained; run "
+                "the same command again: it trains from the start"
+            )
         shutil.copyfile(context.work.path / name, context.path / name)
     config = worker.network_config(settings, data, context.inputs.get("teacher"))
     facts = {

@@ -3,8 +3,11 @@ would be too large, to be asked for them while a network trains."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -306,10 +309,7 @@ def _store(
     settings: TeachSettings = context.settings
     count, done = len(images), context.work.path / "features-done"
     shapes = {PATCHES: (count, grid[0] * grid[1], teacher.width), TOKENS: (count, teacher.width)}
-    left = all(path.exists() for path in (done, *(context.work.path / name for name in shapes)))
-    if not left:
-        done.unlink(missing_ok=True)
-    first = int(done.read_text(encoding="utf-8")) if left else 0
+    first, digests = _left(context.work.path, done, shapes, settings)
     arrays = {
         name: open_memmap(
             context.work.path / name, "r+" if first else "w+", np.dtype(settings.precision), shape
@@ -322,15 +322,42 @@ def _store(
         at = slice(first + start, first + start + len(tokens))
         targets = patch_targets(tokens[:, 1:], grid, teacher.grid, settings.interpolate)
         arrays[PATCHES][at], arrays[TOKENS][at] = targets.numpy(), tokens[:, 0].numpy()
+        for name, digest in digests.items():
+            digest.update(np.ascontiguousarray(arrays[name][at]))
         if (start // settings.batch_size) % 20 == 19 or at.stop == count:
             for array in arrays.values():
                 array.flush()
-            write_atomically(
-                done, lambda path, stop=at.stop: path.write_text(str(stop), encoding="utf-8")
-            )
+            told = {name: digest.hexdigest() for name, digest in digests.items()}
+            text = json.dumps({"images": at.stop, "sha256": told})
+            write_atomically(done, lambda path, text=text: path.write_text(text, encoding="utf-8"))
         context.progress(at.stop, count, "images")
     for name in shapes:
         _place(context.work.path / name, context.path / name)
+
+
+def _left(
+    folder: Path, done: Path, shapes: Mapping[str, tuple[int, ...]], settings: TeachSettings
+) -> tuple[int, dict[str, Any]]:
+    """How many images an interrupted pass left features of, and the SHA-256 of these, to go on
+    with; none where they are not what was written."""
+    import numpy as np
+
+    fresh = {name: hashlib.sha256() for name in shapes}
+    try:
+        told = json.loads(done.read_text(encoding="utf-8"))
+        for name, shape in shapes.items():
+            array = np.load(folder / name, mmap_mode="r")
+            if (array.shape, array.dtype) != (shape, np.dtype(settings.precision)):
+                raise ValueError("of another pass")
+            for start in range(0, told["images"], settings.batch_size):
+                rows = array[start : min(start + settings.batch_size, told["images"])]
+                fresh[name].update(np.ascontiguousarray(rows))
+            if fresh[name].hexdigest() != told["sha256"][name]:
+                raise ValueError("damaged")
+        return told["images"], fresh
+    except (OSError, ValueError, KeyError, TypeError):
+        done.unlink(missing_ok=True)
+        return 0, {name: hashlib.sha256() for name in shapes}
 
 
 def _place(source: Path, target: Path) -> None:

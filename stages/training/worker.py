@@ -255,11 +255,12 @@ def _keep(folder: Path, step: int, state: TrainState) -> None:
     """Write the EMA weights of a checkpoint to the work area."""
     from safetensors.torch import save_file
 
-    from stages.training.resume import write_atomically
+    from stages.training.resume import seal, write_atomically
 
     path = folder / checkpoint_name(step)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda p: save_file(state.ema.network.state_dict(), p))
+    seal(path)
 
 
 def _save(context: Context, state: TrainState, log: LossLog, watch: Any) -> None:

@@ -4,16 +4,15 @@ import contextlib
 import shlex
 import shutil
 import sys
-import threading
 import time
 
 import pytest
 
-from pipeline import holding
+from pipeline import leases
 from pipeline import plan as planning
 from pipeline.__main__ import main
-from pipeline.commands import garbage
 from pipeline.errors import UsageError
+from pipeline.garbage import garbage
 from pipeline.plan import Request
 from pipeline.record import Record, command_line, resume_command
 from pipeline.results import Run
@@ -22,6 +21,13 @@ from pipeline.store import Store
 from tests.toy.table import CATALOG
 
 SECRET = "http://me:p4ss@host:5000"
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def begun(store, stack):
@@ -57,25 +63,24 @@ def test_a_machine_that_died_leaves_its_run_to_others(machines, monkeypatch):
     one, other = machines
     with contextlib.ExitStack() as stack:
         record = begun(one, stack)
-        left = one.location.read(f"runs/{record.id}/alive.json")
-    one.location.write(f"runs/{record.id}/alive.json", left)
+        left = one.location.read(f"locks/run-{record.id}.json")
+    one.location.write(f"locks/run-{record.id}.json", left)
     assert Run(other, record.data).state == "running"
-    later = time.time() + holding.FRESH_SECONDS + 1
-    monkeypatch.setattr(holding.time, "time", lambda: later)
+    later = time.time() + leases.FRESH_SECONDS + 1
+    monkeypatch.setattr(leases.time, "time", lambda: later)
     assert Run(other, record.data).state == "interrupted"
     with contextlib.ExitStack() as stack:
         assert begun(other, stack).id == record.id
 
 
 def test_a_long_run_renews_its_sign_of_life(machines, monkeypatch):
-    monkeypatch.setattr(holding, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.01)
     one, _ = machines
     with contextlib.ExitStack() as stack:
         record = begun(one, stack)
-        renewed = threading.Event()
-        monkeypatch.setattr(one.location, "write", lambda name, data: renewed.set())
-        assert renewed.wait(60)
-    assert one.location.read(f"runs/{record.id}/alive.json") is None
+        first = one.location.read(f"locks/run-{record.id}.json")
+        until(lambda: one.location.read(f"locks/run-{record.id}.json") != first)
+    assert one.location.read(f"locks/run-{record.id}.json") is None
 
 
 def test_the_state_of_a_killed_run_is_read_without_writing(tmp_path):

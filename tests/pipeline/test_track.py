@@ -21,7 +21,8 @@ import pytest
 
 from pipeline import track
 from pipeline.errors import UsageError
-from pipeline.track import views
+from pipeline.locking import lock_file
+from pipeline.track import _spawn, views
 from pipeline.track.redaction import redact
 from pipeline.track.spool import (
     LOCK,
@@ -31,7 +32,6 @@ from pipeline.track.spool import (
     State,
     Steps,
     is_pending,
-    lock_file,
     read_events,
 )
 from pipeline.track.uri import check_uri, default_uri
@@ -362,8 +362,36 @@ def test_an_absent_server_is_told_once_and_keeps_the_spool(make, tmp_path, monke
     assert "secret" not in said[0][1]
     assert is_pending(run_dir)
     tracker.close()
-    assert "the next run sends them" in warnings[-1]
+    assert "python -m pipeline send" in warnings[-1]
     assert "secret" not in warnings[-1]
+
+
+def test_what_libraries_print_reaches_the_log_without_passwords(tmp_path):
+    script = (
+        "import os, sys; from pipeline.track.__main__ import _logged\n"
+        "with _logged():\n"
+        "    print('View run at http://me:p4ss@host')\n"
+        "    os.system('echo postgresql://me:p4ss@db >&2')\n"
+        "print('after', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert sorted(done.stderr.split("\n")) == [
+        "",
+        "View run at http://me:***@host",
+        "after",
+        "postgresql://me:***@db",
+    ]
+
+
+def test_the_sender_s_log_is_for_its_owner_and_names_no_address(make, tmp_path):
+    log = tmp_path / "runs" / "run-1" / "mlflow.log"
+    log.parent.mkdir(parents=True)
+    log.touch(mode=0o644)
+    make().close()
+    assert _spawn([str(log.parent)], log, live=False).wait(120) == 0
+    assert not is_pending(log.parent)
+    assert log.stat().st_mode & 0o077 == 0
+    assert "View run" not in log.read_text()
 
 
 # The spool
@@ -481,6 +509,12 @@ def test_passwords_stay_out_of_messages():
     assert redact("postgresql://me:p:4@host/db").count("4") == 0
     assert redact("http://host:5000") == "http://host:5000"
     assert redact("http://me:p@ss@host:5000/x@y") == "http://me:***@host:5000/x@y"
+    assert redact("http://me:p/ss@host:5000/x") == "http://me:***@host:5000/x"
+    assert redact("http://host:5000/x@y") == "http://host:5000/x@y"
+    assert redact("at http://me:p4ss@host, or ftp://you:w0rd@there") == (
+        "at http://me:***@host, or ftp://you:***@there"
+    )
+    assert redact("connect host=x password=p4ss user=me") == "connect host=x password=*** user=me"
     assert redact("mysql://host/db?user=me&password=p4ss&x=1").endswith("password=***&x=1")
 
 

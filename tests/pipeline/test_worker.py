@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import cluster, worker
 from pipeline import plan as planning
-from pipeline.commands import garbage
+from pipeline.garbage import garbage
 from pipeline.plan import Request
 from pipeline.store import Store
 from tests.inline import job_of

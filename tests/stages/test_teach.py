@@ -101,6 +101,25 @@ def test_an_interrupted_pass_goes_on(tmp_path, few, monkeypatch):
     assert digests(cut.path) == digests(whole.path)
 
 
+def test_features_that_changed_while_a_pass_was_interrupted_are_made_again(
+    tmp_path, few, monkeypatch
+):
+    calls = fake(monkeypatch)
+    settings = TEACH.revised(batch_size=2, probe_images=10)
+    whole = make(tmp_path / "whole", teach.STAGE, settings, data=few)
+    passes = len(calls)
+    fake(monkeypatch, fails_after=passes - 5)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", teach.STAGE, settings, data=few)
+    array = np.load(tmp_path / "cut" / "work" / teach.PATCHES, mmap_mode="r+")
+    array[7, 0, 0] += 1
+    array.flush()
+    calls = fake(monkeypatch)
+    cut = make(tmp_path / "cut", teach.STAGE, settings, data=few)
+    assert len(calls) == passes
+    assert digests(cut.path) == digests(whole.path)
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_payload_lost_after_the_last_pass_is_made_again(tmp_path, few, monkeypatch, links):
     if not links:

@@ -71,6 +71,36 @@ def test_a_damaged_state_is_passed_over(tmp_path, few, model, failing):
     assert any("continuing after step 5" in line for line in at.logged)
 
 
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.999])
+def test_a_flipped_bit_of_a_state_gives_no_other_weights(tmp_path, few, model, failing, where):
+    failing["interrupt"] = 12
+    with pytest.raises(losses.InterruptedTrainingError):
+        trained_in(context(tmp_path, TINY, data=few))
+    failing["interrupt"] = None
+    slots = resume._readable(tmp_path / "work")
+    newest = tmp_path / "work" / max(slots, key=slots.get)
+    data = bytearray(newest.read_bytes())
+    data[int(where * len(data))] ^= 0x40
+    newest.write_bytes(data)
+    at = context(tmp_path, TINY, data=few)
+    assert digests(trained_in(at).path) == digests(model.path)
+    assert any("continuing after step 5" in line for line in at.logged)
+
+
+def test_kept_weights_that_changed_on_disk_are_not_handed_on(tmp_path, few, failing):
+    failing["interrupt"] = 12
+    with pytest.raises(losses.InterruptedTrainingError):
+        trained_in(context(tmp_path, TINY, data=few))
+    failing["interrupt"] = None
+    file = tmp_path / "work" / network_artifact.checkpoint_name(7)
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StageError, match=r"after step 7 were damaged.*same command again"):
+        trained_in(context(tmp_path, TINY, data=few))
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize("step", [8, 10, 13])
 def test_a_nan_loss_stops_with_its_step_and_keeps_the_last_good_state(tmp_path, few, failing, step):
     failing["nan"] = step - 1

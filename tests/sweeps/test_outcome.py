@@ -172,7 +172,7 @@ def test_a_sweep_is_resumed_by_what_it_asks(tmp_path):
         record.resumable(store, other)
 
 
-def test_a_finished_sweep_is_shown_again_until_something_changes(tmp_path, capsys):
+def test_a_finished_sweep_is_shown_again_until_something_changes(tmp_path, capfd):
     parameters = {"a.value": {"grid": [1, 2]}}
     asked = sweep(tmp_path, parameters=parameters)
     trials = [trial(0, {"a.value": 1}, 6.0), trial(1, {"a.value": 2}, 8.0)]
@@ -184,7 +184,7 @@ def test_a_finished_sweep_is_shown_again_until_something_changes(tmp_path, capsy
     name, space = asked.name, write(tmp_path, parameters=parameters)
     store = ["--store", str(tmp_path / "store")]
     assert main(["sweep", name, "--space", space, *store], root=root) == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert f"nothing to do: sweep {written.id} holds these results" in said
     assert "trial-01  1        6      best" in said
     (target,) = found.looked_at[0]

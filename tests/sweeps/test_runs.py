@@ -11,7 +11,7 @@ import pytest
 
 import stages.catalog
 from pipeline import plan as planning
-from pipeline.commands import garbage
+from pipeline.garbage import garbage
 from pipeline.plan import Request
 from pipeline.results import latest
 from pipeline.store import Store
