@@ -91,7 +91,10 @@ def kernel_means(x: Tensor, y: Tensor | None = None, rows: int = 1024) -> Tensor
     rows of x (n, d), a batch of rows at a time."""
     x = x.double()
     other = x if y is None else y.double()
-    sums = [((part @ other.T / x.shape[1] + 1) ** 3).sum(1) for part in x.split(rows)]
+    sums = []
+    for part in x.split(rows):
+        plain = (part @ other.T).div_(x.shape[1]).add_(1)
+        sums.append((plain * plain).mul_(plain).sum(1))
     total = torch.cat(sums)
     if y is not None:
         return total / len(other)
@@ -155,16 +158,12 @@ def recall(balls: Balls) -> Tensor:
     ordered, index = own.topk(min(k + 1, n - 1), largest=False)
     gained = torch.zeros(n, dtype=torch.float64)
     if ordered.shape[1] > k:
-        # What ball l holds beyond its k-th neighbour, up to the next.
-        more = ~inside & (balls.across < ordered[:, k])
-        free = more & (counts == 0)[:, None]
-        members: list[list[int]] = [[] for _ in range(n)]
-        for ball, nearest in enumerate(index[:, :k].tolist()):
-            for i in nearest:
-                members[i].append(ball)
-        sole = inside & (counts == 1)[:, None]
-        for i, grown in enumerate(members):
-            if grown:
-                reached = more[:, grown].any(1)
-                gained[i] = (free[:, grown].any(1) | (sole[:, i] & reached)).sum()
+        # What ball l holds beyond its k-th neighbour, up to the next, is reached without any of
+        # its k neighbours; it is gained where no ball, or that neighbour's alone, holds it.
+        image, ball = (~inside & (balls.across < ordered[:, k])).nonzero(as_tuple=True)
+        image, without = image.repeat_interleave(k), index[ball, :k].flatten()
+        alone = (counts[image] == 1) & inside[image, without]
+        new = (counts[image] == 0) | alone
+        pairs = (without[new] * m + image[new]).unique()
+        gained = torch.bincount(pairs // m, minlength=n).double()
     return of_mean((n - 1) * (lost - gained) / m)

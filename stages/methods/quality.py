@@ -74,7 +74,8 @@ def precision_recall(
     errors: bool = True,
     labels: Tensor | None = None,
 ) -> Manifolds:
-    """Precision, recall, density and coverage from k-th neighbour balls, by prdc.
+    """Precision, recall, density and coverage from k-th neighbour balls: without errors by prdc,
+    with them from the distances that the errors need, which give the same values.
 
     samples: (n, d), reference: (m, d). All in [0, 1] but density, which may exceed 1. They depend
     on n and m: compare at equal sizes only. Standard errors (**ours**) are of the samples, the
@@ -94,12 +95,18 @@ def precision_recall(
         raise ValueError(
             f"neighbours is {neighbours} with {fewest} images; use 1 to {largest} neighbours"
         )
-    values = _prdc(samples, reference, neighbours)
     if not errors:
+        values = _prdc(samples, reference, neighbours)
         return Manifolds(**{name: Estimate(value, None) for name, value in values.items()})
     balls = influence.Balls.of(samples.cpu(), reference.cpu(), neighbours)
     density, precision = influence.density_and_precision(balls)
     psi = {"density": density, "precision": precision}
+    values = {
+        "precision": balls.inside_reference.any(0).double().mean().item(),
+        "recall": balls.inside_samples.any(1).double().mean().item(),
+        "density": balls.inside_reference.sum().item() / (neighbours * len(samples)),
+        "coverage": balls.inside_reference.any(1).double().mean().item(),
+    }
     psi |= {"recall": influence.recall(balls), "coverage": influence.coverage(balls)}
     return Manifolds(**{n: _estimate(value, psi[n], labels) for n, value in values.items()})
 

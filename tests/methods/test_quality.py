@@ -64,6 +64,15 @@ def test_manifolds_by_hand(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_manifolds_with_errors_are_prdcs():
+    for seed, k in ((0, 1), (1, 5)):
+        x, y = normal(80, 3, seed, 0.4), normal(70, 3, seed + 9)
+        given, bare = (quality.precision_recall(x, y, k, errors) for errors in (True, False))
+        for name in ("precision", "recall", "density", "coverage"):
+            value = getattr(bare, name).value
+            assert getattr(given, name).value == pytest.approx(value, abs=1e-12), name
+
+
 def test_manifolds_see_fidelity_and_diversity():
     reference = normal(300, 4)
     same = quality.precision_recall(normal(300, 4, 1), reference, errors=False)
