@@ -256,3 +256,10 @@ def test_a_key_covers_its_own_correction_and_solver_only():
 def test_contradictions_are_refused_in_words(changes, words):
     with pytest.raises(ValueError, match=words):
         sample.SampleSettings(**changes)
+
+
+def test_labels_take_equal_turns_on_request(tmp_path, model):
+    found = make(tmp_path, sample.STAGE, SETTINGS.revised(labels="equal"), model=model)
+    count = found.description["num_samples"]
+    assert found.load().labels.tolist() == [i % 10 for i in range(count)]
+    assert found.description["labels"] == "equal"

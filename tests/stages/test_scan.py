@@ -408,3 +408,14 @@ def test_views_are_made_once(few):
     assert all(a is b for a, b in zip(first, viewer(0, 0.1), strict=True))
     whole = Views("strong", 2, 0)(images, range(10), 0.1)
     assert torch.equal(torch.cat(first), whole)
+
+
+def test_the_images_viewed_are_held_out_or_those_trained_on(few):
+    data = few.load()
+    held_out = ViewOptions(num_images=20)
+    assert torch.equal(measure.images_of(data, held_out), data.test[:20])
+    training = held_out.revised(images="training")
+    assert torch.equal(measure.images_of(data, training), data.train[:20])
+    assert torch.equal(measure.images_of(data, training, seen=7), data.train[:7])
+    with pytest.raises(ValueError, match=r"num_images=9999 is above the \d+ held-out images"):
+        measure.images_of(data, held_out.revised(num_images=9999))
