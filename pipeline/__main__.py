@@ -92,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     fetch = add("fetch", "get a data set into data/NAME, or check the one that is there")
     fetch.add_argument("name", metavar="DATA", help="such as mnist, cifar10")
     fetch.add_argument("--to", metavar="FOLDER", help="where to (default: data/DATA)")
+    convert = add("convert", "write EDM's or EDM2's .pkl as safetensors and JSON, running no code")
+    convert.add_argument("file", metavar="FILE", help="such as edm-cifar10-32x32-cond-vp.pkl")
+    convert.add_argument("--to", metavar="FOLDER", help="where to (default: FILE without .pkl)")
     doctor = add("doctor", "environment, devices, versions, store, missing weights")
     doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
     return parser

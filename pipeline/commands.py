@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import estimates, progress, record, results
 from pipeline import plan as planning
-from pipeline.errors import DONE, NODE_FAILED, UsageError, printable
+from pipeline.errors import DONE, NODE_FAILED, UsageError, printable, raised_as
 from pipeline.garbage import garbage
+from pipeline.graph import Node
 from pipeline.plan import Plan, Request
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
@@ -95,7 +96,8 @@ def plan(root: Root, options: Namespace) -> int:
 
 
 def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
-    """Where a plan fails because something is yet to be placed: what all of it takes, if much."""
+    """Where a plan fails because something is yet to be placed: all that is, and what all of it
+    takes, if much."""
     try:
         _, graph = planning.build(catalog, request, lenient=True)
         taken = estimates.text(estimates.by_stage(graph, graph.nodes))
@@ -103,6 +105,17 @@ def _say_what_it_takes(catalog: Catalog, request: Request) -> None:
         return
     if taken:
         print(taken)
+    said = dict.fromkeys(why for node in graph if (why := _is_absent(node)))
+    if len(said) > 1:
+        print("\n  ".join(["to be placed before it runs:", *said]))
+
+
+def _is_absent(node: Node) -> str:
+    try:
+        node.stage.files(node.settings)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -319,6 +332,16 @@ def fetch(root: Root, options: Namespace) -> int:
     return DONE
 
 
+def convert(root: Root, options: Namespace) -> int:
+    """Write a network's file anew in formats that hold no code."""
+    place = root().convert
+    if not place:
+        raise UsageError("there is nothing here that converts networks")
+    with raised_as(UsageError):
+        print(f"written to {resolve_name(place)(options.file, options.to)}")
+    return DONE
+
+
 def doctor(root: Root, options: Namespace) -> int:
     """Say what works here and what is missing."""
     from pipeline import doctor as checks
@@ -340,5 +363,6 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "send": send,
     "gc": gc,
     "fetch": fetch,
+    "convert": convert,
     "doctor": doctor,
 }

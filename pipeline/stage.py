@@ -260,6 +260,8 @@ class Catalog:
         packages: distributions whose versions stand in the manifests.
         weights: files that some settings need and nobody downloads.
         fetches: data that are fetched when asked, by name.
+        convert: `"module:function"` of a function that takes a network's file and the folder to
+            write, which may be None, and gives the folder that it wrote; it raises ValueError.
         compare_scores: `"module:function"` of a function that takes runs and gives
             `pipeline.compare.Line`s of the scores that they share.
         report_timed: `"module:function"` of a function that takes a run and gives
@@ -277,6 +279,7 @@ class Catalog:
     packages: Sequence[str] = ()
     weights: Sequence[Weights] = ()
     fetches: Mapping[str, Fetch] = field(default_factory=dict)
+    convert: str = ""
     compare_scores: str = ""
     compare_page: str = ""
     report_timed: str = ""

@@ -15,8 +15,10 @@ from stages.paper import Paper
 from stages.report.report import ReportOptions
 from stages.sampling.sweep import SampleSweep
 from stages.scoring.evaluate import Evaluation
+from stages.settings.elsewhere import NetworkOptions
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.latents import Geometry, LatentOptions, known_geometry
+from stages.settings.networks import TRANSFORMERS
 from stages.settings.scans import ScanPreset
 from stages.training.teach import TeacherOptions
 from stages.training.train import TrainOptions
@@ -47,6 +49,9 @@ class Bench(Settings):
         TeacherOptions(), description="the teacher that REPA, REG and MaskAlign align with"
     )
     train: TrainOptions = Field(TrainOptions(), description="training")
+    networks: NetworkOptions = Field(
+        NetworkOptions(), description="a network trained elsewhere, run instead of training one"
+    )
     spectrum: SpectrumSettings = Field(
         SpectrumSettings(), description="the data's power spectrum, which CSFlow starts from"
     )
@@ -110,7 +115,9 @@ class Bench(Settings):
         (size, _), network = self.network_shape, self.train.network
         if size is not None and size % (unit := network.divisor):
             name = (
-                f"patch={unit}" if network.kind == "sit" else f"multipliers (a division by {unit})"
+                f"patch={unit}"
+                if network.kind in TRANSFORMERS
+                else f"multipliers (a division by {unit})"
             )
             raise ValueError(
                 f"train.network.{name} does not divide the images' side of {size} pixels; "

@@ -71,6 +71,7 @@ CATALOG = Catalog(
     exclude_sources=frozenset({"stages.catalog", "stages.methods.table"}),
     weights=weights.CATALOG,
     fetches=fetch.FETCHES,
+    convert="stages.networks.karras:converted",
     packages=(
         "torch",
         "torchvision",

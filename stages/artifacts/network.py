@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from stages.methods.path import Denoiser, Packing
 
+GUIDE = "guide"  # the folder of the network that guidance leads away from
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -23,6 +25,9 @@ class TrainedModel:
 
     steps: the checkpoints, ascending. method: the training loss. shape: (C, H, W) of images.
     class_counts: the data's training images of each class; none where they are not known.
+    guided_channels: the first so many channels are guided, None for all. null_class: whether the
+    network can be asked without a class. open_interval: whether the ends of an interval of guidance
+    are left out. guide: the network that guidance leads away from, where it is another.
     """
 
     folder: Path
@@ -33,6 +38,10 @@ class TrainedModel:
     shape: tuple[int, int, int]
     num_classes: int
     class_counts: tuple[int, ...] = ()
+    guided_channels: int | None = None
+    null_class: bool = True
+    open_interval: bool = False
+    guide: TrainedModel | None = None
 
     @classmethod
     def of(cls, folder: Path, facts: Mapping[str, Any]) -> TrainedModel:
@@ -46,7 +55,22 @@ class TrainedModel:
             shape=tuple(facts["shape"]),
             num_classes=facts["num_classes"],
             class_counts=tuple(facts.get("class_counts", ())),
+            guided_channels=facts.get("guided_channels"),
+            null_class=facts.get("null_class", True),
+            open_interval=facts.get("open_interval", False),
+            guide=cls.of(folder / GUIDE, guide) if (guide := facts.get("guide")) else None,
         )
+
+    @property
+    def known_classes(self) -> int:
+        """The classes that the network knows, 0 for none."""
+        other = self.config.get("label_dim", self.num_classes)
+        return self.config.get("num_classes", other)
+
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation of the noise at the end of the network's own path."""
+        return self.config.get("noise_scale", 1.0)
 
     def network(self, step: int | None = None, device: str = "cpu") -> nn.Module:
         """The network with the EMA weights of a checkpoint (default: the last), frozen.
@@ -93,15 +117,33 @@ def as_denoiser(
     """
     import torch
 
-    from stages.methods.path import EDMDenoiser, VelocityDenoiser
+    from stages.methods.path import DirectDenoiser, EDMDenoiser, VelocityDenoiser
 
-    known = labels is not None and model.config.get("num_classes", model.num_classes)
+    known = labels is not None and model.known_classes
     condition = {"labels": labels} if known else {}
+    if model.kind in table.PUBLISHED:
+        return DirectDenoiser(around(network), condition)
     if model.kind in table.EDM_NETWORKS:
         # The preconditioning keeps the precision of the state.
         inner, sigma_data = around(network.inner), network.sigma_data
         return EDMDenoiser(inner, sigma_data, condition, dtype=torch.float32)
     return VelocityDenoiser(around(network), condition, packing, dtype=torch.float32)
+
+
+def check_guidance(model: TrainedModel, scale: float) -> None:
+    """Raise ValueError for guidance of a network that has nothing to be guided away from."""
+    if scale == 1 or model.guide is not None:
+        return
+    if not model.known_classes:
+        raise ValueError(
+            f"guidance={scale:g}: the network was trained without classes, which guidance needs; "
+            "set guidance=1"
+        )
+    if not model.null_class:
+        raise ValueError(
+            f"guidance={scale:g}: the network knows no input without a class; set networks.guide "
+            "to a network without classes, or guidance=1"
+        )
 
 
 def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
@@ -110,7 +152,7 @@ def build_network(kind: str, config: dict[str, Any], seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return resolve(table.NETWORKS[kind])(**config)
+        return resolve({**table.NETWORKS, **table.PUBLISHED}[kind])(**config)
 
 
 def model_identity(model: TrainedNetwork, step: int) -> str:

@@ -59,7 +59,8 @@ class Mapped:
         return len(self.array)
 
     def take(self, which: slice | np.ndarray) -> np.ndarray:
-        return np.array(self.array[which])
+        # Indices have copied already; a slice is a view of the file.
+        return np.array(self.array[which], copy=isinstance(which, slice) or None, subok=False)
 
 
 @dataclass(frozen=True)

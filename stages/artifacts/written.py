@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from stages.artifacts.storage import LatentScale, shard_file
 from stages.methods.statistics import Moments
 
 BLOCK_BYTES = 2**22  # read and converted at once
+UNFINISHED = ("partial", "float32")  # what files end with until they are whole
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class Written:
 
 
 Beside = Callable[[], tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed attempt had begun and not finished, before tasks write there."""
+    for suffix in UNFINISHED:
+        for file in folder.glob(f"*.{suffix}"):
+            file.unlink(missing_ok=True)
 
 
 def find(folder: Path, file: str) -> Written | None:
@@ -116,7 +125,7 @@ def write_latents(
     if (found := find(folder, file)) is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    raw = folder / f"{file}.{os.getpid()}.float32"
+    raw = _own(folder / file, "float32")
     shape, fits, count = (), True, 0
     with raw.open("wb") as stream:
         for block in moments:
@@ -232,10 +241,16 @@ def write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> 
     np.lib.format.write_array_header_1_0(stream, facts)
 
 
+def _own(path: Path, suffix: str) -> Path:
+    """A name beside `path` that no other task has, on whatever machine: two may write one shard
+    where the first is only thought to be lost, and containers share process numbers."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.{suffix}")
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A stream to a file that takes its name when all of it is on the disk."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = _own(path, "partial")
     with partial.open("wb") as stream:
         yield stream
         stream.flush()

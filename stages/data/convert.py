@@ -115,11 +115,19 @@ def shards_of(part: Part, form: Form) -> list[tuple[int, int]]:
     count, image_bytes = len(part), form.image_bytes
     if form.packed and not isinstance(part.images, Pixels):
         probed = np.linspace(0, count - 1, min(PROBED, count)).astype(int)
-        sizes = [len(part.images.read(part.places(i, i + 1)[0])) for i in probed]
+        sizes = [_file_size(part, i) for i in probed]
         image_bytes = min(image_bytes, max(1, sum(sizes) // len(sizes)))
     wanted = -(-count * image_bytes // FEWEST_SHARDS)
     wanted = min(max(wanted, SMALL_SHARD_BYTES), SHARD_BYTES)
     return list(blocks(count, max(1, wanted // image_bytes)))
+
+
+def _file_size(part: Part, place: int) -> int:
+    """Bytes of a file; 0 of one that cannot be had, which is counted when it is converted."""
+    try:
+        return len(part.images.read(part.places(place, place + 1)[0]))
+    except DamagedError:
+        return 0
 
 
 def convert_shard(

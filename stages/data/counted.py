@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.data.options import DIGITS, HELD_OUT, PrepareSettings
-from stages.data.readers.tree import IMAGES
+from stages.data.readers.tree import IMAGES, side_of
 
 # Training and held-out images, and classes, of sets that are always the same.
 KNOWN = {
@@ -20,7 +20,6 @@ KNOWN = {
     "cifar100": (50_000, 10_000, 100),
     "imagenet": (1_281_167, 50_000, 1000),
 }
-HELD = frozenset({"val", "validation", "valid", "test", "testing"})
 LARGEST_HELD_OUT, ASKED_FROM = 10_000, 1_000_000
 
 PNG_SHARE = 0.6  # of the bytes of pixels that photographs take as PNG, about
@@ -74,8 +73,7 @@ def _listed(place: Path, settings: PrepareSettings) -> tuple[int, int, int]:
         count = sum(os.path.splitext(name)[1].lower() in IMAGES for name in files)
         if not count:
             continue
-        parts = [part.lower() for part in Path(folder).relative_to(place).parts]
-        if HELD & set(parts):
+        if any(side_of(part) in ("test", "val") for part in Path(folder).relative_to(place).parts):
             held_out += count
         else:
             train += count

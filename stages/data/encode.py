@@ -71,7 +71,6 @@ def _encoded(context: Context, pixels: Data) -> dict[str, Any]:
     settings: EncodeSettings = context.settings
     data = pixels.load()
     made = _made(context, pixels, {part: len(getattr(data, part)) for part in ("train", "test")})
-    context.work.push()
     counts = {part: place(of, context.path, part, ".npy") for part, of in made.items()}
     labels = {part: getattr(data, part).labels.numpy() for part in made}
     if settings.flips:
@@ -87,12 +86,15 @@ def _encoded(context: Context, pixels: Data) -> dict[str, Any]:
         "latents": _header(settings, [shard for of in made.values() for shard in of]),
         "latent": True,
         "flips": settings.flips,
+        "of_pixels": pixels.manifest.payload,
     }
     return Data.write(context.path, labels, sum_of(statistics).summary(), facts)
 
 
 def _made(context: Context, pixels: Data, counts: dict[str, int]) -> dict[str, list[Written]]:
     """The shards of every part, in their order, mirrored ones last."""
+    from stages.artifacts.written import sweep
+
     settings: EncodeSettings = context.settings
     items = [
         (part, first, last, mirrored)
@@ -101,12 +103,14 @@ def _made(context: Context, pixels: Data, counts: dict[str, int]) -> dict[str, l
         for first, last in shards(count, settings.batch_size, settings.shard_size)
     ]
     made: dict[str, list[Written]] = {part: [] for part in counts}
+    sweep(context.work.path)
     for start, stop in blocks(len(items), WAVE):
         context.progress(start, len(items), "files")
         wave = items[start:stop]
         done = context.map(encode_shard, wave, pixels, context.work.path, settings)
         for (part, *_), shard in zip(wave, done, strict=True):
             made[part].append(shard)
+        context.work.push()
     context.progress(len(items), len(items), "files")
     return made
 
@@ -129,6 +133,7 @@ def encode_shard(
     shard: tuple[str, int, int, bool], pixels: Data, folder: Path, settings: EncodeSettings
 ) -> Written:
     """Latents of images first..last-1 of a part, mirrored where asked, unless they are there."""
+    from stages.artifacts.reading import in_order, sensible
     from stages.artifacts.storage import LatentScale
     from stages.artifacts.written import find, write_latents
     from stages.encoders import autoencoder
@@ -140,9 +145,13 @@ def encode_shard(
     images = getattr(pixels.load(), part)
     network = autoencoder.load(settings.autoencoder, settings.device, settings.precision)
 
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
+    batches = [slice(first + a, first + b) for a, b in blocks(last - first, settings.batch_size)]
+
     def moments() -> Iterator[np.ndarray]:
-        for start, stop in blocks(last - first, settings.batch_size):
-            batch = images.finish(images.raw(slice(first + start, first + stop)).to(network.device))
+        for raw in in_order(images.raw, batches, readers):
+            batch = images.finish(raw.to(network.device))
             yield network.moments(batch.flip(-1) if mirrored else batch).cpu().numpy()
 
     known = autoencoder.known(settings.autoencoder)
@@ -170,7 +179,8 @@ def _passed_on(context: Context, pixels: Data, latents: Data) -> dict[str, Any]:
     for name in latents.manifest.files:
         if name != Data.facts:
             _link(latents.path / name, context.path / name)
-    facts = {**latents.description, "latent": True, "flips": False}
+    told = {"latent": True, "flips": False, "of_pixels": pixels.manifest.payload}
+    facts = {**latents.description, **told}
     if facts.get("latents"):
         of = {"name": "AutoencoderKL", "sha256": known.identity}
         facts["latents"] = {**facts["latents"], "autoencoder": of}

@@ -28,10 +28,14 @@ TASK_MIB = 64  # what a task needs beside what it imports, at most
 
 def run(context: Context) -> Result:
     """Read, cut, resize, measure and write the data set."""
+    from stages.data.readers.scratch import below
+
     settings: PrepareSettings = context.settings
     with raised_as(StageError, ValueError, OSError):
-        source = resolve(table.DATASETS[settings.dataset])(settings)
+        with below(context.path):
+            source = resolve(table.DATASETS[settings.dataset])(settings)
         try:
+            counts = len(source.train), len(source.test)
             train, test = source.train[: settings.limit], source.test[: settings.limit_held_out]
             lacking = _untrained(source, train, settings)
             source = replace(source, train=train, test=test)
@@ -47,7 +51,9 @@ def run(context: Context) -> Result:
         f"of {facts['shape']}, mean {facts['mean']:.4f}, std {facts['std']:.4f}"
     )
     context.log(_kept_as(shards, form))
-    context.log(_read_from(source, settings, shards))
+    said = _read_from(source, settings, shards, counts)
+    # Of what was found out a person is told; what settings spell out is for the log.
+    (context.log if settings.path is None else context.notice)(said)
     return Result(metrics={name: facts[name] for name in ("num_train", "num_test")})
 
 
@@ -65,8 +71,11 @@ def _made(context: Context, source: Source) -> tuple[Form, list[Written], dict[s
     return form, everything, _write(context, source, shards, form)
 
 
-def _read_from(source: Source, settings: PrepareSettings, shards: list[Written]) -> str:
-    """What was read, in one line: the reader, classes, modes, and what was passed over."""
+def _read_from(
+    source: Source, settings: PrepareSettings, shards: list[Written], counts: tuple[int, int]
+) -> str:
+    """What was read, in one line: the reader, classes, modes, what was passed over, and what limits
+    leave out of `counts` training and held-out images."""
     from collections import Counter
 
     notes: Counter[str] = Counter()
@@ -77,8 +86,19 @@ def _read_from(source: Source, settings: PrepareSettings, shards: list[Written])
         f"read as {settings.dataset}: {f'{classes} classes' if classes > 1 else 'no labels'}",
         source.said,
         ", ".join(f"{count} {note}" for note, count in sorted(notes.items())),
+        *_limited(settings, counts),
     ]
     return "; ".join(filter(None, words))
+
+
+def _limited(settings: PrepareSettings, counts: tuple[int, int]) -> list[str]:
+    """What limits leave out, a part each."""
+    parts = zip(("limit", "limit_held_out"), ("training", "held-out"), counts, strict=True)
+    return [
+        f"the first {most:,} of {count:,} {name} images, by data.{setting}"
+        for setting, name, count in parts
+        if (most := getattr(settings, setting)) is not None and most < count
+    ]
 
 
 def _kept_as(shards: list[Written], form: Form) -> str:
@@ -161,8 +181,10 @@ def _check_array(images: Any, name: str, latent: bool) -> None:
 
 def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str, list[Written]]:
     """All shards, by part. As many tasks at once as fit the memory."""
+    from stages.artifacts.written import sweep
     from stages.data.convert import convert_shard, shards_of
 
+    sweep(context.work.path)
     items = [
         (name, index, *shard)
         for name, part in parts.items()

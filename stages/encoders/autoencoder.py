@@ -89,11 +89,13 @@ def load(
 
     Raises ValueError for weights that do not fit the config.
     """
-    return replace(_load(str(folder), device, precision), unit=unit)
+    files = _weights(Path(folder)), Path(folder) / "config.json"
+    changed = tuple(file.stat().st_mtime_ns for file in files)
+    return replace(_load(str(folder), device, precision, changed), unit=unit)
 
 
 @lru_cache(maxsize=1)
-def _load(folder: str, device: str, precision: str) -> Autoencoder:
+def _load(folder: str, device: str, precision: str, changed: tuple[int, ...]) -> Autoencoder:
     prepare_torchvision()
     from diffusers import AutoencoderKL
 

@@ -173,6 +173,17 @@ class EDMDenoiser:
 
 
 @dataclass(frozen=True)
+class DirectDenoiser:
+    """A network that is a denoiser itself, called as network(y, s, **condition)."""
+
+    network: Callable[..., Tensor]
+    condition: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
+        return self.network(y, s, **self.condition)
+
+
+@dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance around two denoisers; solvers receive this one.
 
@@ -181,13 +192,23 @@ class Guidance:
     them being affine in D with the same coefficients. The unconditional denoiser is called only
     where it counts. One guided evaluation counts as one evaluation, though it calls two networks.
 
-    scale: 1 is no guidance. interval: closed interval of t, in [0, 1]. s must be a scalar.
+    scale: 1 is no guidance. interval: closed interval of t, in [0, 1]. channels: only the first so
+    many channels of y (B, C, ...) are guided, as in the published samplers of SiT and DiT; None
+    for all. is_open: the ends of the interval are left out, but for t = 1, as in JiT's sampler.
+    noise_scale: n of a path whose noise has this standard deviation, whose own t is s / (n + s).
+    token_scale, packing: of packed states, the scale of the class token, as REG's sampler has it: 0
+    leaves it where its class leads, None guides it as the image. s must be a scalar.
     """
 
     conditional: Denoiser
     unconditional: Denoiser
     scale: float
     interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = None
+    is_open: bool = False
+    noise_scale: float = 1.0
+    token_scale: float | None = None
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -198,10 +219,32 @@ class Guidance:
 
     def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
         clean = self.conditional(y, s)
-        low, high = self.interval
-        t = float(time_from_level(s))
-        # A level at an end of the interval may come back from t -> s -> t with a rounding.
-        if self.scale == 1 or not low - ROUNDING <= t <= high + ROUNDING:
+        if self.scale == 1 or not self._acts_at(float(s)):
             return clean
         unconditional = self.unconditional(y, s)
-        return unconditional + self.scale * (clean - unconditional)
+        guided = unconditional + self.scale * (clean - unconditional)
+        if self.packing is not None:
+            return self._with_token(guided, clean, unconditional)
+        if self.channels is None:
+            return guided
+        return torch.cat([guided[:, : self.channels], clean[:, self.channels :]], dim=1)
+
+    def _acts_at(self, s: float) -> bool:
+        low, high = self.interval
+        # On the path's own noise scale.
+        t = float(time_from_level(s / self.noise_scale))
+        # A level at an end of the interval may come back from t -> s -> t with a rounding.
+        if not self.is_open:
+            return low - ROUNDING <= t <= high + ROUNDING
+        return low + ROUNDING < t and (high == 1 or t < high - ROUNDING)
+
+    def _with_token(self, guided: Tensor, clean: Tensor, unconditional: Tensor) -> Tensor:
+        """The guided state, its class token guided by its own scale."""
+        if self.token_scale is None:
+            return guided
+        first = self.packing.image_coordinates
+        token = clean[:, first:]
+        if self.token_scale:
+            away = unconditional[:, first:]
+            token = away + self.token_scale * (token - away)
+        return torch.cat([guided[:, :first], token], dim=1)

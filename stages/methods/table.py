@@ -66,8 +66,26 @@ FROZEN_TEACHERS = {
 
 NETWORKS = {"sit": "stages.nets.sit:SiT", "unet": "stages.nets.unet:UNet"}
 
-# Networks that are denoisers in EDM coordinates; all others give velocities.
+# Networks with EDM's preconditioning around an inner network.
 EDM_NETWORKS = frozenset({"unet"})
+
+# Networks of checkpoints from elsewhere, called as denoiser(y, sigma, labels).
+PUBLISHED = {
+    "song": "stages.nets.edm.preconditioning:song",
+    "dhariwal": "stages.nets.edm.preconditioning:dhariwal",
+    "edm2": "stages.nets.edm2:EDM2",
+    "jit": "stages.nets.jit:JiTDenoiser",
+    "dit": "stages.nets.published:dit",
+    "interpolant": "stages.nets.published:interpolant",
+    "diffusers": "stages.nets.published:diffusers",
+    "python": "stages.networks.python_functions:Called",
+}
+
+# Networks that settings train: these, and of those from elsewhere the ones that EDM's loss trains.
+TRAINED = NETWORKS | {kind: PUBLISHED[kind] for kind in ("song", "dhariwal", "edm2", "jit")}
+
+# Networks that are denoisers in EDM coordinates; all others give velocities.
+DENOISERS = EDM_NETWORKS | PUBLISHED.keys()
 
 # All that is known of a loss stands in its file; a new one is that file and a line here.
 LOSSES = {

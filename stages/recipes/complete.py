@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
 from stages.methods.fewest import FEWEST_IMAGES
+from stages.recipes.given import GIVEN
 from stages.recipes.nodes import (
     REFERENCES,
     decode_node,
@@ -24,7 +25,7 @@ from stages.report.report import ReportSettings
 from stages.sampling import sample
 from stages.scoring import evaluate, external, extractor
 from stages.scoring.evaluate import features_node
-from stages.training import teach, train
+from stages.training import checkpoint, teach, train
 
 if TYPE_CHECKING:
     from stages.bench import Bench
@@ -35,11 +36,21 @@ def completed(place: str) -> Callable[[Bench], list[Node]]:
 
     def build(bench: Bench) -> list[Node]:
         nodes = _with_needed(bench, resolve(place)(bench))
+        _check_given(bench, nodes)
         _check_guidance(nodes)
         nodes = with_features(bench, [*nodes, report_node(bench, nodes)])
         return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in nodes]
 
     return build
+
+
+def _check_given(bench: Bench, nodes: Sequence[Node]) -> None:
+    """Raise UsageError where a network from elsewhere is named and the recipe reads none."""
+    if bench.networks.path is not None and not any(node.name == GIVEN for node in nodes):
+        raise UsageError(
+            f"networks.path={bench.networks.path} is not read by this recipe, which trains its own "
+            "networks; leave it out, or choose stein, csflow, icr, wavelet, evaluate or train"
+        )
 
 
 def _check_guidance(nodes: Sequence[Node]) -> None:
@@ -190,6 +201,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "spectrum": [name for name in of("spectrum") if name == "spectrum"],
         "teacher": of(teach.STAGE.name),
         "training": of(train.STAGE.name),
+        "given": of(checkpoint.STAGE.name),
         "scores": of(evaluate.STAGE.name),
         "samples": shown_samples(bench, nodes) + of(external.STAGE.name),
         "papers": of(*shown),

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
-from stages.recipes.nodes import extractor_nodes, pixel_nodes, pixels_node, settings_of
+from stages.recipes.given import GIVEN, given_node
+from stages.recipes.nodes import (
+    curve,
+    extractor_nodes,
+    pixel_nodes,
+    pixels_node,
+    prepare_nodes,
+    sample_node,
+    settings_of,
+)
 from stages.scoring import evaluate, external
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.external import ExternalSettings
@@ -25,7 +34,7 @@ def external_nodes(bench: Bench) -> list[Node]:
     if bench.evaluate.path is None:
         raise UsageError(
             "the recipe evaluate scores samples made elsewhere: set evaluate.path to a folder of "
-            "images or to an .npz file"
+            "images or to an .npz file, or networks.path to a network that makes them"
         )
     settings = ExternalSettings(path=bench.evaluate.path)
     samples = Node(
@@ -51,5 +60,21 @@ def name_of(path: Path) -> str:
 
 
 def recipe(bench: Bench) -> list[Node]:
-    """Samples made elsewhere: their scores under the preset's protocol."""
-    return [*pixel_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
+    """Samples made elsewhere, or those of a network trained elsewhere: their scores under the
+    preset's protocol."""
+    if bench.networks.path is None:
+        return [*pixel_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
+    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *given_nodes(bench)]
+    return nodes if bench.evaluate.path is None else [*nodes, *external_nodes(bench)]
+
+
+def given_nodes(bench: Bench) -> list[Node]:
+    """The network given, its samples as those of a training's checkpoints are made, and their
+    scores."""
+    given, options = given_node(bench), bench.sample
+    settings = options.options(seed=bench.seed, **options.of_checkpoints())
+    name = GIVEN.partition("/")[2]
+    tags = {"method": given.tags["method"], "solver": settings.solver, "grid": settings.grid}
+    samples = sample_node(bench, name, given.name, settings, tags)
+    count = min(bench.evaluate.num_samples, settings.num_samples)
+    return [given, *curve(bench, name, [samples], tags=tags, num_samples=count)]

@@ -23,7 +23,7 @@ from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.pages.findings import counted
 from stages.pages.made import Made
-from stages.report import claims, extractor, neighbours, training
+from stages.report import claims, elsewhere, extractor, neighbours, training
 from stages.report import scores as score_section
 
 
@@ -101,6 +101,7 @@ def _sections(made: Made, papers: Sequence[str]) -> Iterator[Any]:
     by_step = {
         name: rows for name, rows in scores.items() if len({row.training_step for row in rows}) > 1
     }
+    yield from elsewhere.sections(inputs)
     yield from training.sections(inputs, by_step)
     for place in papers:
         yield from resolve(place)(made)
@@ -143,6 +144,7 @@ STAGE = Stage(
         "spectrum": Input(Spectrum, optional=True),
         "teacher": Input(Teacher, many=True),
         "training": Input(TrainedNetwork, many=True),
+        "given": Input(TrainedNetwork, many=True),
         "scores": Input(Scores, many=True),
         "samples": Input(Samples, many=True),
         "features": Input(FeatureSet, many=True),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import open_artifact
-from stages.artifacts.network import as_denoiser
+from stages.artifacts.network import as_denoiser, check_guidance
 from stages.methods import drawn_at
 from stages.settings.solvers import SolverOptions
 
@@ -33,6 +33,7 @@ class Problem:
     network: Callable[..., Any]
     model: TrainedModel
     settings: SolverOptions
+    guide: Callable[..., Any] | None = None
     network_seconds: float = field(default=0.0, init=False)
 
     @cached_property
@@ -65,7 +66,7 @@ class Problem:
     @property
     def num_classes(self) -> int:
         """The classes that the network knows, 0 for none."""
-        return self.model.config.get("num_classes", self.model.num_classes)
+        return self.model.known_classes
 
     def labels(self, indices: Tensor) -> Tensor:
         """Classes of the samples `indices`, (B,) long, in the shares that settings choose; 0 for
@@ -95,19 +96,27 @@ class Problem:
         """
         from stages.methods.path import Guidance
 
-        if self.settings.guidance != 1 and not self.num_classes:
-            raise ValueError(
-                f"guidance={self.settings.guidance:g}: the network was trained without classes, "
-                "which guidance needs; set guidance=1"
-            )
+        check_guidance(self.model, self.settings.guidance)
 
         def of(part: Tensor) -> Denoiser:
             conditional = as_denoiser(self.model, self.network, part, self.packing, self._timed)
             if self.settings.guidance == 1:
                 return conditional
-            unconditional = as_denoiser(self.model, self.network, None, self.packing, self._timed)
-            scale, interval = self.settings.guidance, self.settings.guidance_interval
-            return Guidance(conditional, unconditional, scale, interval)
+            model, network = self.model, self.network
+            if model.guide is not None:
+                model, network = model.guide, self.guide
+            options = self.settings
+            return Guidance(
+                conditional,
+                as_denoiser(model, network, None, self.packing, self._timed),
+                options.guidance,
+                options.guidance_interval,
+                options.guidance_channels or self.model.guided_channels,
+                self.model.open_interval,
+                self.model.noise_scale,
+                options.guidance_token,
+                self.packing,
+            )
 
         parts = [of(part) for part in labels.split(self.settings.block_size)]
         return parts[0] if len(parts) == 1 else InBlocks(parts, self.settings.block_size)
@@ -153,7 +162,10 @@ def problem(
     """
     model = trained.load()
     step = model.steps[-1] if step is None else step
-    return Problem(warm_network(trained.path, step, settings.device), model, settings), step
+    network, guide = warm_network(trained.path, step, settings.device), None
+    if model.guide is not None and settings.guidance != 1:
+        guide = warm_guide(trained.path, settings.device)
+    return Problem(network, model, settings, guide), step
 
 
 @lru_cache(maxsize=2)
@@ -165,10 +177,11 @@ def warm_network(folder: Path, step: int, device: str) -> nn.Module:
 def shares(model: TrainedModel, labels: str) -> tuple[int, ...]:
     """The numbers in whose proportion a model's samples take labels; one number for a network that
     knows no classes, equal ones where nobody knows how many images it saw of each."""
-    num_classes = model.config.get("num_classes", model.num_classes)
+    num_classes = model.known_classes
     if not num_classes:
         return (1,)
-    if labels == "reference" and sum(model.class_counts):
+    counted = len(model.class_counts) == num_classes and sum(model.class_counts)
+    if labels == "reference" and counted:
         return model.class_counts
     return (1,) * num_classes
 
@@ -179,6 +192,12 @@ def _in_turn(counts: tuple[int, ...], n: int) -> np.ndarray:
     from stages.methods.strata import in_turn
 
     return in_turn(counts, n)
+
+
+@lru_cache(maxsize=1)
+def warm_guide(folder: Path, device: str) -> nn.Module:
+    """The network that guidance leads away from, kept in this process."""
+    return open_artifact(folder).load().guide.network(device=device)
 
 
 def stream(seed: int, purpose: str, index: int, device: str = "cpu") -> Any:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 2**21  # of images that are in one pass on a CPU: maps of large ones take much memory
 SEARCH_MIB = 128  # that a task's search for neighbours works with
+LONG_HOURS, PRODUCTS_A_SECOND = 1.0, 2e10  # of a core: from when on a search is told beforehand
 NEIGHBOURS = 3  # nearest training images kept: two give the memorisation ratio, all are shown
 
 
@@ -56,6 +57,7 @@ def run(context: Context) -> Result:
     extractor = context.inputs["extractor"]
     count = _count(settings, data, samples)
     context.progress(0, count, "images")
+    _tell_long_search(context, data, samples, count)
     items = shards(count, settings.batch_size, settings.shard_size)
     common = data, samples, extractor, settings, str(context.work.path)
     with raised_as(StageError, ValueError, OSError):
@@ -77,6 +79,26 @@ def run(context: Context) -> Result:
     FeatureSet.describe(context.path, facts)
     context.progress(count, count, "images")
     return Result()
+
+
+def _tell_long_search(context: Context, data: Data, samples: Samples | None, count: int) -> None:
+    """Say so where the search for nearest training images takes long."""
+    among = _among(context.settings, samples, data.description["num_train"])
+    products = 2 * count * among * math.prod(data.description["shape"])
+    if (hours := products / PRODUCTS_A_SECOND / 3600) >= LONG_HOURS:
+        context.notice(
+            f"comparing {count:,} images with {among:,} training images pixel by pixel takes about "
+            f"{hours:.2g} hours of a core; extractor.nearest_among=10000 compares with the first "
+            "10,000, 0 with none"
+        )
+
+
+def _among(settings: FeatureSettings, samples: Samples | None, num_train: int) -> int:
+    """The first so many training images are compared with every image; 0 leaves it out."""
+    if settings.part == "train" or settings.nearest_among == 0:
+        return 0
+    seen = samples.description.get("num_training_images") if samples else None
+    return min(seen or num_train, settings.nearest_among or num_train)
 
 
 def _count(settings: FeatureSettings, data: Data, samples: Samples | None) -> int:
@@ -152,9 +174,7 @@ def _arrays(
         most = min(most, max(1, MOST_VALUES // math.prod(loaded.shape)))
     outputs = embedded.extract(network, batches(settings.batch_size, most), names=names)
     arrays = {name: getattr(outputs, name) for name in embedded.Features.__annotations__}
-    if settings.part != "train" and settings.nearest_among != 0:
-        seen = samples.description.get("num_training_images") if samples else None
-        among = min(seen or len(loaded.train), settings.nearest_among or len(loaded.train))
+    if among := _among(settings, samples, len(loaded.train)):
         arrays |= _neighbours(batches, loaded.train.first(among))
     return {name: array.numpy() for name, array in arrays.items() if array is not None}
 

@@ -57,6 +57,46 @@ def decode(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
     return {"images": count, "shape": shape, "bytes": count * prod(shape), "flops": count * flops}
 
 
+# By how published files begin, parameters and operations of one image, as torch counts them in the
+# networks here; a multiplication with addition is two.
+PUBLISHED = {
+    "sit-xl": (675e6, 237e9),
+    "dit-xl": (675e6, 237e9),
+    "jit-b": (131e6, 50.4e9),
+    "jit-l": (459e6, 179e9),
+    "jit-h": (953e6, 372e9),
+    "edm-cifar10": (55.7e6, 42.4e9),
+    "edm-ffhq": (61.8e6, 83.7e9),
+    "edm-afhqv2": (61.8e6, 83.7e9),
+    "edm-imagenet": (296e6, 219e9),
+    "edm2-xs": (125e6, 89.9e9),
+    "edm2-s": (280e6, 202e9),
+    "edm2-m": (498e6, 358e9),
+    "edm2-l": (777e6, 559e9),
+    "edm2-xl": (1119e6, 804e9),
+    "edm2-xxl": (1523e6, 1094e9),
+}
+
+
+def checkpoint(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
+    """Of a network from elsewhere what its file's name tells, or its size and kind."""
+    facts = {"shape": given["data"]["shape"]} if "shape" in given["data"] else {}
+    # The name of a file, or of the folder that it came in.
+    names = [n.lower().replace("img512-", "").replace("img64-", "") for n in _last(settings.path)]
+    found = settings.facts(settings.setting) or {}
+    if found.get("network") == "sit" and "depth" in found.get("config", {}):
+        parameters, forward = costs.sit(found["config"])
+    elif known := [start for start in PUBLISHED if any(n.startswith(start) for n in names)]:
+        parameters, forward = PUBLISHED[max(known, key=len)]
+    else:
+        return facts
+    return facts | {"parameters": parameters, "forward": forward, "bytes": 4 * parameters}
+
+
+def _last(path: str) -> list[str]:
+    return path.split("/")[-2:]
+
+
 def sample(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
     """The network at every evaluation, twice where it is guided; float32 samples."""
     model, count = given["model"], settings.num_samples

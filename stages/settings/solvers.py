@@ -49,7 +49,22 @@ class SolverOptions(Settings):
         1.0, ge=0, le=100, description="classifier-free guidance scale; 1 is none"
     )
     guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0), description="times t, 0 (data) to 1 (noise), between which guidance acts"
+        (0.0, 1.0),
+        description="times t, 0 (data) to 1 (noise), between which guidance acts; JiT's own "
+        "sampler, whose time runs the other way, leaves out the ends",
+    )
+    guidance_channels: int | None = Field(
+        None,
+        ge=1,
+        description="only the first so many channels of an image are guided; unset is as in the "
+        "network's own code: 3 of SiT's and DiT's four, all of others",
+    )
+    guidance_token: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="guidance scale of the class token beside the image (REG's cls_cfg_scale, of "
+        "which 0 leaves it unguided); unset is that of the image",
     )
     labels: Literal["reference", "equal"] = Field(
         "reference",

@@ -1,32 +1,40 @@
-"""The stage `checkpoint`: a network trained elsewhere, as if a node of this run had trained it."""
+"""The stage `checkpoint`: a network trained elsewhere, as if a node of this run had trained it.
+
+Files of any format become our artifact, on which everything runs that runs on a trained network.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StageError, UsageError, raised_as
-from pipeline.stage import Context, Input, Place, Result, Settings, Stage, resolve, unkeyed
+from pipeline.errors import StageError, raised_as
+from pipeline.stage import Context, Input, Result, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
-from stages.artifacts.network import TrainedModel, TrainedNetwork, checkpoint_name
+from stages.artifacts.network import GUIDE, TrainedModel, TrainedNetwork, checkpoint_name
 from stages.methods import table
+from stages.networks.formats import BENCH_FACTS
+from stages.networks.found import digest
+from stages.settings.elsewhere import NetworkOptions, NetworkPlace
 from stages.settings.scans import ScannedOptions
 
-FACTS = "model.json"
+if TYPE_CHECKING:
+    from stages.networks.reading import Read
+
 NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
 
 
-class CheckpointSettings(Settings):
+class CheckpointSettings(NetworkOptions):
     """The stage's settings."""
 
-    path: Place = unkeyed(
-        description="folder laid out as a training's artifact: model.json and "
-        "checkpoints/step-NNNNNN.safetensors; its contents, not its place, enter keys"
+    path: NetworkPlace = unkeyed(
+        description="file, folder or module:function; its contents, not its place, enter keys"
     )
     setting: str = unkeyed(
-        "stein.checkpoint", description="the setting that path was given in, for messages"
+        "networks.path", description="the setting that path was given in, for messages"
     )
     scanned: tuple[ScannedOptions, ...] = unkeyed(
         (),
@@ -37,42 +45,87 @@ class CheckpointSettings(Settings):
 
 def sources_of(settings: CheckpointSettings) -> list[Path]:
     """The files to read; UsageError where one is absent, which is before any work."""
-    folder = Path(settings.path)
-    if not (folder / FACTS).is_file():
-        raise UsageError(
-            f"{settings.setting}={settings.path} holds no {FACTS}; set it to a folder laid out as "
-            f"a training's artifact, with {FACTS} and {checkpoint_name(1)}"
-        )
-    weights = sorted((folder / "checkpoints").glob("step-*.safetensors"))
-    if not weights:
-        raise UsageError(f"{settings.setting}={settings.path} holds no {checkpoint_name(1)}")
-    return [folder / FACTS, *weights]
+    return settings.files(settings.setting)
 
 
 def run(context: Context) -> Result:
-    """Check that the network can be built and fits the data, and copy it."""
-    facts_file, *files = sources_of(context.settings)
-    with raised_as(StageError):
-        facts = _facts(facts_file, context.inputs["data"])
-    facts["class_counts"] = context.inputs["data"].load().class_counts
+    """Read the network, check that it fits the data, and write it as a training would."""
+    settings: CheckpointSettings = context.settings
+    files, data = sources_of(settings), context.inputs["data"]
     (context.path / "checkpoints").mkdir()
-    for file in files:
-        shutil.copyfile(file, context.path / "checkpoints" / file.name)
+    with raised_as(StageError):
+        if files[0].name == BENCH_FACTS:
+            model = _copied(context.path, settings, files[0], data)
+        else:
+            model = _converted(context, settings, data)
+    if settings.scanned:
+        scanned = settings.scanned
+        with raised_as(StageError):
+            resolve(table.SCAN_CHECK)(scanned, model, model.network(), data.load())
+    return Result(metrics={"step": model.steps[-1]})
+
+
+def _converted(context: Context, settings: CheckpointSettings, data: Data) -> TrainedModel:
+    """A network of the field's formats under our names and layout."""
+    from stages.networks.reading import read
+
+    given = read(settings.path, settings.format, **settings.conventions)
+    facts = given.facts | {"steps_before": 0, "digest": given.digest}
+    facts["class_counts"] = data.load().class_counts
+    _check_fits(settings.path, facts, data)
+    _write(context.path, given)
+    if given.guide is not None:
+        other = given.guide.facts
+        if other["shape"] != facts["shape"]:
+            raise ValueError(f"networks.guide has shape {other['shape']}, not {facts['shape']}")
+        _write(context.path / GUIDE, given.guide)
+        facts["guide"] = other
     TrainedNetwork.describe(context.path, facts)
-    model = TrainedModel.of(context.path, facts)
+    context.log(f"{facts['format']}, SHA-256 {facts['digest']}")
+    for name, words in facts["conventions"].items():
+        context.log(f"{name}: {words}")
+    return TrainedModel.of(context.path, facts)
+
+
+def _write(folder: Path, given: Read) -> None:
+    from safetensors.torch import save_file
+
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    state = given.module().state_dict()
+    # Copies: a file keeps no memory that tensors share.
+    save_file({k: v.clone().contiguous() for k, v in state.items()}, folder / checkpoint_name(0))
+
+
+def _copied(
+    folder: Path, settings: CheckpointSettings, facts_file: Path, data: Data
+) -> TrainedModel:
+    """A folder laid out as a training's artifact, all its checkpoints or the one asked for."""
+    facts = _facts(facts_file, data)
+    if settings.step is not None:
+        if settings.step not in facts["steps"]:
+            kept = ", ".join(map(str, facts["steps"]))
+            raise ValueError(
+                f"networks.step={settings.step}: no such checkpoint was kept (there are {kept})"
+            )
+        facts = facts | {"steps": [settings.step]}
+    for step in facts["steps"]:
+        name = checkpoint_name(step)
+        shutil.copyfile(facts_file.parent / name, folder / name)
+    if (facts_file.parent / GUIDE).is_dir():
+        shutil.copytree(facts_file.parent / GUIDE, folder / GUIDE)
+    named = {"format": "bench", "digest": digest(sources_of(settings))}
+    named["class_counts"] = data.load().class_counts
+    TrainedNetwork.describe(folder, {**facts, **named})
+    model = TrainedModel.of(folder, facts)
     for step in model.steps:
         try:
             model.network(step)
         except Exception as error:  # every way in which weights do not fit
             raise StageError(
                 f"{checkpoint_name(step)} does not hold the weights of the network that "
-                f"{FACTS} describes ({_reason(error)}); mend the config there"
+                f"{BENCH_FACTS} describes ({_reason(error)}); mend the config there"
             ) from error
-    if context.settings.scanned:
-        scanned, data = context.settings.scanned, context.inputs["data"].load()
-        with raised_as(StageError):
-            resolve(table.SCAN_CHECK)(scanned, model, model.network(), data)
-    return Result(metrics={"step": model.steps[-1]})
+    return model
 
 
 def _reason(error: Exception) -> str:
@@ -93,21 +146,28 @@ def _facts(file: Path, data: Data) -> dict[str, Any]:
     missing = [name for name in NEEDED if name not in facts]
     if missing:
         raise ValueError(f"{file} lacks '{missing[0]}'; it needs {', '.join(NEEDED)}")
-    if facts["network"] not in table.NETWORKS:
-        known = ", ".join(table.NETWORKS)
-        raise ValueError(f"{file} names the network '{facts['network']}', unknown here ({known})")
-    ours = {"shape": data.description["shape"], "num_classes": data.load().num_classes}
-    for name, value in ours.items():
-        if facts[name] != value:
-            raise ValueError(
-                f"{file} has {name} {facts[name]}, the data set {value}; choose the data set that "
-                "the network was trained on"
-            )
+    known = {**table.NETWORKS, **table.PUBLISHED}
+    if facts["network"] not in known:
+        raise ValueError(
+            f"{file} names the network '{facts['network']}', unknown here ({', '.join(known)})"
+        )
+    _check_fits(str(file), facts, data)
     kept = {int(path.stem.partition("-")[2]) for path in file.parent.glob("checkpoints/step-*")}
     absent = sorted(set(facts["steps"]) - kept)
     if absent or not facts["steps"]:
         raise ValueError(f"{file} lists step {absent[:1] or 'none'}, whose weights are not there")
     return facts
+
+
+def _check_fits(named: str, facts: Mapping[str, Any], data: Data) -> None:
+    """Raise ValueError where a network was trained on other data; one without classes fits all."""
+    ours = {"shape": data.description["shape"], "num_classes": data.load().num_classes}
+    for name, value in ours.items():
+        if facts[name] != value and not (name == "num_classes" and not facts[name]):
+            raise ValueError(
+                f"{named} has {name} {facts[name]}, the data set {value}; choose the data set that "
+                "the network was trained on"
+            )
 
 
 STAGE = Stage(
@@ -116,7 +176,12 @@ STAGE = Stage(
     output=TrainedNetwork,
     run="stages.training.checkpoint:run",
     inputs={"data": Input(Data)},
-    sources=lambda settings: table.NETWORKS.values(),
+    sources=lambda settings: (
+        *table.NETWORKS.values(),
+        *table.PUBLISHED.values(),
+        "stages.networks.reading:read",
+    ),
     files=sources_of,
     metrics=lambda node: ("step",),
+    estimate="stages.settings.costs:checkpoint",
 )

@@ -207,6 +207,11 @@ def run(context: Context) -> Result:
     grid = tuple(side // settings.student_patch for side in loaded.shape[1:])
     with raised_as(StageError, ValueError, OSError):
         _check(loaded, shown)
+        if pixels is not None and not data.is_of(pixels):
+            context.notice(
+                "that the pixels are in the order of the latents is known by their labels alone; "
+                "set latents.autoencoder, and some pairs are compared"
+            )
         teachers = DINO_GRID
         if settings.kind == EMBEDDED:
             teachers = tuple(side // settings.own_patch for side in shown.shape[1:])

@@ -117,12 +117,12 @@ class TrainOptions(methods.MethodOptions):
 
     def _check_network(self) -> None:
         ours = self.loss_options.trains_denoiser
-        if ours != (self.network.kind in table.EDM_NETWORKS):
-            names = table.EDM_NETWORKS if ours else table.NETWORKS.keys() - table.EDM_NETWORKS
+        if ours != (self.network.kind in table.DENOISERS):
+            kind = "unet" if ours else "sit"
             gives = "velocities" if ours else "denoised images"
             raise ValueError(
                 f"method={self.method} and network.kind={self.network.kind} contradict each other: "
-                f"that network gives {gives}; set network.kind={sorted(names)[0]}"
+                f"that network gives {gives}; set network.kind={kind}"
             )
         self.loss_options.check(self)
 
@@ -213,7 +213,7 @@ STAGE = Stage(
     sources=lambda settings: [
         table.LOSSES[settings.method],
         settings.loss_options.mathematics,
-        table.NETWORKS[settings.network.kind],
+        table.TRAINED[settings.network.kind],
         *densities.sources(settings.density, settings.density.kind, settings.density.base),
         *([] if settings.live is None else [table.WATCH]),
     ],

@@ -191,12 +191,16 @@ def _steps_before(context: Context) -> int:
 
 def _start_step(context: Context) -> int:
     """The checkpoint of the start to continue."""
-    return context.settings.start_step or context.inputs["start"].description["steps"][-1]
+    step = context.settings.start_step
+    return context.inputs["start"].description["steps"][-1] if step is None else step
 
 
 def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> None:
     """Give the network the EMA weights of the start's checkpoint."""
     facts, settings = context.inputs["start"].description, context.settings
+    if facts.get("format", "bench") != "bench":
+        _take_over(network, context, config)
+        return
     theirs = {"method": facts["method"], "network": facts["network"], **facts["config"]}
     ours = {"method": settings.method, "network": settings.network.kind, **config}
     if other := networks.differences(ours, theirs):
@@ -206,6 +210,21 @@ def _continue(network: nn.Module, context: Context, config: dict[str, Any]) -> N
         )
     trained = context.inputs["start"].load().network(_start_step(context))
     network.load_state_dict(trained.state_dict())
+
+
+def _take_over(network: nn.Module, context: Context, config: dict[str, Any]) -> None:
+    """Give the network the weights of one from elsewhere, which may lack parts of the method's."""
+    from stages.training.taken_over import take_over
+
+    facts, settings = context.inputs["start"].description, context.settings
+    if facts["network"] != settings.network.kind:
+        raise ValueError(
+            f"the network to go on from is a {facts['network']}, not a {settings.network.kind}; a "
+            "training goes on from SiT, REPA and REG files"
+        )
+    weights = context.inputs["start"].load().network().state_dict()
+    fresh = take_over(network, weights, config, facts["config"])
+    context.log(f"goes on from a network of {facts['format']}; fresh: {', '.join(fresh) or 'none'}")
 
 
 def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from stages.methods.wavelet import baselines
 from stages.methods.wavelet.baselines import (
     BayesShrink,
     EmpiricalBayes,
@@ -33,6 +34,25 @@ def test_wiener_equals_the_matrix_formula(count):
     held_out = images(30, seed=2).flatten(1) - mean
     risk = ((held_out @ rest.T) ** 2).sum(1).mean() + 0.49 * (gain**2).sum()
     assert wiener.risk(images(30, seed=2), 0.7) == pytest.approx(float(risk) / 16, abs=1e-13)
+
+
+@pytest.mark.parametrize("count", [10, 60])
+def test_wiener_reads_images_in_blocks(count, monkeypatch):
+    class Stored:
+        """Images of a disk, of which a few are read at once."""
+
+        shape = (count, 1, 4, 4)
+
+        def __len__(self):
+            return count
+
+        def __getitem__(self, which):
+            assert len(range(*which.indices(count))) <= 7
+            return images(count)[which]
+
+    whole, y = FullWiener.fit(images(count)), images(5, seed=1)
+    monkeypatch.setattr(baselines, "BLOCK_BYTES", 7 * 16 * 8)
+    torch.testing.assert_close(FullWiener.fit(Stored())(y, 0.7), whole(y, 0.7), rtol=0, atol=1e-12)
 
 
 def test_empirical_bayes_is_the_posterior_mean_over_the_training_images():

@@ -23,7 +23,17 @@ COMPOSITION_ROOT = "pipeline/__main__.py"
 ORDER = [
     *("catalog", "papers", "recipes", "bench", "paper", "report"),
     ("training", "sampling", "scoring"),
-    *("pages", "data", "settings", "artifacts", "encoders", "nets", "shards", "methods"),
+    *(
+        "pages",
+        "data",
+        "settings",
+        "networks",
+        "artifacts",
+        "encoders",
+        "nets",
+        "shards",
+        "methods",
+    ),
 ]
 TOGETHER = "combined"  # the one paper that may import others
 ENDINGS = r"(s|es|e|d|ed|r|er|or|ing|ning|y|ies|ion|al|_?nodes)?"

@@ -47,6 +47,7 @@ class Context:
         self.sent += rows
 
     def notice(self, message: str, **tags: str) -> None:
+        self.logged.append(message)
         self.noticed.append((message, tags))
 
     def recall(self, what: Mapping[str, Any]) -> Any:

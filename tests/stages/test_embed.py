@@ -52,6 +52,21 @@ def test_shards_change_no_byte(tmp_path, few, extractor, noise):
     assert settings.keyed() == settings.revised(shard_size=30).keyed()
 
 
+def test_a_long_search_is_told_beforehand(tmp_path, few, extractor, noise, monkeypatch):
+    def told(name, among):
+        settings = features.FeatureSettings(nearest_among=among)
+        inputs = {"data": few, "extractor": extractor, "samples": samples_of(tmp_path, noise)}
+        at = context(tmp_path / name, settings, **inputs)
+        features.run(at)
+        return [said for said, _ in at.noticed]
+
+    assert told("short", None) == []
+    monkeypatch.setattr(features, "LONG_HOURS", 1e-9)
+    (said,) = told("long", 50)
+    assert said.startswith("comparing 100 images with 50 training images pixel by pixel")
+    assert told("none", 0) == []
+
+
 def test_references_are_the_data_sets_own_images(few, extractor, references):
     data = few.load()
     for slot, images in (("train", data.train), ("held_out", data.test)):

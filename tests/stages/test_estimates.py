@@ -71,6 +71,7 @@ def test_a_plan_as_data_has_the_estimates(capsys, tmp_path):
         ([f"{i % 2}/{i}.png" for i in range(12)], {}, (10, 2, 2)),
         ([f"{i % 2}/{i}.png" for i in range(12)], {"limit": 4}, (4, 2, 2)),
         (["train/a/1.png", "train/b/2.png", "val/a/1.png"], {}, (2, 1, 2)),
+        (["train/a/1.png", "train/b/2.png", "dev/a/1.png"], {}, (2, 1, 2)),
     ],
 )
 def test_a_folder_is_counted_by_its_listing(tmp_path, files, more, expected):

@@ -71,7 +71,7 @@ def test_checkpoints_are_at_powers_of_the_root_of_two():
     ("overrides", "words"),
     [
         (["icr.num_seeds=0"], "icr.num_seeds=0 and no icr.paths leave nothing to scan"),
-        (["icr.paths=[nowhere]"], r"icr.paths=/\S+/nowhere holds no model.json"),
+        (["icr.paths=[nowhere]"], r"icr.paths: there is no network at /\S+/nowhere; place"),
         (["icr.sigmas=[0.2,0.1]"], "must ascend"),
         (["icr.full_steps=[5]"], "full_steps=.* below train.warmup_steps=10"),
         (["icr.train.limit=16"], "limited=16 is not below train.limit=16"),

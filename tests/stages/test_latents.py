@@ -145,6 +145,48 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(tmp_path, folder, pixels,
     assert digests(at.path) == digests(latents.path)
 
 
+def test_mlflow_is_told_which_pixels_latents_are_of(pixels, latents):
+    (told,) = latents.datasets()
+    assert told["source"] == f"pixels {pixels.manifest.payload[:12]}"
+
+
+def test_files_are_safe_as_soon_as_some_are_made(tmp_path, folder, pixels, monkeypatch):
+    monkeypatch.setattr(encode, "WAVE", 1)
+    settings = EncodeSettings(autoencoder=str(folder), batch_size=4, shard_size=8)
+    at = context(tmp_path, settings, pixels=pixels)
+    encode.run(at)
+    assert at.work.pushes == 3
+
+
+def test_another_autoencoder_in_the_same_folder_is_another(tmp_path, images):
+    shown = torch.from_numpy(images).float() / 127.5 - 1
+    first = autoencoder.load(save_autoencoder(tmp_path, seed=0)).moments(shown[:1])
+    other = autoencoder.load(save_autoencoder(tmp_path, seed=1)).moments(shown[:1])
+    assert not torch.equal(first, other)
+
+
+def test_a_teacher_is_told_of_an_order_that_nobody_checked(tmp_path, folder, pixels, latents):
+    from stages.training import teach
+
+    settings = {"steps": 1, "width": 8, "heads": 1, "depth": 1, "min_probe": 0, "min_gain": -1}
+    settings = teach.TeachSettings(**settings, student_patch=2, patch=4, train_batch_size=4)
+    told = []
+    for name, data in (("known", latents), ("unknown", other_of(tmp_path, latents))):
+        at = context(tmp_path / name, settings, data=data, pixels=pixels)
+        teach.run(at)
+        told.append([said for said, _ in at.noticed])
+    assert told[0] == []
+    assert "order of the latents is known by their labels alone" in told[1][0]
+
+
+def other_of(tmp_path, latents):
+    """The same latents as somebody else's, of whose pixels nothing is known."""
+    shutil.copytree(latents.path, tmp_path / "other")
+    facts = {k: v for k, v in latents.description.items() if k != "of_pixels"}
+    (tmp_path / "other" / latents.facts).write_text(json.dumps(facts))
+    return type(latents)(tmp_path / "other", latents.manifest)
+
+
 def samples_of(where, latents):
     images, labels = latents.load().train[:].numpy(), np.zeros(16, np.int64)
     facts = {"num_samples": 16, "num_training_images": 16, "nfe": 3}

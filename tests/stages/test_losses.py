@@ -87,7 +87,7 @@ from tests.stages.conftest import trained_in
 from tests.stages.context import context, make
 
 folder = Path("made")
-data = make(folder / "data", prepare.STAGE, prepare.PrepareSettings(limit=32, limit_held_out=8))
+data = make(folder / "data", prepare.STAGE, prepare.PrepareSettings(limit=64, limit_held_out=8))
 made = trained_in(context(folder / "train", node.settings, data=data))
 told = node.stage.metrics(node)
 assert set(made.manifest.metrics) == set(told) == {"loss/error", "loss/mean", "gradient_norm"}

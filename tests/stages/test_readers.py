@@ -8,6 +8,7 @@ import platform
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -251,6 +252,38 @@ def test_damaged_files_are_counted_named_and_allowed_by_number(tmp_path):
     shown = np.rint((np.concatenate([data.train[:], data.test[:]]) + 1) * 127.5)
     kept = [PIXELS[i] for i in range(12) if i not in (0, 7, 8)]
     assert sorted(map(np.sum, shown.astype(int))) == sorted(int(x.astype(int).sum()) for x in kept)
+
+
+@pytest.mark.parametrize("mapped_gib", [0, 1])
+def test_a_member_of_an_archive_that_does_not_unpack_is_a_damaged_file(tmp_path, mapped_gib):
+    path, images = tmp_path / "x.zip", [formats.png(pixels) for pixels in PIXELS]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, data in enumerate(images):
+            archive.writestr(f"{i % 2}/{i:02d}.png", data + bytes(200))
+        member = archive.infolist()[5]
+    whole = bytearray(path.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    whole[start : start + member.compress_size] = b"\xff" * member.compress_size
+    path.write_bytes(whole)
+    words = r"1 of 12 files are damaged: .*1/05\.png does not unpack"
+    refused(tmp_path, path, words, mapped_gib=mapped_gib)
+    data, _, _ = prepared(tmp_path / "out", path, skip_damaged=1, mapped_gib=mapped_gib)
+    assert len(data.train) + len(data.test) == 11
+
+
+def test_the_person_is_told_what_was_read_and_what_limits_leave_out(tmp_path):
+    tree(tmp_path / "in/train", "a", "b")
+    tree(tmp_path / "in/dev", "a", "b", count=3)
+    _, _, at = prepared(tmp_path / "out", tmp_path / "in", limit=8, limit_held_out=6)
+    (said,) = (message for message, _ in at.noticed)
+    assert said.startswith("read as folder: 2 classes")
+    assert said.endswith("the first 8 of 12 training images, by data.limit")
+
+
+def test_a_class_that_is_alone_on_its_side_is_not_taken_for_none(tmp_path):
+    tree(tmp_path / "in/train", "a", "b")
+    tree(tmp_path / "in/val", "a")
+    refused(tmp_path, tmp_path / "in", r"class 'b' is in only one of train/ and val/")
 
 
 def test_too_many_pixels_are_refused_in_one_sentence(tmp_path, monkeypatch):
@@ -619,6 +652,20 @@ def test_copies_of_tables_are_removed(tmp_path, monkeypatch):
     assert [p.name for p in temporary.iterdir()] == [f"images-{platform.node()}-{os.getpid()}-x"]
 
 
+def test_copies_lie_where_there_is_room_for_the_data(tmp_path, monkeypatch):
+    """Beside the payload, on the disk of the store, which other machines share."""
+    parquet(tmp_path / "x.parquet", {"image": IMAGE_ROWS, "label": [0, 1] * 6})
+    at, seen = context(tmp_path / "out", PrepareSettings(path=str(tmp_path / "x.parquet"))), []
+    plain = at.map
+    at.map = lambda function, items, parts, *common: (
+        seen.extend(parts["train"].images.files) or plain(function, items, parts, *common)
+    )
+    prepare.run(at)
+    assert seen
+    assert all(Path(file).is_relative_to(at.path) for file in seen)
+    assert not [place for place in at.path.iterdir() if place.is_dir()]
+
+
 def shard(path, members):
     with tarfile.open(path, "w") as archive:
         for name, data in members:
@@ -638,6 +685,9 @@ def test_tars_that_are_not_certain_are_refused(tmp_path):
     refused(tmp_path, path, "0 in .* has two images")
     shard(path, [("0.png", image), ("0.cls", b"cat")])
     refused(tmp_path, path, r"0\.cls holds no whole number")
+    for label in (b"null", b"1.5", b'"cat"', b"[1]"):
+        shard(path, [("0.png", image), ("0.json", b'{"label": %s}' % label)])
+        refused(tmp_path, path, r"0\.json holds no whole number as label")
     path.write_bytes(b"no tar" * 200)
     refused(tmp_path, path, "is not a readable tar")
 

@@ -94,15 +94,16 @@ def test_batches_read_ahead_are_those_read_in_place(monkeypatch, threads):
 
 
 class Event:
-    """Of a GPU that is at work until it was asked three times."""
+    """Of a GPU that is at work until it was asked three times, SECONDS each."""
 
-    asked = 0
+    SECONDS, asked = 0.02, 0
 
     def record(self, stream):
         self.stream = stream
 
     def query(self):
         Event.asked += 1
+        time.sleep(Event.SECONDS)
         return Event.asked > 3
 
 
@@ -117,16 +118,17 @@ def test_a_gpu_is_given_what_is_stored(few, monkeypatch):
         patched.setattr(torch.cuda, "Event", Event)
         patched.setattr(torch.cuda, "current_stream", lambda device: device)
         patched.setattr(Event, "asked", 0)
-        slow = Slow(data.train, 0.1)
+        slow, began = Slow(data.train, 0.5), time.perf_counter()
         with loop.Batches(slow, data.train.labels, 6, 0, readers=1, end=1) as batches:
             batches.device = torch.device("cuda")
             batch = batches(0)
+        took = time.perf_counter() - began
         assert Event.asked == 4
     assert [part.dtype for part in moved] == [torch.uint8, torch.int64, torch.int64]
     assert {id(part) for part in moved} <= {id(part) for part in pinned}
     assert torch.equal(batch.images, plain(0).images)
     assert torch.equal(batch.labels, plain(0).labels)
-    assert 0 < batches.waited < 0.1  # until then the device had work
+    assert 0 < batches.waited < took - 3 * Event.SECONDS  # in which the device had work
 
 
 def test_what_cannot_be_read_stops_the_training_at_its_batch():

@@ -506,7 +506,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, given, few):
     (given / "model.json").write_text("{")
     with pytest.raises(StageError, match="is not JSON"):
         make(tmp_path / "found", checkpoint.STAGE, settings, data=few)
-    with pytest.raises(UsageError, match=r"holds no model\.json"):
+    with pytest.raises(UsageError, match=r"holds neither model\.json"):
         checkpoint.sources_of(checkpoint.CheckpointSettings(path=str(tmp_path)))
 
 
@@ -550,23 +550,23 @@ def test_a_calibration_of_own_samples_reads_the_reference():
 
 
 def test_a_given_checkpoint_replaces_the_training(given):
-    nodes = graph("stein", f"stein.checkpoint={given}")
+    nodes = graph("stein", f"networks.path={given}")
     assert not [name for name in nodes.nodes if name.startswith("train/")]
     for name in ("sample/given-unipc-nfe3", "calibrate/given-unipc-nfe3"):
         assert nodes[name].slot("model") == ("checkpoint/given",)
     keys = nodes.keys
     moved = given.rename(given.with_name("moved"))
-    assert graph("stein", f"stein.checkpoint={moved}").keys == keys
+    assert graph("stein", f"networks.path={moved}").keys == keys
     other = shutil.copytree(moved, given.with_name("other"))
     (other / checkpoint_name(18)).write_bytes(b"other weights")
-    assert graph("stein", f"stein.checkpoint={other}").keys["report"] != keys["report"]
+    assert graph("stein", f"networks.path={other}").keys["report"] != keys["report"]
 
 
 def test_a_given_checkpoint_with_a_class_token_is_refused_before_any_work(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({"config": {"class_token_dim": 32}}))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / checkpoint_name(1)).write_bytes(b"weights")
-    overrides = [f"stein.checkpoint={tmp_path}"]
+    overrides = [f"networks.path={tmp_path}"]
     with pytest.raises(UsageError, match=r"class token beside the image.*target=trajectory"):
         RECIPES["stein"](config.resolve(CATALOG, "smoke", overrides).settings)
     overrides.append("stein.target=trajectory")

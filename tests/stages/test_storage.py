@@ -158,6 +158,47 @@ def test_a_shard_without_its_facts_is_made_again(tmp_path):
     assert written.find(tmp_path, "a") is None
 
 
+def test_two_tasks_may_write_one_shard(tmp_path):
+    """The first is thought to be lost and is not: both write the same, neither into the other's."""
+
+    def again():
+        yield b"12"
+        written.write_packed(tmp_path, "a", iter([b"12", b"345"]))
+        yield b"345"
+
+    made = written.write_packed(tmp_path, "a", again())
+    assert made.path.read_bytes() == b"12345"
+    assert written.find(tmp_path, "a") == made
+    block, scale = np.ones((2, 2, 4, 1, 1), np.float32), LatentScale()
+
+    def latents():
+        yield block
+        written.write_latents(tmp_path, "b", iter([block, block]), scale)
+        yield block
+
+    made = written.write_latents(tmp_path, "b", latents(), scale)
+    assert (np.load(made.path) == 1).all()
+    assert written.find(tmp_path, "b") == made
+    assert not [file for file in tmp_path.iterdir() if file.suffix in (".partial", ".float32")]
+
+
+def test_what_was_begun_and_not_finished_is_swept_away(tmp_path):
+    def killed():
+        yield np.ones((2, 2, 4, 1, 1), np.float32)
+        raise KeyboardInterrupt
+
+    made = written.write_packed(tmp_path, "a", iter([b"12"]))
+    kept = set(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        written.write_latents(tmp_path, "b", killed(), LatentScale())
+    with pytest.raises(KeyboardInterrupt):
+        written.write_packed(tmp_path, "c", (bytes(block) for block in killed()))
+    assert len(set(tmp_path.iterdir()) - kept) == 2
+    written.sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == kept
+    assert written.find(tmp_path, "a") == made
+
+
 def test_a_first_part_ends_where_it_says(packed):
     pixels, stored = packed
     images = Images(stored, labels(9), 255).first(4)

@@ -140,6 +140,11 @@ def test_steps_move_the_checkpoints():
 def test_every_preset_gives_every_recipe(preset, recipe):
     path = ["evaluate.path=samples"] if recipe == "evaluate" else []
     settings = config.resolve(CATALOG, preset, path).settings
+    trains = {"full"} | ({"train"} if settings.networks.format != "sit" else set())
+    if settings.networks.path is not None and recipe in trains:
+        with pytest.raises(UsageError, match=r"networks\.path=\S+ is "):
+            RECIPES[recipe](settings)
+        return
     if settings.is_latent and recipe == "csflow":
         with pytest.raises(UsageError, match=r"latents\.autoencoder and CSFlow contradict"):
             RECIPES[recipe](settings)

@@ -92,16 +92,30 @@ def _check_classes(train: Side, test: Side, folders: dict, place: str) -> None:
     if train.classes is None and test.classes is not None:
         raise ValueError(f"{place}/{name} has class folders and train/ has none; {EXPECTED}")
     if train.classes is not None and test.classes is None:
+        _check_single(train, folders, name, place)
         raise ValueError(
             f"{place}/{name} has no class folders and train/ has; {EXPECTED}: sort the held-out "
             "images into the folders of their classes, or take the folder away"
         )
     odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
     if odd:
-        raise ValueError(
-            f"class '{odd[0]}' is in only one of train/ and {name}/ of {place}; both must have the "
-            "same class folders"
-        )
+        raise ValueError(_of_one_side(odd[0], name, place))
+
+
+def _check_single(train: Side, folders: dict, name: str, place: str) -> None:
+    """Raise ValueError where what looks like images without classes is the folder of one class."""
+    ((folder, paths),) = folders.items()
+    inside = {path.removeprefix(f"{folder}/").partition("/")[0] for path in paths}
+    if len(inside) == 1 and inside <= set(train.classes):
+        odd = min(set(train.classes) - inside)  # with classes there are two at least
+        raise ValueError(_of_one_side(odd, name, place))
+
+
+def _of_one_side(odd: str, name: str, place: str) -> str:
+    return (
+        f"class '{odd}' is in only one of train/ and {name}/ of {place}; both must have the same "
+        "class folders"
+    )
 
 
 def _wrapper(paths: list[str]) -> str:

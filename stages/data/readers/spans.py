@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.data.fitted import DamagedError
 from stages.data.readers.names import Names
 
 LOCAL_HEADER = 30  # bytes of a zip member before its name
@@ -52,7 +53,10 @@ class Spans:
         if len(data) < size:
             raise ValueError(f"{self.name(index)} ends early; its archive is cut short")
         if self.deflated is not None and self.deflated[index]:
-            return zlib.decompress(data, -zlib.MAX_WBITS)
+            try:
+                return zlib.decompress(data, -zlib.MAX_WBITS)
+            except zlib.error as error:
+                raise DamagedError(f"{self.name(index)} does not unpack: {error}") from error
         return data
 
     def of(self, members: np.ndarray) -> Spans:

@@ -151,9 +151,11 @@ def _label(data: bytes, suffix: str, name: str, before: int | None) -> int | Non
             return int(data)
         content = json.loads(data)
         found = [content[k] for k in LABEL_KEYS if isinstance(content, dict) and k in content]
-    except ValueError as error:
+        if found and int(found[0]) != found[0] and not isinstance(found[0], str):
+            raise ValueError(f"{found[0]!r}")
+        return before if before is not None or not found else int(found[0])
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{name} holds no whole number as label: {error}") from None
-    return before if before is not None or not found else int(found[0])
 
 
 def _part(shards: list[Path], samples: list[Sample], path: Path) -> tuple[Part, tuple[str, ...]]:

@@ -34,7 +34,12 @@ def time_grid(num_steps: int = 250, last_time: float = 0.04) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    denoiser: path.Denoiser, x: Tensor, draws: Draws, num_steps: int = 250, last_time: float = 0.04
+    denoiser: path.Denoiser,
+    x: Tensor,
+    draws: Draws,
+    num_steps: int = 250,
+    last_time: float = 0.04,
+    t_start: float = path.T_START,
 ) -> Tensor:
     """x at t=1, (B, ...) from N(0, I) -> x at t=0; `num_steps` network evaluations.
 
@@ -42,12 +47,13 @@ def sample(
     are used, so that the initial state may be `draws.at(0).noise(shape)`.
     last_time: where the last step, which adds no noise, begins.
 
-    The network is evaluated at t = 0.999 in place of 1 (ours), where y = x / (1-t) is finite.
+    The network is evaluated at `t_start` = 0.999 in place of 1 (ours), where y = x / (1-t) is
+    finite.
     """
     check_state(denoiser, x, "x")
     times = time_grid(num_steps, last_time).tolist()
     for step, (t, t_next) in enumerate(pairwise(times), start=1):
-        t_network = min(t, path.T_START)
+        t_network = min(t, t_start)
         clean = checked(denoiser, step - 1, num_steps)(*path.to_edm(x, t_network))
         v = path.velocity_from_clean(x, clean, t_network)
         x = x + (x + (2 - t) * v) * (t_next - t)

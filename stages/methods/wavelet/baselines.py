@@ -6,10 +6,16 @@ were made from, and return an estimate of x0.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from stages.methods.memorization import Rows
+
+BLOCK_BYTES = 2**26  # of images in float64 at once
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,19 @@ class FullWiener:
     variances: Tensor = field(repr=False)
 
     @staticmethod
-    def fit(images: Tensor) -> FullWiener:
-        """images: (B, C, H, W). Costs min(B, d)^2 max(B, d)."""
-        x = _checked(images).double().flatten(1)
-        mean = x.mean(0)
-        x = x - mean
-        if len(x) < x.shape[1]:
+    def fit(images: Rows) -> FullWiener:
+        """images: (B, C, H, W), read in blocks. Costs min(B, d)^2 max(B, d), and d^2 of memory."""
+        count, rows = len(images), _rows(images)
+        mean = sum(x.sum(0) for x in _blocks(images, rows)) / count
+        if count < len(mean):
+            x = torch.cat(list(_blocks(images, rows))) - mean
             _, singular, transposed = torch.linalg.svd(x, full_matrices=False)
-            return FullWiener(mean, transposed.T, singular**2 / len(x))
-        variances, directions = torch.linalg.eigh(x.T @ x / len(x))
+            return FullWiener(mean, transposed.T, singular**2 / count)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for x in _blocks(images, rows):
+            x = x - mean
+            covariance.addmm_(x.T, x)
+        variances, directions = torch.linalg.eigh(covariance / count)
         return FullWiener(mean, directions, variances.clamp(min=0))
 
     def __call__(self, y: Tensor, sigma: float) -> Tensor:
@@ -139,6 +149,17 @@ class BayesShrink:
             for image in y.detach().cpu().double().numpy()
         ]
         return torch.stack([torch.from_numpy(image) for image in images]).to(y)
+
+
+def _rows(images: Rows) -> int:
+    """Images of a block."""
+    return max(1, BLOCK_BYTES // (8 * math.prod(_checked(images[:1]).shape[1:])))
+
+
+def _blocks(images: Rows, rows: int) -> Iterator[Tensor]:
+    """(B, d) float64 of all images, so many at once."""
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows].double().flatten(1)
 
 
 def _checked(images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
+from stages.recipes.given import GIVEN, model_nodes
 from stages.recipes.nodes import (
     curve,
     extractor_nodes,
@@ -18,7 +19,6 @@ from stages.recipes.nodes import (
     spectrum_input,
     swept,
     train_node,
-    train_nodes,
 )
 from stages.settings.densities import DensityOptions, DensitySettings, needs_spectrum
 
@@ -49,16 +49,19 @@ def continued(bench: Bench, model: str, seed: int, density: DensitySettings) -> 
 def grid_curve(
     bench: Bench, model: str, seed: int, grid: str, mix: float | None = None, reference: str = ""
 ) -> list[Node]:
-    """Samples of `train/MODEL` on a grid over the preset's NFE, and their scores."""
+    """Samples of `train/MODEL`, or of the network given, on a grid over the preset's NFE, and their
+    scores."""
     solver, end = bench.sample.solver, seed_suffix(bench, seed)
     density = DensityOptions(mix=mix, display=bench.csflow.display)
     which = f"{model}-{solver}-{grid}" + ("" if mix is None else f"-a{mix:g}")
+    given = model == GIVEN.partition("/")[2]
+    where, own = (GIVEN, {"method": model}) if given else (f"train/{model}{end}", {})
     nodes = []
     for nfe in bench.sample.nfes_of(solver):
         settings = swept(bench, seed=seed, solver=solver, nfe=nfe, grid=grid, density=density)
-        tags = {"grid": settings.grid_name, "seed": str(seed)}
+        tags = {"grid": settings.grid_name, "seed": str(seed), **own}
         name = f"{which}-nfe{nfe}{end}"
-        nodes.append(sample_node(bench, name, f"train/{model}{end}", settings, tags))
+        nodes.append(sample_node(bench, name, where, settings, tags))
     return curve(bench, f"{which}{end}", nodes, reference)
 
 
@@ -73,11 +76,18 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
 
 
 def compared_nodes(bench: Bench) -> list[Node]:
-    """The recipe csflow: every grid on the trained model, and fine-tuned models, for every seed."""
+    """The recipe csflow: every grid on the trained model, and fine-tuned models, for every seed; of
+    a network given the grids alone, its training being another's."""
+    seeds = range(bench.seed, bench.seed + bench.csflow.num_seeds)
+    if bench.networks.path is not None:
+        _check_mixes(bench)
+        name = GIVEN.partition("/")[2]
+        return [node for seed in seeds for node in _grids(bench, name, GIVEN, seed)]
     densities = {kind: fine_tuned_density(bench, kind) for kind in _fine_tuned(bench)}
     _check_fine_tuning(bench)
+    _check_mixes(bench)
     nodes = []
-    for seed in range(bench.seed, bench.seed + bench.csflow.num_seeds):
+    for seed in seeds:
         if seed != bench.seed:
             nodes.append(train_node(bench, seed=seed))
         nodes += _of_seed(bench, seed, densities)
@@ -89,15 +99,22 @@ def _fine_tuned(bench: Bench) -> list[str]:
     return list(dict.fromkeys(("csflow", *bench.csflow.fine_tuned)))
 
 
-def _of_seed(bench: Bench, seed: int, densities: Mapping[str, DensitySettings]) -> list[Node]:
-    options, method = bench.csflow, bench.train.method
-    reference = reference_node(bench, method, train_node(bench, seed=seed).name, seed)
+def _grids(bench: Bench, name: str, model: str, seed: int) -> list[Node]:
+    """Samples of the node `model` on every grid, and those that they are compared with."""
+    options = bench.csflow
+    reference = reference_node(bench, name, model, seed)
     grids = [(UNIFORM, None)]
     grids += [("csflow", mix) for mix in sorted({options.mix, *options.more_mixes})]
     grids += [(name, options.mix) for name in dict.fromkeys(options.baselines)]
     nodes = [reference]
     for grid, mix in grids:
-        nodes += grid_curve(bench, method, seed, grid, mix, reference.name)
+        nodes += grid_curve(bench, name, seed, grid, mix, reference.name)
+    return nodes
+
+
+def _of_seed(bench: Bench, seed: int, densities: Mapping[str, DensitySettings]) -> list[Node]:
+    options, method = bench.csflow, bench.train.method
+    nodes = _grids(bench, method, train_node(bench, seed=seed).name, seed)
     for model, drawn_from in (*densities.items(), (f"{method}-more", bench.train.density)):
         nodes.append(continued(bench, model, seed, drawn_from))
         for grid, mix in ((UNIFORM, None), ("csflow", options.mix)):
@@ -135,6 +152,9 @@ def _check_fine_tuning(bench: Bench) -> None:
                 f"csflow.extra_steps={steps} is below train.{name}={value}; raise "
                 f"csflow.extra_steps, or lower train.{name}"
             )
+
+
+def _check_mixes(bench: Bench) -> None:
     outside = [mix for mix in bench.csflow.more_mixes if not 0 < mix <= 1]
     if outside:
         raise UsageError(
@@ -145,5 +165,5 @@ def _check_fine_tuning(bench: Bench) -> None:
 
 def recipe(bench: Bench) -> list[Node]:
     """CSFlow in depth: its grid beside others', several mixes, fine-tuning, several seeds."""
-    base = [*prepare_nodes(bench), *extractor_nodes(bench), *train_nodes(bench)]
+    base = [*prepare_nodes(bench), *extractor_nodes(bench), *model_nodes(bench)]
     return [*base, *compared_nodes(bench)]

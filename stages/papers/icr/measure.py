@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from stages.settings.scans import ScannedOptions, ViewOptions
 
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
+BLOCK = re.compile(r"(?:\w+\.)*(?:transformer_)?blocks\.\d+")
+BOTTOM = re.compile(r"(?:^|\.)(?:mid|mid_block|\d+x\d+_in0)$")
 KEPT_BYTES = 2**28  # views that are kept for the next checkpoint, at most
 
 
@@ -55,7 +57,7 @@ def subject_of(model: TrainedModel, network: nn.Module, options: ViewOptions) ->
             f"a network of method {model.method} sees image and class token together, and held-out "
             "images come without one; scan another network"
         )
-    layer = options.layer or middle_layer(model.kind, model.config)
+    layer = options.layer or middle_layer(model.kind, network)
     find_layer(network, layer)
     return Subject(network, as_denoiser(model, network), layer, options.pooling)
 
@@ -65,7 +67,8 @@ def check(
 ) -> None:
     """Raise ValueError, naming the setting, for a scan of this network that cannot be made: before
     it is trained, or its samples are drawn. One image goes through the network."""
-    device = next(network.parameters()).device
+    first = next(network.parameters(), None)
+    device = "cpu" if first is None else first.device
     for options in scans:
         count = len(images_of(data, options))
         try:
@@ -107,13 +110,18 @@ def _check_degrees(options: ScannedOptions, width: int, layer: str, count: int) 
         )
 
 
-def middle_layer(kind: str, config: dict[str, Any]) -> str:
-    """The layer measured by default: the bottom of a U-Net, the last block of SiT's first half."""
-    if kind == "unet":
-        return "inner.mid"
-    if kind == "sit":
-        return f"blocks.{max(0, config['depth'] // 2 - 1)}"
-    raise ValueError(f"the middle layer of a network {kind} is not known; set scan.layer")
+def middle_layer(kind: str, network: nn.Module) -> str:
+    """The layer measured by default: the bottom of a U-Net, the last block of a transformer's first
+    half. Raises ValueError where neither is known."""
+    names = [name for name, _ in network.named_modules()]
+    # Blocks of SiT and JiT stand in lists of this name, whatever is around them.
+    blocks = [name for name in names if BLOCK.fullmatch(name)]
+    if blocks:
+        return blocks[max(0, len(blocks) // 2 - 1)]
+    bottoms = [name for name in names if BOTTOM.search(name)]
+    if not bottoms:
+        raise ValueError(f"the middle layer of a network {kind} is not known; set scan.layer")
+    return bottoms[0]
 
 
 class Viewer:

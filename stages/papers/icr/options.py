@@ -43,8 +43,8 @@ class ICROptions(Settings):
     )
     paths: tuple[str, ...] = Field(
         (),
-        description="recipe icr: networks trained elsewhere to scan too, as folders laid out like "
-        "a training's artifact (model.json and checkpoints/)",
+        description="recipe icr: further networks trained elsewhere to scan too, of formats that "
+        "are recognised; networks.path is one in place of trainings",
     )
     train: TrainOptions = Field(
         UNET,

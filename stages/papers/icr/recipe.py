@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from itertools import chain, count
@@ -14,6 +13,7 @@ from pipeline.graph import Node
 from stages.data.options import HELD_OUT
 from stages.methods import table
 from stages.papers.icr import scan
+from stages.recipes.given import GIVEN, check_given
 from stages.recipes.nodes import (
     curve,
     data_node,
@@ -24,6 +24,7 @@ from stages.recipes.nodes import (
 )
 from stages.sampling import sample
 from stages.sampling.sample import SampleSettings
+from stages.settings.elsewhere import NetworkOptions
 from stages.settings.scans import ScannedOptions, ScanSettings
 from stages.training import checkpoint, train
 from stages.training.checkpoint import CheckpointSettings
@@ -48,16 +49,21 @@ def recipe_nodes(bench: Bench) -> list[Node]:
     Raises UsageError where there is nothing to scan.
     """
     seeds, paths = range(bench.seed, bench.seed + bench.icr.num_seeds), bench.icr.paths
-    if not seeds and not paths:
+    if bench.networks.path is not None:
+        seeds = range(0)  # it is run instead of trainings
+    elif not seeds and not paths:
         raise UsageError(
-            "icr.num_seeds=0 and no icr.paths leave nothing to scan; set icr.paths to folders laid "
-            "out like a training's artifact, or icr.num_seeds to 1 or more"
+            "icr.num_seeds=0 and no icr.paths leave nothing to scan; set icr.paths or "
+            "networks.path to networks trained elsewhere, or icr.num_seeds to 1 or more"
         )
     _check_held_out(bench)
     nodes = [node for seed in seeds for node in _of_seed(bench, seed)]
     own = {node.name.partition("/")[2] for node in nodes}
+    if bench.networks.path is not None:
+        nodes += _given(bench, bench.networks, GIVEN.partition("/")[2], "networks.path")
+        own = {"given"}
     for path, name in zip(paths, _names(paths, own), strict=True):
-        nodes += _given(bench, path, name)
+        nodes += _given(bench, NetworkOptions(path=path), name, "icr.paths")
     return nodes
 
 
@@ -106,36 +112,39 @@ def _names(paths: Sequence[str], own: Container[str]) -> list[str]:
     return names
 
 
-def _given(bench: Bench, path: str, name: str) -> list[Node]:
-    """A network trained elsewhere: samples, scores and scans of all its checkpoints."""
+def _given(bench: Bench, options: NetworkOptions, name: str, setting: str) -> list[Node]:
+    """A network trained elsewhere: samples, scores and scans of all its checkpoints.
+
+    Raises UsageError for one that cannot be scanned.
+    """
     scanned = _scans_to_come(bench, bench.icr.components)
-    settings = CheckpointSettings(path=path, setting="icr.paths", scanned=scanned)
-    facts = _facts_of(settings)
-    tags = {"method": str(facts.get("method", "given")), "path": path}
-    inputs = {"data": data_node(bench)}
-    where = bench.resources.checkpoint
-    given = Node(f"checkpoint/{name}", checkpoint.STAGE, settings, inputs, where, tags)
-    grid = "edm" if facts.get("network") in table.EDM_NETWORKS else "uniform_t"
-    scanned = _scanned(bench, given, tuple(facts.get("steps", ())), grid, bench.seed)
+    more = {"setting": setting, "scanned": scanned}
+    settings = CheckpointSettings(**options.model_dump() | more)
+    where = f"{setting}={settings.path}"
+    if setting == "icr.paths":
+        checkpoint.sources_of(settings)
+    facts = settings.facts(setting) or {}
+    _check_scanned(where, facts)
+    check_given(bench, facts, where)
+    tags = {"method": str(facts.get("method", "given")), "path": settings.path}
+    inputs, resources = {"data": data_node(bench)}, bench.resources.checkpoint
+    given = Node(f"checkpoint/{name}", checkpoint.STAGE, settings, inputs, resources, tags)
+    ours = facts.get("format") == "bench"
+    # Of the project's own folders all checkpoints; files of the field hold one.
+    steps = tuple(facts.get("steps", ())) if ours and options.step is None else (None,)
+    over_sigma = settings.over_sigma or facts.get("network") in table.DENOISERS
+    scanned = _scanned(bench, given, steps, "edm" if over_sigma else "uniform_t", bench.seed)
     return [given, *scanned, _sigma_node(bench, given)]
 
 
-def _facts_of(settings: CheckpointSettings) -> Mapping[str, Any]:
-    """model.json of a network given by path. Raises UsageError for one that cannot be scanned."""
-    file, *_ = checkpoint.sources_of(settings)
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"icr.paths: {file} is not JSON ({error})") from error
-    if not isinstance(facts, dict):
-        raise UsageError(f"icr.paths: {file} holds no facts by name, but a {type(facts).__name__}")
+def _check_scanned(named: str, facts: Mapping[str, Any]) -> None:
+    """Raise UsageError for a network whose held-out images alone say too little."""
     network = facts.get("config")
     if isinstance(network, dict) and network.get("class_token_dim"):
         raise UsageError(
-            f"icr.paths={settings.path}: a network of method {facts.get('method', 'given')} sees "
-            "image and class token together, and held-out images come without one; leave it out"
+            f"{named}: a network of method {facts.get('method', 'given')} sees image and class "
+            "token together, and held-out images come without one; leave it out"
         )
-    return facts
 
 
 def _scans_to_come(bench: Bench, *components: int | None) -> tuple[ScannedOptions, ...]:

@@ -62,7 +62,7 @@ def facts_of(
     from stages.methods.alarm import alarm, pooled_error
     from stages.papers.icr.measure import middle_layer
 
-    network = model.description["network"], model.description["config"]
+    kind = model.description["network"]
     values = torch.tensor([row.icr_seeds for row in rows], dtype=torch.float64)
     error = pooled_error(values) if len(rows) > 1 else None
     raised = None
@@ -88,7 +88,7 @@ def facts_of(
         "model": {name: model.description.get(name) for name in described},
         "dataset": data.description["name"],
         "std": data.description["std"],
-        "layer": settings.layer or middle_layer(*network),
+        "layer": settings.layer or middle_layer(kind, model.load().network()),
         "pooling": settings.pooling,
         **{name: getattr(settings, name) for name in names},
         "icr_error": error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from pipeline.graph import Node
 from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
+from stages.recipes.given import given_node
 from stages.recipes.nodes import (
     data_node,
     extractor_nodes,
@@ -24,18 +26,56 @@ from stages.recipes.nodes import (
 )
 from stages.sampling import sample
 from stages.scoring import evaluate
+from stages.training import train
 
 if TYPE_CHECKING:
     from stages.bench import Bench
 
 
+# A network's arguments and the settings of train.network that give them.
+SIZES = {"width": "width", "depth": "depth", "num_heads": "heads", "patch_size": "patch"}
+
+
 def recipe(bench: Bench) -> list[Node]:
-    """Training in depth: every method from several seeds, MaskAlign's parts taken away."""
+    """Training in depth: every method from several seeds, MaskAlign's parts taken away; fresh, or
+    going on from a network given."""
     # Latents are decoded before they are scored, which takes the autoencoder.
     scored = not bench.is_latent or bench.latents.autoencoder is not None
     scorers = extractor_nodes(bench) if scored else []
-    compared = compared_nodes(bench, with_scores=bool(scorers))
+    compared = going_on(bench, compared_nodes(bench, with_scores=bool(scorers)))
     return [*prepare_nodes(bench), *scorers, *compared]
+
+
+def going_on(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes, all trainings going on from the network given, if there is one.
+
+    Raises UsageError for a network that no training goes on from, or that differs in size.
+    """
+    given = given_node(bench)
+    if given is None:
+        return list(nodes)
+    facts, size = bench.networks.facts() or {}, bench.train.network
+    format = facts.get("format", bench.networks.format)
+    if facts.get("network", "sit") != "sit" or format not in (None, "bench", "sit", "repa", "reg"):
+        raise UsageError(
+            f"networks.path={bench.networks.path} is of format {format}; trainings go "
+            "on from SiT, REPA and REG files, others are run by stein, csflow, icr and wavelet"
+        )
+    theirs = facts.get("config", {})
+    for theirs_name, name in SIZES.items():
+        if theirs_name in theirs and theirs[theirs_name] != getattr(size, name):
+            raise UsageError(
+                f"networks.path={bench.networks.path} has {theirs_name} {theirs[theirs_name]}, and "
+                f"train.network.{name} is {getattr(size, name)}; set train.network.{name}="
+                f"{theirs[theirs_name]}"
+            )
+    trained = [
+        replace(node, inputs={**node.inputs, "start": given.name})
+        if node.stage is train.STAGE
+        else node
+        for node in nodes
+    ]
+    return [given, *trained]
 
 
 def training(

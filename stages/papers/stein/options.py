@@ -38,8 +38,3 @@ class SteinOptions(CalibrationOptions, PowerIteration):
     )
     lipschitz_nfe: int = Field(6, ge=1, le=10_000, description="at this NFE, in every recipe")
     more_lipschitz_nfes: tuple[NFE, ...] = Field((100,), description="recipe stein: and at these")
-    checkpoint: str | None = Field(
-        None,
-        description="recipe stein: a network trained elsewhere, as a folder laid out like a "
-        "training's artifact (model.json and checkpoints/); unset trains one",
-    )

@@ -5,10 +5,8 @@ Calibrations belong to the model: all sampling seeds read the same one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
@@ -17,6 +15,7 @@ from stages.methods import table
 from stages.papers.stein import calibrate, lipschitz
 from stages.papers.stein.calibrate import CalibrationSettings
 from stages.papers.stein.lipschitz import LipschitzSettings
+from stages.recipes.given import GIVEN, model_node, model_nodes
 from stages.recipes.nodes import (
     curve,
     data_node,
@@ -30,12 +29,9 @@ from stages.recipes.nodes import (
     swept,
     teacher_inputs,
     train_node,
-    train_nodes,
 )
 from stages.sampling import corrections
 from stages.settings.solvers import runnable
-from stages.training import checkpoint
-from stages.training.checkpoint import CheckpointSettings
 
 if TYPE_CHECKING:
     from stages.bench import Bench
@@ -45,21 +41,6 @@ if TYPE_CHECKING:
 
 
 PLAIN, CALIBRATED = "none", "calibrated"
-
-
-GIVEN = "checkpoint/given"
-
-
-def carries_token(folder: str) -> bool:
-    """Whether the network in a folder laid out as a training's artifact carries a class token
-    beside the image; False where its description cannot be read, which its own stage refuses."""
-    try:
-        facts = json.loads(
-            (Path(folder).expanduser() / checkpoint.FACTS).read_text(encoding="utf-8")
-        )
-        return bool(facts["config"].get("class_token_dim"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return False
 
 
 def goes_with(solver: str, correction: str) -> bool:
@@ -124,13 +105,14 @@ class Solved:
 
         Raises UsageError where there are none, or too few.
         """
-        checkpoint, method = self.bench.stein.checkpoint, self.bench.train.method
-        given = self.model == GIVEN
-        carries = self.bench.train.loss_options.uses_class_token
-        tokens = carries_token(checkpoint) if given else carries
-        if tokens and given:
+        given, method = self.bench.networks, self.bench.train.method
+        if self.model == GIVEN:
+            tokens = bool((given.facts() or {}).get("config", {}).get("class_token_dim"))
+        else:
+            tokens = self.bench.train.loss_options.uses_class_token
+        if tokens and self.model == GIVEN:
             raise UsageError(
-                f"stein.checkpoint={checkpoint} carries a class token beside the image, whose "
+                f"networks.path={given.path} carries a class token beside the image, whose "
                 "clean values are not known here; set stein.target=trajectory, which needs none"
             )
         if settings.source == "data":
@@ -203,18 +185,13 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
 
 def compared_nodes(bench: Bench) -> list[Node]:
     """The recipe stein: every solver with every correction over NFE, for every seed."""
-    options, made = bench.stein, Solved(bench, train_node(bench).name)
+    options, made = bench.stein, Solved(bench, model_node(bench).name)
     if max(options.nfes) >= bench.sample.reference_nfe:
         raise UsageError(
             f"stein.nfes reaches {max(options.nfes)}, not below sample.reference_nfe="
             f"{bench.sample.reference_nfe}; raise sample.reference_nfe, or lower stein.nfes"
         )
     nodes = []
-    if options.checkpoint is not None:
-        settings = CheckpointSettings(path=options.checkpoint)
-        inputs, where = {"data": data_node(bench)}, bench.resources.checkpoint
-        nodes.append(Node(GIVEN, checkpoint.STAGE, settings, inputs, where))
-        made = Solved(bench, GIVEN)
     curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]
     curves += [(solver, PLAIN) for solver in options.fitted]
     curves = list(dict.fromkeys(curves))
@@ -231,5 +208,4 @@ def compared_nodes(bench: Bench) -> list[Node]:
 def recipe(bench: Bench) -> list[Node]:
     """Few-step solvers in depth: all solvers, all corrections, several seeds, contractivity."""
     base = [*prepare_nodes(bench), *extractor_nodes(bench)]
-    trained = train_nodes(bench) if bench.stein.checkpoint is None else []
-    return [*base, *trained, *compared_nodes(bench)]
+    return [*base, *model_nodes(bench), *compared_nodes(bench)]

@@ -14,7 +14,13 @@ from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
 from stages.papers.wavelet.options import PHOTOGRAPHS
 from stages.papers.wavelet.risk import BASELINES, RiskSettings
-from stages.recipes.nodes import data_node, prepare_nodes, settings_of, spectrum_input, train_nodes
+from stages.recipes.given import GIVEN, model_nodes
+from stages.recipes.nodes import (
+    data_node,
+    prepare_nodes,
+    settings_of,
+    spectrum_input,
+)
 from stages.settings.solvers import runnable_nfe
 from stages.training import train
 
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
 def recipe(bench: Bench) -> list[Node]:
     """Wavelet scores in depth: all families and degrees, on photographs too, and their samples."""
-    nodes = [*prepare_nodes(bench), *train_nodes(bench)]
+    nodes = [*prepare_nodes(bench), *model_nodes(bench)]
     return [*nodes, *recipe_nodes(bench, nodes)]
 
 
@@ -119,8 +125,11 @@ def _baseline_risks(bench: Bench, data: str = "", end: str = "") -> Iterator[Nod
 
 def _network_risks(bench: Bench, nodes: Sequence[Node]) -> Iterator[Node]:
     """Of every network trained on the recipe's own data from scratch that denoises images alone,
-    without labels and with them."""
+    and of the one given; without labels and with them."""
     for node in nodes:
+        if node.name == GIVEN:
+            yield from _given_risks(bench, node)
+            continue
         if node.stage is not train.STAGE or node.inputs["data"] != data_node(bench):
             continue
         if node.settings.loss_options.uses_class_token or "start" in node.inputs:
@@ -131,6 +140,24 @@ def _network_risks(bench: Bench, nodes: Sequence[Node]) -> Iterator[Node]:
             tags = {**node.tags, "dataset": bench.data.dataset, "labelled": str(labelled)}
             name = _named(model, "labelled" if labelled else "")
             yield _risk_node(bench, name, inputs, tags, denoiser="network", labelled=labelled)
+
+
+def _given_risks(bench: Bench, node: Node) -> Iterator[Node]:
+    """Of a network from elsewhere, as far as it can be asked: with labels where it knows classes,
+    without where it has a null class. Raises UsageError where it carries a class token."""
+    facts = bench.networks.facts() or {}
+    if facts.get("config", {}).get("class_token_dim"):
+        raise UsageError(
+            f"networks.path={bench.networks.path} denoises image and class token together, and "
+            "held-out images come without one; give another network"
+        )
+    asked = [False] if facts.get("null_class", True) else []
+    asked += [True] if facts.get("num_classes", 1) else []
+    for labelled in asked:
+        tags = {**node.tags, "dataset": bench.data.dataset, "labelled": str(labelled)}
+        inputs = {"data": data_node(bench), "model": node.name}
+        name = _named("given", "labelled" if labelled else "")
+        yield _risk_node(bench, name, inputs, tags, denoiser="network", labelled=labelled)
 
 
 def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Node]:

@@ -102,7 +102,6 @@ def denoiser_of(settings: RiskSettings, inputs: Mapping[str, Any], data: DataSet
     """
     from stages.methods.wavelet import baselines
 
-    train = data.train[:] if settings.denoiser in ("mean", "wiener", "empirical-bayes") else None
     match settings.denoiser:
         case "score":
             return inputs["score"].denoiser()
@@ -111,11 +110,11 @@ def denoiser_of(settings: RiskSettings, inputs: Mapping[str, Any], data: DataSet
         case "identity":
             return baselines.Identity()
         case "mean":
-            return baselines.PixelMean.fit(train)
+            return baselines.PixelMean(data.mu[None])
         case "wiener":
-            return baselines.FullWiener.fit(train)
+            return baselines.FullWiener.fit(data.train)
         case "empirical-bayes":
-            return baselines.EmpiricalBayes(train.double())
+            return baselines.EmpiricalBayes(data.train[:].double())
         case "bayes-shrink":
             return baselines.BayesShrink(settings.map_wavelet)
 

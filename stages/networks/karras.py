@@ -1,0 +1,151 @@
+"""EDM and EDM2 networks (NVlabs/edm, NVlabs/edm2): the published .pkl, or the folder that
+`convert` makes of one, network.json beside weights.safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stages.networks import pickled
+from stages.networks.formats import CONVERTED_FACTS as FACTS
+from stages.networks.formats import CONVERTED_WEIGHTS as WEIGHTS
+from stages.networks.found import Conventions, Found
+
+PRECONDITIONINGS = {
+    "EDMPrecond": "edm",
+    "VPPrecond": "vp",
+    "VEPrecond": "ve",
+    "iDDPMPrecond": "iddpm",
+}
+UNETS = {"SongUNet": "song", "DhariwalUNet": "dhariwal"}
+# Of the published classes; the level's limits and half precision are not those of a network.
+UNUSED = {"use_fp16", "sigma_min", "sigma_max", "force_fp32", "model_type", "C_1", "C_2", "M"}
+UNUSED |= {"beta_d", "beta_min", "epsilon_t"}
+
+
+def read_pickle(path: Path, said: Conventions) -> Found:
+    """The averaged network, `ema`, of a published pickle."""
+    ema = _averaged(path)
+    arguments = ema.attribute("_init_kwargs")
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"{path} does not say how its network was built (_init_kwargs)")
+    stored = {name: value.float() for name, value in pickled.tensors(ema)}
+    return of(ema.class_name, _plain(arguments), stored, said)
+
+
+def _averaged(path: Path) -> pickled.Holder:
+    content = pickled.read(path)
+    ema = content.get("ema") if isinstance(content, dict) else None
+    if not isinstance(ema, pickled.Holder):
+        raise ValueError(f"{path} holds no network under 'ema'; give a pickle of EDM or EDM2")
+    return ema
+
+
+def read_folder(folder: Path, said: Conventions) -> Found:
+    """A converted network."""
+    from stages.networks import torch_files
+
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        name, arguments = facts["class_name"], facts["init_kwargs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / FACTS} is no description of a network; it holds class_name and init_kwargs"
+        ) from error
+    stored, _ = torch_files.read(folder / WEIGHTS)
+    stored = {key: value.float() for key, value in stored.items()}
+    return of(str(name), dict(arguments), stored, said)
+
+
+def converted(file: str, to: str | None) -> Path:
+    """Convert a published pickle, by default into a folder beside it; the folder.
+
+    Raises ValueError where there is no file, where the folder is there, and as `read_pickle` does.
+    """
+    path = Path(file).expanduser()
+    folder = path.with_suffix("") if to is None else Path(to).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; choose another with --to")
+    convert(path, folder)
+    return folder
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Write a published pickle as network.json and weights.safetensors, the weights as they are.
+
+    Raises ValueError as `read_pickle` does.
+    """
+    from safetensors.torch import save_file
+
+    read_pickle(path, Conventions({}))
+    ema = _averaged(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in pickled.tensors(ema)}, folder / WEIGHTS)
+    facts = {"class_name": ema.class_name, "init_kwargs": _plain(ema.attribute("_init_kwargs"))}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def of(
+    class_name: str, arguments: dict[str, Any], stored: dict[str, Tensor], said: Conventions
+) -> Found:
+    """A network of a published class, by its arguments.
+
+    Raises ValueError for a class that is not known here, and for conventions it does not have.
+    """
+    side, channels = arguments.get("img_resolution"), arguments.get("img_channels")
+    if class_name not in (*PRECONDITIONINGS, "Precond"):
+        known = ", ".join((*PRECONDITIONINGS, "Precond"))
+        raise ValueError(f"the network is a {class_name or 'class without name'}, not of {known}")
+    if not isinstance(side, int) or not isinstance(channels, int):
+        raise ValueError(f"{class_name} was built without img_resolution and img_channels")
+    given = {k: v for k, v in arguments.items() if k not in UNUSED}
+    num_classes = given.get("label_dim") or 0
+    said.check_empty("edm2" if class_name == "Precond" else "edm")
+    words = {"class": class_name, "prediction": "denoised image", "path": "x0 + sigma eps"}
+    if class_name == "Precond":
+        given.pop("dropout", None)
+        return Found(
+            format="edm2",
+            kind="edm2",
+            config=given | {"label_dim": num_classes},
+            state=stored,
+            shape=(channels, side, side),
+            num_classes=num_classes,
+            method="edm",
+            null_class=not num_classes,
+            conventions=words | {"labels": "one-hot times sqrt(K); no null class"},
+        )
+    model = arguments.get("model_type", "DhariwalUNet")
+    if model not in UNETS:
+        raise ValueError(f"the network's model_type is {model}, not of {', '.join(UNETS)}")
+    return Found(
+        format="edm",
+        kind=UNETS[model],
+        config=given | {"preconditioning": PRECONDITIONINGS[class_name], "label_dim": num_classes},
+        state=stored,
+        shape=(channels, side, side),
+        num_classes=num_classes,
+        method="edm",
+        # Only with labels dropped in training is a row of zeros the network without a class.
+        null_class=not num_classes or bool(given.get("label_dropout")),
+        conventions=words | {"labels": "one-hot; a row of zeros without"},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Arguments as JSON keeps them."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item") and not isinstance(value, Tensor):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"an argument of the network is a {type(value).__name__}, which is not read")

@@ -1,0 +1,71 @@
+"""The node of a network trained elsewhere, which recipes run instead of training one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UsageError
+from pipeline.graph import Node
+from stages.recipes.nodes import data_node, train_node, train_nodes
+from stages.training import checkpoint
+from stages.training.checkpoint import CheckpointSettings
+
+if TYPE_CHECKING:
+    from stages.bench import Bench
+
+GIVEN = "checkpoint/given"
+
+
+def given_node(bench: Bench) -> Node | None:
+    """`checkpoint/given`, the network at `networks.path`; None where one is trained.
+
+    Raises UsageError where the file does not say enough, or is of another network than the data's.
+    """
+    options = bench.networks
+    if options.path is None:
+        return None
+    facts = options.facts() or {}
+    check_given(bench, facts, f"networks.path={options.path}")
+    settings = CheckpointSettings(**options.model_dump())
+    tags = {"method": str(facts.get("method", options.format or "given"))}
+    return Node(
+        GIVEN,
+        checkpoint.STAGE,
+        settings,
+        {"data": data_node(bench)},
+        bench.resources.checkpoint,
+        tags,
+    )
+
+
+def check_given(bench: Bench, facts: Mapping[str, Any], named: str) -> None:
+    """Raise UsageError for a network whose images have another shape than the data's, as far as
+    both are known, and for guidance of one that has nothing to be guided away from."""
+    size, channels = bench.network_shape
+    if (shape := facts.get("shape")) and size is not None:
+        wanted = (shape[0] if channels is None else channels, size, size)
+        if tuple(shape) != wanted:
+            raise UsageError(
+                f"{named} is a network of {' x '.join(map(str, shape))} (channels, height, width), "
+                f"and the data are {' x '.join(map(str, wanted))}; set data to what it was trained "
+                "on"
+            )
+    if bench.networks.guide is None and not facts.get("null_class", True):
+        scale = bench.sample.guidance
+        if scale != 1:
+            raise UsageError(
+                f"sample.guidance={scale:g}: {named} knows no input without a class; set "
+                "networks.guide to a network without classes, or sample.guidance=1"
+            )
+
+
+def model_node(bench: Bench) -> Node:
+    """The network that recipes run: the one given, or the recipe's own training."""
+    return given_node(bench) or train_node(bench)
+
+
+def model_nodes(bench: Bench) -> list[Node]:
+    """The network that recipes run, or all trainings."""
+    given = given_node(bench)
+    return train_nodes(bench) if given is None else [given]
