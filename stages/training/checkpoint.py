@@ -71,6 +71,7 @@ def _converted(context: Context, settings: CheckpointSettings, data: Data) -> Tr
 
     given = read(settings.path, settings.format, **settings.conventions)
     facts = given.facts | {"steps_before": 0, "digest": given.digest}
+    facts["class_counts"] = data.load().class_counts
     _check_fits(settings.path, facts, data)
     _write(context.path, given)
     if given.guide is not None:
@@ -113,6 +114,7 @@ def _copied(
     if (facts_file.parent / GUIDE).is_dir():
         shutil.copytree(facts_file.parent / GUIDE, folder / GUIDE)
     named = {"format": "bench", "digest": digest(sources_of(settings))}
+    named["class_counts"] = data.load().class_counts
     TrainedNetwork.describe(folder, {**facts, **named})
     model = TrainedModel.of(folder, facts)
     for step in model.steps:
