@@ -19,7 +19,8 @@ from stages.artifacts.scores import Scores
 from stages.catalog import CATALOG, RECIPES
 from stages.data import references
 from stages.methods import suite, tf_resize
-from stages.methods.protocol import ProtocolError, difference
+from stages.methods.effects import difference
+from stages.methods.protocol import ProtocolError
 from stages.scoring import external, handed_out, made_reference, published
 from stages.scoring.published import PublishedSettings
 from tests import inception_like
