@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline import plan as planning
+from pipeline.commands import plan_text
 from pipeline.errors import UsageError
-from pipeline.garbage import garbage, plan_text
+from pipeline.garbage import garbage
 from pipeline.graph import Graph
 from pipeline.plan import CACHED, DAMAGED, PARTIAL, TODO, Request
 from pipeline.record import Record, finished_run
