@@ -71,8 +71,9 @@ def test_the_entrypoint_of_the_cluster_job_runs_a_recipe():
 
 
 def test_the_image_names_an_extra_that_exists():
-    (extra,) = re.findall(r'"\.\[(\w+)\]"', (INFRA / "Dockerfile").read_text())
-    assert f"\n{extra} = [" in (INFRA.parent / "pyproject.toml").read_text()
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', (INFRA / "Dockerfile").read_text())
+    project = (INFRA.parent / "pyproject.toml").read_text()
+    assert all(f"\n{extra} = [" in project for extra in extras.split(","))
 
 
 def test_the_shell_script_is_one():
