@@ -22,8 +22,19 @@ PRECONDITIONINGS = {
     "iDDPMPrecond": "iddpm",
 }
 UNETS = {"SongUNet": "song", "DhariwalUNet": "dhariwal"}
-# Of the published classes; the level's limits and half precision are not those of a network.
-UNUSED = {"use_fp16", "sigma_min", "sigma_max", "force_fp32", "model_type", "C_1", "C_2", "M"}
+# Of the published classes; limits of the level, half precision and the share of labels that training
+# leaves out are not those of a network.
+UNUSED = {
+    "use_fp16",
+    "sigma_min",
+    "sigma_max",
+    "force_fp32",
+    "model_type",
+    "C_1",
+    "C_2",
+    "M",
+    "label_dropout",
+}
 UNUSED |= {"beta_d", "beta_min", "epsilon_t"}
 
 
@@ -133,7 +144,7 @@ def of(
         num_classes=num_classes,
         method="edm",
         # Only with labels dropped in training is a row of zeros the network without a class.
-        null_class=not num_classes or bool(given.get("label_dropout")),
+        null_class=not num_classes or bool(arguments.get("label_dropout")),
         conventions=words | {"labels": "one-hot; a row of zeros without"},
     )
 
