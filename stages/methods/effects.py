@@ -82,7 +82,7 @@ def difference(a: Score, b: Score) -> Difference:
     """a - b, with the error of what its samples contribute: see `combined`.
 
     Raises ProtocolError where metric, protocol or kind of error differ: an error over seeds holds
-    the spread of training, a jackknife's only that of one set of samples.
+    the spread of training, an influence's or a jackknife's only that of one set of samples.
     """
     same_measurement([a, b])
     if a.error_kind != b.error_kind:

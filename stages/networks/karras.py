@@ -22,8 +22,8 @@ PRECONDITIONINGS = {
     "iDDPMPrecond": "iddpm",
 }
 UNETS = {"SongUNet": "song", "DhariwalUNet": "dhariwal"}
-# Of the published classes; limits of the level, half precision and the share of labels that training
-# leaves out are not those of a network.
+# Of the published classes; limits of the level, half precision and what training leaves out are not
+# those of a network.
 UNUSED = {
     "use_fp16",
     "sigma_min",

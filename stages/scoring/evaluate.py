@@ -83,8 +83,10 @@ def run(context: Context) -> Result:
     held_out = context.inputs["held_out"]
     _check_extractors([*features.values(), held_out], context.inputs["train"])
     pairs = [(samples[name], features[name]) for name in sets]
+    told = [samples[name].description for name in sets]
+    in_shares = all("labels" in facts and facts.get("classes") != "random" for facts in told)
     with raised_as(StageError):
-        judge = judge_of(context.inputs["train"], held_out, settings)
+        judge = judge_of(context.inputs["train"], held_out, settings, in_shares)
         context.progress(0, len(sets), "sets")
         shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
         by_shard = context.map(score_sets, shards, judge, reference)

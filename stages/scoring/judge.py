@@ -116,8 +116,11 @@ class Judge:
         )
 
 
-def judge_of(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings) -> Judge:
-    """The judge of an evaluation."""
+def judge_of(
+    train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings, in_shares: bool = True
+) -> Judge:
+    """The judge of an evaluation. in_shares: whether all sets have labels in fixed shares; others
+    are held against real images of random labels."""
     from stages.methods.protocol import Protocol
 
     facts = train.description
@@ -132,12 +135,12 @@ def judge_of(train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings
         num_reference=facts["num_images"],
         num_samples=count,
     )
-    floors = _floors(train.load(), held_out.load(), settings)
+    floors = _floors(train.load(), held_out.load(), settings, in_shares)
     return Judge(train, held_out, protocol, floors, settings)
 
 
 def _floors(
-    train: FeatureArrays, held_out: FeatureArrays, settings: EvaluateSettings
+    train: FeatureArrays, held_out: FeatureArrays, settings: EvaluateSettings, in_shares: bool
 ) -> dict[str, float]:
     """What real images score, at the same sizes where there are enough of them.
 
@@ -156,7 +159,7 @@ def _floors(
     real = torch.cat([train.features, held_out.features])
     repeats = 10 if real.shape[1] <= 512 else 3
     floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
-    labels = _labels(train, held_out)
+    labels = _labels(train, held_out) if in_shares else None
     floors["fid"] = real_floor(real, count, reference, repeats, generator, labels)
     if _enough(held_out):
         rest = len(held_out.features)
@@ -267,7 +270,8 @@ def _held_out(
     """FD to the held-out images, and by how much it is above that to as many training images with
     the same labels: samples that are near their training images are farther from others.
 
-    The gap's error holds what the held-out images' choice adds, seen between the subsets.
+    The gap's error holds what the held-out images' choice adds, seen between the subsets. There is
+    no gap where one label has fewer than twice as many training images: subsets would overlap.
     """
     import numpy as np
     import torch
@@ -289,6 +293,8 @@ def _held_out(
     details = f"against {count} held-out images"
     error = influence.standard_error(psi, labels)
     yield judge.score("fid_held_out", value, error, scored.influence(psi), details=details)
+    if (np.bincount(ours, minlength=len(wanted))[: len(wanted)] < 2 * wanted).any():
+        return
     near, beside = [], torch.zeros_like(psi)
     for _ in range(GAP_SUBSETS):
         part = train.features[strata.drawn(ours, wanted, random)]

@@ -13,7 +13,7 @@ from stages.artifacts import features as artifacts_features
 from stages.artifacts import samples as artifacts_samples
 from stages.artifacts import scores
 from stages.data import prepare
-from stages.methods import effects, memorization, protocol, strata
+from stages.methods import effects, frechet, memorization, protocol, strata
 from stages.sampling import sample
 from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
@@ -233,6 +233,59 @@ def test_a_part_of_the_training_images_is_drawn_not_their_first(tmp_path, refere
     scores = judge._feature_scores(samples, train, judge.Scored(of, 50), bench)
     found = {score.metric: score.value for score in scores}
     assert found["precision"] > 0.8
+
+
+def of_real(features, labels):
+    empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
+    return artifacts_features.FeatureArrays(features, **empty | {"labels": labels})
+
+
+@pytest.fixture
+def real():
+    """Real images of two classes far apart: 800 to train on, 200 held out."""
+    labels = torch.arange(1000) % 2
+    noise = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    features = noise + 10 * labels[:, None]
+    return of_real(features[:800], labels[:800]), of_real(features[800:], labels[800:])
+
+
+def gaps(tmp_path, bench, found, train, held_out):
+    of = judge.Scored(samples_of(tmp_path, torch.zeros(len(found.features), 1, 8, 8)), 200)
+    return {score.metric: score for score in judge._held_out(found, train, held_out, of, bench)}
+
+
+def test_the_gap_to_held_out_images_tells_copies(tmp_path, references, real):
+    """Of fresh samples it is 0 within its error, of copied training images above."""
+    train, held_out = real
+    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    labels = torch.arange(200) % 2
+    noise = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    fresh = of_real(noise + 10 * labels[:, None], labels)
+    found = gaps(tmp_path / "1", bench, fresh, train, held_out)
+    assert found["fid_held_out"].value == pytest.approx(
+        frechet.distance_from_features(fresh.features, held_out.features)
+    )
+    assert abs(found["fid_gap"].value) < 3 * found["fid_gap"].error
+    near = held_out.features + 3  # samples that are as the training images, and these elsewhere
+    moved = of_real(near, held_out.labels)
+    apart = gaps(tmp_path / "2", bench, fresh, train, moved)["fid_gap"]
+    assert apart.value > 10 * apart.error
+
+
+def test_no_gap_where_training_images_are_too_few_to_draw_from(tmp_path, references, real):
+    train, held_out = real
+    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    few = of_real(train.features[:399], train.labels[:399])
+    assert gaps(tmp_path, bench, held_out, few, held_out).keys() == {"fid_held_out"}
+
+
+def test_floors_have_random_labels_where_samples_have_them(references):
+    """Classes that are far apart make far more of chance than fixed shares do."""
+    train, held_out = references["train"], references["held_out"]
+    in_shares, by_chance = (
+        judge.judge_of(train, held_out, SETTINGS, chosen).floors["fid"] for chosen in (True, False)
+    )
+    assert by_chance > 1.2 * in_shares
 
 
 def test_features_of_other_samples_or_extractors_are_refused(tmp_path, few, score):

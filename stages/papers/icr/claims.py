@@ -99,7 +99,8 @@ def _warns(scans: Sequence[Scan]) -> Finding:
     errors = "/".join(dict.fromkeys(f"{scan.settings['alarm_errors']:g}" for scan in scans))
     note = (
         f"{'; '.join(parts)}; copies: memorisation ratio above {share:g}; of one training the rise "
-        f"must be beyond {errors} errors, since the minimum is chosen, and what is shown beyond 2"
+        f"must be beyond {errors} errors, since the minimum is chosen, and what is shown beyond "
+        "its 95 % interval"
     )
     return Finding(WARNS, "rise of ICR after its minimum", effect, said, note, tuple(rows))
 
