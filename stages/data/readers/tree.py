@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -106,6 +106,26 @@ def side_of(name: str) -> str | None:
         elif token not in _FILLING:
             return None
     return sides.pop() if len(sides) == 1 else None
+
+
+def check_one_word(names: Mapping[str, Iterable[str]], place: Path) -> None:
+    """Raise ValueError where two words, such as test and eval, name one side of a data set.
+
+    names: of the files, folders or splits of each side.
+    """
+    for side, own in names.items():
+        words = {
+            token if token in _SIDE else _GLUED.match(token)[1]
+            for name in own
+            for token in re.findall("[a-z]+", name.lower())
+            if _SIDE.get(token) == side
+            or ((glued := _GLUED.match(token)) and _SIDE[glued[1]] == side)
+        }
+        if side and len(words) > 1:
+            raise ValueError(
+                f"{' and '.join(sorted(words))} of {place} both stand for '{side}'; keep one of "
+                "them, or set data.path to one"
+            )
 
 
 _SHORT = {"tr": "train", "te": "test", "ts": "test", "va": "val"}
