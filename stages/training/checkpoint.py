@@ -16,15 +16,13 @@ from pipeline.stage import Context, Input, Result, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.network import GUIDE, TrainedModel, TrainedNetwork, checkpoint_name
 from stages.methods import table
-from stages.networks.formats import BENCH_FACTS
+from stages.networks.formats import BENCH_FACTS, BENCH_NEEDED
 from stages.networks.found import digest
 from stages.settings.elsewhere import NetworkOptions, NetworkPlace
 from stages.settings.scans import ScannedOptions
 
 if TYPE_CHECKING:
     from stages.networks.reading import Read
-
-NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
 
 
 class CheckpointSettings(NetworkOptions):
@@ -143,9 +141,9 @@ def _facts(file: Path, data: Data) -> dict[str, Any]:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error})") from error
-    missing = [name for name in NEEDED if name not in facts]
+    missing = [name for name in BENCH_NEEDED if name not in facts]
     if missing:
-        raise ValueError(f"{file} lacks '{missing[0]}'; it needs {', '.join(NEEDED)}")
+        raise ValueError(f"{file} lacks '{missing[0]}'; it needs {', '.join(BENCH_NEEDED)}")
     known = {**table.NETWORKS, **table.PUBLISHED}
     if facts["network"] not in known:
         raise ValueError(

@@ -23,8 +23,8 @@ from torch import Tensor
 from stages.methods import grids
 from stages.methods.path import Denoiser, level_from_time, time_from_level
 from stages.methods.solvers.fitted import FittedMultistep
-from stages.methods.solvers.multistep import Heun, first_order, ratio
-from stages.methods.solvers.trajectories import check_state, checked, combine
+from stages.methods.solvers.multistep import Heun, ratio
+from stages.methods.solvers.trajectories import check_state, checked, combine, trajectory
 
 RIDGE = 1e-7  # of the mean diagonal of the normal equations
 SEARCHED = 256  # states that the search runs on, at most
@@ -90,13 +90,9 @@ def teacher(denoiser: Denoiser, noise: Tensor, s_max: float, steps: int = 100) -
         raise ValueError(f"steps is {steps}; a teacher needs at least 2")
     top = float(time_from_level(s_max))
     levels = level_from_time(torch.linspace(top, 0, steps + 1, dtype=torch.float64))
-    grid, heun = levels.tolist(), Heun()
-    states = [s_max * noise]
-    for k in range(steps):
-        guarded = checked(denoiser, k, steps)
-        output = heun.evaluate(guarded, states[-1], grid, k)
-        states.append(combine(ratio(grid, k), states[-1], first_order(grid, k), [output]))
-    return Teacher(levels, tuple(states))
+    start = s_max * noise
+    steps_made = trajectory(denoiser, start, levels, Heun())
+    return Teacher(levels, (start, *(advance.state for advance in steps_made)))
 
 
 def fit_whole(
