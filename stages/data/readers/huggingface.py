@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.fingerprint import foreign
 from stages.data.readers.labels import UNLABELLED, numbered_names
 from stages.data.readers.names import Names
 from stages.data.readers.order import mixed
@@ -25,7 +26,7 @@ from stages.data.readers.source import (
     split,
 )
 from stages.data.readers.spans import Spans
-from stages.data.readers.tree import check_one_word, is_hidden, side_of
+from stages.data.readers.tree import check_one_word, side_of
 
 LABEL_NAMES = ("label", "labels", "fine_label")
 IMAGE_NAMES = ("image", "img")
@@ -182,7 +183,7 @@ def _by_side(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         files = [path]
     else:
-        files = sorted(p for p in path.rglob("*.parquet") if not is_hidden(p.name))
+        files = sorted(p for p in path.rglob("*.parquet") if not foreign(p.name))
     if not files:
         raise ValueError(f"{path} holds no .parquet files; set data.path to the folder of them")
     sides: dict[str, list[Path]] = {}

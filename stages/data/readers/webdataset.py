@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.fingerprint import foreign
 from stages.data.readers.folder import source_of
 from stages.data.readers.labels import UNLABELLED, numbered_names
 from stages.data.readers.layout import layout_of
@@ -27,7 +28,7 @@ from stages.data.readers.source import (
     split,
 )
 from stages.data.readers.spans import Spans
-from stages.data.readers.tree import IMAGES, Found, check_one_word, chosen, is_hidden, side_of
+from stages.data.readers.tree import IMAGES, Found, check_one_word, chosen, side_of
 
 LABELS = (".cls", ".json")
 LABEL_KEYS = ("label", "cls", "class", "class_id", "target")
@@ -98,7 +99,7 @@ def pool(path: Path) -> Listing:
 def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    shards = sorted(p for p in path.rglob("*.tar") if not is_hidden(p.name))
+    shards = sorted(p for p in path.rglob("*.tar") if not foreign(p.name))
     if not shards:
         raise ValueError(f"{path} holds no .tar files; set data.path to the folder of the shards")
     return shards
@@ -139,7 +140,7 @@ def _of_tar(tar: tarfile.TarFile, number: int, shard: Path, labelled: bool) -> I
     for member in tar:
         tar.members = []  # no list of all members is kept
         parts = member.name.removeprefix("./").split("/")
-        if not member.isfile() or any(is_hidden(part) for part in parts):
+        if not member.isfile() or any(foreign(part) for part in parts):
             continue
         stem, dot, suffix = parts[-1].partition(".")
         suffix = f"{dot}{suffix.lower()}"
