@@ -143,7 +143,8 @@ def measures(runs: Sequence[results.Run]) -> Iterator[Line]:
     """The headline metrics of nodes that two runs or more have with different results."""
     for name in _union(runs):
         node_results = [run[name] if name in run.data["nodes"] else None for run in runs]
-        manifests = [node.manifest if node else None for node in node_results]
+        # One damaged artifact, which `show` names, does not keep the others from being compared.
+        manifests = [None if not n or n.damage else n.manifest for n in node_results]
         keys = [manifest.key for manifest in manifests if manifest is not None]
         if len(keys) < 2 or len(set(keys)) == 1:
             continue

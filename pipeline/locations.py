@@ -20,6 +20,12 @@ MOST_BYTES = 2**28
 _NO_NAME = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and no characters
 
 
+# Names of what is being written or removed, by the process that does it.
+BEGUN = re.compile(r"\..+\.(\d+(\.tmp)?|removed-\d+-\d+)")
+BEGUN_AT_ROOT = re.compile(r"\.probe\.\d+|\.mlflow\.db\.new(-\w+)?")
+SCRATCH = re.compile(r".+-\d+-\d+")
+
+
 class Location(Protocol):
     """Files below one root, named by relative paths with `/`."""
 
@@ -243,12 +249,18 @@ class LocalLocation:
         return sum(file.stat().st_size for _, file in files_below(path))
 
     def leftovers(self) -> list[str]:
-        places = ("", "artifacts/*", "memory/*", "quarantine", "runs", "runs/*", "work/*")
-        found = [p for place in places for p in self.root.glob(f"{place}/.*".lstrip("/"))]
+        places = ("artifacts/*", "memory/*", "quarantine", "runs", "runs/*", "work/*")
+        found = [p for place in places for p in self._named(f"{place}/.*", BEGUN)]
+        found += self._named(".*", BEGUN_AT_ROOT)
         found += self.root.glob("work/*/*/**/.*.tmp")
         found += [p for p in self.root.glob("runs/*/mlflow.state.*") if p.suffix[1:].isdigit()]
-        found += self.root.glob("tmp/*")
+        found += self._named("tmp/*", SCRATCH)
         return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def _named(self, pattern: str, name: re.Pattern[str]) -> list[Path]:
+        """What lies there under a name that this project gives: a store may be a folder in which
+        others keep files too."""
+        return [path for path in self.root.glob(pattern) if name.fullmatch(path.name)]
 
 
 def _is_listed(name: str) -> bool:

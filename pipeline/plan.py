@@ -156,9 +156,16 @@ def _states(
     for node in graph:
         if node.name in wanted:
             node_plan = _state(node, graph, store, nodes, forced, previous, verified)
-            verified += node_plan.manifest.num_bytes if node_plan.manifest else 0
+            verified += _verified(node_plan.manifest, verified)
             nodes[node.name] = node_plan
     return nodes
+
+
+def _verified(manifest: Manifest | None, verified: int) -> int:
+    """The bytes of an artifact that are checked, beside those that were: 0 where it is too much,
+    and the node that reads it checks."""
+    size = 0 if manifest is None else manifest.num_bytes
+    return size if verified + size <= VERIFY_BYTES else 0
 
 
 def _state(
@@ -174,7 +181,7 @@ def _state(
     manifest, state, reason, seconds = None, TODO, "", None
     try:
         manifest = store.manifest(stage, key)
-        if manifest is not None and not store.remote and verified < VERIFY_BYTES:
+        if not store.remote and _verified(manifest, verified):
             store.open(stage, key)
     except DamagedArtifactError as error:
         manifest, state = None, DAMAGED

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -78,10 +79,18 @@ def _child(body: Callable[[int], int], attempt: int) -> dict[str, Any]:
         interrupted.append(time.monotonic())
 
     previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    said: list[bytes] = []
+
+    def listen() -> None:
+        with os.fdopen(reader, "rb") as stream:
+            said.extend(stream.read().splitlines())
+
+    # All along: who has more to say than a pipe holds would wait for us, and we for its end.
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
         _wait(pid, interrupted)
-        with os.fdopen(reader, "rb") as stream:
-            said = stream.read().splitlines()
+        listener.join()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -100,7 +109,9 @@ def _error(said: dict[str, Any]) -> PipelineError:
 
 
 def _tell(writer: int, said: dict[str, Any]) -> None:
-    os.write(writer, json.dumps(said).encode() + b"\n")
+    data = json.dumps(said).encode() + b"\n"
+    while data:
+        data = data[os.write(writer, data) :]
 
 
 def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
@@ -126,10 +137,12 @@ def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:
         else:
             said |= {"error": text, "traceback": traceback.format_exc()}
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        _tell(writer, said | {"last": True})
-        os._exit(0)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _tell(writer, said | {"last": True})
+        finally:
+            os._exit(0)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:

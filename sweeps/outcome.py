@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.methods import decisions
+from stages.pages.findings import OPEN, side
 from sweeps.record import FINISHED, TrialRecord
 from sweeps.space import Space
-
-SEPARATED = 2.0  # standard errors of a difference
 
 
 @dataclass(frozen=True)
 class Value:
     """A metric of a trial: mean over its seeds, and the standard error of that mean if known.
 
-    With one seed the error is the one that the node itself reports, if any.
+    With one seed the error is the one that the node itself reports, if any. of_seeds: the values
+    of several seeds, the same ones for every trial.
     """
 
     mean: float
     error: float | None = None
+    of_seeds: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, values: Sequence[float], reported: Sequence[float | None]) -> Value:
         if len(values) > 1:
-            return cls(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)))
+            mean, error, _ = decisions.over_seeds(values)
+            return cls(mean, error, tuple(values))
         return cls(values[0], reported[0] if reported else None)
 
     def __str__(self) -> str:
@@ -77,7 +79,7 @@ class Outcome:
 
     @property
     def rivals(self) -> tuple[Row, ...]:
-        """The finished trials that the best is not separated from by two standard errors."""
+        """The finished trials that the best is not separated from beyond the 95 % interval."""
         if self.best is None:
             return ()
         first = self.best.metrics[self.space.decides]
@@ -98,10 +100,10 @@ class Outcome:
         if first.error is None or second.error is None:
             return f"{said} Its error is not known: say nothing of small differences (--seeds 3)."
         if not self.rivals:
-            return f"{said} Separated from the next, {following.trial.name}, by 2 standard errors."
+            return f"{said} Separated from the next, {following.trial.name}, at 95 %."
         others = ", ".join(row.trial.name for row in self.rivals[:5])
         more = f" and {len(self.rivals) - 5} more" if len(self.rivals) > 5 else ""
-        return f"{said} Within noise: not separated by 2 standard errors from {others}{more}."
+        return f"{said} Within noise: not separated at 95 % from {others}{more}."
 
     def table(self) -> list[list[Any]]:
         """The heading and a line for every trial, as texts."""
@@ -147,13 +149,18 @@ def _values(space: Space, trial: TrialRecord) -> dict[str, Value]:
 
 
 def within_noise(first: Value, second: Value) -> bool:
-    """Whether two means differ by at most two standard errors of their difference.
+    """Whether the 95 % interval of the difference of two means holds none.
 
-    The errors are taken for independent; where one is not known, nothing is said to be noise.
+    Several seeds are paired with themselves, by Student's t. Single ones have the errors that
+    their nodes report, taken for independent; where one is not known, nothing is said to be noise.
     """
+    if len(first.of_seeds) > 1 and len(first.of_seeds) == len(second.of_seeds):
+        parts = [a - b for a, b in zip(first.of_seeds, second.of_seeds, strict=True)]
+        gap, error, degrees = decisions.over_seeds(parts)
+        return side(gap, error, degrees) == OPEN
     if first.error is None or second.error is None:
         return False
-    return abs(first.mean - second.mean) <= SEPARATED * math.hypot(first.error, second.error)
+    return side(first.mean - second.mean, math.hypot(first.error, second.error)) == OPEN
 
 
 def short(paths: Sequence[str]) -> dict[str, str]:

@@ -129,6 +129,15 @@ class DataSet:
         return len(self.class_names) if len(self.class_names) > 1 else 0
 
     @property
+    def class_counts(self) -> list[int]:
+        """Training images of each class; none where the data have no labels."""
+        import torch
+
+        if not self.num_classes:
+            return []
+        return torch.bincount(self.train.labels.long(), minlength=self.num_classes).tolist()
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         return self.train.shape
 

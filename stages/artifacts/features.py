@@ -10,7 +10,7 @@ from stages.artifacts.described import DescribedArtifact
 if TYPE_CHECKING:
     from torch import Tensor
 
-ARRAYS = ("features", "spatial", "logits", "neighbours", "neighbour_distances")
+ARRAYS = ("features", "spatial", "logits", "neighbours", "neighbour_distances", "labels")
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,15 @@ class FeatureArrays:
     """Of n images: features (n, d), spatial (n, channels, h, w) and logits (n, num_classes) where
     the extractor has them; neighbours (n, 3), indices of the nearest training images, nearest
     first, and their Euclidean distances over all pixels, images in [-1, 1]; None for the training
-    images themselves, and where none are sought."""
+    images themselves, and where none are sought. labels (n,) of the data's own images, None for
+    samples."""
 
     features: Tensor
     spatial: Tensor | None
     logits: Tensor | None
     neighbours: Tensor | None
     neighbour_distances: Tensor | None
+    labels: Tensor | None = None
 
 
 class FeatureSet(DescribedArtifact):

@@ -24,6 +24,7 @@ class TrainedModel:
     """A trained network and its checkpoints.
 
     steps: the checkpoints, ascending. method: the training loss. shape: (C, H, W) of images.
+    class_counts: the data's training images of each class; none where they are not known.
     guided_channels: the first so many channels are guided, None for all. null_class: whether the
     network can be asked without a class. open_interval: whether the ends of an interval of guidance
     are left out. guide: the network that guidance leads away from, where it is another.
@@ -36,6 +37,7 @@ class TrainedModel:
     steps: tuple[int, ...]
     shape: tuple[int, int, int]
     num_classes: int
+    class_counts: tuple[int, ...] = ()
     guided_channels: int | None = None
     null_class: bool = True
     open_interval: bool = False
@@ -52,6 +54,7 @@ class TrainedModel:
             steps=tuple(facts["steps"]),
             shape=tuple(facts["shape"]),
             num_classes=facts["num_classes"],
+            class_counts=tuple(facts.get("class_counts", ())),
             guided_channels=facts.get("guided_channels"),
             null_class=facts.get("null_class", True),
             open_interval=facts.get("open_interval", False),
@@ -87,7 +90,7 @@ class TrainedModel:
 
 class TrainedNetwork(DescribedArtifact):
     """EMA weights at the kept steps, and how to build the network. Facts: network, its
-    configuration, method, steps, shape, number of classes."""
+    configuration, method, steps, shape, number of classes, training images of each class."""
 
     facts = "model.json"
 

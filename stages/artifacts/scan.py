@@ -50,6 +50,11 @@ class ScanRow:
     retained: float = 1.0
     guards: Sequence[str] = ()
 
+    @property
+    def denoising_ratio(self) -> float:
+        """Held-out over training denoising error, about 1 for a network that remembers nothing."""
+        return self.denoising_mse / self.denoising_mse_train
+
 
 class Scan(Artifact):
     """Rows of one model, over its checkpoints or over noise levels."""
@@ -57,8 +62,9 @@ class Scan(Artifact):
     @cached_property
     def description(self) -> dict[str, Any]:
         """Plain facts: abscissa, model (method, network, seed, num_images, ...), layer, pooling,
-        strength, num_views, view_seeds, num_images, components, std, icr_error (pooled standard
-        error of a row), alarm (None over noise levels), memorization_threshold_step."""
+        strength, num_views, view_seeds, images (of which kind), num_images, components, std,
+        icr_error (pooled standard error of a row), alarm (None over noise levels),
+        memorization_step."""
         return {name: value for name, value in self._stored.items() if name != "rows"}
 
     def load(self) -> list[ScanRow]:

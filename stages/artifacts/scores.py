@@ -1,7 +1,8 @@
 """The scores of an evaluation on disk: single sets, and means over sets that differ in their seed.
 
 A mean over seeds has the error of its seeds; a single set has the error that one set of images
-gives. Which of the two an error is stands in its score, and the two are never mixed.
+gives. Which of the two an error is stands in its score, and the two are never mixed. Beside the
+table stand what the samples of a set contribute to each score, and their labels.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifact import Artifact
 
 if TYPE_CHECKING:
-    from stages.methods.protocol import Score
+    from stages.methods.protocol import Influence, Score
 
-FILE = "scores.parquet"
+FILE, INFLUENCE, STRATA = "scores.parquet", "influence.npy", "strata.npy"
+FORMAT = b"3"
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,11 @@ class Scores(Artifact):
         Sets that differ in nothing but the seed are one row, their mean with the error over seeds,
         unless `every_seed` asks for the single sets, each with the error that one set has.
         """
-        import pyarrow.parquet
-
         from stages.methods.protocol import Score
 
-        rows = []
-        for line in pyarrow.parquet.read_table(self.path / FILE).to_pylist():
+        rows, table = [], self._table()
+        influences = _Influences(self.path)
+        for line in table.to_pylist():
             single, headline = line.pop("single"), line.pop("headline")
             if not (single if every_seed else headline):
                 continue
@@ -67,8 +68,49 @@ class Scores(Artifact):
                 for name in list(line)
                 if name.startswith("protocol_")
             }
-            rows.append(Row(**which, score=Score.from_dict(line | {"protocol": protocol})))
+            influence = influences.of(line)
+            score = Score.from_dict(line | {"protocol": protocol})
+            rows.append(Row(**which, score=replace(score, influence=influence)))
         return rows
+
+    def _table(self) -> Any:
+        """Raises OldScoresError for a table that another version wrote."""
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(self.path / FILE)
+        found = (table.schema.metadata or {}).get(b"format", b"2 or older")
+        if found != FORMAT:
+            raise OldScoresError(
+                f"the scores are of format {found.decode()}, and this version reads "
+                f"{FORMAT.decode()}, whose errors come from influence values; run the recipe again"
+            )
+        return table
+
+
+class OldScoresError(ValueError):
+    """Scores that another version stored."""
+
+
+class _Influences:
+    """The influence values of a table's lines, read when a score's are looked at."""
+
+    def __init__(self, folder: Path) -> None:
+        import numpy as np
+
+        self._values = np.load(folder / INFLUENCE, mmap_mode="r")
+        self._strata = np.load(folder / STRATA, mmap_mode="r")
+
+    def of(self, line: dict[str, Any]) -> Influence | None:
+        """Takes the columns of influence values out of a line."""
+        from stages.methods.protocol import Influence
+
+        at, stratum, n, samples, network = (line.pop(name) for name in PLACES)
+        if at is None:
+            return None
+        return Influence(self._values[at, :n], self._strata[stratum, :n], samples, network)
+
+
+PLACES = ("influence", "strata", "influence_length", "samples", "network")
 
 
 def row_of(node: str, facts: Mapping[str, Any], score: Score) -> Row:
@@ -85,7 +127,7 @@ def mean_over_seeds(rows: Sequence[Row], facts: Mapping[str, Mapping[str, Any]])
 
     groups: dict[str, list[str]] = {}
     for node, description in facts.items():
-        same = {name: value for name, value in description.items() if name != "seed"}
+        same = {k: value for k, value in description.items() if k not in ("seed", "network")}
         groups.setdefault(repr(sorted(same.items())), []).append(node)
     averaged: list[Row] = []
     for nodes in groups.values():
@@ -122,8 +164,40 @@ def write(folder: Path, singles: Sequence[Row], headlines: Sequence[Row]) -> Non
     shown = {id(row) for row in headlines}
     lines = [_line(row, single=True, headline=id(row) in shown) for row in singles]
     lines += [_line(row, single=False, headline=True) for row in headlines if id(row) not in known]
+    places = _write_influences(folder, [row.score.influence for row in singles])
+    nowhere = dict.fromkeys(PLACES)
+    lines = [line | (places[i] if i < len(places) else nowhere) for i, line in enumerate(lines)]
     schema = pyarrow.schema([(name, _column_type(name, lines)) for name in lines[0]])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines, schema), folder / FILE)
+    table = pyarrow.Table.from_pylist(lines, schema.with_metadata({b"format": FORMAT}))
+    pyarrow.parquet.write_table(table, folder / FILE)
+
+
+def _write_influences(folder: Path, influences: Sequence[Influence | None]) -> list[dict[str, Any]]:
+    """Write the distinct values and labels, one row each, filled up with NaN and -1; returns where
+    each stands."""
+    import numpy as np
+
+    known = [one for one in influences if one is not None]
+    values = list({id(one.psi): one.psi for one in known}.values())
+    strata = list({one.strata.tobytes(): one.strata for one in known}.values())
+    widest = max((len(psi) for psi in values), default=0)
+    at = {id(psi): row for row, psi in enumerate(values)}
+    labels_at = {of.tobytes(): row for row, of in enumerate(strata)}
+    stored = np.full((len(values), widest), np.nan, np.float32)
+    labels = np.full((len(strata), widest), -1, np.int64)
+    for rows, found in ((stored, values), (labels, strata)):
+        for row, one in zip(rows, found, strict=True):
+            row[: len(one)] = one
+    np.save(folder / INFLUENCE, stored)
+    np.save(folder / STRATA, labels)
+
+    def place(one: Influence | None) -> dict[str, Any]:
+        if one is None:
+            return dict.fromkeys(PLACES)
+        where = (at[id(one.psi)], labels_at[one.strata.tobytes()], len(one.psi))
+        return dict(zip(PLACES, (*where, one.samples, one.network), strict=True))
+
+    return [place(one) for one in influences]
 
 
 def _line(row: Row, **flags: bool) -> dict[str, Any]:
@@ -136,8 +210,10 @@ def _column_type(name: str, lines: Sequence[dict[str, Any]]) -> Any:
     """By the column's values; numbers where all are missing."""
     import pyarrow
 
-    if name in ("value", "error", "floor"):
+    if name in ("value", "error", "floor", "at_most"):
         return pyarrow.float64()
     values: Iterator[Any] = (line[name] for line in lines if line[name] is not None)
+    if name in ("samples", "network"):
+        return pyarrow.string()
     types = {bool: pyarrow.bool_(), str: pyarrow.string()}
     return types.get(type(next(values, 0)), pyarrow.int64())

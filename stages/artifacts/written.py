@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -208,12 +209,17 @@ def place(shards: Sequence[Written], folder: Path, part: str, suffix: str) -> li
     They stay in the work area too (as links), so that an attempt that dies now has them still.
     """
     for index, shard in enumerate(shards):
-        target = folder / shard_file(part, index, suffix)
-        try:
-            os.link(shard.path, target)
-        except OSError:  # a file system without links
-            os.replace(shard.path, target)
+        link(shard.path, folder / shard_file(part, index, suffix))
     return [shard.count for shard in shards]
+
+
+def link(source: Path, target: Path, otherwise: Callable[..., Any] = shutil.move) -> None:
+    """Give a finished file a second place; on a file system without links it is moved there, or
+    what `otherwise` does with the two."""
+    try:
+        os.link(source, target)
+    except OSError:
+        otherwise(source, target)
 
 
 def place_packed(shards: Sequence[Written], folder: Path, part: str) -> list[int]:

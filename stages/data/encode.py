@@ -6,7 +6,6 @@ order and by this autoencoder.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +157,7 @@ def encode_shard(
 
 def _passed_on(context: Context, pixels: Data, latents: Data) -> dict[str, Any]:
     """The files of given latents, as links where the file system has them."""
+    from stages.artifacts.written import link
     from stages.encoders import autoencoder
 
     settings: EncodeSettings = context.settings
@@ -173,7 +173,9 @@ def _passed_on(context: Context, pixels: Data, latents: Data) -> dict[str, Any]:
     context.map(compare_part, list(PAIRS), pixels, latents, settings)
     for name in latents.manifest.files:
         if name != Data.facts:
-            _link(latents.path / name, context.path / name)
+            target = context.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link(latents.path / name, target, shutil.copyfile)  # they are another node's
     told = {"latent": True, "flips": False, "of_pixels": pixels.manifest.payload}
     facts = {**latents.description, **told}
     if facts.get("latents"):
@@ -222,14 +224,6 @@ def compare_part(part: str, shown: Data, given: Data, settings: EncodeSettings) 
             "they are scaled otherwise, or of pixels in another range than [-1, 1]; give latents "
             "as (z - shift) * scaling, or leave them out to encode the pixels"
         )
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
 
 
 def files_of(settings: EncodeSettings) -> list[Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import http.client
 import shlex
 import shutil
 import tempfile
@@ -23,7 +22,6 @@ from pipeline.errors import UsageError
 from pipeline.stage import Fetch
 
 IDLE_SECONDS = 20.0  # without a byte, until a server is given up
-FAILURES = (OSError, RuntimeError, http.client.HTTPException, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,13 @@ FETCHES: Mapping[str, Fetch] = {
 }
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """What a server, a network or a disk may end a download with."""
+    from http.client import HTTPException
+
+    return (OSError, RuntimeError, HTTPException, EOFError, ValueError)
+
+
 def fetch(name: str, folder: Path, usual: bool) -> None:
     """Bring a data set into a folder, or check the one that is there; print what was done and the
     run to make of it.
@@ -100,7 +105,7 @@ def fetch(name: str, folder: Path, usual: bool) -> None:
                     (new / file).replace(folder / file)
             print(f"{name}: {len(wanted)} files in {folder}, checksums right")
         _check_unpacked(folder, wanted)
-    except FAILURES as error:
+    except _failures() as error:
         raise UsageError(_remedy(name, folder, error)) from error
     path = "" if usual and known.preset_finds else f" data.path={shlex.quote(str(folder))}"
     print(f"next: python -m pipeline run {known.run}{path}")
@@ -183,7 +188,7 @@ def _download(addresses: Sequence[str], new: Path, file: str, md5: str, size: st
         print(f"fetching {address} (of {size} in all)", flush=True)
         try:
             _awaited(lambda to=place, url=address: download_url(url, to, file, md5), place)
-        except FAILURES as error:
+        except _failures() as error:
             failed.append(f"{urlparse(address).netloc}: {_words(error)}")
         else:
             (place / file).replace(new / file)

@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import UsageError
+from pipeline.fingerprint import foreign
+from stages.data.readers.tree import IMAGES
 
 LOOKED_AT = 2000  # entries of a folder
 MNIST = re.compile(r"(train|t10k)-images[-.]idx3-ubyte(\.gz)?")
 WNID = re.compile(r"n\d{8}")
 SOLUTION = "LOC_val_solution.csv"
 LATENT = re.compile(r"img-mean-std-\d+\.npy")
-IMAGE = re.compile(r".*\.(png|jpe?g|jpe|jfif|bmp|webp|p[pgbn]m|tiff?|gif|avif|jp2|tga)", re.I)
 KNOWN = (
     "a folder of images or of class folders, ImageNet's tree, an .npz, .npy, .zip, .tar or "
     ".parquet file or a folder of the latter two, CIFAR's or MNIST's files, an LMDB, a folder of "
@@ -45,6 +46,10 @@ def recognised(path: Path, setting: str = "data.path") -> str:
 @lru_cache(maxsize=64)
 def _recognised(path: Path, setting: str, *state: int) -> str:
     return _of_file(path, setting) if path.is_file() else _of_folder(path, setting)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGES
 
 
 def _of_file(path: Path, setting: str) -> str:
@@ -106,7 +111,7 @@ def _kinds(path: Path, names: list[str]) -> list[str]:
     for suffix, kind in ((".parquet", "parquet"), (".tar", "webdataset")):
         if any(n.endswith(suffix) for n in _some_below(path, names)):
             kinds.append(kind)
-    if kinds and any(IMAGE.fullmatch(name) and not name.startswith(".") for name in names):
+    if kinds and any(_is_image(name) and not foreign(name) for name in names):
         kinds.append("folder")
     return kinds
 
@@ -147,7 +152,7 @@ def imagenet_base(path: Path) -> Path | None:
     """The folder with train/WNID, in `path` or where its archive unpacks to; None without one."""
     for inside in ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "ILSVRC2012", "imagenet"):
         train = path / inside / "train"
-        first = [name for name in _names(train, 20) if not name.startswith(".")]
+        first = [name for name in _names(train, 20) if not foreign(name)]
         if first and all(WNID.fullmatch(name) for name in first) and (train / first[0]).is_dir():
             return path / inside
     return None
@@ -164,17 +169,17 @@ def _is_latents(path: Path, names: set[str]) -> bool:
 
 
 def _has_images(path: Path, names: list[str]) -> bool:
-    return any(IMAGE.fullmatch(name) for name in names) or any(
-        (path / name).is_dir() for name in names if not name.startswith(".")
+    return any(map(_is_image, names)) or any(
+        (path / name).is_dir() for name in names if not foreign(name)
     )
 
 
 def _some_below(path: Path, names: list[str]) -> list[str]:
     """Names in the folder, and in its first folders."""
     below = list(names)
-    for name in [n for n in names if not n.startswith(".")][:20]:
+    for name in [n for n in names if not foreign(n)][:20]:
         below += _names(path / name, 50)
-    return [name for name in below if not name.startswith(".")]
+    return [name for name in below if not foreign(name)]
 
 
 def _files(path: Path, names: set[str]) -> set[str]:

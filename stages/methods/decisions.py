@@ -65,10 +65,3 @@ def holm(probabilities: Sequence[float], confidence: float = CONFIDENCE) -> list
             break
         decided[place] = True
     return decided
-
-
-def zero_of(n: int, confidence: float = CONFIDENCE) -> float:
-    """The upper bound of a share of which none was seen among n: 1 - 0.05^(1/n), about 3 / n."""
-    if n < 1:
-        raise ValueError(f"n is {n}; a share needs at least 1 sample")
-    return 1 - (1 - confidence) ** (1 / n)

@@ -11,17 +11,19 @@ and what samples of different labels differ in is no error. For methods.md secti
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from stages.methods import strata
 
 __all__ = [
     "coverage",
     "density_and_precision",
     "frechet",
     "kernel",
+    "kernel_means",
     "of_mean",
     "of_root",
     "recall",
@@ -30,26 +32,8 @@ __all__ = [
 
 
 def standard_error(psi: Tensor, labels: Tensor | None = None) -> float:
-    """One standard error of a score from its influence values (n,).
-
-    labels: (n,) long of samples whose labels stand in fixed shares, by which the values are
-    centred; None for samples whose labels were drawn at random. A label of a single sample adds
-    its whole value, which is cautious. NaN where nothing can be known: fewer than 2 values.
-    """
-    psi = psi.double()
-    if len(psi) < 2:
-        return math.nan
-    if labels is None:
-        return (psi.var() / len(psi)).sqrt().item()
-    if labels.shape != psi.shape:
-        raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(psi)} influence values")
-    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
-    counts = counts.double()
-    means = torch.zeros_like(counts).index_add_(0, place, psi) / counts
-    squares = torch.zeros_like(counts).index_add_(0, place, (psi - means[place]).square())
-    alone = torch.zeros_like(counts).index_add_(0, place, psi.square())
-    variances = torch.where(counts > 1, squares / (counts - 1).clamp_min(1), alone)
-    return ((counts / len(psi) ** 2) * variances).sum().sqrt().item()
+    """One standard error of a score from its influence values (n,): `strata.standard_error`."""
+    return strata.standard_error(psi.numpy(), None if labels is None else labels.numpy())
 
 
 def of_mean(values: Tensor) -> Tensor:
@@ -102,14 +86,24 @@ def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
     return axes[:, kept], values[kept]
 
 
-def kernel(samples: Tensor, reference: Tensor) -> Tensor:
-    """psi (n,) of the unbiased squared MMD of samples (n, d) to a fixed reference (m, d), under
-    KID's kernel (x.y / d + 1)^3: 2 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), centred."""
-    x, y = samples.double(), reference.double()
-    n = len(x)
-    own = (x @ x.T / x.shape[1] + 1) ** 3
-    own = (own.sum(1) - own.diagonal()) / (n - 1)
-    across = ((x @ y.T / x.shape[1] + 1) ** 3).mean(1)
+def kernel_means(x: Tensor, y: Tensor | None = None, rows: int = 1024) -> Tensor:
+    """(n,) mean of KID's kernel (x_i.y_j / d + 1)^3 over the rows j of y (m, d), or over the other
+    rows of x (n, d), a batch of rows at a time."""
+    x = x.double()
+    other = x if y is None else y.double()
+    sums = []
+    for part in x.split(rows):
+        plain = (part @ other.T).div_(x.shape[1]).add_(1)
+        sums.append((plain * plain).mul_(plain).sum(1))
+    total = torch.cat(sums)
+    if y is not None:
+        return total / len(other)
+    return (total - (x.square().sum(1) / x.shape[1] + 1) ** 3) / (len(x) - 1)
+
+
+def kernel(own: Tensor, across: Tensor) -> Tensor:
+    """psi (n,) of the unbiased squared MMD to a fixed reference, from the `kernel_means` of each
+    sample over the others and over the reference."""
     return of_mean(2 * (own - across))
 
 
@@ -164,16 +158,12 @@ def recall(balls: Balls) -> Tensor:
     ordered, index = own.topk(min(k + 1, n - 1), largest=False)
     gained = torch.zeros(n, dtype=torch.float64)
     if ordered.shape[1] > k:
-        # What ball l holds beyond its k-th neighbour, up to the next.
-        more = ~inside & (balls.across < ordered[:, k])
-        free = more & (counts == 0)[:, None]
-        members: list[list[int]] = [[] for _ in range(n)]
-        for ball, nearest in enumerate(index[:, :k].tolist()):
-            for i in nearest:
-                members[i].append(ball)
-        sole = inside & (counts == 1)[:, None]
-        for i, grown in enumerate(members):
-            if grown:
-                reached = more[:, grown].any(1)
-                gained[i] = (free[:, grown].any(1) | (sole[:, i] & reached)).sum()
+        # What ball l holds beyond its k-th neighbour, up to the next, is reached without any of
+        # its k neighbours; it is gained where no ball, or that neighbour's alone, holds it.
+        image, ball = (~inside & (balls.across < ordered[:, k])).nonzero(as_tuple=True)
+        image, without = image.repeat_interleave(k), index[ball, :k].flatten()
+        alone = (counts[image] == 1) & inside[image, without]
+        new = (counts[image] == 0) | alone
+        pairs = (without[new] * m + image[new]).unique()
+        gained = torch.bincount(pairs // m, minlength=n).double()
     return of_mean((n - 1) * (lost - gained) / m)

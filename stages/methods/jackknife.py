@@ -8,14 +8,24 @@ from torch import Tensor
 __all__ = ["complements", "deal", "standard_error"]
 
 
-def deal(n: int, blocks: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+def deal(
+    n: int,
+    blocks: int,
+    generator: torch.Generator | None = None,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """Indices 0..n-1 dealt to blocks whose sizes differ by at most one; at random if a generator
-    is given, for images that lie sorted by class."""
+    is given, for images that lie sorted by class. With labels (n,) each block gets its share of
+    every label."""
     if not 1 <= blocks <= n:
         raise ValueError(f"blocks is {blocks}; with {n} images it must lie in 1..{n}")
     if generator is None:
         return torch.arange(n).tensor_split(blocks)
-    return torch.randperm(n, generator=generator, device=generator.device).tensor_split(blocks)
+    order = torch.randperm(n, generator=generator, device=generator.device)
+    if labels is None:
+        return order.tensor_split(blocks)
+    order = order[labels.to(order.device)[order].argsort(stable=True)]
+    return tuple(order[block::blocks] for block in range(blocks))
 
 
 def complements(blocks: tuple[Tensor, ...]) -> list[Tensor]:

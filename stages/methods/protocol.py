@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "ERROR_KINDS",
-    "Difference",
+    "Influence",
     "Protocol",
     "ProtocolError",
     "Score",
-    "difference",
     "over_seeds",
+    "same_measurement",
 ]
 
-ERROR_KINDS = ("seeds", "jackknife", "subsets", "none")
+ERROR_KINDS = ("seeds", "influence", "jackknife", "none")
 
 
 class ProtocolError(ValueError):
@@ -85,10 +88,26 @@ class Protocol:
     def differs(self, other: Protocol) -> str:
         """What differs, in words; empty where the protocols agree."""
         return "; ".join(
-            f"{field.name} {getattr(self, field.name)!r} against {getattr(other, field.name)!r}"
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
+            f"{one.name} {getattr(self, one.name)!r} against {getattr(other, one.name)!r}"
+            for one in fields(self)
+            if getattr(self, one.name) != getattr(other, one.name)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """What each sample of one set contributes to a score; see `influence`.
+
+    psi: (n,) float32. strata: (n,) labels in fixed shares; equal ones for none. samples: what the
+    samples were made from, noise and labels alike: two sets for which it agrees are paired, sample
+    by sample, whatever network or solver made them. network: whose samples they are; "" where
+    nobody knows.
+    """
+
+    psi: np.ndarray
+    strata: np.ndarray
+    samples: str
+    network: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +115,11 @@ class Score:
     """One measured number. ``metric`` is its name in every run, such as "fid" or "precision".
 
     ``error_kind`` says where ``error`` (one standard error) comes from: "seeds" (training or
-    sampling repeated ``num_seeds`` times), "jackknife" or "subsets" (one set of samples), or
-    "none", with error None. ``floor`` is the value that real images score at the same sizes.
-    ``caution`` is empty or a sentence on why not to trust the number.
+    sampling repeated ``num_seeds`` times), "influence" or "jackknife" (one set of samples; the
+    reference is fixed), or "none", with error None. ``floor`` is the value that real images score
+    at the same sizes. ``caution`` is empty or a sentence on why not to trust the number.
+    ``at_most`` is the upper bound at 95 % of a share of which nothing was seen, whose error is 0.
+    ``influence`` is no part of what two scores are compared by.
     """
 
     metric: str
@@ -109,6 +130,8 @@ class Score:
     num_seeds: int = 1
     floor: float | None = None
     caution: str = ""
+    at_most: float | None = None
+    influence: Influence | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.protocol, Protocol):
@@ -138,8 +161,10 @@ class Score:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or a table; from_dict reads them back."""
-        return asdict(self)
+        """Plain values for JSON or a table, without the influence; from_dict reads them back."""
+        values = asdict(replace(self, influence=None))
+        del values["influence"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Score:
@@ -166,31 +191,6 @@ class Score:
         return f"{self.num_seeds} seeds" if self.error_kind == "seeds" else self.error_kind
 
 
-@dataclass(frozen=True)
-class Difference:
-    """a - b and its standard error; ``error_kind`` as in Score."""
-
-    value: float
-    error: float | None
-    error_kind: str
-
-
-def difference(a: Score, b: Score) -> Difference:
-    """a - b, with independent errors added in quadrature.
-
-    Raises ProtocolError where metric, protocol or kind of error differ: an error over seeds holds
-    the spread of training, a jackknife's only that of one set of samples.
-    """
-    _same_measurement([a, b])
-    if a.error_kind != b.error_kind:
-        raise ProtocolError(
-            f"{a.metric} has errors of kind {a.error_kind!r} and {b.error_kind!r}; score both over "
-            "several seeds, or both from one"
-        )
-    error = None if a.error is None or b.error is None else math.hypot(a.error, b.error)
-    return Difference(a.value - b.value, error, a.error_kind)
-
-
 def over_seeds(scores: Sequence[Score]) -> Score:
     """One score out of those of several seeds: their mean, and its error from their spread.
 
@@ -199,7 +199,7 @@ def over_seeds(scores: Sequence[Score]) -> Score:
     """
     if len(scores) < 2:
         raise ValueError(f"{len(scores)} score given; an error over seeds needs at least two")
-    _same_measurement(scores)
+    same_measurement(scores)
     if any(score.error_kind == "seeds" for score in scores):
         raise ProtocolError(f"{scores[0].metric} has scores that are already means over seeds")
     values = [score.value for score in scores]
@@ -218,7 +218,8 @@ def over_seeds(scores: Sequence[Score]) -> Score:
     )
 
 
-def _same_measurement(scores: Sequence[Score]) -> None:
+def same_measurement(scores: Sequence[Score]) -> None:
+    """Raise ProtocolError where metric or protocol differ."""
     first = scores[0]
     for other in scores[1:]:
         if other.metric != first.metric:

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.methods.patches import unpatchify
 from stages.methods.path import per_sample
 from stages.nets.adapters import with_dropped
+from stages.nets.sit import sincos_positions
 
 FREQUENCIES = 128
 EPS = 1e-6
@@ -184,7 +186,7 @@ class JiT(nn.Module):
         self.t_embedder = TimeEmbedding(hidden_size)
         self.y_embedder = LabelEmbedding(num_classes, hidden_size)
         self.x_embedder = PatchEmbedding(patch_size, in_channels, bottleneck_dim, hidden_size)
-        table = position_table(self.side, hidden_size)
+        table = sincos_positions((self.side, self.side), hidden_size)
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         self.in_context_posemb = None
         if in_context_len:
@@ -232,12 +234,8 @@ class JiT(nn.Module):
                 x = torch.cat([of_label[:, None] + self.in_context_posemb, x], dim=1)
                 angles = F.pad(angles, (0, 0, self.num_context, 0))  # these are not rotated
             x = block(x, condition, angles)
-        return self._image(self.final_layer(x[:, self.num_context :], condition))
-
-    def _image(self, tokens: Tensor) -> Tensor:
-        grid = tokens.unflatten(2, (self.patch, self.patch, self.channels))
-        grid = grid.unflatten(1, (self.side, self.side))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        tokens = self.final_layer(x[:, self.num_context :], condition)
+        return unpatchify(tokens, (self.side, self.side), self.patch)
 
 
 class JiTDenoiser(nn.Module):
@@ -281,12 +279,3 @@ def rotated(x: Tensor, angles: Tensor) -> Tensor:
     cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], -1).flatten(-2)
-
-
-def position_table(side: int, width: int) -> Tensor:
-    """(side^2, width) sines and cosines: half from the column, half from the row."""
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.outer(torch.arange(side, dtype=torch.float64), frequencies)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-    columns, rows = waves.repeat(side, 1), waves.repeat_interleave(side, 0)
-    return torch.cat([columns, rows], dim=1).float()

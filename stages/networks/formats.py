@@ -11,6 +11,7 @@ FORMATS = ("bench", "sit", "repa", "reg", "dit", "edm", "edm2", "jit", "diffuser
 
 # Of the project's own folders, and of those that `convert` makes of EDM's pickles.
 BENCH_FACTS, BENCH_WEIGHTS = "model.json", "step-*.safetensors"
+BENCH_NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
 CONVERTED_FACTS, CONVERTED_WEIGHTS = "network.json", "weights.safetensors"
 
 

@@ -22,9 +22,12 @@ PRECONDITIONINGS = {
     "iDDPMPrecond": "iddpm",
 }
 UNETS = {"SongUNet": "song", "DhariwalUNet": "dhariwal"}
-# Of the published classes; the level's limits and half precision are not those of a network.
-UNUSED = {"use_fp16", "sigma_min", "sigma_max", "force_fp32", "model_type", "C_1", "C_2", "M"}
-UNUSED |= {"beta_d", "beta_min", "epsilon_t"}
+# Of the published classes; limits of the level, half precision and what training leaves out are not
+# those of a network.
+UNUSED = {"use_fp16", "sigma_min", "sigma_max", "force_fp32", "model_type", "epsilon_t"}
+UNUSED |= {"label_dropout"}
+# Of VPPrecond and iDDPMPrecond: Karras et al. 2022, table 1.
+CONSTANTS = {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "C_1": 0.001, "C_2": 0.008}
 
 
 def read_pickle(path: Path, said: Conventions) -> Found:
@@ -104,7 +107,13 @@ def of(
         raise ValueError(f"the network is a {class_name or 'class without name'}, not of {known}")
     if not isinstance(side, int) or not isinstance(channels, int):
         raise ValueError(f"{class_name} was built without img_resolution and img_channels")
-    given = {k: v for k, v in arguments.items() if k not in UNUSED}
+    for name, value in CONSTANTS.items():
+        if arguments.get(name, value) != value:
+            raise ValueError(
+                f"{class_name} was built with {name}={arguments[name]}; the published networks "
+                f"have {value}, and no other is known here"
+            )
+    given = {k: v for k, v in arguments.items() if k not in UNUSED | CONSTANTS.keys()}
     num_classes = given.get("label_dim") or 0
     said.check_empty("edm2" if class_name == "Precond" else "edm")
     words = {"class": class_name, "prediction": "denoised image", "path": "x0 + sigma eps"}
@@ -133,7 +142,7 @@ def of(
         num_classes=num_classes,
         method="edm",
         # Only with labels dropped in training is a row of zeros the network without a class.
-        null_class=not num_classes or bool(given.get("label_dropout")),
+        null_class=not num_classes or bool(arguments.get("label_dropout")),
         conventions=words | {"labels": "one-hot; a row of zeros without"},
     )
 

@@ -57,7 +57,10 @@ def made(function: str) -> Any:
         ) from error
     if not callable(found := getattr(module, name, None)):
         raise ValueError(f"{function}: {place} has no function {name or '(none is named)'}")
-    denoiser = found()
+    try:
+        denoiser = found()
+    except Exception as error:  # the function is the user's
+        raise ValueError(f"{function} failed ({type(error).__name__}: {error})") from error
     if not callable(denoiser):
         raise ValueError(f"{function} gave a {type(denoiser).__name__}; it must give a denoiser")
     return denoiser

@@ -22,7 +22,14 @@ from stages.networks import (
     torch_files,
     transformers,
 )
-from stages.networks.formats import FORMATS, files_of, folder_format, names_a_function
+from stages.networks.formats import (
+    BENCH_FACTS,
+    BENCH_NEEDED,
+    FORMATS,
+    files_of,
+    folder_format,
+    names_a_function,
+)
 from stages.networks.found import Conventions, Found, digest
 
 
@@ -255,11 +262,21 @@ def _agree(path: Path, said: str | None, found: tuple[str, ...]) -> None:
 def _bench(path: Path) -> Reader:
     from safetensors.torch import load_file
 
-    facts = json.loads((path / "model.json").read_text(encoding="utf-8"))
+    try:
+        facts = json.loads((path / BENCH_FACTS).read_text(encoding="utf-8"))
+        steps = facts["steps"]
+        missing = [name for name in BENCH_NEEDED if name not in facts]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / BENCH_FACTS} describes no network ({error})") from error
+    if missing:
+        raise ValueError(f"{path / BENCH_FACTS} lacks '{missing[0]}'")
 
     def read(said: Conventions) -> Found:
-        step = said.take("step") or facts["steps"][-1]
+        step = said.take("step", steps[-1])
         said.check_empty("bench")
+        if step not in steps:
+            kept = ", ".join(map(str, steps))
+            raise ValueError(f"step is {step}, of which {path} keeps no weights (it has {kept})")
         return Found(
             format="bench",
             kind=facts["network"],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import mean_score
-from stages.pages.findings import FAILS, HIGHER, HOLDS, LOWER, change, mean_with_error, side
+from stages.pages.findings import FAILS, HIGHER, HOLDS, LOWER, change, difference, side
 from stages.pages.page import table, with_error
 
 if TYPE_CHECKING:
@@ -53,18 +53,15 @@ def claim_table(claim: str, lines: Sequence[tuple[Any, ...]]) -> str:
 
 
 def mean_difference(pairs: Sequence[tuple[Score, Score]]) -> tuple[float, float | None]:
-    """Ours - theirs and its standard error: over seeds of paired differences, or of one pair."""
-    from stages.methods import protocol
-
-    single = [protocol.difference(a, b) for a, b in pairs]  # refuses different protocols
-    if len(single) == 1:
-        return single[0].value, single[0].error
-    return mean_with_error([one.value for one in single])
+    """Ours - theirs and its standard error, see `findings.difference`."""
+    effect = difference({"": dict(enumerate(pairs))})
+    return effect.value, effect.error
 
 
 def lower(pairs: Sequence[tuple[Score, Score]]) -> str:
     """Whether "ours is lower" holds over the pairs of all seeds: the test of the claims, on the
     logarithm of the ratio; where a score is not positive, on the difference."""
-    effect = change({"": dict(enumerate(pairs))})
-    said = side(*(effect.log if effect else mean_difference(pairs)))
+    of = {"": dict(enumerate(pairs))}
+    effect = change(of) or difference(of)
+    said = side(*effect.tested, effect.freedom)
     return {LOWER: HOLDS, HIGHER: FAILS}.get(said, said)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
+from stages.data.recognised import SUFFIXES
 from stages.recipes.given import GIVEN, given_node
 from stages.recipes.nodes import (
     curve,
@@ -89,7 +90,8 @@ def name_of(path: Path) -> str:
     """What samples made elsewhere are called: as their folder, or as their archive but for its
     suffix."""
     path = Path(os.path.abspath(path.expanduser()))  # without the dots of `.` and `..`
-    named = path.stem if path.suffix.lower() == ".npz" and not path.is_dir() else path.name
+    archive = path.suffix.lower() in SUFFIXES and not path.is_dir()
+    named = path.stem if archive else path.name
     return named or str(path)
 
 

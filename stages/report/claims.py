@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,15 +41,19 @@ def section(found: Sequence[Finding]) -> Section:
         f"{number} {word}" for word, number in rules.counted(found).items() if number
     )
     text = (
-        f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where its effect "
-        f"is beyond 2 standard errors, and is <b>inconclusive</b> within. A change in % is tested "
-        f"as the logarithm of its ratio against that one's error, so that it does not matter which "
-        f"side is divided by which. {counts}. An error over "
-        "seeds of training holds the spread of repeated trainings, one over seeds of noise only "
-        "that of sampling one training anew; a jackknife's only that of one set of images, so that "
-        f"another seed may say otherwise. {OUT_OF_SCOPE} Claims "
-        "about time stand with <a href='#run'>the run</a>.</p>"
+        f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where the 95 % "
+        f"interval of its effect, printed beside it, does not hold none, and is "
+        f"<b>inconclusive</b> where it does; over seeds the interval is Student's. A change in % "
+        f"is tested as the logarithm of its ratio, so that it does not matter which side is "
+        f"divided by which. {counts}. An error over seeds of training holds the spread of "
+        "repeated trainings, one over seeds of noise only that of sampling one training anew. "
+        "Errors of single sets are of the samples alone, the reference being fixed: "
+        "<b>paired</b> where both sides were made from the same noise and labels, so that what "
+        "they share cancels, <b>independent</b> otherwise; such a verdict is of <b>this "
+        f"network</b>, and another training may say otherwise. {_together(found)}{OUT_OF_SCOPE} "
+        "Claims about time stand with <a href='#run'>the run</a>.</p>"
     )
+    found = marked(found)
     measured = [finding for finding in found if finding.verdict != rules.ABSENT]
     absent = [finding for finding in found if finding.verdict == rules.ABSENT]
     tables = [table_of(measured)] if measured else []
@@ -58,6 +63,34 @@ def section(found: Sequence[Finding]) -> Section:
     if numbers := "".join(_details(finding) for finding in found if finding.details):
         tables.append(f"<details><summary>condition by condition</summary>{numbers}</details>")
     return Section("Claims", text, tables)
+
+
+def marked(found: Sequence[Finding]) -> list[Finding]:
+    """The findings, those marked that stay decided when all are looked at together (Holm)."""
+    from stages.methods.decisions import holm
+
+    tested = [place for place, one in enumerate(found) if _probability(one) is not None]
+    stay = holm([_probability(found[place]) for place in tested])
+    together = {place for place, decided in zip(tested, stay, strict=True) if decided}
+    return [
+        replace(one, together=place in together and one.verdict in (rules.HOLDS, rules.FAILS))
+        for place, one in enumerate(found)
+    ]
+
+
+def _probability(finding: Finding) -> float | None:
+    return finding.effect.probability if finding.effect else None
+
+
+def _together(found: Sequence[Finding]) -> str:
+    """What the mark means, where there is one."""
+    count = sum(_probability(finding) is not None for finding in found)
+    if not any(finding.together for finding in marked(found)):
+        return ""
+    return (
+        f"A verdict with a star stays when all {count} tests of this report are looked at together "
+        "(Holm): the chance that one or more of the starred ones is false is at most 5 %. "
+    )
 
 
 def table_of(found: Sequence[Finding]) -> str:
@@ -89,6 +122,9 @@ def row(finding: Finding) -> tuple[str, ...]:
     if said == rules.ABSENT:
         recipes = " or ".join(claim.recipes)
         said = f"{rules.ABSENT} (recipe {recipes})"
+    elif effect is not None:
+        said = " ".join(filter(None, (said + "*" * finding.together, _interval(effect))))
+        said += f", {effect.scope}" if effect.scope else ""
     return (claim.method, claim.text, claim.paper, value(effect), kind(effect), said)
 
 
@@ -104,12 +140,21 @@ def value(effect: Effect | None) -> str:
     return f"{sign}{with_error(effect.value, effect.error)}\u00a0{effect.unit}".strip()
 
 
+def _interval(effect: Effect) -> str:
+    """`[-30, -12] %`: the 95 % interval."""
+    if effect.interval is None:
+        return ""
+    low, high = (f"{end:.3g}" for end in effect.interval)
+    return f"[{low}, {high}]\u00a0{effect.unit}".strip()
+
+
 def kind(effect: Effect | None) -> str:
     """What kind of error an effect has, in words."""
     if effect is None:
         return ""
     if effect.error_kind in (rules.SEEDS, rules.TRAININGS, rules.NOISES):
-        return f"{effect.num_seeds} {effect.error_kind}"
+        beside = f" (samples alone {effect.beside:.2g})" if effect.beside is not None else ""
+        return f"{effect.num_seeds} {effect.error_kind}{beside}"
     return KINDS.get(effect.error_kind, f"{effect.error_kind}, one seed")
 
 
@@ -122,7 +167,7 @@ def _details(finding: Finding) -> str:
 
 def write(folder: Path, found: Sequence[Finding]) -> None:
     """`claims.json`: every finding with its details."""
-    text = json.dumps([finding.plain() for finding in found], indent=1)
+    text = json.dumps([finding.plain() for finding in marked(found)], indent=1)
     (folder / "claims.json").write_text(text, encoding="utf-8")
 
 
@@ -130,7 +175,7 @@ def table(found: Sequence[Finding]) -> dict[str, Any]:
     """The claims as columns and data, the form in which MLflow shows tables."""
     heading = (*COLUMNS, "value", "standard_error", "what", "note")
     data = []
-    for one in found:
+    for one in marked(found):
         number = (one.effect.value, one.effect.error) if one.effect else (None, None)
         data.append([*row(one), *number, one.what, one.note])
     return {"columns": list(heading), "data": data}

@@ -83,9 +83,10 @@ def _scores(of: Comparison) -> Iterator[Section]:
         text = (
             "<p>The last set of samples that the runs share. Errors are one standard error of one "
             "set of images unless seeds are named: they do not hold the spread that other seeds "
-            "of training would show. Differences are subtracted only under one protocol, their "
-            "errors added as of independent sets; <b>lower</b> and <b>higher</b> are beyond 2 of "
-            "them.</p>"
+            "of training would show. Differences are subtracted only under one protocol. Of sets "
+            "made from the same noise and labels they are <b>paired</b>, sample by sample; else "
+            "their errors are added as of independent sets. <b>Lower</b> and <b>higher</b> are "
+            "beyond the 95 % interval of the difference, <b>within noise</b> is inside it.</p>"
         )
         every = folded(f"all {len(of.scores)} scores", "".join(rest))
         yield Section("Scores", text, [*_groups(of, shown), every])

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.compare import Line
 from pipeline.errors import DamagedArtifactError
 from pipeline.results import Run
-from stages.artifacts.scores import Row
-from stages.pages.findings import OPEN, side
+from stages.artifacts.scores import OldScoresError, Row
+from stages.pages.findings import OPEN, difference, side
 from stages.pages.page import with_error
 from stages.scoring import evaluate, published
 
@@ -61,7 +61,7 @@ def lines(runs: Sequence[Run]) -> list[Line]:
             and last[place.curve, place.metric] == place,
         )
         for place in shared
-    ]
+    ] + list(_refusals(runs))
 
 
 def collect(runs: Sequence[Run]) -> list[dict[Place, Row]]:
@@ -114,8 +114,20 @@ def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
 def _load(artifact: Any) -> list[Row]:
     try:
         return artifact.load()
-    except (KeyError, ValueError, TypeError):
-        return []  # stored by a version with other columns
+    except OldScoresError:
+        return []  # `_refusals` says so
+
+
+def _refusals(runs: Sequence[Run]) -> Iterator[Line]:
+    """A line for each run whose scores another version stored."""
+    for place, run in enumerate(runs):
+        evaluations = [name for name in run if run[name].data["stage"] == evaluate.STAGE.name]
+        try:
+            for artifact in filter(None, (opened(run, name) for name in evaluations)):
+                artifact.load()
+        except OldScoresError as error:
+            values = tuple(REFUSED if i == place else "" for i in range(len(runs)))
+            yield Line(f"run {run.id}: {error}", "scores", "all", values, ("",) * (len(runs) - 1))
 
 
 def _line(place: Place, rows: Sequence[Row | None], headline: bool) -> Line:
@@ -153,20 +165,22 @@ def value(score: Score | None) -> str:
 
 
 def difference_in_words(base: Score | None, other: Score | None) -> str:
-    """other - base with its error and a verdict, or why they are not subtracted."""
-    from stages.methods import protocol
+    """other - base with its error and a verdict, how the error came about, or that they are not
+    subtracted."""
+    from stages.methods import effects, protocol
 
     if base is None or other is None:
         return ""
     if base == other:
         return "equal"
     try:
-        gap = protocol.difference(other, base)
+        gap = difference({"": {None: (other, base)}})
     except protocol.ProtocolError:
         return REFUSED
-    sign, said = "+" if gap.value > 0 else "", side(gap.value, gap.error)
-    said = "within 2 errors" if said == OPEN else said
-    return f"{sign}{with_error(gap.value, gap.error)}, {said}"
+    sign, said = "+" if gap.value > 0 else "", side(*gap.tested, gap.freedom)
+    said = "within noise" if said == OPEN else said
+    paired = f", {gap.error_kind}" if gap.error_kind in (effects.PAIRED, effects.PARTLY) else ""
+    return f"{sign}{with_error(gap.value, gap.error)}, {said}{paired}"
 
 
 def _refusal(scores: Sequence[Score]) -> str:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Scores of the overview, in this order, where a set has them.
 OVERVIEW = (
-    *("fid", "fid_infinity", "sfid", "kid", "precision", "recall", "density", "coverage"),
-    *("inception_score", "memorization_ratio"),
+    *("fid", "fid_infinity", "fid_held_out", "fid_gap", "sfid", "kid"),
+    *("precision", "recall", "density", "coverage", "inception_score", "memorization_ratio"),
 )
 UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
 
@@ -35,7 +35,8 @@ def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
         "<p>Scores stand in one table only where they were measured under one protocol: same "
         "extractor, reference and number of samples. An error is one standard error; its kind "
         "says what it holds: <b>seeds</b> the spread over repeated trainings or samplings, "
-        "<b>jackknife</b> and <b>subsets</b> only that of one set of images.</p>"
+        "<b>influence</b> and <b>jackknife</b> only that of one set of samples, from what each "
+        "sample or block of them contributes.</p>"
     )
     return Section("Scores", text, tables)
 

@@ -15,6 +15,7 @@ from stages.methods import drawn_at
 from stages.settings.solvers import SolverOptions
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from stages.artifacts.network import TrainedModel, TrainedNetwork
@@ -68,8 +69,14 @@ class Problem:
         return self.model.known_classes
 
     def labels(self, indices: Tensor) -> Tensor:
-        """Classes in turn, (B,) long; networks that know none do without."""
-        return (indices % max(1, self.model.num_classes)).to(self.settings.device)
+        """Classes of the samples `indices`, (B,) long, in the shares that settings choose; 0 for
+        networks that know none, which do without."""
+        import torch
+
+        counts = shares(self.model, self.settings.labels)
+        # Powers of two, so that the blocks of a process share one list.
+        taken = torch.from_numpy(_in_turn(counts, 1 << int(indices.max()).bit_length()))
+        return taken[indices.cpu()].to(self.settings.device)
 
     def state_of(self, image: Tensor) -> Tensor:
         """An image (C, H, W) as a state, the class token being zero."""
@@ -165,6 +172,26 @@ def problem(
 def warm_network(folder: Path, step: int, device: str) -> nn.Module:
     """A frozen network, kept in this process."""
     return open_artifact(folder).load().network(step, device)
+
+
+def shares(model: TrainedModel, labels: str) -> tuple[int, ...]:
+    """The numbers in whose proportion a model's samples take labels; one number for a network that
+    knows no classes, equal ones where nobody knows how many images it saw of each."""
+    num_classes = model.known_classes
+    if not num_classes:
+        return (1,)
+    counted = len(model.class_counts) == num_classes and sum(model.class_counts)
+    if labels == "reference" and counted:
+        return model.class_counts
+    return (1,) * num_classes
+
+
+@lru_cache(maxsize=4)
+def _in_turn(counts: tuple[int, ...], n: int) -> np.ndarray:
+    """Labels of the first n samples, which do not depend on n."""
+    from stages.methods.strata import in_turn
+
+    return in_turn(counts, n)
 
 
 @lru_cache(maxsize=1)

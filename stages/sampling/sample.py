@@ -71,7 +71,8 @@ class SampleOptions(SolverOptions):
     num_samples: int = Field(1500, ge=1, le=10**7, description="samples")
     classes: Literal["balanced", "random"] = Field(
         "balanced",
-        description="balanced: classes in turn; random: drawn for each sample, as in most papers",
+        description="balanced: classes in turn, in the shares that labels says; random: drawn for "
+        "each sample, each as often, as in most papers",
     )
     batch_size: int = unkeyed(
         1000, ge=1, le=10**6, description="samples held at once; rounded up to whole blocks"
@@ -190,7 +191,7 @@ def sample_block(
     from stages.methods.draws import Draws
     from stages.methods.solvers.trajectories import trajectory
 
-    labels = labels_of(settings, problem.model.num_classes, indices).to(settings.device)
+    labels = labels_of(settings, problem, indices)
     z, denoiser = problem.noise(settings.seed, indices), problem.denoiser(labels)
     entry = table.SOLVERS[settings.solver]
     if entry.stochastic:
@@ -210,15 +211,16 @@ def sample_block(
     return problem.images(y).float(), gammas
 
 
-def labels_of(settings: SampleSettings, num_classes: int, indices: Tensor) -> Tensor:
-    """The classes (B,) long of samples: in turn, or each a uniform draw of its seed and index."""
+def labels_of(settings: SampleSettings, problem: Problem, indices: Tensor) -> Tensor:
+    """The classes (B,) long of samples: in turn, in the shares that settings choose, or each a
+    uniform draw of its seed and index."""
     from stages.methods.draws import Draws
 
-    count = max(1, num_classes)
     if settings.classes == "balanced":
-        return indices % count
+        return problem.labels(indices)
+    count = max(1, problem.num_classes)
     u = Draws(settings.seed + CLASS_SEED, indices).time()
-    return (u.double() * count).ceil().long().clamp(1, count) - 1
+    return ((u.double() * count).ceil().long().clamp(1, count) - 1).to(settings.device)
 
 
 def _with_noise(
@@ -288,8 +290,8 @@ def run(context: Context) -> Result:
 
     images, took = of_all("images"), of_all("took").reshape(-1, 3)
     context.progress(len(images), settings.num_samples, "samples")
-    indices = torch.arange(len(images))
-    labels = labels_of(settings, _num_classes(model), indices).numpy()
+    problem = sampling_problem.Problem(None, model.load(), settings)
+    labels = labels_of(settings, problem, torch.arange(len(images))).cpu().numpy()
     facts = {
         "training_step": model.description.get("steps_before", 0) + int(took[0, 0]),
         "method": model.description["method"],
@@ -300,6 +302,8 @@ def run(context: Context) -> Result:
         "time_density": model.description.get("time_density", ""),
         "guidance": settings.guidance,
         "seed": settings.seed,
+        "labels": settings.labels,
+        "network": network.model_identity(model, int(took[0, 0])),
         "num_samples": len(images),
         "classes": settings.classes,
         # Copies are sought among the images that the model has seen.
@@ -316,11 +320,6 @@ def run(context: Context) -> Result:
             "network_seconds": float(took[:, 2].sum()),
         }
     )
-
-
-def _num_classes(model: TrainedNetwork) -> int:
-    """The classes that samples take turns in; one where the network knows none."""
-    return model.load().known_classes or 1
 
 
 def correction_name(settings: SampleOptions, schedule: Schedule | None) -> str:

@@ -13,7 +13,7 @@ from pipeline.stage import Context, Input, Result, Stage, resolve
 from stages.artifacts.data import Data
 from stages.artifacts.extractor import EMBEDDED, WEIGHTS, Extractor, Identity
 from stages.methods import table
-from stages.methods.fewest import FEWEST_IMAGES, FEWEST_OF_SUBSETS
+from stages.methods.fewest import FEWEST_IMAGES, FEWEST_SCORED
 from stages.settings.extractors import NetworkOptions, TrainingOptions, weight_files
 from stages.shards import blocks
 
@@ -75,10 +75,10 @@ def _check_counts(num_train: int, num_held_out: int) -> None:
             f"the data have {num_held_out} held-out images, and scores need at least "
             f"{FEWEST_IMAGES}: raise data.held_out (or data.limit_held_out), or give more images"
         )
-    if num_train < FEWEST_OF_SUBSETS:
+    if num_train < FEWEST_SCORED:
         raise StageError(
             f"the data have {num_train} training images, and scores need at least "
-            f"{FEWEST_OF_SUBSETS}: raise data.limit, lower data.held_out, or give more images"
+            f"{FEWEST_SCORED}: raise data.limit, lower data.held_out, or give more images"
         )
 
 

@@ -47,6 +47,8 @@ class FeatureSettings(NetworkOptions, PassOptions):
 
 def run(context: Context) -> Result:
     """Features and neighbours of all shards."""
+    import numpy as np
+
     from stages.artifacts.written import join_arrays
     from stages.shards import shards
 
@@ -62,6 +64,8 @@ def run(context: Context) -> Result:
         parts = context.map(embed_shard, items, *common)
     for name in parts[0]:
         join_arrays([Path(part[name]) for part in parts], context.path / f"{name}.npy")
+    if settings.part != "samples":
+        np.save(context.path / "labels.npy", getattr(data.load(), settings.part).labels.numpy())
     facts = {
         "part": settings.part,
         "num_images": count,

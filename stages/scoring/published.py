@@ -203,7 +203,8 @@ def _scores(
     best = min(range(len(sets)), key=distances.__getitem__)
     values = {"fid": (distances[best], "")}
     if len(sets) > 1:
-        values["fid"] = (distances[best], "of " + ", ".join(f"{one:.6g}" for one in distances))
+        # No part of the protocol: two scores of it may be compared.
+        context.log("distances of the sets: " + ", ".join(f"{one:.6g}" for one in distances))
     if settings.protocol == "adm":
         values |= _adm(context, found[best], reference)
     for metric, (value, details) in values.items():

@@ -120,7 +120,8 @@ class NetworkOptions(Settings):
             files = self.files(setting)
         except UsageError:
             return None
-        if files[0].name == BENCH_FACTS:
+        if files and files[0].name == BENCH_FACTS:
+            self._check_bench(setting)
             return _bench_facts(files[0], setting)
         stamps = tuple((str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)
         said = json.dumps(self.conventions, sort_keys=True)
@@ -129,6 +130,18 @@ class NetworkOptions(Settings):
         except ValueError as error:
             words = _of(setting, self.path, _named(str(error)))
             raise UsageError(words) from error
+
+    def _check_bench(self, setting: str) -> None:
+        """Raise UsageError for what a folder of this project tells by itself."""
+        said = {} if self.format in (None, "bench") else {"format": self.format}
+        said |= {name: value for name, value in self.conventions.items() if name != "step"}
+        if said:
+            name, value = next(iter(said.items()))
+            name = {"path": "path_type"}.get(name, name)
+            raise UsageError(
+                f"networks.{name}={value} and {setting}={self.path} contradict each other: the "
+                f"folder's {BENCH_FACTS} describes its network; leave networks.{name} unset"
+            )
 
     @property
     def over_sigma(self) -> bool:

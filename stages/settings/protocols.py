@@ -91,9 +91,9 @@ class ProtocolOptions(Settings):
     @model_validator(mode="after")
     def _protocol_fits(self) -> ProtocolOptions:
         if self.protocol == CLEAN:
-            own = ("reference", "weights", "resizer", "rounding", "crop", "classes", "best_of")
-            for name in own:
-                if (value := getattr(self, name)) is not None:
+            for name in ProtocolOptions.model_fields.keys() - {"protocol"}:
+                value = getattr(self, name)
+                if value != ProtocolOptions.model_fields[name].default:
                     raise ValueError(
                         f"{name}={value} and protocol=clean contradict each other: only published "
                         f"protocols read it; set protocol to one of {', '.join(PUBLISHED)}"

@@ -1,4 +1,4 @@
-"""Settings of what the ICR is measured on: a layer, views of held-out images, their seeds."""
+"""Settings of what the ICR is measured on: a layer, views of images, their seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OVER_STEPS = "training_step"
 
 
 class ViewOptions(Settings):
-    """A layer of the network, and noisy augmented views of held-out images that it sees."""
+    """A layer of the network, and noisy augmented views of images that it sees."""
 
     layer: str | None = Field(
         None,
@@ -39,7 +39,13 @@ class ViewOptions(Settings):
         description="seeds of the views, the same for every checkpoint, noise level and run: "
         "errors are over them",
     )
-    num_images: int = Field(256, ge=2, description="held-out images, the first ones, n")
+    images: Literal["held_out", "training"] = Field(
+        "held_out",
+        description="the images viewed; the paper views those trained on, where ICR warns later",
+    )
+    num_images: int = Field(
+        256, ge=2, description="images, the first ones, n; of training images all there are at most"
+    )
     tau: float | None = Field(
         None,
         ge=0,
@@ -61,7 +67,8 @@ class ViewOptions(Settings):
         3.0,
         gt=0,
         le=100,
-        description="standard errors by which ICR rises above its minimum to confirm the alarm",
+        description="standard errors, of views or of the training's jitter, by which ICR falls and "
+        "then rises to confirm the alarm",
     )
 
     @model_validator(mode="after")
@@ -87,11 +94,10 @@ class LiveOptions(ViewOptions):
     )
     stop: bool = Field(False, description="end the training once the alarm stands")
     stop_confirmations: int = Field(
-        3,
+        1,
         ge=1,
         le=1000,
-        description="measurements in a row that confirm the same minimum before training stops: a "
-        "first one can be a wiggle of the training",
+        description="measurements in a row that confirm the same minimum before training stops",
     )
 
 
@@ -162,7 +168,7 @@ class ScanPreset(ScanOptions):
         "compared at equal steps go on",
     )
     stop_confirmations: int = Field(
-        3, ge=1, le=1000, description="stop: measurements in a row that confirm the same minimum"
+        1, ge=1, le=1000, description="stop: measurements in a row that confirm the same minimum"
     )
 
     @model_validator(mode="after")

@@ -81,6 +81,11 @@ class SolverOptions(Settings):
         description="guidance scale of the class token beside the image (REG's cls_cfg_scale, of "
         "which 0 leaves it unguided); unset is that of the image",
     )
+    labels: Literal["reference", "equal"] = Field(
+        "reference",
+        description="shares in which samples take labels: those of the training images that they "
+        "are scored against, or equal ones; any first samples have them, to within one",
+    )
     block_size: int = Field(
         250,
         ge=1,

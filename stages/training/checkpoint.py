@@ -16,15 +16,13 @@ from pipeline.stage import Context, Input, Result, Stage, resolve, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.network import GUIDE, TrainedModel, TrainedNetwork, checkpoint_name
 from stages.methods import table
-from stages.networks.formats import BENCH_FACTS
+from stages.networks.formats import BENCH_FACTS, BENCH_NEEDED
 from stages.networks.found import digest
 from stages.settings.elsewhere import NetworkOptions, NetworkPlace
 from stages.settings.scans import ScannedOptions
 
 if TYPE_CHECKING:
     from stages.networks.reading import Read
-
-NEEDED = ("network", "config", "method", "steps", "shape", "num_classes")
 
 
 class CheckpointSettings(NetworkOptions):
@@ -71,6 +69,7 @@ def _converted(context: Context, settings: CheckpointSettings, data: Data) -> Tr
 
     given = read(settings.path, settings.format, **settings.conventions)
     facts = given.facts | {"steps_before": 0, "digest": given.digest}
+    facts["class_counts"] = data.load().class_counts
     _check_fits(settings.path, facts, data)
     _write(context.path, given)
     if given.guide is not None:
@@ -113,6 +112,7 @@ def _copied(
     if (facts_file.parent / GUIDE).is_dir():
         shutil.copytree(facts_file.parent / GUIDE, folder / GUIDE)
     named = {"format": "bench", "digest": digest(sources_of(settings))}
+    named["class_counts"] = data.load().class_counts
     TrainedNetwork.describe(folder, {**facts, **named})
     model = TrainedModel.of(folder, facts)
     for step in model.steps:
@@ -141,9 +141,9 @@ def _facts(file: Path, data: Data) -> dict[str, Any]:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error})") from error
-    missing = [name for name in NEEDED if name not in facts]
+    missing = [name for name in BENCH_NEEDED if name not in facts]
     if missing:
-        raise ValueError(f"{file} lacks '{missing[0]}'; it needs {', '.join(NEEDED)}")
+        raise ValueError(f"{file} lacks '{missing[0]}'; it needs {', '.join(BENCH_NEEDED)}")
     known = {**table.NETWORKS, **table.PUBLISHED}
     if facts["network"] not in known:
         raise ValueError(

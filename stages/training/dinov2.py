@@ -28,13 +28,14 @@ def teacher(context: Context, data: DataSet) -> TeacherNetwork:
     settings = context.settings
     path = weight_file(settings.kind, settings.weights, "teach.weights")
     try:
-        trained = dinov2_network(settings.kind, path).to(settings.device)
+        trained = dinov2_network(settings.kind, path)
     except Exception as error:  # every loader has errors of its own
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"{path} cannot be read as the weights of {settings.kind!r} ({reason[0]}); set "
             "teach.weights to the right file"
         ) from error
+    trained = trained.to(settings.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         untrained = dinov2_network(settings.kind, None).to(settings.device)

@@ -133,6 +133,7 @@ def finish(context: Context) -> Result:
         "steps": kept_steps,
         "shape": list(data.shape),
         "num_classes": data.num_classes,
+        "class_counts": data.class_counts,
         "time_density": settings.density.name,
         "steps_before": worker._steps_before(context),
         "seed": settings.seed,

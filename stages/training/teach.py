@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -308,6 +307,7 @@ def _store(
     import torch
     from numpy.lib.format import open_memmap
 
+    from stages.artifacts.written import link
     from stages.methods.losses import patch_targets
     from stages.training.resume import write_atomically
 
@@ -337,7 +337,8 @@ def _store(
             write_atomically(done, lambda path, text=text: path.write_text(text, encoding="utf-8"))
         context.progress(at.stop, count, "images")
     for name in shapes:
-        _place(context.work.path / name, context.path / name)
+        # The payload may be lost before it is committed, and the pass was long.
+        link(context.work.path / name, context.path / name)
 
 
 def _left(
@@ -363,15 +364,6 @@ def _left(
     except (OSError, ValueError, KeyError, TypeError):
         done.unlink(missing_ok=True)
         return 0, {name: hashlib.sha256() for name in shapes}
-
-
-def _place(source: Path, target: Path) -> None:
-    """Put a finished array into the payload. It stays in the work area too, where the file system
-    has links: the payload may be lost before it is committed, and the pass was long."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.move(source, target)
 
 
 STAGE = Stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,9 +253,10 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     state = TrainState(network.to(device), optimization)
     if settings.compile:
         network.compile()
-    training_watch.check_scans(settings, state.ema.network, config, data)
+    scanned = replace(data, train=training_images(settings, data))
+    training_watch.check_scans(settings, state.ema.network, config, scanned)
     log = LossLog(settings.log_every)
-    watch = training_watch.watch_of(settings, state.ema.network, config, data)
+    watch = training_watch.watch_of(settings, state.ema.network, config, scanned)
     saved = resume.latest(context.work.path)
     if saved is not None:
         step, tensors, record = saved

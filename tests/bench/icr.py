@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stages.artifacts.network import TrainedModel
 from stages.methods import edm, grids
-from stages.methods.alarm import alarm
+from stages.methods.alarm import FIRST_LOOK, alarm
 from stages.methods.draws import Draws
 from stages.methods.ema import EMA, adamw
 from stages.methods.icr import ViewMoments, icr, merge
@@ -177,7 +177,7 @@ def run(name: str, images: Tensor, held_out: Tensor, seed: int) -> tuple[Tensor,
 
 def first_alarm(values: Tensor) -> int | None:
     """The checkpoint at which a run that is watched live is first alarmed."""
-    for count in range(2, len(CHECKPOINTS) + 1):
+    for count in range(FIRST_LOOK, len(CHECKPOINTS) + 1):
         if alarm(CHECKPOINTS[:count], values[:count]).confirmed:
             return CHECKPOINTS[count - 1]
     return None
@@ -187,27 +187,34 @@ def digits_table(seeds: Sequence[int] = SEEDS) -> None:
     """The limited and the rich run, over the seeds."""
     print(f"digits: sigma {SIGMA}, strong views, n {HELD_OUT} held out, V {NUM_VIEWS}")
     training_images, held_out, _ = digits()
-    rises, falls, margins = [], [], []
+    rises, falls, margins, warned, false = [], [], [], [], []
     for seed in seeds:
         values, memorisation = run("limited", training_images[:LIMITED], held_out, seed)
         passed = [s for s, m in zip(CHECKPOINTS, memorisation, strict=True) if m > 0.05]
         found = alarm(CHECKPOINTS, values)
         rises.append(found.rise)
         margins.append(bool(passed) and found.step < passed[0])
+        live = first_alarm(values)
+        warned.append(live is not None and (not passed or live < passed[0]))
         print(
             f"  limited seed {seed}: minimum {found.minimum:.4f} at {found.step}, confirmed at "
-            f"{found.confirmed_step} (live: {first_alarm(values)}), memorisation above .05 at "
+            f"{found.confirmed_step} (live: {live}), memorisation above .05 at "
             f"{passed[0] if passed else None}"
         )
         values, _ = run("rich", training_images, held_out, seed)
         falls.append((values[0] - values[-1]).mean().item())
         found = alarm(CHECKPOINTS, values)
+        false.append(first_alarm(values) is not None)
         print(
             f"  rich seed {seed}: {values[0].mean():.4f} to {values[-1].mean():.4f}, minimum at "
             f"{found.step}, an alarm confirmed at {found.confirmed_step} (live: "
             f"{first_alarm(values)})"
         )
     print(f"  limited: minimum before memorisation passes .05: {margins} (target: every seed)")
+    print(
+        f"  limited: alarmed before it does: {np.mean(warned):.0%} of {len(warned)} (target 80 %)"
+    )
+    print(f"  rich: alarmed at any look: {np.mean(false):.0%} of {len(false)} (target at most 5 %)")
     for name, values, target in (
         ("limited: final minus minimum", rises, 0.015),
         ("rich: start minus final", falls, 0.03),

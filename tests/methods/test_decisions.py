@@ -51,10 +51,6 @@ def test_holm_keeps_the_chance_of_any_false_decision():
     assert decisions.holm([1e-9] * 20) == [True] * 20
 
 
-def test_none_among_n():
-    assert decisions.zero_of(1000) == pytest.approx(3 / 1000, rel=0.01)
-    assert decisions.zero_of(1) == pytest.approx(0.95)
-    with pytest.raises(ValueError, match="n is 0"):
-        decisions.zero_of(0)
+def test_one_seed_has_no_spread():
     with pytest.raises(ValueError, match="1 value has no spread"):
         decisions.over_seeds([1.0])

@@ -53,7 +53,8 @@ def test_fewer_samples_than_dimensions_work_in_their_span():
 def test_kernels_values_are_its_derivatives():
     """Of sum_(i != j) w_i w_j k / (1 - sum w^2) + ... - 2 sum w_i mean_j k(x_i, y_j)."""
     samples, reference = normal(40, 3), 0.5 + normal(50, 3, seed=1)
-    psi, n, e = influence.kernel(samples, reference), 40, 1e-6
+    own, across = influence.kernel_means(samples), influence.kernel_means(samples, reference)
+    psi, n, e = influence.kernel(own, across), 40, 1e-6
 
     def value(weights):
         own = (samples @ samples.T / 3 + 1) ** 3
@@ -81,11 +82,11 @@ def test_values_of_manifolds_are_leave_one_out_differences(metric):
         "density": influence.density_and_precision(balls)[0],
         "precision": influence.density_and_precision(balls)[1],
     }[metric]
-    whole = getattr(precision_recall(samples, reference, k, blocks=0), metric).value
+    whole = getattr(precision_recall(samples, reference, k, errors=False), metric).value
     without = []
     for i in range(len(samples)):
         left = torch.cat([samples[:i], samples[i + 1 :]])
-        without.append(getattr(precision_recall(left, reference, k, blocks=0), metric).value)
+        without.append(getattr(precision_recall(left, reference, k, errors=False), metric).value)
     expected = (len(samples) - 1) * (whole - torch.tensor(without, dtype=torch.float64))
     torch.testing.assert_close(psi, expected - expected.mean(), rtol=1e-9, atol=1e-9)
 

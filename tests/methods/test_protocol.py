@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from stages.methods.protocol import Protocol, ProtocolError, Score, difference, over_seeds
+from stages.methods.effects import difference
+from stages.methods.protocol import Protocol, ProtocolError, Score, over_seeds
 
 PROTOCOL = Protocol(
     name="digits-embedded-1500",
@@ -66,7 +67,7 @@ def test_a_score_needs_a_protocol_a_value_and_a_kind_of_error():
         score(protocol=None)
     with pytest.raises(ValueError, match="finite value"):
         score(value=math.nan)
-    with pytest.raises(ValueError, match="choose one of seeds, jackknife"):
+    with pytest.raises(ValueError, match="choose one of seeds, influence, jackknife"):
         score(error_kind="bootstrap")
     with pytest.raises(ValueError, match="an error needs its kind"):
         score(error_kind="none")
@@ -82,7 +83,7 @@ def test_a_score_needs_a_protocol_a_value_and_a_kind_of_error():
 
 def test_difference_adds_errors_in_quadrature():
     found = difference(score(3.0, 0.3), score(1.0, 0.4))
-    assert (found.value, found.error, found.error_kind) == (2.0, 0.5, "jackknife")
+    assert (found.value, found.error, found.error_kind) == (2.0, 0.5, "independent")
     bare = score(error=None, error_kind="none")
     assert difference(bare, bare).error is None
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.methods import quality
-from stages.methods.jackknife import complements, deal, standard_error
+from stages.methods import influence, quality
 from stages.methods.torchvision_shim import prepare_torchvision
 
 
@@ -24,47 +23,28 @@ def test_kernel_distance_of_one_subset_is_clean_fids_and_torch_fidelitys():
     theirs = kernel_distance(y.numpy(), x.numpy(), num_subsets=1, max_subset_size=40)
     kernels = [((a @ b.T / 8 + 1) ** 3).numpy() for a, b in ((x, x), (x, y), (y, y))]
     assert theirs == pytest.approx(mmd2(*kernels), rel=1e-10)
-    # Two halves of twenty, dealt by the same generator, averaged.
-    found = quality.kernel_distance(x, y, 20, torch.Generator().manual_seed(7))
-    dealt = torch.Generator().manual_seed(7)
-    a, b = (torch.randperm(40, generator=dealt).tensor_split(2) for _ in range(2))
-    halves = []
-    for i, j in zip(a, b, strict=True):
-        pairs = ((x[i], x[i]), (x[i], y[j]), (y[j], y[j]))
-        halves.append(mmd2(*(((u @ v.T / 8 + 1) ** 3).numpy() for u, v in pairs)))
-    assert found.value == pytest.approx(np.mean(halves), rel=1e-9)
-    assert found.standard_error == pytest.approx(abs(halves[0] - halves[1]) / 2, rel=1e-9)
+    assert quality.kernel_distance(x, y).value == pytest.approx(theirs, rel=1e-10)
+    # Of unequal numbers, a batch of rows at a time.
+    own, across = ((x @ z.T / 8 + 1) ** 3 for z in (x, y[:30]))
+    means = influence.kernel_means(x, rows=7), influence.kernel_means(x, y[:30], rows=7)
+    torch.testing.assert_close(means[0], (own.sum(1) - own.diagonal()) / 39)
+    torch.testing.assert_close(means[1], across.mean(1))
 
 
-def test_kernel_distance_is_unbiased_and_its_error_bar_is_right():
-    found = [
-        quality.kernel_distance(normal(300, 6, 2 * i), normal(300, 6, 2 * i + 1)) for i in range(60)
-    ]
+def test_kernel_distance_is_unbiased_and_its_error_is_that_of_the_samples():
+    reference = normal(600, 6, 999)
+    draws = [normal(300, 6, i, shift=0.3) for i in range(60)]
+    found = [quality.kernel_distance(x, reference) for x in draws]
     values = torch.tensor([f.value for f in found])
     errors = torch.tensor([f.standard_error for f in found])
-    assert abs(values.mean()) < 4 * values.std() / 60**0.5
-    assert 0.7 < errors.mean() / values.std() < 1.4
-    moved = quality.kernel_distance(normal(300, 6), normal(300, 6, 1, shift=0.5))
-    assert moved.value > 5 * moved.standard_error
-
-
-def test_kernel_distance_leaves_numpys_global_state_alone():
-    np.random.seed(5)
-    before = np.random.get_state()[1].copy()
-    first = quality.kernel_distance(normal(60, 4), normal(60, 4, 1))
-    assert np.array_equal(np.random.get_state()[1], before)
-    np.random.seed(6)
-    second = quality.kernel_distance(normal(60, 4), normal(60, 4, 1))
-    assert second.value == pytest.approx(first.value, rel=1e-10)
-
-
-def test_kernel_distance_is_the_same_bits_whatever_numpys_global_state():
-    x, y = normal(200, 8).double(), normal(200, 8, 1).double()
-    found = set()
-    for seed in range(5):
-        np.random.seed(seed)
-        found.add(quality.kernel_distance(x, y, 50, torch.Generator().manual_seed(0)).value)
-    assert len(found) == 1
+    assert 0.8 < errors.mean() / values.std() < 1.2
+    equal = torch.tensor(
+        [
+            quality.kernel_distance(normal(300, 6, 2 * i), normal(300, 6, 2 * i + 1)).value
+            for i in range(60)
+        ]
+    )
+    assert abs(equal.mean()) < 4 * equal.std() / 60**0.5
 
 
 def test_manifolds_by_hand(capsys):
@@ -72,7 +52,7 @@ def test_manifolds_by_hand(capsys):
     reference = torch.arange(10.0)[:, None]
     samples = torch.cat([torch.arange(4)[:, None] + 0.25, torch.full((4, 1), 100.0)])
     samples[4:, 0] += torch.arange(4) * 0.01
-    found = quality.precision_recall(samples, reference, neighbours=1, blocks=0)
+    found = quality.precision_recall(samples, reference, neighbours=1, errors=False)
     assert found.precision.value == 0.5
     # 0.25 lies in the balls of 0 and 1; so does each of the four: two balls each, eight samples.
     assert found.density.value == pytest.approx(1.0)
@@ -84,44 +64,44 @@ def test_manifolds_by_hand(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_manifolds_with_errors_are_prdcs():
+    for seed, k in ((0, 1), (1, 5)):
+        x, y = normal(80, 3, seed, 0.4), normal(70, 3, seed + 9)
+        given, bare = (quality.precision_recall(x, y, k, errors) for errors in (True, False))
+        for name in ("precision", "recall", "density", "coverage"):
+            value = getattr(bare, name).value
+            assert getattr(given, name).value == pytest.approx(value, abs=1e-12), name
+
+
 def test_manifolds_see_fidelity_and_diversity():
     reference = normal(300, 4)
-    same = quality.precision_recall(normal(300, 4, 1), reference, blocks=0)
-    narrow = quality.precision_recall(0.3 * normal(300, 4, 1), reference, blocks=0)
-    wide = quality.precision_recall(3 * normal(300, 4, 1), reference, blocks=0)
+    same = quality.precision_recall(normal(300, 4, 1), reference, errors=False)
+    narrow = quality.precision_recall(0.3 * normal(300, 4, 1), reference, errors=False)
+    wide = quality.precision_recall(3 * normal(300, 4, 1), reference, errors=False)
     assert narrow.precision.value > same.precision.value > wide.precision.value
     assert wide.recall.value > same.recall.value > narrow.recall.value
     assert same.coverage.value > max(narrow.coverage.value, wide.coverage.value)
 
 
-@pytest.mark.parametrize(("n", "m", "neighbours"), [(61, 48, 3), (40, 45, 9)])
-def test_errors_of_manifolds_are_prdcs_without_each_block(n, m, neighbours):
-    x, y = normal(n, 3, shift=0.8), normal(m, 3, 1)
-    dealt = torch.Generator().manual_seed(7)
-    kept = [complements(deal(len(z), 6, dealt)) for z in (x, y)]
-    deleted = [
-        quality.precision_recall(x[a], y[b], neighbours, blocks=0)
-        for a, b in zip(*kept, strict=True)
-    ]
-    found = quality.precision_recall(x, y, neighbours, 6, torch.Generator().manual_seed(7))
-    for name in ("precision", "recall", "density", "coverage"):
-        expected = standard_error([getattr(d, name).value for d in deleted])
-        assert expected > 0
-        assert getattr(found, name).standard_error == pytest.approx(expected, rel=1e-9), name
-
-
-def test_error_bars_of_manifolds_are_of_the_right_size():
-    found = [
-        quality.precision_recall(
-            normal(120, 3, 2 * i, 0.5), normal(120, 3, 2 * i + 1), blocks=20 if i < 2 else 0
-        )
-        for i in range(30)
-    ]
-    for name in ("precision", "recall", "density", "coverage"):
-        estimates = [getattr(f, name) for f in found]
-        spread = np.std([e.value for e in estimates], ddof=1)
-        error = np.mean([e.standard_error for e in estimates[:2]])
-        assert 0.5 < error / spread < 2.5, name
+def test_errors_of_manifolds_are_those_of_the_samples():
+    """The spread over draws of samples against one reference, labels in fixed shares and not."""
+    reference = normal(200, 3, 999)
+    labels = torch.arange(200) % 2
+    for strata in (labels, None):
+        found = [
+            quality.precision_recall(
+                normal(200, 3, i, 0.5) + (0 if strata is None else labels[:, None]),
+                reference,
+                errors=i < 4,
+                labels=strata,
+            )
+            for i in range(40)
+        ]
+        for name in ("precision", "recall", "density", "coverage"):
+            estimates = [getattr(f, name) for f in found]
+            spread = np.std([e.value for e in estimates], ddof=1)
+            error = np.mean([e.standard_error for e in estimates[:4]])
+            assert 0.6 < error / spread < 1.7, (name, error / spread)
 
 
 def test_inception_score_is_torch_fidelitys():
@@ -174,12 +154,10 @@ def test_bad_input():
         quality.inception_score(bad)
     with pytest.raises(ValueError, match="logits has 1 class"):
         quality.inception_score(x[:, :1])
-    with pytest.raises(ValueError, match="subset_size is 50"):
-        quality.kernel_distance(x, y, subset_size=50)
     with pytest.raises(ValueError, match="2 images are too few for neighbours among them"):
         quality.precision_recall(torch.randn(2, 3), torch.randn(9, 3), 1)
-    with pytest.raises(ValueError, match="neighbours is 57 and 57 images remain"):
-        quality.precision_recall(x, y, neighbours=57)
+    with pytest.raises(ValueError, match="neighbours is 59 with 60 images; use 1 to 58"):
+        quality.precision_recall(x, y, neighbours=59)
     with pytest.raises(ValueError, match="score the first 10000"):
         quality.precision_recall(torch.zeros(10_001, 1), y[:, :1])
     with pytest.raises(ValueError, match="spatial features are"):

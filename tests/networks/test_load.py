@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from stages.methods import path as paths
 from stages.methods.solvers import solve
 from stages.nets.edm.preconditioning import song
+from stages.nets.unet import UNet
 from stages.networks import karras, load
 from tests.nets.published import CLOSE, FIXTURES, apart, arguments, tensors
 from tests.networks.stand_ins import Malicious, edm_pickle
@@ -230,6 +231,44 @@ def test_training_files_may_hold_arguments_and_nothing_else(tmp_path):
     assert not (tmp_path / "written").exists()
 
 
+def test_constants_that_no_published_network_has_are_refused(published, tmp_path):
+    path, _ = published
+    karras.convert(path, tmp_path / "c")
+    facts = json.loads((tmp_path / "c/network.json").read_text())
+    for name, value in (("beta_d", 10), ("M", 500)):
+        facts["init_kwargs"] = facts["init_kwargs"] | {name: value}
+        (tmp_path / "c/network.json").write_text(json.dumps(facts))
+        with pytest.raises(ValueError, match=rf"built with {name}={value}; the published networks"):
+            load(tmp_path / "c")
+        del facts["init_kwargs"][name]
+    facts["init_kwargs"]["beta_d"] = 19.9
+    (tmp_path / "c/network.json").write_text(json.dumps(facts))
+    assert load(tmp_path / "c").format == "edm"
+
+
+def test_steps_of_a_folder_of_ours(tmp_path):
+    """Step 0 is a step, and one that was not kept is none."""
+    network = UNet(image_size=4, width=8)
+    (tmp_path / "checkpoints").mkdir()
+    for step in (0, 5):
+        with torch.no_grad():
+            network.inner.head.bias.fill_(step)
+        save_file(network.state_dict(), tmp_path / f"checkpoints/step-{step:06d}.safetensors")
+    facts = {"network": "unet", "config": {"image_size": 4, "width": 8}, "method": "edm"}
+    facts |= {"steps": [0, 5], "shape": [1, 4, 4], "num_classes": 0}
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    assert load(tmp_path, step=0).module.inner.head.bias.tolist() == [0]
+    assert load(tmp_path).module.inner.head.bias.tolist() == [5]
+    with pytest.raises(
+        ValueError, match=r"step is 3, of which .* keeps no weights \(it has 0, 5\)"
+    ):
+        load(tmp_path, step=3)
+    del facts["method"]
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"model.json lacks 'method'"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("which", ["label0", "label3"])
 def test_edm2_from_a_converted_folder(tmp_path, which):
     facts = arguments("edm2/init_kwargs.json")[which]
@@ -287,6 +326,8 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
         load("mine:absent")
     with pytest.raises(ValueError, match="cannot be imported"):
         load("nowhere:half")
+    with pytest.raises(ValueError, match=r"math:sqrt failed \(TypeError"):
+        load("math:sqrt")
 
 
 def test_files_that_cannot_tell_are_asked_about():

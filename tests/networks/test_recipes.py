@@ -309,6 +309,8 @@ def test_files_are_asked_about_before_any_work(tmp_path):
     assert "say networks.in_context_start=N" in said
     own = [f"networks.path={file}", "networks.format=sit", "networks.num_heads=3"]
     assert "has no convention clip_sample" in refused(*here, *own, "networks.clip_sample=true")
+    said = refused(*here, "networks.path=nosuchmodule:function")
+    assert "nosuchmodule" in said
     said = refused(*here, *own, "data.size=8")
     assert "is a network of 4 x 8 x 8 (channels, height, width), and the data are 4 x 4 x 4" in said
     assert "is not read by this recipe" in refused(*own, recipe="full")

@@ -55,6 +55,9 @@ def test_gc_removes_every_temporary_kind_and_nothing_else(store, capsys):
         record.end("finished")
     node = next(iter(record.data["nodes"].values()))
     (store.work(node["stage"], node["key"]).path / "state").write_text("kept")
+    for name in (".git/HEAD", ".Trash-0/x", "tmp/mine", "artifacts/number/.keep"):
+        (store.local / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.local / name).write_text("somebody else's")
     kept = {path for path in store.local.rglob("*") if path.is_file() and "locks" not in path.parts}
     for name in LEFT:
         name = name.replace(KEY, node["key"]) if name.startswith("work/") else name

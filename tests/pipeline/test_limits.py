@@ -87,3 +87,22 @@ def test_what_the_child_refuses_the_parent_says(error, kind):
     assert str(found.value) == "set it otherwise"
     assert found.value.exit_code == error.exit_code
     assert "in body" in found.value.__notes__[0], "--debug shows where"
+
+
+@pytest.mark.slow
+def test_an_error_longer_than_a_pipe_is_said_whole():
+    """In a process of its own: where parent and child wait for each other neither ends."""
+    program = (
+        "import sys\n"
+        "from pipeline import supervise\n"
+        "from pipeline.errors import UsageError\n"
+        "def body(attempt):\n"
+        "    raise UsageError('x' * 200_000)\n"
+        "try:\n"
+        "    supervise.supervise(body, print)\n"
+        "except UsageError as error:\n"
+        "    print(len(str(error)))\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "200000", done.stderr

@@ -24,7 +24,7 @@ COMMANDS = (
     "runs",
     "show",
     "report",
-    "compare latest latest",
+    "compare r1 r2",
     "doctor --verify",
     "gc --dry-run",
 )
@@ -49,7 +49,8 @@ def store(tmp_path):
         for name, item in plan.nodes.items()
     }
     settings = plan.resolved.settings.model_dump(mode="json")
-    made.write_run("r1", record("r1", state="finished", nodes=nodes, settings=settings))
+    for run in ("r1", "r2"):
+        made.write_run(run, record(run, state="finished", nodes=nodes, settings=settings))
     return made
 
 
@@ -93,6 +94,13 @@ DAMAGE = {
     "type": lambda data: data.replace(b"stages:Number", b"stages:Numbfr"),
     "key": lambda data: data.replace(b'"metrics"', b'"mftrics"'),
 }
+
+
+def test_a_damaged_artifact_keeps_no_others_from_being_compared(store, capfd):
+    file_of(store).write_bytes(b"")
+    code, text = said(store, "compare r1 r2", capfd)
+    assert code == 0, text
+    assert "number/a" in text or "one and the same" in text
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -227,7 +235,7 @@ def test_control_characters_are_shown_and_not_sent(store, capfd):
     data["nodes"]["total"] |= {"state": "failed", "error": "\x1b[2Jboo\x07"}
     data["nodes"]["total"]["key"] = "0" * 32
     store.write_run("r1", data | {"command": "x \x1b]0;owned\x07"})
-    text = said(store, "show", capfd)[1]
+    text = said(store, "show r1", capfd)[1]
     assert "\x1b" not in text
     assert r"\x1b[2Jboo\x07" in text
     assert printable("a\tb\nc\r\u202e") == "a\tb\nc\\u202e"

@@ -262,3 +262,14 @@ def test_settings_that_a_recipe_makes_for_a_node_are_refused_in_words(store):
     words = r"^a node of recipe chain: value=2004: input should be less than or equal to 1000$"
     with pytest.raises(UsageError, match=words):
         make(store, "seed=2000")
+
+
+def test_a_large_artifact_is_checked_by_who_reads_it_and_small_ones_behind_it_here(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(planning, "VERIFY_BYTES", 100)
+    large, small = SimpleNamespace(num_bytes=101), SimpleNamespace(num_bytes=40)
+    assert planning._verified(large, 0) == 0
+    assert planning._verified(small, 0) == 40
+    assert planning._verified(small, 61) == 0
+    assert planning._verified(None, 0) == 0

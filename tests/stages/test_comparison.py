@@ -79,9 +79,7 @@ def test_differences_under_one_protocol():
     a = Run("a", {"evaluate/sit-euler": scores("1", row("fid", 5.0), row("fid", 4.0, nfe=9))})
     b = Run("b", {"evaluate/sit-euler": scores("2", row("fid", 5.5), row("fid", 2.0, nfe=9))})
     found = lines(a, b)
-    assert found["sit-euler, NFE 5", "fid"].differences == (
-        "+0.50\u00a0±\u00a00.71, within 2 errors",
-    )
+    assert found["sit-euler, NFE 5", "fid"].differences == ("+0.50\u00a0±\u00a00.71, within noise",)
     assert found["sit-euler, NFE 9", "fid"].differences == ("-2.00\u00a0±\u00a00.71, lower",)
     assert [line.headline for line in found.values()] == [False, True]
     assert "50 samples against 100 digits training images" in found["sit-euler, NFE 5", "fid"].group

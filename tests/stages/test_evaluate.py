@@ -4,16 +4,18 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
 from pipeline.errors import StageError
 from stages.artifacts import features as artifacts_features
 from stages.artifacts import samples as artifacts_samples
+from stages.artifacts import scores
 from stages.data import prepare
-from stages.methods import memorization, protocol
+from stages.methods import effects, frechet, memorization, protocol, strata
 from stages.sampling import sample
-from stages.scoring import evaluate
+from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
 from tests.stages.context import context, digests, make, sealed
 
@@ -102,7 +104,8 @@ def test_every_score_has_error_floor_and_protocol(artifact):
     for metric, score in found.items():
         assert score.protocol.name == "digits-embedded-48"
         assert (score.protocol.num_samples, score.protocol.num_reference) == (48, 96)
-        assert score.error_kind == ("subsets" if metric == "kid" else "jackknife")
+        assert score.error_kind == ("jackknife" if metric == "inception_score" else "influence")
+        assert (score.influence is None) == (metric == "inception_score")
         assert score.error >= 0
         assert score.floor is not None
     assert found["fid"].error > 0
@@ -126,11 +129,11 @@ def test_settings_that_change_a_score_are_in_its_protocol(tmp_path, few, score, 
     one, two = values(artifact, "real"), values(score(tmp_path, sets, other), "real")
     for metric in ("precision", "memorization_ratio"):
         with pytest.raises(protocol.ProtocolError, match="details"):
-            protocol.difference(one[metric], two[metric])
-    assert protocol.difference(one["fid"], two["fid"]).value == 0
+            effects.difference(one[metric], two[metric])
+    assert effects.difference(one["fid"], two["fid"]).value == 0
     fewer = values(score(tmp_path / "f", sets, SETTINGS.revised(num_samples=40)), "real")
     with pytest.raises(protocol.ProtocolError, match="num_samples 48 against 40"):
-        protocol.difference(one["fid"], fewer["fid"])
+        effects.difference(one["fid"], fewer["fid"])
 
 
 def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_path, few, score):
@@ -145,7 +148,7 @@ def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_p
     rows = {(row.node, row.score.metric): row for row in found.load()}
     assert {node for node, _ in rows} == {"s0", "alone"}
     single = [row.score for row in found.load(every_seed=True) if row.score.metric == "fid"]
-    assert [s.error_kind for s in single] == ["jackknife"] * 4
+    assert [s.error_kind for s in single] == ["influence"] * 4
     mean = rows["s0", "fid"]
     expected = np.array([s.value for s in single[:3]])
     assert mean.seed is None
@@ -153,9 +156,9 @@ def test_sets_that_differ_in_their_seed_become_a_mean_with_the_seeds_error(tmp_p
     assert mean.score.value == pytest.approx(expected.mean())
     assert mean.score.error == pytest.approx(expected.std(ddof=1) / 3**0.5)
     alone = rows["alone", "fid"]
-    assert (alone.seed, alone.score.error_kind, alone.score.num_seeds) == (0, "jackknife", 1)
+    assert (alone.seed, alone.score.error_kind, alone.score.num_seeds) == (0, "influence", 1)
     with pytest.raises(protocol.ProtocolError, match="errors of kind"):
-        protocol.difference(mean.score, alone.score)
+        effects.difference(mean.score, alone.score)
 
 
 def test_memorisation_has_the_error_of_a_share(tmp_path, few, score):
@@ -209,25 +212,80 @@ def test_scores_against_other_images_are_not_compared(tmp_path, few, extractor):
             )
             for part in ("train", "test")
         }
-        bench = evaluate._judge(sets["train"], sets["test"], SETTINGS)
-        found.append(bench.score("fid", 10.0, 1.0, "jackknife"))
+        bench = judge.judge_of(sets["train"], sets["test"], SETTINGS)
+        found.append(bench.score("fid", 10.0, 1.0))
         facts.append(data.manifest.files["train.npy"]["sha256"])
     assert [score.protocol.name for score in found] == ["npz-embedded-48"] * 2
     assert found[0].protocol.reference == f"npz training images {facts[0][:12]}"
     with pytest.raises(protocol.ProtocolError, match=f"reference .*{facts[0][:12]}.* against"):
-        protocol.difference(*found)
+        effects.difference(*found)
 
 
-def test_a_part_of_the_training_images_is_drawn_not_their_first(artifact, references):
+def test_a_part_of_the_training_images_is_drawn_not_their_first(tmp_path, references):
     """Sorted by class, the first training images would be of the first classes alone."""
     clusters = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
     clusters[:50] += 100
     empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
     train = artifacts_features.FeatureArrays(clusters, **empty)
     samples = artifacts_features.FeatureArrays(clusters[1::2], **empty)
-    bench = evaluate._judge(references["train"], references["held_out"], SETTINGS)
-    found = {score.metric: score.value for score in evaluate._feature_scores(samples, train, bench)}
+    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    of = samples_of(tmp_path, torch.zeros(50, 1, 8, 8))
+    scores = judge._feature_scores(samples, train, judge.Scored(of, 50), bench)
+    found = {score.metric: score.value for score in scores}
     assert found["precision"] > 0.8
+
+
+def of_real(features, labels):
+    empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
+    return artifacts_features.FeatureArrays(features, **empty | {"labels": labels})
+
+
+@pytest.fixture
+def real():
+    """Real images of two classes far apart: 800 to train on, 200 held out."""
+    labels = torch.arange(1000) % 2
+    noise = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    features = noise + 10 * labels[:, None]
+    return of_real(features[:800], labels[:800]), of_real(features[800:], labels[800:])
+
+
+def gaps(tmp_path, bench, found, train, held_out):
+    of = judge.Scored(samples_of(tmp_path, torch.zeros(len(found.features), 1, 8, 8)), 200)
+    return {score.metric: score for score in judge._held_out(found, train, held_out, of, bench)}
+
+
+def test_the_gap_to_held_out_images_tells_copies(tmp_path, references, real):
+    """Of fresh samples it is 0 within its error, of copied training images above."""
+    train, held_out = real
+    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    labels = torch.arange(200) % 2
+    noise = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    fresh = of_real(noise + 10 * labels[:, None], labels)
+    found = gaps(tmp_path / "1", bench, fresh, train, held_out)
+    assert found["fid_held_out"].value == pytest.approx(
+        frechet.distance_from_features(fresh.features, held_out.features)
+    )
+    assert abs(found["fid_gap"].value) < 3 * found["fid_gap"].error
+    near = held_out.features + 3  # samples that are as the training images, and these elsewhere
+    moved = of_real(near, held_out.labels)
+    apart = gaps(tmp_path / "2", bench, fresh, train, moved)["fid_gap"]
+    assert apart.value > 3 * apart.error
+
+
+def test_no_gap_where_training_images_are_too_few_to_draw_from(tmp_path, references, real):
+    train, held_out = real
+    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    few = of_real(train.features[:399], train.labels[:399])
+    assert gaps(tmp_path, bench, held_out, few, held_out).keys() == {"fid_held_out"}
+
+
+def test_floors_have_random_labels_where_samples_have_them(references):
+    """Classes that are far apart make far more of chance than fixed shares do."""
+    train, held_out = references["train"], references["held_out"]
+    in_shares, by_chance = (
+        judge.judge_of(train, held_out, SETTINGS, chosen).floors["fid"] for chosen in (True, False)
+    )
+    assert by_chance > 1.2 * in_shares
 
 
 def test_features_of_other_samples_or_extractors_are_refused(tmp_path, few, score):
@@ -287,7 +345,7 @@ def test_trajectory_rms_is_the_distance_to_the_reference(tmp_path, few, score):
     to_other = values(scores, "moved")["trajectory_rms"]
     assert to_other.protocol.details.endswith("heun, NFE 99, grid uniform_t, correction calibrated")
     with pytest.raises(protocol.ProtocolError, match="details"):
-        protocol.difference(known, to_other)
+        effects.difference(known, to_other)
     other = samples_of(tmp_path / "o", images, seed=1)
     with pytest.raises(StageError, match="reference differ in seed"):
         score(tmp_path / "t", {"other": other}, reference=reference)
@@ -313,3 +371,35 @@ def test_bad_sets_are_refused(tmp_path, few, score):
     small = samples_of(tmp_path / "m", few.load().test[:47])
     with pytest.raises(StageError, match=r"small holds 47 samples, fewer than evaluate.num_samp"):
         score(tmp_path / "1", {"small": small})
+
+
+def test_what_samples_contribute_is_stored_with_what_they_were_made_from(tmp_path, few, score):
+    """Same noise and labels: paired, whatever made them. Other noise, or made elsewhere: not."""
+    images = few.load().test[:]
+    facts = {"a": {"nfe": 3}, "b": {"nfe": 5}, "other": {"nfe": 7, "seed": 1}}
+    sets = {
+        name: samples_of(tmp_path / name, images + 0.01 * i, labels="reference", **more)
+        for i, (name, more) in enumerate(facts.items())
+    }
+    sets["elsewhere"] = samples_of(tmp_path / "e", images, nfe=9)
+    stored = score(tmp_path / "s", sets)
+    for metric in ("fid", "kid", "memorization_ratio"):
+        found = {name: values(stored, name)[metric].influence for name in sets}
+        assert found["a"].samples == found["b"].samples
+        assert len({one.samples for one in found.values()}) == 3
+        for name in sets:
+            one, error = found[name], values(stored, name)[metric].error
+            assert one.psi.dtype == np.float32
+            assert strata.standard_error(one.psi, one.strata) == pytest.approx(error, rel=1e-4)
+    bound = values(stored, "a")["memorization_ratio"]
+    assert (bound.at_most is None) == (bound.value > 0)
+
+
+def test_scores_of_another_version_are_refused(tmp_path, artifact):
+    folder = tmp_path / "old"
+    shutil.copytree(artifact.path, folder)
+    table = pyarrow.parquet.read_table(folder / scores.FILE)
+    pyarrow.parquet.write_table(table.replace_schema_metadata(None), folder / scores.FILE)
+    (folder / scores.INFLUENCE).unlink()
+    with pytest.raises(scores.OldScoresError, match="format 2 or older, and this version reads 3"):
+        scores.Scores(folder, artifact.manifest).load()

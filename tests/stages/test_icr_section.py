@@ -38,6 +38,7 @@ def scan(rows, abscissa="training_step", **more):
         "strength": "strong",
         "num_views": 6,
         "view_seeds": [0, 1],
+        "images": "held_out",
         "num_images": 256,
         "components": None,
         "icr_error": 0.002,
@@ -47,6 +48,7 @@ def scan(rows, abscissa="training_step", **more):
             "step": lowest.step,
             "rise": rows[-1].icr - lowest.icr,
             "confirmed_step": 200,
+            "false_alarms": 0.004,
         },
     }
     return SimpleNamespace(description=facts | more, load=lambda: list(rows))

@@ -814,6 +814,39 @@ def shard(path, members):
             archive.addfile(member, io.BytesIO(data))
 
 
+def test_two_words_for_one_side_are_refused(tmp_path):
+    """Which is held out nobody can tell, and one must not take the other's place."""
+    from datasets import Dataset, DatasetDict, Image
+
+    rows = Dataset.from_dict({"image": [{"bytes": formats.png(p), "path": None} for p in PIXELS]})
+    rows = rows.cast_column("image", Image())
+    both = r"eval and test of .* both stand for 'test'; keep one of them"
+    DatasetDict({"train": rows, "test": rows, "eval": rows}).save_to_disk(tmp_path / "saved")
+    refused(tmp_path, tmp_path / "saved", both)
+    (tmp_path / "parquet").mkdir()
+    for name in ("train", "test", "eval"):
+        rows.to_parquet(tmp_path / "parquet" / f"{name}-00000-of-00001.parquet")
+    refused(tmp_path, tmp_path / "parquet", both)
+    (tmp_path / "tars").mkdir()
+    members = [("0.png", formats.png(PIXELS[0])), ("0.cls", b"0")]
+    members += [("1.png", formats.png(PIXELS[1])), ("1.cls", b"1")]
+    for name in ("train", "test", "eval"):
+        shard(tmp_path / "tars" / f"{name}-000.tar", members)
+    refused(tmp_path, tmp_path / "tars", both)
+    (tmp_path / "tars" / "eval-000.tar").rename(tmp_path / "tars" / "val-000.tar")
+    _, said, _ = prepared(tmp_path / "out", tmp_path / "tars")
+    assert "held out: test shards; 1 shards of val passed over" in said
+    shard(tmp_path / "tars" / "more-000.tar", members)
+    refused(tmp_path, tmp_path / "tars", r"more-000\.tar of .* stands for no side beside train")
+
+
+def test_tars_of_class_folders_with_a_split_are_refused(tmp_path):
+    members = [(f"{'ab'[i % 2]}/{i}.png", formats.png(PIXELS[i])) for i in range(4)]
+    for name in ("train", "val"):
+        shard(tmp_path / f"{name}-000.tar", members)
+    refused(tmp_path, tmp_path, "have class folders and a split, which are not read together")
+
+
 def test_tars_that_are_not_certain_are_refused(tmp_path):
     image = formats.png(PIXELS[0])
     path = tmp_path / "x.tar"

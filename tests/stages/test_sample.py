@@ -10,7 +10,7 @@ from pipeline.errors import StageError
 from pipeline.stage import resolve
 from stages.artifacts import samples as artifacts_samples
 from stages.catalog import CATALOG
-from stages.methods import grids, solvers, stein, table
+from stages.methods import grids, solvers, stein, strata, table
 from stages.methods.draws import Draws
 from stages.methods.path import VelocityDenoiser
 from stages.sampling import problem as sampling_problem
@@ -94,12 +94,14 @@ def test_the_network_sees_whole_blocks_only(model, tmp_path, monkeypatch, batch_
 
 def test_labels_are_balanced_and_used(model, samples):
     loaded = samples.load()
-    assert loaded.labels.tolist() == [i % 10 for i in range(44)]
+    counts = model.description["class_counts"]
+    assert loaded.labels.tolist() == strata.in_turn(counts, 44).tolist()
+    assert (loaded.labels.bincount() - 44 * torch.tensor(counts) / sum(counts)).abs().max() < 1
     network = model.load().network()
     problem = sampling_problem.Problem(network, model.load(), SETTINGS)
     z = problem.noise(0, torch.arange(8))
     levels = grids.uniform_t(3)
-    denoiser = VelocityDenoiser(network, {"labels": torch.arange(8)}, dtype=torch.float32)
+    denoiser = VelocityDenoiser(network, {"labels": loaded.labels[:8]}, dtype=torch.float32)
     expected = solvers.solve(denoiser, 999 * z, levels, "dpmpp2m").float()
     torch.testing.assert_close(loaded.images[:8], expected, rtol=0, atol=1e-5)
 
@@ -264,16 +266,21 @@ def test_contradictions_are_refused_in_words(changes, words):
 
 def test_classes_in_turn_or_drawn_for_each_sample(tmp_path, model):
     indices = torch.arange(40_000)
-    turns = sample.labels_of(SETTINGS, 10, indices)
+
+    def labels(which=indices, **changes):
+        problem = sampling_problem.Problem(None, model.load(), SETTINGS.revised(**changes))
+        return sample.labels_of(problem.settings, problem, which)
+
+    turns = labels(labels="equal")
     assert turns[:12].tolist() == [*range(10), 0, 1]
-    drawn = sample.labels_of(SETTINGS.revised(classes="random"), 10, indices)
+    drawn = labels(classes="random")
     counts = drawn.bincount(minlength=10).double()
     assert len(counts) == 10
     assert (counts - 4000).square().sum() / 4000 < 30  # chi squared of 9 degrees of freedom
     assert (counts != 4000).any()
-    part = sample.labels_of(SETTINGS.revised(classes="random"), 10, indices[7:9])
+    part = labels(indices[7:9], classes="random")
     assert torch.equal(part, drawn[7:9])  # whatever its batch
-    other = sample.labels_of(SETTINGS.revised(classes="random", seed=1), 10, indices)
+    other = labels(classes="random", seed=1)
     assert not torch.equal(other, drawn)
     made = make(tmp_path, sample.STAGE, SETTINGS.revised(classes="random"), model=model)
     loaded = made.load()
@@ -304,3 +311,10 @@ def test_samplers_with_noise_on_a_grid(tmp_path, model, solver, nfe):
         calm = make(tmp_path / "3", sample.STAGE, calm, model=model)
         heun = make(tmp_path / "4", sample.STAGE, settings.revised(solver="heun"), model=model)
         torch.testing.assert_close(calm.load().images, heun.load().images, rtol=0, atol=1e-5)
+
+
+def test_labels_take_equal_turns_on_request(tmp_path, model):
+    found = make(tmp_path, sample.STAGE, SETTINGS.revised(labels="equal"), model=model)
+    count = found.description["num_samples"]
+    assert found.load().labels.tolist() == [i % 10 for i in range(count)]
+    assert found.description["labels"] == "equal"

@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import StageError
 from pipeline.graph import Node
 from stages.catalog import STAGES
-from stages.methods import grids, solvers
+from stages.methods import alarm, grids, solvers
 from stages.methods.draws import Draws
 from stages.methods.icr import icr
 from stages.methods.memorization import ratio
@@ -232,7 +232,10 @@ def test_what_is_said_of_a_scan(rows):
     assert metrics["icr_minimum_step"] == facts["alarm"]["step"] == lowest.step
     assert metrics["icr_fall"] == pytest.approx(rows.load()[0].icr - rows.load()[-1].icr)
     assert rows.manifest.abscissa == "training_step"
-    assert facts["alarm"]["standard_error"] == pytest.approx(2**0.5 * facts["icr_error"])
+    assert facts["alarm"]["standard_error"] == max(
+        facts["alarm"][name] for name in ("view_error", "jitter")
+    )
+    assert facts["alarm"]["view_error"] == pytest.approx(2**0.5 * facts["icr_error"])
     result = json.loads((rows.path / "scan.json").read_text())
     assert [row["fid"] for row in result["rows"]] == [None] * 3
 
@@ -367,6 +370,8 @@ def test_a_guard_that_acted_for_several_seeds_is_said_once(few, monkeypatch):
 
 
 def test_only_a_confirmed_alarm_is_one_in_mlflow(tmp_path, few, unet, monkeypatch):
+    monkeypatch.setattr(alarm, "FIRST_LOOK", 3)
+    monkeypatch.setattr(alarm, "jitter", lambda curve: curve[..., 0] * 0)
     found = {}
     for name, last in (("flat", 0.70), ("risen", 0.80)):
         values = dict(zip((4, 8, 12), (0.75, 0.70, last), strict=True))
@@ -403,3 +408,14 @@ def test_views_are_made_once(few):
     assert all(a is b for a, b in zip(first, viewer(0, 0.1), strict=True))
     whole = Views("strong", 2, 0)(images, range(10), 0.1)
     assert torch.equal(torch.cat(first), whole)
+
+
+def test_the_images_viewed_are_held_out_or_those_trained_on(few):
+    data = few.load()
+    held_out = ViewOptions(num_images=20)
+    assert torch.equal(measure.images_of(data, held_out), data.test[:20])
+    training = held_out.revised(images="training")
+    assert torch.equal(measure.images_of(data, training), data.train[:20])
+    assert torch.equal(measure.images_of(data, training, seen=7), data.train[:7])
+    with pytest.raises(ValueError, match=r"num_images=9999 is above the \d+ held-out images"):
+        measure.images_of(data, held_out.revised(num_images=9999))

@@ -158,7 +158,7 @@ def test_the_calibrated_sampler_steps_with_the_stored_gammas(tmp_path, model, sc
     problem = sampling_problem.Problem(loaded.network(), loaded, settings)
     indices = torch.arange(8)
     expected = solvers.solve(
-        problem.denoiser(indices),
+        problem.denoiser(problem.labels(indices)),
         999 * problem.noise(0, indices),
         grids.uniform_t(3),
         "dpmpp2m",
@@ -177,13 +177,13 @@ def test_the_fitted_solver_is_the_one_that_the_mathematics_fits(tmp_path, model,
     problem = sampling_problem.Problem(loaded.network(), loaded, FITTED)
     indices, levels = torch.arange(12), grids.uniform_t(3)
     state = 999 * problem.noise(0, indices, drawn_at.FITTING_NOISE)
-    made = solvers.fit(problem.denoiser(indices % 10), state, levels, 4, 3)
+    made = solvers.fit(problem.denoiser(problem.labels(indices)), state, levels, 4, 3)
     torch.testing.assert_close(fitted.load(), made.coefficients, rtol=1e-9, atol=1e-12)
     settings = SAMPLES.revised(solver="fitted")
     found = make(tmp_path, sample.STAGE, settings, model=model, schedule=fitted)
     indices = torch.arange(8)
     y = 999 * problem.noise(0, indices)
-    expected = solvers.solve(problem.denoiser(indices), y, levels, made).float()
+    expected = solvers.solve(problem.denoiser(problem.labels(indices)), y, levels, made).float()
     torch.testing.assert_close(found.load().images[:8], expected, rtol=0, atol=1e-5)
     sampled, fitted_on = problem.noise(0, indices), problem.noise(0, indices, -2)
     assert (sampled - fitted_on).abs().mean() > 0.5  # never scored on what it was fitted to
@@ -268,7 +268,7 @@ def test_estimates_on_the_batch_are_those_of_a_block(tmp_path, model, few, corre
     for first in (0, 16):
         indices = torch.arange(first, first + 8)
         expected = solvers.solve(
-            problem.denoiser(indices % 10),
+            problem.denoiser(problem.labels(indices)),
             999 * problem.noise(0, indices),
             grids.uniform_t(3),
             "dpmpp2m",
@@ -449,7 +449,7 @@ def test_lipschitz_joins_blocks_of_states(tmp_path, model):
     for first, last in ((0, 2), (2, 4), (4, 5)):
         indices = torch.arange(first, last)
         part = lipschitz_method.step_norms(
-            problem.denoiser(indices),
+            problem.denoiser(problem.labels(indices)),
             999 * problem.noise(0, indices),
             grids.uniform_t(3),
             "dpmpp2m",

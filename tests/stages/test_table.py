@@ -63,7 +63,7 @@ def test_an_evaluation_setting_repeats_evaluation_only():
     scored = {name for name in graph().nodes if name.startswith(("evaluate", "report"))}
     assert changed("evaluate.neighbours=3") == scored | {*BESIDE_SCORES}
     own = {"evaluate/unet-rich", "evaluate/unet-limited"}  # as many samples as icr.num_samples
-    assert changed("evaluate.num_samples=900") == scored - own
+    assert changed("evaluate.num_samples=700") == scored - own
 
 
 def test_every_scored_set_has_its_features_once():
@@ -301,7 +301,7 @@ def test_checkpoints_can_be_sampled_by_the_papers_sde():
             ["sample.guidance=0", "train.label_dropout=0"],
             ["sample.guidance=0", "train.label_dropout=0", "set train.label_dropout=0.1"],
         ),
-        (["evaluate.neighbours=100", "evaluate.num_samples=60"], ["neighbours=100", "at most 55"]),
+        (["evaluate.neighbours=100", "evaluate.num_samples=60"], ["neighbours=100", "at most 58"]),
         (
             ["data.limit=60", "evaluate.neighbours=90", "icr.in_full=false", "stein.num_images=30"],
             ["evaluate.neighbours=90", "the 60 training images"],

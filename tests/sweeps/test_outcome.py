@@ -61,9 +61,14 @@ def test_what_is_no_number_can_be_shown_and_is_never_the_best(tmp_path):
         ] * 2
 
 
-def test_noise_is_two_standard_errors_of_the_difference():
-    assert within_noise(Value(0, 3), Value(10, 4))  # the error of the difference is 5
-    assert not within_noise(Value(0, 3), Value(10.1, 4))
+def test_noise_is_the_interval_of_the_difference():
+    assert within_noise(Value(0, 3), Value(9.7, 4))  # the error of the difference is 5
+    assert not within_noise(Value(0, 3), Value(9.9, 4))
+    # Seeds are paired with themselves: they differ much more than the trials do.
+    pair = [Value.of([level + more for level in (1, 5, 9)], []) for more in (0, 0.5)]
+    assert not within_noise(*pair)
+    wobbling = Value.of([1.0, 5.9, 9.5], [])
+    assert within_noise(pair[0], wobbling)
     assert not within_noise(Value(0, 3), Value(0, None)), "nothing is known"
 
 
@@ -79,10 +84,10 @@ def test_trials_are_ranked_in_the_direction_of_the_objective(tmp_path, direction
 
 
 def test_the_verdict_says_when_the_best_is_within_noise(tmp_path):
-    first, close = trial(0, {"a.value": 3}, 1.0, 1.2), trial(1, {"a.value": 1}, 1.2, 1.4)
+    first, close = trial(0, {"a.value": 3}, 1.0, 1.2), trial(1, {"a.value": 1}, 1.2, 1.3)
     far = trial(2, {"a.value": 2}, 5.0, 5.1)
     found = outcome(tmp_path, far, close, first)
-    assert "Within noise: not separated by 2 standard errors from trial-02." in found.verdict()
+    assert "Within noise: not separated at 95 % from trial-02." in found.verdict()
     assert [line[-1] for line in found.table()[1:]] == ["best", "within noise of the best", ""]
     assert "Separated from the next, trial-03" in outcome(tmp_path, far, first).verdict()
     alone = outcome(tmp_path, trial(0, {"a.value": 3}, 1.0), trial(1, {"a.value": 1}, 2.0))

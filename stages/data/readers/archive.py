@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.fingerprint import foreign
 from stages.data.readers.folder import check_empty, dataset_json, labelled, source_of
 from stages.data.readers.layout import layout_of
 from stages.data.readers.mapped import UNREADABLE
 from stages.data.readers.names import Names
 from stages.data.readers.source import Listing, Source, required
 from stages.data.readers.spans import Spans
-from stages.data.readers.tree import Found, chosen, is_hidden
+from stages.data.readers.tree import Found, chosen
 
 
 def read(settings) -> Source:
@@ -53,7 +54,7 @@ def _listed(path: Path) -> tuple[Found, dict[str, zipfile.ZipInfo]]:
     members = {name: info for name, info in infos.items() if not info.is_dir()}
     found = chosen(members, str(path))
     above = {f"{folder}/" for name in infos for folder in _folders(name)}
-    found.folders = sorted(f for f in above if not any(map(is_hidden, f[:-1].split("/"))))
+    found.folders = sorted(f for f in above if not any(map(foreign, f[:-1].split("/"))))
     return found, members
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.fingerprint import foreign
 from stages.data.readers.labels import UNLABELLED, numbered_names
 from stages.data.readers.names import Names
 from stages.data.readers.order import mixed
@@ -25,7 +26,7 @@ from stages.data.readers.source import (
     split,
 )
 from stages.data.readers.spans import Spans
-from stages.data.readers.tree import is_hidden, side_of
+from stages.data.readers.tree import check_one_word, side_of
 
 LABEL_NAMES = ("label", "labels", "fine_label")
 IMAGE_NAMES = ("image", "img")
@@ -62,6 +63,7 @@ def read_saved(settings) -> Source:
     folders = {"": path}
     if (path / "dataset_dict.json").is_file():
         splits = json.loads((path / "dataset_dict.json").read_bytes())["splits"]
+        check_one_word(_names_by_side(splits), path)
         folders = {side_of(name) or name: path / name for name in splits}
         _check_sides(folders, path)
     features = _rows(str(next(iter(folders.values())))).features
@@ -160,6 +162,13 @@ def _source(parts: Mapping[str, Part], columns: Columns, settings, scratch: str 
     return Source(mixed(train), mixed(test), names, said=said, scratch=scratch)
 
 
+def _names_by_side(names: Iterable[str]) -> dict[str, list[str]]:
+    sides: dict[str, list[str]] = {}
+    for name in names:
+        sides.setdefault(side_of(name) or "", []).append(name)
+    return sides
+
+
 def _check_sides(sides: Mapping[str, Any], path: Path) -> None:
     odd = [side for side in sides if side not in ("train", "test", "val", "")]
     if odd or (len(sides) > 1 and "train" not in sides):
@@ -174,7 +183,7 @@ def _by_side(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         files = [path]
     else:
-        files = sorted(p for p in path.rglob("*.parquet") if not is_hidden(p.name))
+        files = sorted(p for p in path.rglob("*.parquet") if not foreign(p.name))
     if not files:
         raise ValueError(f"{path} holds no .parquet files; set data.path to the folder of them")
     sides: dict[str, list[Path]] = {}
@@ -191,6 +200,8 @@ def _by_side(path: Path) -> dict[str, list[Path]]:
                 f"{path} has .parquet files of {side or 'one split'} in {names}: several data "
                 "sets; set data.path to the folder of one"
             )
+    words = ((file.stem.partition("-")[0], file.parent.name) for file in files)
+    check_one_word(_names_by_side(w if side_of(w) else folder for w, folder in words), path)
     _check_sides(sides, path)
     return sides
 

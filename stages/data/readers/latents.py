@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.fingerprint import foreign
 from stages.data.readers.labels import of_dataset_json
 from stages.data.readers.names import Names
 from stages.data.readers.source import (
@@ -18,7 +19,7 @@ from stages.data.readers.source import (
     required,
     split,
 )
-from stages.data.readers.tree import Found, by_parts, files_below, is_hidden
+from stages.data.readers.tree import Found, by_parts, files_below
 
 LOOKED_AT = 256  # latents whose first channel tells the kind
 SCALING = 0.18215
@@ -81,7 +82,7 @@ def read(settings) -> Source:
         (
             path
             for path in files_below(root, settings.follow_links, Found())
-            if path.endswith(".npy") and not is_hidden(path.rpartition("/")[2])
+            if path.endswith(".npy") and not foreign(path.rpartition("/")[2])
         ),
         key=by_parts,
     )

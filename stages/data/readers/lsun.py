@@ -65,8 +65,14 @@ def read(settings) -> Source:
     if not held_out:
         pool = _part(sides["train"][0])
         return Source(*split(pool, number_held_out(settings, len(pool))), UNLABELLED)
+    if len(sides.get("test") or sides["val"]) > 1:
+        raise ValueError(
+            f"{held_out[0].name} and {held_out[1].name} of {path} are both held out; keep the one "
+            f"that belongs to {sides['train'][0].name}"
+        )
     refuse_held_out(settings, f"its own {held_out[0].name}")
-    said = f"held out: {held_out[0].name}"
+    passed = "".join(f"; {folder.name} passed over" for folder in held_out[1:])
+    said = f"held out: {held_out[0].name}{passed}"
     return Source(mixed(_part(sides["train"][0])), mixed(_part(held_out[0])), UNLABELLED, said=said)
 
 

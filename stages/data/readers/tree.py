@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from pipeline.fingerprint import foreign
 
 # What Pillow reads without further packages.
 IMAGES = frozenset(
@@ -73,12 +75,6 @@ COMPANIONS = frozenset(
         ".pdf",
     ]
 )
-FOREIGN = frozenset(
-    {
-        *("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "@eadir"),
-        *("lost+found", "$recycle.bin", "#recycle", "system volume information", "__pycache__"),
-    }
-)
 SIDES = {
     "train": ("train", "training", "trn"),
     "test": ("test", "testing", "tst", "holdout", "heldout", "eval", "evaluation"),
@@ -106,6 +102,26 @@ def side_of(name: str) -> str | None:
         elif token not in _FILLING:
             return None
     return sides.pop() if len(sides) == 1 else None
+
+
+def check_one_word(names: Mapping[str, Iterable[str]], place: Path) -> None:
+    """Raise ValueError where two words, such as test and eval, name one side of a data set.
+
+    names: of the files, folders or splits of each side.
+    """
+    for side, own in names.items():
+        words = {
+            token if token in _SIDE else _GLUED.match(token)[1]
+            for name in own
+            for token in re.findall("[a-z]+", name.lower())
+            if _SIDE.get(token) == side
+            or ((glued := _GLUED.match(token)) and _SIDE[glued[1]] == side)
+        }
+        if side and len(words) > 1:
+            raise ValueError(
+                f"{' and '.join(sorted(words))} of {place} both stand for '{side}'; keep one of "
+                "them, or set data.path to one"
+            )
 
 
 _SHORT = {"tr": "train", "te": "test", "ts": "test", "va": "val"}
@@ -159,7 +175,7 @@ def chosen(paths: Iterable[str], place: str) -> Found:
     for path in paths:
         parts = path.split("/")
         suffix = PurePosixPath(parts[-1]).suffix.lower()
-        if any(is_hidden(part) for part in parts):
+        if any(foreign(part) for part in parts):
             found.passed["hidden or foreign files"] += 1
         elif suffix in IMAGES:
             found.paths.append(path)
@@ -183,11 +199,6 @@ def by_parts(path: str) -> str:
     return path.replace("/", "\0")
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is an editor's or a system's: `.x`, `._x`, `Thumbs.db`, ..."""
-    return name.startswith(".") or name.lower() in FOREIGN
-
-
 def _is_text_name(name: str) -> bool:
     return name.upper() in {"README", "LICENSE", "LICENCE", "CHANGELOG", "COPYING", "MANIFEST"}
 
@@ -205,7 +216,7 @@ def files_below(root: Path, follow: bool, seen: Found) -> Iterator[str]:
                     _check_link(entry, inside, follow)
                 if not entry.is_dir():
                     yield prefix + entry.name
-                elif is_hidden(entry.name):
+                elif foreign(entry.name):
                     seen.passed["hidden or foreign folders"] += 1
                 elif (mark := _mark(entry)) not in above:
                     seen.folders.append(f"{prefix}{entry.name}/")
@@ -221,7 +232,7 @@ def _mark(entry: os.DirEntry) -> tuple[int, int]:
 
 def _check_link(entry: os.DirEntry, inside: str, follow: bool) -> None:
     target = os.path.realpath(entry.path)
-    if not os.path.exists(target) and not is_hidden(entry.name):
+    if not os.path.exists(target) and not foreign(entry.name):
         raise ValueError(f"{entry.path} is a link to nothing ({target}); mend or remove it")
     if not follow and os.path.commonpath([target, inside]) != inside:
         raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.fingerprint import foreign
 from stages.data.readers.folder import source_of
 from stages.data.readers.labels import UNLABELLED, numbered_names
 from stages.data.readers.layout import layout_of
@@ -27,7 +28,7 @@ from stages.data.readers.source import (
     split,
 )
 from stages.data.readers.spans import Spans
-from stages.data.readers.tree import IMAGES, Found, chosen, is_hidden, side_of
+from stages.data.readers.tree import IMAGES, Found, check_one_word, chosen, side_of
 
 LABELS = (".cls", ".json")
 LABEL_KEYS = ("label", "cls", "class", "class_id", "target")
@@ -51,6 +52,12 @@ def read(settings) -> Source:
     sides: dict[str, list[Path]] = {}
     for shard in _shards(path):
         sides.setdefault(side_of(shard.stem) or _part_of(shard, path), []).append(shard)
+    check_one_word({side: map(_named, shards) for side, shards in sides.items()}, path)
+    if "train" in sides and "" in sides:
+        raise ValueError(
+            f"{sides[''][0].name} of {path} stands for no side beside train; name it train-..., or "
+            "take it away"
+        )
     train_shards = sides.pop("train", None) or sides.pop("", None)
     if train_shards is None:
         raise ValueError(
@@ -58,18 +65,26 @@ def read(settings) -> Source:
             "train-000000.tar, ..."
         )
     samples = list(_samples(train_shards))
-    if all(sample.label is None for sample in samples) and not sides:
-        return _of_folders(train_shards, samples, settings)
+    if all(sample.label is None for sample in samples):
+        if not sides:
+            return _of_folders(train_shards, samples, settings)
+        if any("/" in sample.name for sample in samples):
+            raise ValueError(
+                f"the shards of {path} have class folders and a split, which are not read "
+                "together; give each image its .cls, or set data.path to the shards to train on"
+            )
     train, names = _part(train_shards, samples, path)
     held_out = next((s for s in ("test", "val") if s in sides), None)
     said = f"{len(train_shards)} shards"
     if held_out is None:
         return Source(*split(train, number_held_out(settings, len(train))), names, said=said)
     refuse_held_out(settings, f"its own {held_out} shards")
+    others = (f"; {len(sides[s])} shards of {s} passed over" for s in sides if s != held_out)
+    said += "".join([f"; held out: {held_out} shards", *others])
     test, theirs = _part(sides[held_out], list(_samples(sides[held_out])), path)
     if len(theirs) > len(names):
         raise ValueError(f"the {held_out} shards of {path} have labels that train's have not")
-    return Source(mixed(train), mixed(test), names, said=f"{said}; held out: {held_out} shards")
+    return Source(mixed(train), mixed(test), names, said=said)
 
 
 def pool(path: Path) -> Listing:
@@ -84,10 +99,16 @@ def pool(path: Path) -> Listing:
 def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    shards = sorted(p for p in path.rglob("*.tar") if not is_hidden(p.name))
+    shards = sorted(p for p in path.rglob("*.tar") if not foreign(p.name))
     if not shards:
         raise ValueError(f"{path} holds no .tar files; set data.path to the folder of the shards")
     return shards
+
+
+def _named(shard: Path) -> str:
+    """What says the side of a shard: its own name, or else its folder's."""
+    tokens = shard.stem.replace("-", "_").split("_")
+    return shard.stem if any(map(side_of, tokens)) else shard.parent.name
 
 
 def _part_of(shard: Path, root: Path) -> str:
@@ -119,7 +140,7 @@ def _of_tar(tar: tarfile.TarFile, number: int, shard: Path, labelled: bool) -> I
     for member in tar:
         tar.members = []  # no list of all members is kept
         parts = member.name.removeprefix("./").split("/")
-        if not member.isfile() or any(is_hidden(part) for part in parts):
+        if not member.isfile() or any(foreign(part) for part in parts):
             continue
         stem, dot, suffix = parts[-1].partition(".")
         suffix = f"{dot}{suffix.lower()}"

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from stages.methods import grids
 from stages.methods.path import Denoiser, level_from_time, time_from_level
-from stages.methods.solvers.fitted import check_grid
-from stages.methods.solvers.multistep import Heun, first_order, ratio
-from stages.methods.solvers.trajectories import check_state, checked, combine
+from stages.methods.solvers.fitted import FittedMultistep
+from stages.methods.solvers.multistep import Heun, ratio
+from stages.methods.solvers.trajectories import check_state, checked, combine, trajectory
 
 RIDGE = 1e-7  # of the mean diagonal of the normal equations
 SEARCHED = 256  # states that the search runs on, at most
@@ -35,38 +35,15 @@ STARTS = ((3.0, 0.3), (3.0, 0.05), (7.0, 0.1), (7.0, 0.02), (12.0, 0.05))  # rho
 
 
 @dataclass(frozen=True, eq=False)
-class WholeMultistep:
-    """T = r y + sum_(j<H) b_j D_(k-j) with b fitted to the model's whole trajectory; made by
-    `fit_whole`, taken by `solve` with its own `levels`.
+class WholeMultistep(FittedMultistep):
+    """A `FittedMultistep` fitted to the model's whole trajectory; made by `fit_whole`, taken by
+    `solve` with its own `levels`.
 
-    levels: (N+1,) float64, descending to 0. coefficients: (N, H) float64, row k the b of step k,
-    newest output first, zero where the history is shorter. rms: root mean square error per
-    coordinate at level 0 on the noise it was fitted to.
+    rms: root mean square error per coordinate at level 0 on the noise it was fitted to.
     """
 
-    levels: Tensor
-    coefficients: Tensor
-    rms: float = math.nan
     name: str = "whole"
-
-    @property
-    def memory(self) -> int:
-        return self.coefficients.shape[1]
-
-    def evaluations(self, num_levels: int) -> int:
-        return num_levels
-
-    def check(self, levels: Sequence[float]) -> None:
-        check_grid(levels, self.levels, f"solver '{self.name}'")
-
-    def evaluate(self, denoiser: Denoiser, y: Tensor, levels: Sequence[float], k: int) -> Tensor:
-        return denoiser(y, levels[k])
-
-    def weights(self, levels: Sequence[float], k: int) -> tuple[float, ...]:
-        return tuple(self.coefficients[k, : k + 1].tolist())
-
-    def corrector(self, levels: Sequence[float], k: int) -> None:
-        return None
+    rms: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +90,9 @@ def teacher(denoiser: Denoiser, noise: Tensor, s_max: float, steps: int = 100) -
         raise ValueError(f"steps is {steps}; a teacher needs at least 2")
     top = float(time_from_level(s_max))
     levels = level_from_time(torch.linspace(top, 0, steps + 1, dtype=torch.float64))
-    grid, heun = levels.tolist(), Heun()
-    states = [s_max * noise]
-    for k in range(steps):
-        guarded = checked(denoiser, k, steps)
-        output = heun.evaluate(guarded, states[-1], grid, k)
-        states.append(combine(ratio(grid, k), states[-1], first_order(grid, k), [output]))
-    return Teacher(levels, tuple(states))
+    start = s_max * noise
+    steps_made = trajectory(denoiser, start, levels, Heun())
+    return Teacher(levels, (start, *(advance.state for advance in steps_made)))
 
 
 def fit_whole(
@@ -160,7 +133,7 @@ def fit_whole(
             f"{num_levels} from s_max={s_max:.6g}"
         )
     coefficients, rms = _fitted(denoiser, of, levels.tolist(), memory)
-    return WholeMultistep(levels, coefficients, rms)
+    return WholeMultistep(levels, coefficients, rms=rms)
 
 
 @torch.no_grad()

@@ -33,14 +33,13 @@ class DhariwalUNet(nn.Module):
         num_blocks: int = 3,
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
-        label_dropout: float = 0.0,
     ):
         super().__init__()
         if img_resolution % 2 ** (len(channel_mult) - 1):
             raise ValueError(
                 f"a side of {img_resolution} is not divisible by {2 ** (len(channel_mult) - 1)}"
             )
-        self.label_dim, self.label_dropout = label_dim, label_dropout
+        self.label_dim = label_dim
         embedding = model_channels * channel_mult_emb
         self._options = {"embedding": embedding, "dropout": dropout}
         self.map_noise = PositionFeatures(model_channels)
@@ -115,9 +114,6 @@ class DhariwalUNet(nn.Module):
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None:
             rows = labels_or_zeros(labels, self.label_dim, embedding)
-            if self.training and self.label_dropout:
-                kept = torch.rand(len(rows), 1, device=rows.device) >= self.label_dropout
-                rows = rows * kept.to(rows)
             embedding = embedding + self.map_label(rows)
         embedding = F.silu(embedding).to(x.dtype)
         kept = []

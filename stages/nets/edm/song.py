@@ -44,7 +44,6 @@ class SongUNet(nn.Module):
         num_blocks: int = 4,
         attn_resolutions: Sequence[int] = (16,),
         dropout: float = 0.10,
-        label_dropout: float = 0.0,
         embedding_type: str = "positional",
         channel_mult_noise: int = 1,
         encoder_type: str = "standard",
@@ -53,7 +52,7 @@ class SongUNet(nn.Module):
     ):
         super().__init__()
         _check(embedding_type, encoder_type, decoder_type, img_resolution, len(channel_mult))
-        self.label_dim, self.label_dropout = label_dim, label_dropout
+        self.label_dim = label_dim
         self.encoder_type, self.decoder_type = encoder_type, decoder_type
         self.attn_resolutions, self.num_blocks = tuple(attn_resolutions), num_blocks
         embedding, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
@@ -173,9 +172,6 @@ class SongUNet(nn.Module):
         embedding = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
             rows = labels_or_zeros(labels, self.label_dim, embedding)
-            if self.training and self.label_dropout:
-                kept = torch.rand(len(rows), 1, device=rows.device) >= self.label_dropout
-                rows = rows * kept.to(rows)
             embedding = embedding + self.map_label(rows * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
             embedding = embedding + self.map_augment(augment_labels.to(embedding))

@@ -230,12 +230,12 @@ def _scores(curves: Curves) -> Section:
         f"Errors are one standard error over {seeds} seeds of training and sampling; differences "
         "are taken seed by seed, where both sides share the first training and the noise."
         if seeds > 1
-        else "One seed: the errors of FID are the jackknife's over samples, which does not hold "
+        else "One seed: the errors of FID are those of the samples, which does not hold "
         "the spread over training seeds; trajectory_rms has none."
     )
     text = (
         f"<p>Grids at equal evaluations; lower is better. {error} A claim holds, or does not, "
-        "where the logarithm of the ratio is beyond 2 standard errors, and is inconclusive within; "
+        "where the logarithm of the ratio is beyond its 95 % interval, and is inconclusive within; "
         "the numbers are evaluations.</p>"
     )
     listed = f"<ul>{''.join(items)}</ul>" if items else ""
@@ -247,7 +247,7 @@ def _plots(curves: Curves, metric: str) -> Iterator[Figure]:
     """One figure a model: the grids over NFE."""
     of = {which: {metric: by_nfe} for which, by_nfe in of_metric(curves, metric).items()}
     seeds = most_seeds(of) if of else 1
-    bars = f"over {seeds} seeds" if seeds > 1 else "jackknife, one seed"
+    bars = f"over {seeds} seeds" if seeds > 1 else "of the samples, one seed"
     models = dict.fromkeys(claims.trained(which) for which in of)
     for index, model in enumerate(models):
         grids = [

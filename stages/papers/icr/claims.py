@@ -11,6 +11,7 @@ from stages.pages.findings import (
     HIGHER,
     HOLDS,
     LOWER,
+    ONE_NETWORK,
     OPEN,
     TRAININGS,
     Claim,
@@ -71,8 +72,8 @@ def _size(scan: Scan) -> int:
 
 
 def _warns(scans: Sequence[Scan]) -> Finding:
-    """The rise of ICR after its minimum, which must be beyond 2 errors, confirmed by every alarm,
-    and come before copies do."""
+    """The rise of ICR after its minimum, which must be beyond its 95 % interval, confirmed by every
+    alarm, and come before copies do."""
     effects, verdicts, parts = [], [], []
     rows: list[tuple[Any, ...]] = [
         ("seed", "lowest at step", "ICR there", "rise to the last step", "memorisation from step")
@@ -81,7 +82,8 @@ def _warns(scans: Sequence[Scan]) -> Finding:
         facts, alarm = scan.description, scan.description["alarm"]
         copies = facts["memorization_step"]
         error = alarm["standard_error"]
-        effects.append(Effect(alarm["rise"], error, "none" if error is None else "view seeds"))
+        kind = "none" if error is None else "view seeds"
+        effects.append(Effect(alarm["rise"], error, kind, scope=ONE_NETWORK))
         verdicts.append(_before(facts))
         rows.append(
             (facts["model"]["seed"], alarm["step"], alarm["minimum"], alarm["rise"], copies)
@@ -97,7 +99,8 @@ def _warns(scans: Sequence[Scan]) -> Finding:
     errors = "/".join(dict.fromkeys(f"{scan.settings['alarm_errors']:g}" for scan in scans))
     note = (
         f"{'; '.join(parts)}; copies: memorisation ratio above {share:g}; of one training the rise "
-        f"must be beyond {errors} errors, since the minimum is chosen, and what is shown beyond 2"
+        f"must be beyond {errors} errors, since the minimum is chosen, and what is shown beyond "
+        "its 95 % interval"
     )
     return Finding(WARNS, "rise of ICR after its minimum", effect, said, note, tuple(rows))
 
@@ -130,7 +133,7 @@ def _falls(scans: Sequence[Scan]) -> Finding:
         error = scan.description["icr_error"]
         kind = "none" if error is None else "view seeds"
         both = None if error is None else math.sqrt(2) * error
-        effects.append(Effect(-fall(along), both, kind))
+        effects.append(Effect(-fall(along), both, kind, scope=ONE_NETWORK))
         parts.append((along[0], along[-1]))
         rows += [(scan.description["model"]["seed"], r.step, r.icr, r.fid) for r in along]
     effect = over_seeds(effects, TRAININGS)
@@ -140,7 +143,7 @@ def _falls(scans: Sequence[Scan]) -> Finding:
     note = f"{listed}; rank correlation of ICR and FD {_rank_correlation(rows[1:]):.2f}"
     said = verdict(effect, LOWER)
     if said == HOLDS and not all(_fell(a, b) for a, b in parts):
-        said, note = OPEN, f"{note}; FD did not fall beyond 2 errors"
+        said, note = OPEN, f"{note}; FD did not fall beyond its 95 % interval"
     what = f"ICR at step {parts[0][1].step} minus that at step {parts[0][0].step}"
     return Finding(FALLS, what, effect, said, note, tuple(rows))
 
@@ -176,17 +179,18 @@ def _window(scans: Sequence[Scan], num_held_out: int) -> Finding:
         probed = min(num_held_out, scan.settings["probe_images"])
         error = math.hypot(*(_binomial(r.probe_accuracy, probed) for r in (lowest, best)))
         loss = 100 * (lowest.probe_accuracy - best.probe_accuracy)
-        effects.append(Effect(loss, 100 * error, "held-out images", unit="points"))
+        more = {"unit": "points", "against": -TOLERANCE, "scope": ONE_NETWORK}
+        effects.append(Effect(loss, 100 * error, "held-out images", **more))
         inside.append(_inside(probes, lowest, scan.description["icr_error"]))
         parts.append(f"ICR lowest at sigma {lowest.sigma:g}, probe best at {best.sigma:g}")
         rows += [(row.sigma, row.icr, row.probe_accuracy) for row in probes]
     effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(WINDOW)
-    said = verdict(effect, HIGHER, -TOLERANCE)
+    said = verdict(effect, HIGHER)
     note = (
-        f"{'; '.join(parts)}; tested against a loss of {TOLERANCE:g} points, beyond 2 errors on "
-        "either side; holds only with every minimum inside the range"
+        f"{'; '.join(parts)}; tested against a loss of {TOLERANCE:g} points, beyond the 95 % "
+        "interval on either side; holds only with every minimum inside the range"
     )
     if said == HOLDS and not all(inside):
         said, note = OPEN, f"{note}, and {inside.count(False)} of {len(inside)} is not"
@@ -204,8 +208,8 @@ def _binomial(share: float, count: int) -> float:
 
 
 def _inside(rows: Sequence[ScanRow], lowest: ScanRow, error: float | None) -> bool:
-    """Whether a minimum is below both ends of the range beyond 2 errors. At an end nobody knows
-    where it is."""
+    """Whether a minimum is below both ends of the range beyond the 95 % interval. At an end nobody
+    knows where it is."""
     if error is None:
         return False
     both = math.sqrt(2) * error

@@ -37,6 +37,7 @@ class Watch:
         kept: Sequence[int],
     ) -> None:
         """network: the averaged weights, which training goes on changing. kept: the checkpoints.
+        data: its training images are those that are trained on.
 
         Raises ValueError for what no ICR can be measured of: see `scanning.check`.
         """
@@ -45,7 +46,7 @@ class Watch:
         self.options, self.alarm = options, None
         self._subject = measure.subject_of(model, network, options)
         device = next(network.parameters()).device
-        self._viewer = measure.Viewer(data.test[: options.num_images].to(device), options)
+        self._viewer = measure.Viewer(measure.images_of(data, options).to(device), options)
         self._sigma = options.sigma * data.std
         self._kept = frozenset(kept)
         self._steps: list[int] = []

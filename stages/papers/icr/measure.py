@@ -1,7 +1,8 @@
 """How one network is scanned at one noise level: the ICR of a layer, and what stands beside it.
 
-Everything is measured on held-out images: under views fixed by (view seed, image, view), so that
-all checkpoints see the same ones. Noise levels are in the units of the images here, [-1, 1].
+Everything is measured on held-out images, or, as in the paper, on those trained on (`scan.images`),
+under views fixed by (view seed, image, view), so that all checkpoints see the same ones. Noise
+levels are in the units of the images here, [-1, 1].
 """
 
 from __future__ import annotations
@@ -69,11 +70,7 @@ def check(
     first = next(network.parameters(), None)
     device = "cpu" if first is None else first.device
     for options in scans:
-        if options.num_images > len(data.test):
-            raise ValueError(
-                f"scan.num_images={options.num_images} is above the {len(data.test)} held-out "
-                "images; lower it"
-            )
+        count = len(images_of(data, options))
         try:
             subject = subject_of(model, network, options)
             one, sigma = data.test[:1][:, None].to(device), options.sigma * data.std
@@ -81,20 +78,33 @@ def check(
             width = view_features(network, subject.denoiser, one, sigma, *how).shape[-1]
         except ValueError as error:
             raise ValueError(f"scan.layer={options.layer or 'unset'}: {error}") from error
-        _check_degrees(options, width, subject.layer)
+        _check_degrees(options, width, subject.layer, count)
 
 
-def _check_degrees(options: ScannedOptions, width: int, layer: str) -> None:
+def images_of(data: DataSet, options: ViewOptions, seen: int | None = None) -> Tensor:
+    """(n, C, H, W): the first held-out images, or of those that were trained on, the first `seen`
+    (None: all). Raises ValueError where there are too few held-out ones."""
+    count = options.num_images
+    if options.images == "training":
+        return data.train[: min(count, seen or len(data.train))]
+    if count > len(data.test):
+        raise ValueError(
+            f"scan.num_images={count} is above the {len(data.test)} held-out images; lower it"
+        )
+    return data.test[:count]
+
+
+def _check_degrees(options: ScannedOptions, width: int, layer: str, count: int) -> None:
     """Raise ValueError where the ICR of `width` features has no mean."""
     if options.components is not None and options.components > width:
         raise ValueError(
             f"icr.components={options.components} is above the {width} features of layer {layer}; "
             "lower it"
         )
-    degrees = options.num_images * (options.num_views - 1)
+    degrees = count * (options.num_views - 1)
     if degrees <= (dimension := options.components or width) + 1:
         raise ValueError(
-            f"scan.num_images={options.num_images} and scan.num_views={options.num_views} give "
+            f"scan.num_images={count} and scan.num_views={options.num_views} give "
             f"f = n (V - 1) = {degrees} degrees of freedom for d = {dimension} features of layer "
             f"{layer}; ICR needs more than d + 1: raise one of them"
         )

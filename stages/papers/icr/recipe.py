@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.data.options import HELD_OUT
-from stages.methods import table
 from stages.papers.icr import scan
 from stages.recipes.given import GIVEN, check_given
 from stages.recipes.nodes import (
@@ -132,7 +131,7 @@ def _given(bench: Bench, options: NetworkOptions, name: str, setting: str) -> li
     ours = facts.get("format") == "bench"
     # Of the project's own folders all checkpoints; files of the field hold one.
     steps = tuple(facts.get("steps", ())) if ours and options.step is None else (None,)
-    over_sigma = settings.over_sigma or facts.get("network") in table.DENOISERS
+    over_sigma = settings.over_sigma or facts.get("method") == "edm"
     scanned = _scanned(bench, given, steps, "edm" if over_sigma else "uniform_t", bench.seed)
     return [given, *scanned, _sigma_node(bench, given)]
 

@@ -120,22 +120,19 @@ def scan_item(
     from stages.papers.icr import measure
 
     loaded, images = model.load(), data.load()
-    std, count, device = images.std, settings.num_images, settings.device
+    std, device = images.std, settings.device
     if not std > 0:
         raise ValueError("the training images do not vary; a noise level needs images that do")
-    if count > len(images.test):
-        raise ValueError(
-            f"num_images={count} is above the {len(images.test)} held-out images; lower it"
-        )
     sigma, variance = item.sigma * std, std**2
     network = loaded.network(item.step, device)
     subject = measure.subject_of(loaded, network, settings)
-    viewer = _viewer(data, ViewOptions(**settings.shared_with(ViewOptions)), device)
+    seen = model.description.get("num_images") or len(images.train)
+    viewer = _viewer(data, ViewOptions(**settings.shared_with(ViewOptions)), seen, device)
     row = measure.measure(subject, viewer, sigma, settings.components)
     how = (sigma, settings.loss_draws, settings.batch_size)
-    held_out, error = measure.denoising_error(subject.denoiser, viewer.images, *how)
-    seen = model.description.get("num_images") or len(images.train)
-    trained_on = images.train[: min(seen, count)].to(device)
+    held_out_images = images.test[: settings.num_images].to(device)
+    held_out, error = measure.denoising_error(subject.denoiser, held_out_images, *how)
+    trained_on = images.train[: min(seen, settings.num_images)].to(device)
     on_train, _ = measure.denoising_error(subject.denoiser, trained_on, *how)
     row |= {
         "step": item.step,
@@ -158,18 +155,18 @@ def scan_item(
 _LATEST: dict[Any, Viewer] = {}
 
 
-def _viewer(data: Data, options: ViewOptions, device: str) -> Viewer:
+def _viewer(data: Data, options: ViewOptions, seen: int, device: str) -> Viewer:
     """The views, kept in this process for the next checkpoint."""
-    from stages.papers.icr.measure import Viewer
+    from stages.papers.icr.measure import Viewer, images_of
 
-    key = (data.manifest.payload, options, device)
+    key = (data.manifest.payload, options, seen, device)
     if key not in _LATEST:
         _LATEST.clear()
-        _LATEST[key] = Viewer(data.load().test[: options.num_images].to(device), options)
+        _LATEST[key] = Viewer(images_of(data.load(), options, seen).to(device), options)
     return _LATEST[key]
 
 
-METRICS = ("icr", "icr_minimum", "denoising_mse", "probe_accuracy")
+METRICS = ("icr", "icr_minimum", "denoising_mse", "denoising_ratio", "probe_accuracy")
 
 
 def _metrics(node: Node) -> tuple[str, ...]:

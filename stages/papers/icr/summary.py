@@ -27,6 +27,7 @@ CURVES = {
     "trace_noise": "trace_noise",
     "denoising_mse": "denoising_mse",
     "denoising_mse_train": "denoising_mse_train",
+    "denoising_ratio": "denoising_ratio",
     "probe_accuracy": "probe_accuracy",
     "memorization_ratio": "memorization_ratio",
     "fid": "fid",
@@ -73,7 +74,15 @@ def facts_of(
         if row.memorization_ratio is not None and row.memorization_ratio > settings.memorized
     ]
     described = ("method", "network", "seed", "num_images")
-    names = ("strength", "num_views", "view_seeds", "num_images", "components", "memorized")
+    names = (
+        "strength",
+        "num_views",
+        "view_seeds",
+        "images",
+        "num_images",
+        "components",
+        "memorized",
+    )
     return {
         "abscissa": settings.abscissa,
         "model": {name: model.description.get(name) for name in described},
@@ -90,9 +99,8 @@ def facts_of(
 
 
 def _plain(found: Alarm) -> dict[str, Any]:
-    error = found.standard_error
-    more = {"standard_error": None if error != error else error, "words": found.words}
-    return asdict(found) | more
+    plain = {k: None if isinstance(v, float) and v != v else v for k, v in asdict(found).items()}
+    return plain | {"words": found.words}
 
 
 def metrics_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, float]:
@@ -111,6 +119,7 @@ def metrics_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, f
             "icr_minimum_step": raised["step"],
             "icr_rise": raised["rise"],
             "icr_rise_standard_error": raised["standard_error"],
+            "alarm_false_rate": raised["false_alarms"],
             "icr_fall": rows[0].icr - last.icr,
             "alarm_step": raised["confirmed_step"],
             "memorization_step": facts["memorization_step"],
@@ -118,7 +127,8 @@ def metrics_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> dict[str, f
             "fid": last.fid,
             "probe_accuracy": last.probe_accuracy,
         }
-    metrics |= {"denoising_mse": last.denoising_mse, "icr_standard_error": facts["icr_error"]}
+    metrics |= {"denoising_mse": last.denoising_mse, "denoising_ratio": last.denoising_ratio}
+    metrics |= {"icr_standard_error": facts["icr_error"]}
     return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
@@ -147,7 +157,13 @@ def lines_of(facts: Mapping[str, Any], rows: Sequence[ScanRow]) -> list[str]:
     lines = []
     for row in rows:
         text = f"step {row.step} sigma {row.sigma:g}: ICR {row.icr:.4f}"
-        for name in ("denoising_mse", "probe_accuracy", "memorization_ratio", "fid"):
+        for name in (
+            "denoising_mse",
+            "denoising_ratio",
+            "probe_accuracy",
+            "memorization_ratio",
+            "fid",
+        ):
             value = getattr(row, name)
             text += "" if value is None else f", {name} {value:.4g}"
         lines.append(text)

@@ -15,6 +15,7 @@ from stages.pages.findings import (
     FAILS,
     HOLDS,
     LOWER,
+    NETWORKS,
     OPEN,
     TIMED,
     TRAININGS,
@@ -134,7 +135,7 @@ def _fewer(claim: Claim, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed
     if not reached:
         return Finding(claim)
     if between:
-        effect = over_seeds([_sooner(one, last, theirs[last]) for one in between])
+        effect = over_seeds([_sooner(one, last) for one in between])
         about = f"about {last * (1 + effect.value / 100):.0f}"
         said = verdict(effect, LOWER) if len(between) == len(reached) else OPEN
     else:
@@ -156,6 +157,7 @@ class _Reached:
     side: str
     step: float
     error: float | None = None
+    kind: str = "none"
 
     @property
     def words(self) -> str:
@@ -164,10 +166,10 @@ class _Reached:
         return f"{self.side} step {self.step:.0f}"
 
 
-def _sooner(reached: _Reached, last: int, goals: BySeed) -> Effect:
+def _sooner(reached: _Reached, last: int) -> Effect:
     error = None if reached.error is None else 100 * reached.error / last
-    kind = "none" if error is None else goals[reached.seed].error_kind
-    return Effect(100 * (reached.step / last - 1), error, kind, unit="%")
+    change = 100 * (reached.step / last - 1)
+    return Effect(change, error, reached.kind, unit="%", scope=NETWORKS)
 
 
 def _bounded(
@@ -189,7 +191,9 @@ def _bounded(
 
 def _reached(ours: Mapping[int, BySeed], seed: int | None, goal: Score) -> _Reached | None:
     """When our curve of a seed passes a score, linear in its logarithm, with the error of the goal
-    and of the nearer checkpoint. None where we have no scores of the seed."""
+    and of the checkpoints around. None where we have no scores of the seed."""
+    from stages.methods.effects import combined
+
     curve = [(step, ours[step][seed]) for step in sorted(ours) if seed in ours[step]]
     if not curve:
         return None
@@ -206,11 +210,11 @@ def _reached(ours: Mapping[int, BySeed], seed: int | None, goal: Score) -> _Reac
     (a, at_a, first), (b, at_b, second) = bracket
     steps_a_log = (b - a) / (at_a - at_b)
     reached = a + (at_a - wanted) * steps_a_log
-    nearer = min((first, second), key=lambda score: abs(math.log(score.value) - wanted))
-    if nearer.error is None or goal.error is None:
-        return _Reached(seed, BETWEEN, reached)
-    error = steps_a_log * math.hypot(nearer.error / nearer.value, goal.error / goal.value)
-    return _Reached(seed, BETWEEN, reached, error)
+    share = (at_a - wanted) / (at_a - at_b)
+    slopes = (((1 - share), first), (share, second), (-1, goal))
+    terms = [(steps_a_log * slope / score.value, score) for slope, score in slopes]
+    found = combined(terms)
+    return _Reached(seed, BETWEEN, reached, found.error, found.kind)
 
 
 def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
@@ -228,7 +232,7 @@ def _gap(diagnoses: Mapping[str, Diagnosis]) -> Finding:
         known = a.gap_error is not None and b.gap_error is not None
         error = math.hypot(a.gap_error, b.gap_error) if known else None
         kind = "jackknife" if known else "none"
-        effects.append(Effect(a.gap - b.gap, error, kind))
+        effects.append(Effect(a.gap - b.gap, error, kind, scope=NETWORKS))
         rows.append(
             (
                 seed.removeprefix("-seed") or "the run's own",

@@ -166,7 +166,7 @@ def report(made: Made) -> Iterator[Section]:
     )
     text = (
         "<p>Differences are MaskAlign's score minus the other's, seed by seed where there are "
-        "several; a verdict holds beyond two standard errors of the logarithm of the ratio. "
+        "several; a verdict holds beyond the 95 % interval of the logarithm of the ratio. "
         "Without mask and mixing MaskAlign is REG.</p>"
     )
     if tables := [f"<h3>{title}</h3>{table(lines)}" for title, lines in parts if lines]:

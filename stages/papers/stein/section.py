@@ -85,7 +85,7 @@ def _words(curves: Curves) -> str:
         f"Errors are one standard error over {seeds} seeds of the noise on one trained model; they "
         "hold neither the spread over trainings nor that over calibrations."
         if seeds > 1
-        else "One seed of the noise: the errors are the jackknife's over samples of one set."
+        else "One seed of the noise: the errors are those of the samples of one set."
     )
     return (
         "trajectory_rms is the root mean square distance per pixel to the same model's own sample "
@@ -114,7 +114,7 @@ def _where(
     if not items:
         return ""
     return (
-        "<p>Where corrections help here and where they do not, beyond 2 standard errors "
+        "<p>Where corrections help here and where they do not, beyond the 95 % interval "
         "of the logarithm of the ratio (evaluations):</p><ul>" + "".join(items) + "</ul>"
         "<p>What an exact denoiser leads to expect: DDIM's own step already has the right length, "
         "so that its gamma is near 1; at 3 evaluations a step is too long for one number; at 20 "
@@ -168,7 +168,7 @@ def _plot(stem: str, metric: str, group: Sequence[Which], curves: Curves, model:
     seeds = [by_seed for by_nfe in of.values() for by_seed in by_nfe.values()]
     counts = {score.protocol.num_samples for by_seed in seeds for score in by_seed.values()}
     most = max(map(len, seeds))
-    bars = f"over {most} seeds of the noise" if most > 1 else "jackknife, one seed"
+    bars = f"over {most} seeds of the noise" if most > 1 else "of the samples, one seed"
     caption = (
         f"{metric} over network evaluations, grid {', '.join(grids)}, {model}; "
         f"{', '.join(map(str, sorted(counts)))} samples a point; bars: one standard error ({bars})."

@@ -97,7 +97,7 @@ def _effect(ours: Risk, theirs: Risk, weights: Mapping[int, float]) -> Effect:
     parts = [w * (_share(ours, i) - _share(theirs, i)) for i, w in weights.items()]
     influence = sum(parts[1:], parts[0])
     error = float(influence.std() / len(influence) ** 0.5)
-    return Effect(100 * value, 100 * error, "jackknife", unit=UNIT)
+    return Effect(100 * value, 100 * error, "influence", unit=UNIT)
 
 
 def _share(risk: Risk, i: int) -> Tensor:

@@ -122,5 +122,5 @@ def seen(
     parts = [f"{said} {', '.join(names)} at {at}" for (said, at), names in sorted(where.items())]
     return (
         "As measured, the lowest score of a local family (all but full; chosen on these images) is "
-        f"{'; '.join(parts)}. Lower and above mean beyond 2 standard errors of the difference."
+        f"{'; '.join(parts)}. Lower and above mean beyond the 95 % interval of the difference."
     )

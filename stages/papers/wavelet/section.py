@@ -107,7 +107,7 @@ def _words(of: Compared) -> str:
         "risk, and that of identity, mean and Wiener filter, is a closed form, exact for these "
         "images. The others are measured on one shared noise, ± one standard error over images, "
         "which are taken as independent. Differences are taken image by image on that noise; of a "
-        "family the highest degree stands for it; within noise is within 2 standard errors."
+        "family the highest degree stands for it; within noise is within the 95 % interval."
         f"{labelled}</p><p>{html.escape(_seen(of))}</p>"
     )
 

@@ -1,0 +1,383 @@
+"""What a set of samples scores against the training images, with what each sample contributes.
+
+Every error is that of one set of samples, the reference being fixed; labels in fixed shares are
+strata. Influence values and what the samples were made from are kept, so that an effect of two sets
+from the same noise has the error of their paired difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from stages.methods.fewest import FEWEST_SCORED
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from stages.artifacts.features import FeatureArrays, FeatureSet
+    from stages.artifacts.samples import Samples
+    from stages.methods.protocol import Influence, Protocol, Score
+    from stages.scoring.evaluate import EvaluateSettings
+
+GAP_SUBSETS = 5  # of training images that the gap to held-out ones is taken from
+
+BLOCK = 256  # samples compared at once with those of the reference
+
+MANIFOLDS = ("precision", "recall", "density", "coverage")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The first `count` samples of a set, as what a score says of them."""
+
+    samples: Samples
+    count: int
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(count,) as the samples were asked for; all 0 where classes were drawn, which then stand
+        in no fixed shares."""
+        import numpy as np
+
+        if self.samples.description.get("classes") == "random":
+            return np.zeros(self.count, np.int64)
+        return np.load(self.samples.path / "labels.npy")[: self.count]
+
+    def influence(self, psi: Tensor) -> Influence:
+        """psi (n,) of the first n samples, and what those were made from."""
+        from stages.methods.protocol import Influence
+
+        n = len(psi)
+        return Influence(
+            psi=psi.float().numpy(),
+            strata=self.labels[:n],
+            samples=self._made_from(n),
+            network=self.samples.description.get("network", ""),
+        )
+
+    def _made_from(self, n: int) -> str:
+        """Noise and labels of the first n samples; of samples made elsewhere the set itself."""
+        facts = self.samples.description
+        if "labels" not in facts:
+            return f"{n} of {self.samples.manifest.key}"
+        digest = hashlib.sha256(self.labels[:n].tobytes()).hexdigest()[:16]
+        return json.dumps([n, facts["seed"], list(self.samples.shape), digest])
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What every set is scored against, and the scores of real images.
+
+    floors: by metric. protocol: without the details that single metrics add.
+    """
+
+    train: FeatureSet
+    held_out: FeatureSet
+    protocol: Protocol
+    floors: Mapping[str, float]
+    settings: EvaluateSettings
+
+    def generator(self) -> torch.Generator:
+        import torch
+
+        return torch.Generator().manual_seed(self.settings.seed)
+
+    def score(
+        self,
+        metric: str,
+        value: float,
+        error: float | None,
+        influence: Influence | None = None,
+        caution: str = "",
+        details: str = "",
+        at_most: float | None = None,
+    ) -> Score:
+        """A score whose error is of its influence values, or else of blocks; None for no error."""
+        from stages.methods.protocol import Score
+
+        kind = "influence" if influence is not None else "jackknife"
+        return Score(
+            metric=metric,
+            value=value,
+            protocol=replace(self.protocol, details=details),
+            error=error,
+            error_kind=kind if error is not None else "none",
+            floor=self.floors.get(metric),
+            caution=caution,
+            at_most=at_most,
+            influence=influence,
+        )
+
+
+def judge_of(
+    train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings, in_shares: bool = True
+) -> Judge:
+    """The judge of an evaluation. in_shares: whether all sets have labels in fixed shares; others
+    are held against real images of random labels."""
+    from stages.methods.protocol import Protocol
+
+    facts = train.description
+    extractor, count = facts["extractor"], settings.num_samples
+    protocol = Protocol(
+        name=f"{facts['data']}-{extractor['name']}-{count}",
+        extractor=extractor["name"],
+        extractor_hash=extractor["weights_hash"],
+        resize=extractor["resize"],
+        # Other archives and folders have the same name.
+        reference=f"{facts['data']} training images {facts['data_digest']}",
+        num_reference=facts["num_images"],
+        num_samples=count,
+    )
+    floors = _floors(train.load(), held_out.load(), settings, in_shares)
+    return Judge(train, held_out, protocol, floors, settings)
+
+
+def _floors(
+    train: FeatureArrays, held_out: FeatureArrays, settings: EvaluateSettings, in_shares: bool
+) -> dict[str, float]:
+    """What real images score, at the same sizes where there are enough of them.
+
+    Fréchet distances scale to these sizes, with labels in the shares that samples have them in, so
+    that chance makes no more of them than it does for samples; precision, recall, density and
+    coverage take two halves of all real images at most; the Inception score and the memorisation
+    ratio the held-out images.
+    """
+    import torch
+
+    from stages.methods import quality
+    from stages.methods.frechet import real_floor
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    count, reference = settings.num_samples, len(train.features)
+    real = torch.cat([train.features, held_out.features])
+    repeats = 10 if real.shape[1] <= 512 else 3
+    floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
+    labels = _labels(train, held_out) if in_shares else None
+    floors["fid"] = real_floor(real, count, reference, repeats, generator, labels)
+    if _enough(held_out):
+        rest = len(held_out.features)
+        floors["fid_held_out"] = real_floor(real, count, rest, repeats, generator, labels)
+        floors["fid_gap"] = 0.0
+    if train.spatial is not None:
+        maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)
+        floors["sfid"] = real_floor(maps, count, reference, repeats, generator, labels)
+    half = min(count, len(real) // 2, quality.LARGEST_MATRIX)
+    if half > settings.neighbours + 2:
+        order = torch.randperm(len(real), generator=generator)
+        first, second = real[order[:half]], real[order[half : 2 * half]]
+        manifolds = quality.precision_recall(first, second, settings.neighbours, errors=False)
+        floors |= {name: getattr(manifolds, name).value for name in MANIFOLDS}
+    if held_out.logits is not None:
+        floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
+    if _has_neighbours(held_out):
+        floors["memorization_ratio"] = _memorised(held_out, settings).mean().item()
+    return floors
+
+
+def score_sets(
+    shard: Sequence[tuple[Samples, FeatureSet]], judge: Judge, reference: Samples | None
+) -> list[list[Score]]:
+    """The scores of every set of a shard."""
+    return [score_set(*pair, judge, reference) for pair in shard]
+
+
+def score_set(
+    samples: Samples, features: FeatureSet, judge: Judge, reference: Samples | None
+) -> list[Score]:
+    """All scores of one set of samples."""
+    scored = Scored(samples, judge.settings.num_samples)
+    arrays = features.load(scored.count)
+    scores = list(_feature_scores(arrays, judge.train.load(), scored, judge))
+    scores += _held_out(arrays, judge.train.load(), judge.held_out.load(), scored, judge)
+    scores += _memorization(arrays, scored, judge, features.description.get("nearest_among"))
+    if reference is not None:
+        scores += _trajectories(scored, reference, judge)
+    return scores
+
+
+def _feature_scores(
+    found: FeatureArrays, reference: FeatureArrays, scored: Scored, judge: Judge
+) -> Iterator[Score]:
+    """Scores from features (n, d) against the training images' (m, d)."""
+    import torch
+
+    from stages.methods import quality
+    from stages.methods.frechet import from_features
+
+    labels = torch.from_numpy(scored.labels)
+    given = {"generator": judge.generator(), "labels": labels, "labels2": reference.labels}
+    fd = from_features(found.features, reference.features, **given)
+    influence = scored.influence(fd.psi)
+    yield judge.score("fid", fd.distance, fd.standard_error, influence, fd.caution)
+    yield judge.score("fid_infinity", fd.infinity, fd.standard_error, influence, fd.caution)
+    if found.spatial is not None:
+        sfd = quality.spatial_frechet(
+            found.spatial, reference.spatial, generator=judge.generator(), labels=labels
+        )
+        influence = scored.influence(sfd.psi)
+        yield judge.score("sfid", sfd.distance, sfd.standard_error, influence, sfd.caution)
+    few = found.features[: quality.LARGEST_MATRIX]
+    many = _drawn(
+        reference.features, min(len(reference.features), quality.LARGEST_MATRIX), judge.generator()
+    )
+    kid = quality.kernel_distance(few, many, labels[: len(few)])
+    some = len(few) < len(found.features) or len(many) < len(reference.features)
+    details = f"{len(few)} against {len(many)}" if some else ""
+    influence = scored.influence(kid.psi)
+    yield judge.score("kid", kid.value, kid.standard_error, influence, details=details)
+    fewest = min(len(few), len(many))
+    k = judge.settings.neighbours
+    # Samples are in random order, with the noise of each; training images are in that of the data.
+    drawn = _drawn(reference.features, fewest, judge.generator())
+    manifolds = quality.precision_recall(few[:fewest], drawn, k, labels=labels[:fewest])
+    details = f"k={k}, {fewest} of each"
+    for name in MANIFOLDS:
+        one = getattr(manifolds, name)
+        influence = scored.influence(one.psi)
+        yield judge.score(name, one.value, one.standard_error, influence, details=details)
+    if found.logits is not None:
+        inception = quality.inception_score(found.logits, generator=judge.generator())
+        yield judge.score("inception_score", inception.value, inception.standard_error)
+
+
+def _enough(held_out: FeatureArrays) -> bool:
+    """Whether there are enough held-out images to take a distance to."""
+    return len(held_out.features) > max(FEWEST_SCORED, held_out.features.shape[1])
+
+
+def _labels(*sets: FeatureArrays) -> Tensor | None:
+    """The labels of real images together; None where some have none."""
+    import torch
+
+    labels = [one.labels for one in sets]
+    return None if any(of is None for of in labels) else torch.cat(labels).long()
+
+
+def _held_out(
+    found: FeatureArrays,
+    train: FeatureArrays,
+    held_out: FeatureArrays,
+    scored: Scored,
+    judge: Judge,
+) -> Iterator[Score]:
+    """FD to the held-out images, and by how much it is above that to as many training images with
+    the same labels: samples that are near their training images are farther from others.
+
+    The gap's error holds what the held-out images' choice adds, seen between the subsets. There is
+    no gap where one label has fewer than twice as many training images: subsets would overlap.
+    """
+    import numpy as np
+    import torch
+
+    from stages.methods import influence, strata
+    from stages.methods.frechet import distance_from_features
+
+    if not _enough(held_out):
+        return
+    labels, count = torch.from_numpy(scored.labels), len(held_out.features)
+    known = _labels(train, held_out) is not None
+    theirs, ours = (
+        one.labels.long().numpy() if known else np.zeros(len(one.features), np.int64)
+        for one in (held_out, train)
+    )
+    wanted, random = np.bincount(theirs), np.random.default_rng(judge.settings.seed)
+    value = distance_from_features(found.features, held_out.features)
+    psi = influence.frechet(found.features, held_out.features)
+    details = f"against {count} held-out images"
+    error = influence.standard_error(psi, labels)
+    yield judge.score("fid_held_out", value, error, scored.influence(psi), details=details)
+    if (np.bincount(ours, minlength=len(wanted))[: len(wanted)] < 2 * wanted).any():
+        return
+    near, beside = [], torch.zeros_like(psi)
+    for _ in range(GAP_SUBSETS):
+        part = train.features[strata.drawn(ours, wanted, random)]
+        near.append(distance_from_features(found.features, part))
+        beside += influence.frechet(found.features, part) / GAP_SUBSETS
+    gap = psi - beside
+    chance = np.std(near, ddof=1) * (1 + 1 / GAP_SUBSETS) ** 0.5
+    yield judge.score(
+        "fid_gap",
+        value - float(np.mean(near)),
+        float(np.hypot(influence.standard_error(gap, labels), chance)),
+        scored.influence(gap),
+        details=f"{details}, over {GAP_SUBSETS} sets of as many training images",
+    )
+
+
+def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows at random, or all rows as they are."""
+    import torch
+
+    if count == len(features):
+        return features
+    return features[torch.randperm(len(features), generator=generator)[:count]]
+
+
+def _has_neighbours(found: FeatureArrays) -> bool:
+    """Whether two training images are known for each image."""
+    return found.neighbour_distances is not None and found.neighbour_distances.shape[1] > 1
+
+
+def _memorised(found: FeatureArrays, settings: EvaluateSettings) -> Tensor:
+    """(n,) 1.0 where the nearest training image is much nearer than the second nearest."""
+    nearest, second = found.neighbour_distances[:, 0], found.neighbour_distances[:, 1]
+    return (nearest < settings.memorization_threshold * second).double()
+
+
+def _memorization(
+    found: FeatureArrays, scored: Scored, judge: Judge, among: int | None = None
+) -> Iterator[Score]:
+    """The share of copies among the images that the samples' model was trained on, or the first of
+    them."""
+    import torch
+
+    from stages.methods import influence, strata
+
+    if not _has_neighbours(found):
+        return
+    values = _memorised(found, judge.settings)
+    details = f"pixels, threshold {judge.settings.memorization_threshold:.4g}"
+    seen = scored.samples.description.get("num_training_images")
+    if among is not None:
+        seen = min(among, seen or judge.protocol.num_reference)
+    if seen not in (None, judge.protocol.num_reference):
+        details += f", among {seen} training images"
+    share = values.mean().item()
+    psi = influence.of_mean(values)
+    yield judge.score(
+        "memorization_ratio",
+        share,
+        influence.standard_error(psi, torch.from_numpy(scored.labels)),
+        scored.influence(psi),
+        details=details,
+        at_most=strata.at_most(len(values)) if share == 0 else None,
+    )
+
+
+def _trajectories(scored: Scored, reference: Samples, judge: Judge) -> Iterator[Score]:
+    """Root mean square distance per pixel to the reference's samples from the same noise."""
+    import torch
+
+    from stages.methods import influence
+
+    parts = []
+    for start in range(0, scored.count, BLOCK):
+        which = slice(start, min(start + BLOCK, scored.count))
+        difference = scored.samples.images(which).double() - reference.images(which).double()
+        parts.append(difference.square_().flatten(1).mean(1))
+    squares = torch.cat(parts)
+    psi = influence.of_root(squares)
+    error = influence.standard_error(psi, torch.from_numpy(scored.labels))
+    facts = reference.description
+    details = f"to {facts['solver']}, NFE {facts['nfe']}, grid {facts['grid']}"
+    if facts["correction"] != "none":
+        details += f", correction {facts['correction']}"
+    rms = squares.mean().sqrt().item()
+    yield judge.score("trajectory_rms", rms, error, scored.influence(psi), details=details)
