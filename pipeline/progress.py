@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
     "not run",
 )
 ENDED = (DONE, REUSED, FAILED, BLOCKED)
+ESTIMATE_SECONDS = 2e-4  # an estimate of the time left is of use, for each node
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class _Lines:
     def __init__(self, expected: Mapping[str, float | None], jobs: int, what: str) -> None:
         self.nodes = {name: NodeView(name, expected=s) for name, s in expected.items()}
         self.jobs, self.what, self.begun = jobs, what, time.monotonic()
+        self._ended = 0
+        self._left: float | None = None
+        self._estimated = -math.inf
 
     def update(self, name: str, **changes: Any) -> None:
         before = self.nodes[name]
@@ -86,18 +91,25 @@ class _Lines:
         if changes.get("state") in ENDED and before.begun:
             changes.setdefault("seconds", now - before.begun)
         self.nodes[name] = replace(before, **changes)
+        self._ended += (self.nodes[name].state in ENDED) - (before.state in ENDED)
         self.changed(before, self.nodes[name])
 
     def changed(self, before: NodeView, after: NodeView) -> None:
         raise AssertionError("a view says what to do with a change")
 
     def summary(self) -> str:
-        ended = sum(node.state in ENDED for node in self.nodes.values())
-        left = time_left(self.nodes, self.jobs, time.monotonic())
-        text = f"{ended}/{len(self.nodes)} {self.what}, {duration(time.monotonic() - self.begun)}"
-        if ended < len(self.nodes):
+        now = time.monotonic()
+        text = f"{self._ended}/{len(self.nodes)} {self.what}, {duration(now - self.begun)}"
+        if self._ended < len(self.nodes):
+            left = self._time_left(now)
             text += f", about {duration(left)} left" if left is not None else ""
         return text
+
+    def _time_left(self, now: float) -> float | None:
+        """`time_left`, of many nodes not anew for each that ends."""
+        if now - self._estimated > ESTIMATE_SECONDS * len(self.nodes):
+            self._left, self._estimated = time_left(self.nodes, self.jobs, now), now
+        return self._left
 
 
 class PlainView(_Lines):
