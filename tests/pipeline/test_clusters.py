@@ -172,7 +172,8 @@ def head(*options):
     """The address of a head of its own, whose machines are gone at the end."""
     place = f"127.0.0.1:{PORT}"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={PORT}", *options]
+    command += ["--node-ip-address=127.0.0.1", f"--port={PORT}", "--disable-usage-stats"]
+    command += options
     # Ray's sockets have short names.
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="r", ignore_cleanup_errors=True) as short:
         process = subprocess.Popen(
@@ -193,6 +194,13 @@ def head(*options):
                     one.kill()
 
 
+UNUSED = [
+    *("initialization_commands", "setup_commands", "cluster_synced_files"),
+    *("head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands"),
+]
+
+
 def a_cluster_grows_to_what_a_node_needs(store, marks):
     """Ray's autoscaler with its stand-in for machines; at first there is none that works."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_FAKE_CLUSTER": "1"}
@@ -205,6 +213,9 @@ def a_cluster_grows_to_what_a_node_needs(store, marks):
         **{"cluster_name": "grows", "max_workers": 1, "available_node_types": kinds},
         **{"head_node_type": "ray.head.default", "idle_timeout_minutes": 5},
         "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{PORT}"},
+        # It reads these, and has no use for them.
+        **{"auth": {}, "docker": {}, "file_mounts": {}, "upscaling_speed": 1.0},
+        **dict.fromkeys(UNUSED, []),
     }
     file = marks.with_suffix(".yaml")
     file.write_text(json.dumps(config))
