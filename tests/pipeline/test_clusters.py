@@ -215,7 +215,7 @@ def a_cluster_grows_to_what_a_node_needs(store, marks):
         "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{PORT}"},
         # It reads these, and has no use for them.
         **{"auth": {}, "docker": {}, "file_mounts": {}, "upscaling_speed": 1.0},
-        **dict.fromkeys(UNUSED, []),
+        **{name: [] for name in UNUSED},
     }
     file = marks.with_suffix(".yaml")
     file.write_text(json.dumps(config))
