@@ -23,7 +23,7 @@ from tests import serving
 WAIT_SECONDS = 300
 
 
-def measure(database, folder, writers, points, away_seconds):
+def measure(database, folder, writers, points, away_seconds, serving_processes=2):
     """Runs by name, each its status and how often each step of its curve is there; and the seconds
     from the server's return until all was sent.
 
@@ -37,7 +37,7 @@ def measure(database, folder, writers, points, away_seconds):
         trackers = [_tracker(uri, folder, f"run-{i}") for i in range(writers)]
         for step in range(points // 3):
             _write(trackers, step)
-        server = serving.mlflow(database, port, folder, workers=2)
+        server = serving.mlflow(database, port, folder, serving_processes)
         try:
             _until(lambda: check_uri(uri) is None)
             for step in range(points // 3, 2 * points // 3):
@@ -47,7 +47,7 @@ def measure(database, folder, writers, points, away_seconds):
             for step in range(2 * points // 3, points):
                 _write(trackers, step)
             time.sleep(away_seconds)
-            server = serving.mlflow(database, port, folder, workers=2)
+            server = serving.mlflow(database, port, folder, serving_processes)
             _until(lambda: check_uri(uri) is None)
             back = time.monotonic()
             for tracker in trackers:
