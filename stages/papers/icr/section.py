@@ -113,7 +113,7 @@ def _words(groups: Sequence[Group]) -> str:
         f"with {len(facts['view_seeds'])} seeds of views that all checkpoints share, and without "
         "sampling. The paper, which views the images trained on, finds: trained on few images, it "
         "falls and then rises again before samples become copies. The alarm is the step of its "
-        "minimum, confirmed when it has risen since by scan.alarm_errors standard errors, of the views or "
+        "minimum, confirmed when it has risen since by scan.alarm_errors errors, of the views or "
         "of the training's own jitter, and by half of what it fell; on a curve that only falls, at "
         f"the noise seen here, that happens in {rate} of runs. Beside it stands the denoising "
         "error on held-out images over that on training images. A standard "
