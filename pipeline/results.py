@@ -109,7 +109,7 @@ class Run:
         return f"Run({self.id}, {self.state})"
 
     def _repr_html_(self) -> str:
-        """The run in a notebook: what its nodes measured, and figures of it, those of scores first."""
+        """The run in a notebook: what its nodes measured, and figures, scores first."""
         rows = [(name, *measured(self[name].metrics)[:5]) for name in self]
         table = "".join(_row("td", row) for row in rows if len(row) > 1)
         title = f"{self.id}: {self.data['recipe']}/{self.data['preset']}, {self.state}"
