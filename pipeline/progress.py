@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
     "not run",
 )
 ENDED = (DONE, REUSED, FAILED, BLOCKED)
-ESTIMATE_SECONDS = 2e-4  # an estimate of the time left is of use, for each node
+SHOWN = 4  # running nodes in a plain line
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,6 @@ class _Lines:
     def __init__(self, expected: Mapping[str, float | None], jobs: int, what: str) -> None:
         self.nodes = {name: NodeView(name, expected=s) for name, s in expected.items()}
         self.jobs, self.what, self.begun = jobs, what, time.monotonic()
-        self._ended = 0
-        self._left: float | None = None
-        self._estimated = -math.inf
 
     def update(self, name: str, **changes: Any) -> None:
         before = self.nodes[name]
@@ -91,29 +87,23 @@ class _Lines:
         if changes.get("state") in ENDED and before.begun:
             changes.setdefault("seconds", now - before.begun)
         self.nodes[name] = replace(before, **changes)
-        self._ended += (self.nodes[name].state in ENDED) - (before.state in ENDED)
         self.changed(before, self.nodes[name])
 
     def changed(self, before: NodeView, after: NodeView) -> None:
         raise AssertionError("a view says what to do with a change")
 
     def summary(self) -> str:
-        now = time.monotonic()
-        text = f"{self._ended}/{len(self.nodes)} {self.what}, {duration(now - self.begun)}"
-        if self._ended < len(self.nodes):
-            left = self._time_left(now)
+        ended = sum(node.state in ENDED for node in self.nodes.values())
+        left = time_left(self.nodes, self.jobs, time.monotonic())
+        text = f"{ended}/{len(self.nodes)} {self.what}, {duration(time.monotonic() - self.begun)}"
+        if ended < len(self.nodes):
             text += f", about {duration(left)} left" if left is not None else ""
         return text
 
-    def _time_left(self, now: float) -> float | None:
-        """`time_left`, of many nodes not anew for each that ends."""
-        if now - self._estimated > ESTIMATE_SECONDS * len(self.nodes):
-            self._left, self._estimated = time_left(self.nodes, self.jobs, now), now
-        return self._left
-
 
 class PlainView(_Lines):
-    """A line for every change, for pipes and log files."""
+    """A line for every node that ended, and every few seconds one of what runs; for pipes and log
+    files."""
 
     def __init__(
         self,
@@ -123,20 +113,28 @@ class PlainView(_Lines):
         every: float = 10,
     ) -> None:
         super().__init__(expected, jobs, what)
-        self._every, self._said = every, dict.fromkeys(expected, 0.0)
+        self._every, self._said = every, self.begun
 
     def changed(self, before: NodeView, after: NodeView) -> None:
         now = time.monotonic()
         stamp = f"[{now - self.begun:6.1f} s]"
-        if after.state != before.state and after.state != QUEUED:
+        if after.state != before.state and after.state in ENDED:
             took = f" in {duration(after.seconds)}" if after.state == DONE else ""
-            note = f"  {after.note}" if after.note and after.state in ENDED else ""
-            tail = f"  ({self.summary()})" if after.state in ENDED else ""
-            print(f"{stamp} {after.name} {after.state}{took}{note}{tail}", flush=True)
-            self._said[after.name] = now
-        elif after.state == RUNNING and now - self._said[after.name] > self._every:
-            self._said[after.name] = now
-            print(f"{stamp} {after.name} {_how_far(after, now)}", flush=True)
+            note = f"  {after.note}" if after.note else ""
+            print(f"{stamp} {after.name} {after.state}{took}{note}", flush=True)
+        if now - self._said >= self._every:
+            self._said = now
+            print(f"{stamp} {self.summary()}; {self._going(now)}", flush=True)
+
+    def _going(self, now: float) -> str:
+        """What runs and how far it is, or what is waited for."""
+        running = [node for node in self.nodes.values() if node.state == RUNNING]
+        if not running:
+            waiting = [node.name for node in self.nodes.values() if node.state == WAITING]
+            return f"{waiting[0]} {WAITING}" if waiting else "nothing runs yet"
+        parts = [f"{node.name} {_how_far(node, now)}".rstrip() for node in running[:SHOWN]]
+        more = len(running) - SHOWN
+        return "runs: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
     def message(self, text: str) -> None:
         print(text, flush=True)
@@ -158,7 +156,8 @@ def _how_far(node: NodeView, now: float) -> str:
 
 
 class LiveView(_Lines):
-    """A table that redraws itself: what runs, and the last nodes that ended."""
+    """A table that redraws itself: a bar a phase, what runs, what is waited for, the time left;
+    nodes that ended scroll away above it."""
 
     def __init__(
         self, expected: Mapping[str, float | None], jobs: int, what: str = "nodes"
@@ -195,12 +194,25 @@ class LiveView(_Lines):
 
         now = time.monotonic()
         table = Table.grid(padding=(0, 1))
+        for phase, nodes in phases(self.nodes).items():
+            ended = sum(node.state in ENDED for node in nodes)
+            if ended < len(nodes) and any(node.state != QUEUED for node in nodes):
+                bar = ProgressBar(total=len(nodes), completed=ended, width=24)
+                table.add_row("", phase, bar, f"{ended}/{len(nodes)}")
         active = [n for n in self.nodes.values() if n.state in (RUNNING, WAITING)]
         for node in active[:12]:
             bar = ProgressBar(total=node.total or 1, completed=node.done, width=24)
             table.add_row("▸", node.name, bar, _plain(_how_far(node, now) or node.state))
         table.add_row("", self.summary(), "", "")
         return table
+
+
+def phases(nodes: Mapping[str, NodeView]) -> dict[str, list[NodeView]]:
+    """The nodes by what their names begin with (`train` of `train/sit`), in order."""
+    by_phase: dict[str, list[NodeView]] = {}
+    for name, node in nodes.items():
+        by_phase.setdefault(name.partition("/")[0], []).append(node)
+    return by_phase
 
 
 def _plain(text: str) -> str:
