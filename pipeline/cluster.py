@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipeline import worker
+from pipeline import cache, worker
 from pipeline.address import VARIABLE, check_alive, show_token, unanswered
 from pipeline.errors import UsageError
 from pipeline.rayfiles import ray_folder
@@ -91,7 +91,7 @@ def _join(address: str, code: Path) -> None:
             log_to_driver=False,
             logging_level="CRITICAL",
             namespace=NAMESPACE,
-            runtime_env=_shipped(code),
+            runtime_env=_shipped(code) | {"env_vars": cache.given()},
         )
     except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
         raise unanswered(address, _first_line(error)) from error

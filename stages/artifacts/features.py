@@ -42,10 +42,11 @@ class FeatureSet(DescribedArtifact):
         import numpy as np
         import torch
 
+        from stages.artifacts.storage import rows
+
         arrays = {}
         for name in ARRAYS:
-            file = self.path / f"{name}.npy"
-            if file.exists():
-                array = np.load(file, mmap_mode="r")[:count]
+            if f"{name}.npy" in self.manifest.files:
+                array = rows(self.path, f"{name}.npy", slice(count))
                 arrays[name] = torch.from_numpy(np.array(array))
         return FeatureArrays(**dict.fromkeys(ARRAYS) | arrays)

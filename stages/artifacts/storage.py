@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from pipeline.payload import Payload
 
 
 class Stored(Protocol):
@@ -42,14 +44,15 @@ def shard_file(part: str, index: int, suffix: str) -> str:
 class Mapped:
     """One .npy file (n, C, H, W), mapped when it is first read."""
 
-    file: Path
+    folder: Path | Payload
+    name: str
 
     @cached_property
     def array(self) -> np.ndarray:
-        return np.load(self.file, mmap_mode="r")
+        return np.load(self.folder / self.name, mmap_mode="r")
 
     def __reduce__(self):
-        return Mapped, (self.file,)
+        return Mapped, (self.folder, self.name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +70,7 @@ class Mapped:
 class _Shards:
     """folder, part: where the shards are. counts: how many images each holds, in their order."""
 
-    folder: Path
+    folder: Path | Payload
     part: str
     counts: tuple[int, ...]
 
@@ -105,10 +108,10 @@ class Packed(_Shards):
         offsets = np.load(self.folder / f"{self.part}_offsets.npy", mmap_mode="r")
         for shard, chosen in self._by_shard(places):
             start = int(offsets[self.starts[shard]])
-            with _opened(self.folder / shard_file(self.part, shard, ".bin")) as descriptor:
+            with _opened(self.folder, shard_file(self.part, shard, ".bin")) as read:
                 for i in chosen:
                     first, last = map(int, offsets[places[i] : places[i] + 2])
-                    data = _read(descriptor, last - first, first - start)
+                    data = read(last - first, first - start)
                     images[i] = unpacked(data, self.shape, f"image {places[i]} of {self.part}")
         return images
 
@@ -127,14 +130,16 @@ class Latents(_Shards):
         places = self._places(which)
         latents = np.empty((len(places), *self.shape), self.dtype)
         for shard, chosen in self._by_shard(places):
-            file = self.folder / shard_file(self.part, shard, ".npy")
-            dtype, begin = _header(file, self.shape)
-            size = dtype.itemsize * int(np.prod(self.shape))
+            file = shard_file(self.part, shard, ".npy")
             rows = places[chosen] - self.starts[shard]
             ends = np.flatnonzero(np.diff(rows, append=-2) != 1) + 1  # of runs of neighbours
-            with _opened(file) as descriptor:
+            with _opened(self.folder, file) as read:
+                found, dtype, begin = header(read)
+                if found[1:] != self.shape:
+                    raise ValueError(f"{file} of the data set has shape {found}, not {self.shape}")
+                size = dtype.itemsize * int(np.prod(self.shape))
                 for first, last in zip([0, *ends[:-1]], ends, strict=True):
-                    data = _read(descriptor, size * int(last - first), begin + size * rows[first])
+                    data = read(size * int(last - first), begin + size * int(rows[first]))
                     values = np.frombuffer(data, dtype).reshape(-1, *self.shape)
                     latents[chosen[first:last]] = values
         return latents
@@ -194,11 +199,19 @@ def unpacked(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
     return pixels
 
 
+Read = Callable[[int, int], bytes]
+"""`read(size, offset)` of a file."""
+
+
 @contextmanager
-def _opened(file: Path) -> Iterator[int]:
-    descriptor = os.open(file, os.O_RDONLY)
+def _opened(folder: Path | Payload, name: str) -> Iterator[Read]:
+    """A file that is read in parts; from a store without fetching all of it, if parts are few."""
+    if isinstance(folder, Payload) and not folder.has(name):
+        yield lambda size, offset: folder.part(name, offset, size)
+        return
+    descriptor = os.open(folder / name, os.O_RDONLY)
     try:
-        yield descriptor
+        yield lambda size, offset: _read(descriptor, size, offset)
     finally:
         os.close(descriptor)
 
@@ -214,11 +227,28 @@ def _read(descriptor: int, size: int, offset: int) -> bytes:
     return data
 
 
-def _header(file: Path, shape: tuple[int, ...]) -> tuple[np.dtype, int]:
-    """The type of an .npy file's values, and where they begin; ValueError for another shape."""
-    with file.open("rb") as stream:
-        np.lib.format.read_magic(stream)
-        found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        if found[1:] != shape or fortran:
-            raise ValueError(f"{file.name} of the data set has shape {found}, not (k, *{shape})")
-        return dtype, stream.tell()
+def header(read: Read) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type of an .npy file's values, and where they begin; ValueError for another
+    order than C's."""
+    size = int.from_bytes(read(2, 8), "little")
+    stream = io.BytesIO(read(10 + size, 0))
+    np.lib.format.read_magic(stream)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran:
+        raise ValueError("the array lies in Fortran's order")
+    return shape, dtype, stream.tell()
+
+
+def rows(folder: Path | Payload, name: str, which: slice = slice(None)) -> np.ndarray:
+    """Rows of an .npy file, mapped; neighbours in a store without fetching all of it."""
+    if not isinstance(folder, Payload) or folder.has(name) or which.step not in (None, 1):
+        return np.load(folder / name, mmap_mode="r")[which]
+    with _opened(folder, name) as read:
+        shape, dtype, begin = header(read)
+        start, stop, _ = which.indices(shape[0])
+        if start == 0 and stop == shape[0]:
+            return np.load(folder / name, mmap_mode="r")
+        size = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        count = max(0, stop - start)
+        data = read(size * count, begin + size * start)
+    return np.frombuffer(data, dtype).reshape(count, *shape[1:])
