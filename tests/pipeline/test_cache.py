@@ -1,4 +1,4 @@
-"""What of an object store comes to a machine: once, in parts where parts will do, within a bound."""
+"""What of an object store comes to a machine: once, in parts where these will do, in a bound."""
 
 import multiprocessing
 import os
