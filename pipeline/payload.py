@@ -20,6 +20,17 @@ PARTS = 32
 TRIES = 2
 
 
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes at `offset` of a file; OSError where it ends before."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:  # a call gives 2 GiB at most
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            raise OSError(f"a file of a payload ends before byte {offset + size}")
+        data += more
+    return data
+
+
 class Payload:
     """The folder of a payload on this machine, of which files are fetched when they are read.
 
@@ -97,13 +108,7 @@ class Payload:
             if self._parts[full] * PARTS < total or not cache.make_room(total):
                 return self._asked(full, start, size)
         with self._fetched(full).open("rb") as stream:
-            data = os.pread(stream.fileno(), size, start)
-            while len(data) < size:  # a call gives 2 GiB at most
-                more = os.pread(stream.fileno(), size - len(data), start + len(data))
-                if not more:
-                    raise self._damaged(full, f"ends before byte {start + size}")
-                data += more
-        return data
+            return read_at(stream.fileno(), size, start)
 
     def _asked(self, name: str, start: int, size: int) -> bytes:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.parts import rows
 from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ class FeatureSet(DescribedArtifact):
         """The arrays of the first `count` images."""
         import numpy as np
         import torch
-
-        from stages.artifacts.storage import rows
 
         arrays = {}
         for name in ARRAYS:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.parts import rows
 from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ class Samples(DescribedArtifact):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
-        from stages.artifacts.storage import rows
-
         return tuple(rows(self.path, "samples.npy", slice(0)).shape[1:])
 
     def stored(self) -> np.ndarray:
@@ -58,16 +57,12 @@ class Samples(DescribedArtifact):
     @property
     def is_rounded(self) -> bool:
         """Whether they are stored as 8 bits."""
-        from stages.artifacts.storage import rows
-
         return rows(self.path, "samples.npy", slice(0)).dtype.kind == "u"
 
     def images(self, which: slice = slice(None)) -> Tensor:
         """(n, C, H, W) float32 images; reads no more of the file than `which` asks for."""
         import numpy as np
         import torch
-
-        from stages.artifacts.storage import rows
 
         stored = rows(self.path, "samples.npy", which)
         images = torch.from_numpy(np.array(stored, np.float32))

@@ -8,9 +8,7 @@ array: all can be pickled, forked, and read from several threads.
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pipeline.parts import header, opened
 from pipeline.payload import Payload
 
 
@@ -108,7 +107,7 @@ class Packed(_Shards):
         offsets = np.load(self.folder / f"{self.part}_offsets.npy", mmap_mode="r")
         for shard, chosen in self._by_shard(places):
             start = int(offsets[self.starts[shard]])
-            with _opened(self.folder, shard_file(self.part, shard, ".bin")) as read:
+            with opened(self.folder, shard_file(self.part, shard, ".bin")) as read:
                 for i in chosen:
                     first, last = map(int, offsets[places[i] : places[i] + 2])
                     data = read(last - first, first - start)
@@ -133,7 +132,7 @@ class Latents(_Shards):
             file = shard_file(self.part, shard, ".npy")
             rows = places[chosen] - self.starts[shard]
             ends = np.flatnonzero(np.diff(rows, append=-2) != 1) + 1  # of runs of neighbours
-            with _opened(self.folder, file) as read:
+            with opened(self.folder, file) as read:
                 found, dtype, begin = header(read)
                 if found[1:] != self.shape:
                     raise ValueError(f"{file} of the data set has shape {found}, not {self.shape}")
@@ -197,58 +196,3 @@ def unpacked(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
     if pixels.shape != shape:
         raise ValueError(f"{name} of the data set has shape {pixels.shape} instead of {shape}")
     return pixels
-
-
-Read = Callable[[int, int], bytes]
-"""`read(size, offset)` of a file."""
-
-
-@contextmanager
-def _opened(folder: Path | Payload, name: str) -> Iterator[Read]:
-    """A file that is read in parts; from a store without fetching all of it, if parts are few."""
-    if isinstance(folder, Payload) and not folder.has(name):
-        yield lambda size, offset: folder.part(name, offset, size)
-        return
-    descriptor = os.open(folder / name, os.O_RDONLY)
-    try:
-        yield lambda size, offset: _read(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
-
-
-def _read(descriptor: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`; OSError where the file ends before."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size:  # a call gives 2 GiB at most
-        more = os.pread(descriptor, size - len(data), offset + len(data))
-        if not more:
-            raise OSError(f"a file of the data set ends before byte {offset + size}")
-        data += more
-    return data
-
-
-def header(read: Read) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape and type of an .npy file's values, and where they begin; ValueError for another
-    order than C's."""
-    size = int.from_bytes(read(2, 8), "little")
-    stream = io.BytesIO(read(10 + size, 0))
-    np.lib.format.read_magic(stream)
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran:
-        raise ValueError("the array lies in Fortran's order")
-    return shape, dtype, stream.tell()
-
-
-def rows(folder: Path | Payload, name: str, which: slice = slice(None)) -> np.ndarray:
-    """Rows of an .npy file, mapped; neighbours in a store without fetching all of it."""
-    if not isinstance(folder, Payload) or folder.has(name) or which.step not in (None, 1):
-        return np.load(folder / name, mmap_mode="r")[which]
-    with _opened(folder, name) as read:
-        shape, dtype, begin = header(read)
-        start, stop, _ = which.indices(shape[0])
-        if start == 0 and stop == shape[0]:
-            return np.load(folder / name, mmap_mode="r")
-        size = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        count = max(0, stop - start)
-        data = read(size * count, begin + size * start)
-    return np.frombuffer(data, dtype).reshape(count, *shape[1:])

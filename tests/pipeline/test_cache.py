@@ -13,9 +13,9 @@ import pytest
 from pipeline import cache, checks, doctor
 from pipeline.artifact import Artifact, Manifest
 from pipeline.errors import DamagedArtifactError, StoreFullError, UsageError
+from pipeline.parts import rows
 from pipeline.payload import Payload
 from pipeline.store import Store
-from stages.artifacts.storage import rows
 from tests import s3
 from tests.pipeline.test_store import KEY
 
