@@ -11,6 +11,7 @@ import contextlib
 import copy
 import errno
 import hashlib
+import re
 import secrets
 import shutil
 import time
@@ -27,6 +28,16 @@ from pipeline.patience import PATIENCE_SECONDS, patiently
 PROTOCOLS = ("s3", "gs", "gcs", "memory")
 # Of names that a server may list together, but not a disk.
 _NO_FILE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+# What `excludes` creates for a moment, with the time of it.
+PROBES = "locks/.probe-"
+PROBE_NAME = re.compile(re.escape(PROBES) + r"(\d{20})-[0-9a-f]{16}")
+PROBE_SECONDS = 3600.0
+
+
+def _is_left(name: str) -> bool:
+    """Whether a name is of a probe that is older than any command takes for one."""
+    known = PROBE_NAME.fullmatch(name)
+    return known is not None and time.time() - int(known[1]) / 1e9 > PROBE_SECONDS
 
 
 BLOCK_BYTES = 2**23  # in memory at once
@@ -113,7 +124,7 @@ class ObjectLocation:
 
     def excludes(self) -> bool:
         """Whether the server refuses to create a name that exists: then machines have locks."""
-        probe = f"locks/probe-{secrets.token_hex(8)}"
+        probe = f"{PROBES}{time.time_ns():020d}-{secrets.token_hex(8)}"
         try:
             return self.create(probe, b"1") and not self.create(probe, b"2")
         finally:
@@ -265,8 +276,13 @@ class ObjectLocation:
         return sum(info["size"] for info in found.values())
 
     def leftovers(self) -> list[str]:
-        """None: an object is whole or absent."""
-        return []
+        """Probes of commands that were killed; else an object is whole or absent."""
+        try:
+            paths = self._do(self.fs.ls, self._at("locks"), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (path.removeprefix(f"{self.root}/") for path in paths)
+        return sorted(name for name in names if _is_left(name))
 
 
 def location_of(uri: str) -> LocalLocation | ObjectLocation:
