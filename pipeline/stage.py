@@ -193,6 +193,9 @@ class Work(Protocol):
     def pull(self) -> None:
         """Bring to `path` what other machines have made safe since."""
 
+    def clear(self) -> None:
+        """Forget all of it, everywhere."""
+
     def tell(self, name: str, text: str) -> None:
         """Leave a word for the node's processes on all machines."""
 

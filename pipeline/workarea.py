@@ -4,6 +4,7 @@ store: a node may begin on one machine and go on with its state on another."""
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ class WorkArea:
                 _, version = self._location.version(f"{self._name}/{relative}")
                 known[relative] = [version, *mark]
                 self._write_known(known)
+
+    def clear(self) -> None:
+        """Forget all of it, here and in the store."""
+        self._location.remove(self._name)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _known(self) -> dict[str, list[Any]]:
         """By file: its version in the store, and size and time of change of what is the same."""
