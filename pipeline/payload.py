@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import Counter
@@ -139,9 +140,8 @@ class Payload:
         """Bring a file here under its lock, whole or not at all: others wait, and find it."""
         if self._is_whole(name, path):
             return
-        lock = (
-            self._location.cache / "locks" / f"fetch-{self._name}-{name}".replace("/", "-")[-200:]
-        )
+        which = hashlib.sha256(f"{self._name}/{name}".encode()).hexdigest()[:24]
+        lock = self._location.cache / "locks" / f"fetch-{which}"
         with lock_file(lock, math.inf):
             if not self._is_whole(name, path):
                 self._bring(name, path)

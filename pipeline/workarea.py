@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cache
+from pipeline.errors import DamagedArtifactError
 from pipeline.locations import LocalLocation, files_below
-from pipeline.objects import ObjectLocation, location_of
+from pipeline.objects import ObjectLocation, is_no_name, location_of
 
 STORED = ".stored.json"  # what of the area is in the store, and as which version
 
@@ -59,17 +60,28 @@ class WorkArea:
     def _pull(self) -> None:
         known = self._known()
         for relative, (size, version) in self._location.versions(self._name).items():
-            path = self._folder / relative
-            # Where nobody else has stored it since, what is here is the newer one.
-            if path.is_file() and known.get(relative, [""])[0] == version:
-                continue
-            cache.make_room(size)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.tmp")
-            self._location.download(f"{self._name}/{relative}", part)
-            part.replace(path)
-            known[relative] = [version, *_mark(path)]
-            self._write_known(known)
+            try:
+                self._bring(relative, size, version, known)
+            except OSError as error:
+                if not is_no_name(error):
+                    raise
+                raise DamagedArtifactError(
+                    f"{self._name} has a file {relative[:100]!r}, which no disk can have beside "
+                    f"the others ({error.strerror})"
+                ) from error
+
+    def _bring(self, relative: str, size: int, version: str, known: dict[str, list[Any]]) -> None:
+        path = self._folder / relative
+        # Where nobody else has stored it since, what is here is the newer one.
+        if version and path.is_file() and known.get(relative, [""])[0] == version:
+            return
+        cache.make_room(size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.tmp")
+        self._location.download(f"{self._name}/{relative}", part)
+        part.replace(path)
+        known[relative] = [version, *_mark(path)]
+        self._write_known(known)
 
     def push(self) -> None:
         """Make what is in `path` safe against the loss of this machine: store what is new."""
