@@ -1,7 +1,9 @@
 """Two machines and a third that drives them, each with a cache of its own, a store on S3 between.
 
 `python -m tests.machines FOLDER [RECIPE OVERRIDE...]` runs a recipe so, at smoke size and with two
-workers a training, and once more on a local disk; it says whether the payloads are the same.
+workers a training, and once more on a local disk; it says whether the payloads are the same. With
+`--trouble` a machine is lost while a network trains, and one while samples are drawn, each replaced
+by a fresh one, and the server is away for 20 s.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.results import latest
+from pipeline.store import Store
 from tests import s3
 
 CPUS = 2  # of each machine
@@ -47,6 +52,32 @@ def start(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     )
 
 
+def trouble(cluster: Any, lent: list[Any], folder: Path, store: Store, way: s3.Way) -> None:
+    """Lose the first machine once a training has saved, the server and the other while sampling."""
+
+    def replaced(name: str) -> None:
+        cluster.remove_node(lent.pop(0), allow_graceful=False)
+        lent.append(add(cluster, folder / name))
+        print(f"trouble: a machine is lost, {name} comes", flush=True)
+
+    def states() -> list[str]:
+        return [n for n in store.location.versions("work/train") if "/state-" in n]
+
+    _wait_for(lambda: states())
+    replaced("three")
+    _wait_for(lambda: store.location.children("artifacts/sample"))
+    way.cut()
+    print("trouble: the server is away", flush=True)
+    time.sleep(20)
+    way.mend()
+    replaced("four")
+
+
+def _wait_for(happened: Callable[[], Any]) -> None:
+    while not happened():
+        time.sleep(0.2)
+
+
 def payloads(store: str) -> dict[str, str]:
     """The digest of what each node of the newest run holds."""
     run = latest(store=store)
@@ -65,10 +96,13 @@ def arrays(files: Sequence[str]) -> list[str]:
     return [file for file in files if file.endswith((".npy", ".npz", ".bin", ".safetensors"))]
 
 
-def main(folder: Path, recipe: str, overrides: Sequence[str]) -> int:
+def main(folder: Path, recipe: str, overrides: Sequence[str], troubled: bool) -> int:
     command = [recipe, *RUN, *overrides]
-    with s3.server() as server, machines(folder) as (cluster, _):
+    with s3.server() as server, machines(folder) as (cluster, lent):
         uri = server.uri()
+        if troubled:
+            told = cluster, lent, folder, Store(uri), server.way
+            threading.Thread(target=trouble, args=told, daemon=True).start()
         code = start(folder, [*command, "--store", uri, "--address", cluster.address]).wait()
         if code:
             return code
@@ -77,12 +111,14 @@ def main(folder: Path, recipe: str, overrides: Sequence[str]) -> int:
     if code := start(folder, [*command, "--store", here]).wait():
         return code
     other = {name for name, digest in payloads(here).items() if ours.get(name) != digest}
-    for name in ("driver", "one", "two"):
-        files = cached(folder / name)
-        print(f"cache of {name}: {len(files)} files, {len(arrays(files))} of them arrays")
+    for place in sorted(folder.iterdir()):
+        files = cached(place)
+        print(f"cache of {place.name}: {len(files)} files, {len(arrays(files))} of them arrays")
     print(f"{len(ours)} nodes, of which {len(other)} differ: {sorted(other)}")
     return bool(other or arrays(cached(folder / "driver")))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).absolute(), (sys.argv[2:] or ["full"])[0], sys.argv[3:]))
+    words = [word for word in sys.argv[1:] if word != "--trouble"]
+    place, recipe, *overrides = [*words, "full"][: max(2, len(words))]
+    sys.exit(main(Path(place).absolute(), recipe, overrides, "--trouble" in sys.argv))
