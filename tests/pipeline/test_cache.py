@@ -131,6 +131,9 @@ def test_every_byte_is_hashed_once_and_again_where_a_file_has_changed(tmp_path, 
     monkeypatch.setattr(checks, "sha256", lambda file: hashed.append(file.name) or real(file))
     store = Store(tmp_path / "store")
     put(store, {"large.bin": bytes(2 * MIB), "small.bin": b"1"})
+    store.open("blob", KEY)
+    assert "large.bin" not in hashed, "it was as it was written"
+    (store.local / f"artifacts/blob/{KEY}/large.bin").touch()
     for _ in range(3):
         store.open("blob", KEY)
     assert hashed.count("large.bin") == 1
