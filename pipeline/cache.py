@@ -38,7 +38,8 @@ def choose(folder: str | None, gib: str | None) -> None:
     if gib:
         _given[BOUND] = gib
     os.environ.update(_given)
-    bound()
+    if os.environ.get(BOUND):
+        bound()
 
 
 def given() -> dict[str, str]:

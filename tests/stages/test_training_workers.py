@@ -150,8 +150,8 @@ def elsewhere(uri, folder) -> Elsewhere:
 def test_a_training_goes_on_on_other_machines(tmp_path, few, server, monkeypatch):
     """No process sees another's folder, nor what an earlier attempt had on its machines: what was
     saved comes through the store, and the first worker tells it to the other."""
-    uri, made = server.uri(), {}
-    for attempt, settings in (("one", TINY.revised(steps=10)), ("two", TINY)):
+    uri, made, short = server.uri(), {}, TINY.revised(steps=10, checkpoint_steps=(7,))
+    for attempt, settings in (("one", short), ("two", TINY)):
         monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / attempt))
         at = context(tmp_path / attempt, settings.revised(num_workers=2), data=few)
         at.work = elsewhere(uri, str(tmp_path / attempt / "caches"))
