@@ -117,7 +117,7 @@ def test_weights_levels_and_what_is_told_end_where_no_change_helps():
         return (end - of.states[-1]).square().mean().sqrt().item()
 
     least = error()
-    assert least == pytest.approx(made.rms, rel=1e-9)
+    assert least == pytest.approx(made.rms, rel=1e-5)
     for sign in (0.9, 1.1):
         for k in (1, 2):
             scale = torch.ones(4, dtype=torch.float64)

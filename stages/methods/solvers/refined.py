@@ -95,7 +95,10 @@ def refined(
     while counted.calls < evaluations and least > 0:
         missing = chosen(way.end - end, coordinates).flatten()
         columns = torch.stack(
-            [chosen(d, coordinates).flatten() for d in _derivatives(counted, steps, way)]
+            [
+                chosen(d, coordinates).flatten()
+                for d in _derivatives(counted, steps, way, coordinates)
+            ]
         )
         products, slope = (columns @ columns.T).cpu(), (columns @ missing).cpu()
         before = least
@@ -124,7 +127,9 @@ class Counted:
         return self.denoiser(y, s)
 
 
-def _derivatives(denoiser: Denoiser, steps: Steps, way: Passed) -> Iterator[Tensor]:
+def _derivatives(
+    denoiser: Denoiser, steps: Steps, way: Passed, coordinates: Coordinates
+) -> Iterator[Tensor]:
     """Of the end by every weight, step by step, and by ln of every inner level and of what is told
     there."""
     last = len(steps.told) - 1
@@ -134,7 +139,7 @@ def _derivatives(denoiser: Denoiser, steps: Steps, way: Passed) -> Iterator[Tens
                 yield output
                 continue
             # A change that moves the next state by a share of its level, or of the data.
-            size = output.double().square().mean().sqrt().clamp_min(1e-6).item()
+            size = max(1e-6, root_mean_square(output, coordinates))
             change = CHANGE * min(1.0, max(0.05, steps.levels[k + 1])) / size
             states = (*way.states[: k + 1], way.states[k + 1] + change * output)
             further = passed(denoiser, steps, Passed(states, way.outputs), k + 1)

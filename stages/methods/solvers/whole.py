@@ -146,8 +146,15 @@ def fit_whole(
 
 
 def _solver(steps: Steps, memory: int, rms: float) -> WholeMultistep:
-    levels, told = (torch.tensor(of, dtype=torch.float64) for of in (steps.levels, steps.told))
-    rows = [(*weights, *[0.0] * (memory - len(weights))) for weights in steps.weights]
+    """To nine digits, without the last bits in which libraries differ from call to call."""
+
+    def rounded(numbers: Sequence[float]) -> list[float]:
+        return [float(f"{number:.9g}") for number in numbers]
+
+    top = steps.levels[0]
+    levels = torch.tensor([top, *rounded(steps.levels[1:])], dtype=torch.float64)
+    told = torch.tensor([top, *rounded(steps.told[1:])], dtype=torch.float64)
+    rows = [(*rounded(of), *[0.0] * (memory - len(of))) for of in steps.weights]
     coefficients = torch.tensor(rows, dtype=torch.float64)
     return WholeMultistep(levels, coefficients, told=told, rms=rms)
 
@@ -188,7 +195,8 @@ def _starts(num_levels: int, s_max: float, generator: torch.Generator | None) ->
     top = float(time_from_level(s_max))
     usual = [grids.uniform_t(num_levels, top)]
     usual += [grids.edm(num_levels, s_max, s_min, rho) for rho, s_min in STARTS if s_min < s_max]
-    starts = [grid.tolist() for grid in usual[: 1 if num_levels == 1 else None]]
+    inner = [grid[1:-1].tolist() for grid in usual[: 1 if num_levels == 1 else None]]
+    starts = [[s_max, *of, 0.0] for of in inner]
     if generator is None or num_levels == 1:
         return starts
     low, high = math.log(min(SMALLEST, s_max / 2)), math.log(s_max)
