@@ -91,27 +91,32 @@ def refined(
     """
     counted = Counted(denoiser)
     way = passed(counted, steps, Passed((start,), ()))
-    least, damping = root_mean_square(way.end - end, coordinates), DAMPING
-    while counted.calls < evaluations and least > 0:
-        missing = chosen(way.end - end, coordinates).flatten()
-        columns = torch.stack(
-            [
-                chosen(d, coordinates).flatten()
-                for d in _derivatives(counted, steps, way, coordinates)
-            ]
-        )
-        products, slope = (columns @ columns.T).cpu(), (columns @ missing).cpu()
-        before = least
-        for _ in range(TRIALS):
-            moved = _moved(steps, products, slope, damping)
+    missing = chosen(way.end - end, coordinates).flatten()
+    num_weights = sum(map(len, steps.weights))
+    damping, columns, fresh = DAMPING, None, False
+    while counted.calls < evaluations and missing.any():
+        if columns is None:
+            derived = _derivatives(counted, steps, way, coordinates)
+            columns = torch.stack([chosen(d, coordinates).flatten() for d in derived])
+            fresh = True
+        products, slope, before = columns @ columns.T, columns @ missing, missing.norm().item()
+        for _ in range(TRIALS if fresh else 1):
+            move = _damped(products, slope, damping)
+            move[num_weights:].clamp_(-FARTHEST, FARTHEST)
+            moved = _moved(steps, move)
             if moved.descend:
                 tried = passed(counted, moved, Passed((start,), ()))
-                if (found := root_mean_square(tried.end - end, coordinates)) < least:
-                    steps, way, least, damping = moved, tried, found, damping * LOOSER
+                left = chosen(tried.end - end, coordinates).flatten()
+                if left.norm().item() < before:
+                    columns = _broyden(columns, products.diagonal(), move, left - missing)
+                    steps, way, missing, damping = moved, tried, left, damping * LOOSER
                     break
             damping *= TIGHTER
-        if least > (1 - ENOUGH) * before:
-            break
+        if missing.norm().item() > (1 - ENOUGH) * before:
+            if fresh:
+                break
+            columns = None
+        fresh = False
     return steps
 
 
@@ -153,14 +158,26 @@ def _derivatives(
             yield (further.end - way.end) / change
 
 
-def _moved(steps: Steps, products: Tensor, slope: Tensor, damping: float) -> Steps:
-    """The steps after a damped move of least squares."""
+def _damped(products: Tensor, slope: Tensor, damping: float) -> Tensor:
+    """The damped move of least squares (P,)."""
     diagonal = products.diagonal()
     damped = products + damping * torch.diag(diagonal + 1e-12 * diagonal.max())
-    moves = iter(torch.linalg.lstsq(damped, -slope[:, None]).solution[:, 0].tolist())
+    return torch.linalg.lstsq(damped.cpu(), -slope[:, None].cpu()).solution[:, 0]
+
+
+def _broyden(columns: Tensor, squares: Tensor, move: Tensor, change: Tensor) -> Tensor:
+    """Derivatives (P, M) that tell what a move changed, otherwise as near to the old as can be
+    (Broyden 1965), in units in which all of them are of one size."""
+    move = move.to(columns)
+    scaled = squares * move
+    return columns + torch.outer(scaled / (scaled @ move), change - move @ columns)
+
+
+def _moved(steps: Steps, move: Tensor) -> Steps:
+    moves = iter(move.tolist())
     weights = tuple(tuple(w + next(moves) for w in of_step) for of_step in steps.weights)
     levels, told = list(steps.levels), list(steps.told)
     for k in range(1, len(told)):
         for values in (levels, told):
-            values[k] *= math.exp(min(FARTHEST, max(-FARTHEST, next(moves))))
+            values[k] *= math.exp(next(moves))
     return Steps(tuple(levels), tuple(told), weights)
