@@ -194,7 +194,7 @@ def _gammas(schedules: Sequence[Any], samples: Iterator[Any]) -> list[Gammas]:
     gammas = []
     for schedule in schedules:
         facts = schedule.description
-        if facts["solver"] not in names.FITTED_SOLVERS:
+        if schedule.load().ndim == 1:
             where = (facts["solver"], schedule.name, facts["grid"], facts["nfe"])
             clip = facts.get("clip")  # schedules of earlier runs do not say it
             values, t = tuple(facts["values"]), _times(facts["levels"][:-1])
