@@ -128,10 +128,10 @@ class Solved:
         options, solving = self.bench.stein, self.solving(solver, nfe)
         own_levels = table.SOLVERS[solver].own_levels
         fitted = solver in table.FITTED_SOLVERS and not own_levels
-        if fitted or (options.target == "trajectory" and not own_levels):
+        if fitted or options.target == "trajectory":
             settings = settings_of(CalibrationSettings, solving, **options.on_trajectories())
         else:
-            settings = settings_of(CalibrationSettings, options, solving, target="matched")
+            settings = settings_of(CalibrationSettings, options, solving)
         inputs = {"model": self.model} | spectrum_input(settings.grid)
         if settings.target == "matched":
             inputs |= self.clean(settings)
@@ -243,8 +243,11 @@ def compared_nodes(bench: Bench) -> list[Node]:
     curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]
     for solver in dict.fromkeys((*options.fitted, *options.more_fitted)):
         nodes += made.fits(solver, options.nfes)
-        fitted = [c for c in (PLAIN, CALIBRATED) if not corrections.refusal(c, solver)]
-        curves += [(solver, c) for c in fitted if c == PLAIN or c in options.corrections]
+        curves.append((solver, PLAIN))
+        # Gammas around weights come from clean images, which no other target has.
+        around = options.target == "matched" and CALIBRATED in options.corrections
+        if around and not corrections.refusal(CALIBRATED, solver):
+            curves.append((solver, CALIBRATED))
     curves = list(dict.fromkeys(curves))
     for solver, correction in curves:
         if "schedule" in table.CORRECTIONS[correction].inputs:
