@@ -266,7 +266,7 @@ def trained_on_digits(steps: int = 1600) -> torch.nn.Module:
         for group in optimizer.param_groups:
             group["lr"] = 5e-3 * min(1.0, (step + 1) / 20)
         which = torch.randint(len(images), (64,), generator=order)
-        batch = Batch(images[which], Draws(0, torch.arange(64), step), labels[which])
+        batch = Batch(images[which], labels[which], Draws(0, torch.arange(64), step))
         optimizer.zero_grad()
         loss(network, batch).total.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
