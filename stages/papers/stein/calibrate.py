@@ -133,7 +133,7 @@ def run(context: Context) -> Result:
             around.check(settings, around.levels, identity)
             levels = around.levels
         find = _matched if settings.target == "matched" else _on_trajectories
-        values, network_seconds = find(context, levels)
+        values, network_seconds, gains = find(context, levels)
     facts = {
         name: getattr(settings, name)
         for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")
@@ -146,6 +146,7 @@ def run(context: Context) -> Result:
         "training_step": step,
         "method": model.description["method"],
         "clip": _clip(settings),
+        **gains,
     }
     Schedule.describe(context.path, facts)
     context.log(f"{settings.solver}, {settings.nfe} evaluations: {_words(values)}")
@@ -177,9 +178,12 @@ def _words(values: Tensor) -> str:
     return "gamma " + " ".join(f"{gamma:.3f}" for gamma in values.tolist())
 
 
-def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str, object]]:
     """gammas (num_steps,) from clean images, the work parted into shards of whole blocks of them,
-    and what the network took."""
+    what the network took, and what gammas gain for either target."""
+    import torch
+
+    from stages.methods.rectified import rectified
     from stages.methods.stein import gammas_from_products
 
     settings: CalibrationSettings = context.settings
@@ -196,9 +200,15 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     solver = settings.solver if around is None else around.solver()
     taught = (teacher, context.inputs.get("pixels"))
     parts = context.map(products, items, model, settings, levels, clean, solver, *taught)
-    total = sum(block for blocks, _ in parts for block in blocks)
-    gammas = gammas_from_products(total, levels, solver, clip=settings.clip)
-    return gammas, sum(seconds for _, seconds in parts)
+    blocks = torch.stack([block for blocks, _ in parts for block in blocks])
+    sizes = shards.blocks(settings.num_images, settings.block_size)
+    counts = torch.tensor([last - first for first, last in sizes], dtype=torch.float64)
+    gammas = gammas_from_products(blocks.sum(0), levels, solver, clip=settings.clip)
+    gains = {
+        target: rectified(blocks, counts, levels, target).rows()
+        for target in ("matched", "literal")
+    }
+    return gammas, sum(seconds for _, seconds in parts), {"gains": gains}
 
 
 def _teacher(context: Context, token_width: int) -> Teacher | None:
@@ -245,7 +255,7 @@ def products(
     teacher: Teacher | None = None,
     pixels: Data | None = None,
 ) -> tuple[list[Tensor], float]:
-    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 2) float64,
+    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 3) float64,
     and what the network took. Shards of any size so give the same sum, to the last bit.
 
     teacher: has the clean class tokens, where the model carries one beside the image. pixels: as
@@ -290,7 +300,7 @@ def _images(clean: Data | Samples, which: Tensor) -> tuple[Tensor, Tensor]:
     return (source.images if isinstance(clean, Samples) else source)[which], source.labels[which]
 
 
-def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str, object]]:
     """gammas, or weights (num_steps, outputs), nearest to the model's own fine solution, and what
     the network took."""
     import torch
@@ -310,7 +320,7 @@ def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     else:
         more = {"substeps": settings.substeps, "coordinates": problem.coordinates}
         coefficients = fit_gammas(denoiser, state, levels, settings.solver, **more)
-    return coefficients, problem.network_seconds
+    return coefficients, problem.network_seconds, {}
 
 
 def _needs(settings: CalibrationSettings) -> list[str]:
