@@ -35,6 +35,11 @@ class Rectified:
     predicted: Tensor
     measured: Tensor | None
 
+    @property
+    def share(self) -> float:
+        """Of the error of all steps together that their gammas take away."""
+        return 1 - (self.predicted.sum() / self.plain.sum()).item()
+
     def rows(self) -> dict[str, list[float]]:
         """As plain data."""
         columns = {"rho": self.rho, "plain": self.plain, "predicted": self.predicted}

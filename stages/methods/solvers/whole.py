@@ -132,13 +132,13 @@ def fit_whole(
                 f"levels are {len(grid) - 1} from {grid[0].item():.6g}; give num_levels="
                 f"{num_levels} from s_max={s_max:.6g}"
             )
-        steps, rms = _by_step(denoiser, of, grid.tolist(), memory, coordinates)
-        return _solver(steps, memory, rms)
-    starts = _starts(num_levels, s_max, generator)[:tries]
-    fits = [_by_step(denoiser, of, grid, memory, coordinates) for grid in starts]
-    steps, _ = min(fits, key=lambda fit: fit[1])
-    left = num_levels * (tries - len(starts))
+        reached, steps = by_step(denoiser, of, grid.tolist(), memory, coordinates)
+        return _solver(steps, memory, root_mean_square(reached - of.states[-1], coordinates))
     first, end = of.states[0], of.states[-1]
+    starts = _starts(num_levels, s_max, generator)[:tries]
+    fits = [by_step(denoiser, of, grid, memory, coordinates) for grid in starts]
+    _, steps = min(fits, key=lambda fit: root_mean_square(fit[0] - end, coordinates))
+    left = num_levels * (tries - len(starts))
     steps = refined(denoiser, steps, first, end, left, coordinates)
     with torch.no_grad():
         reached = passed(denoiser, steps, Passed((first,), ())).end
@@ -160,11 +160,10 @@ def _solver(steps: Steps, memory: int, rms: float) -> WholeMultistep:
 
 
 @torch.no_grad()
-def _by_step(
+def by_step(
     denoiser: Denoiser, of: Teacher, grid: list[float], memory: int, coordinates: Coordinates
-) -> tuple[Steps, float]:
-    """Every step fitted to the teacher's next states, one after the other, and the error at level
-    0."""
+) -> tuple[Tensor, Steps]:
+    """Every step fitted to the teacher's next states, one after the other, and where they end."""
     num_levels, y = len(grid) - 1, of.states[0]
     every: list[tuple[float, ...]] = []
     outputs: list[Tensor] = []
@@ -174,8 +173,7 @@ def _by_step(
         r = grid[k + 1] / grid[k]
         every.append(_ridge(outputs, of.at(grid[k + 1]) - r * y, coordinates))
         y = combine(r, y, every[-1], outputs)
-    steps = Steps(tuple(grid), tuple(grid[:-1]), tuple(every))
-    return steps, root_mean_square(y - of.states[-1], coordinates)
+    return y, Steps(tuple(grid), tuple(grid[:-1]), tuple(every))
 
 
 def _ridge(
