@@ -78,7 +78,7 @@ class Solved:
         grid = self.bench.sample.grid_of(table.counted_as(solver))
         if table.SOLVERS[solver].own_levels:
             grid = UNIFORM
-        return swept(self.bench, solver=solver, nfe=nfe, grid=grid, **changes)
+        return swept(self.bench, **{"solver": solver, "nfe": nfe, "grid": grid} | changes)
 
     def tags(self, settings: SolvedSettings, correction: str) -> dict[str, str]:
         own = {"method": self.name, "solver": settings.solver, "grid": settings.grid_name}

@@ -1,0 +1,243 @@
+"""Claims of our own, and the theorem of SteinDiff's that says what its corrections can gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from stages.pages.curves import PLAIN, by_condition, collect, of_metric
+from stages.pages.findings import (
+    EXACT,
+    HIGHER,
+    LOWER,
+    ONE_NETWORK,
+    Claim,
+    Effect,
+    Finding,
+    compared,
+    mean_with_error,
+    ratio,
+    repeating,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Manifest
+    from stages.artifacts.compared_grids import ComparedGrids
+    from stages.artifacts.schedule import Schedule
+    from stages.artifacts.scores import Row
+    from stages.pages.made import Made
+
+OURS = "Ours"
+WHOLE = "whole"
+BOTH = ("full", "stein", "beyond")
+NEARER = {
+    solver: Claim(
+        OURS,
+        f"A solver fitted to the whole trajectory, with its own levels, is nearer to the model's "
+        f"own samples than {name}",
+        "not in the papers",
+        BOTH,
+    )
+    for solver, name in (("dpmpp2m", "DPM-Solver++ 2M"), ("unipc", "UniPC"))
+}
+FID = Claim(OURS, "Its FID is better than DPM-Solver++ 2M's", "not in the papers", BOTH)
+AROUND = Claim(
+    OURS, "Gammas calibrated around it improve its FID", "not in the papers", ("stein", "beyond")
+)
+GAINED = Claim(
+    "SteinDiff",
+    "Steps with a calibrated gamma leave less error than the solver's own (Theorem 4.8)",
+    "(1 - rho) of it",
+    BOTH,
+)
+LIMIT = {
+    target: Claim(
+        "SteinDiff",
+        f"What gammas can gain falls to 0 as steps shrink (corollary of 4.8), {target} target",
+        "rho to 0",
+        BOTH,
+    )
+    for target in ("matched", "literal")
+}
+GRIDS = Claim(
+    OURS, "The model's best grid is better than any of CSFlow's", "not in the papers", ("beyond",)
+)
+PERCEPTUAL = Claim(
+    OURS, "The best of CSFlow's grids is better than the uniform one", "better", ("beyond",)
+)
+COST = Claim(
+    OURS, "All its fits together take less time than the training", "not in the papers", BOTH
+)
+STATES = "states, one network"
+
+
+def findings(
+    scores: Mapping[str, Sequence[Row]],
+    schedules: Sequence[Schedule],
+    grids: Sequence[ComparedGrids],
+) -> Iterator[Finding]:
+    """What a run says; every claim once."""
+    curves = collect(scores)
+    for solver, claim in NEARER.items():
+        yield _against(curves, claim, "trajectory_rms", solver)
+    yield _against(curves, FID, "fid", "dpmpp2m")
+    yield _against(curves, AROUND, "fid", WHOLE, "calibrated")
+    of_models = gains(schedules)
+    yield _gained(of_models)
+    for target, claim in LIMIT.items():
+        yield _limit(of_models, claim, target)
+    yield from _of_grids(grids)
+
+
+def _against(
+    curves: Any, claim: Claim, metric: str, other: str, correction: str = PLAIN
+) -> Finding:
+    """The whole solver, or it with a correction, against a plain solver of the same model."""
+    by_which = of_metric(curves, metric)
+    for which, ours in by_which.items():
+        if which.solver != WHOLE or which.correction != correction:
+            continue
+        for theirs, by_nfe in by_which.items():
+            asked = replace(theirs, grid=which.grid, correction=correction)
+            if asked == replace(which, solver=other) and theirs.correction == PLAIN:
+                what = f"{metric} of {which.solved} against {theirs.solved}, grid {theirs.grid}"
+                sides = (by_condition(ours), by_condition(by_nfe))
+                return compared(claim, f"{what}, {which.model}", *sides)
+    return Finding(claim)
+
+
+Gains = dict[tuple[str, str, str], dict[int, dict[str, dict[str, list[float]]]]]
+
+
+def gains(schedules: Sequence[Schedule]) -> Gains:
+    """By method, solver and grid, what gammas gain at every NFE; solvers that repeat another's
+    numbers, as UniPC does DPM-Solver++ 2M's, are left out."""
+    found: Gains = {}
+    for schedule in schedules:
+        facts = schedule.description
+        if "gains" in facts:
+            which = (facts["method"], facts["solver"], facts["grid"])
+            found.setdefault(which, {})[facts["nfe"]] = facts["gains"]
+    kept: Gains = {}
+    for which, by_nfe in found.items():
+        if by_nfe not in kept.values():
+            kept[which] = dict(sorted(by_nfe.items()))
+    return kept
+
+
+def share(columns: Mapping[str, Sequence[float]]) -> float:
+    """Of the error of all steps together that the best gammas take away."""
+    return 1 - math.fsum(columns["predicted"]) / math.fsum(columns["plain"])
+
+
+def _gained(of_models: Gains) -> Finding:
+    """Measured error over the plain step's, on images that the gammas have not seen."""
+    rows: list[tuple[Any, ...]] = [("solver", "NFE", "plain", "predicted", "measured")]
+    logs = []
+    for (_, solver, _), by_nfe in of_models.items():
+        for nfe, targets in by_nfe.items():
+            columns = targets["matched"]
+            if "measured" in columns:
+                sums = [math.fsum(columns[name]) for name in ("plain", "predicted", "measured")]
+                rows.append((solver, nfe, *sums))
+                logs.append(math.log(sums[2] / sums[0]))
+    if not logs:
+        return Finding(GAINED)
+    mean, error = mean_with_error(logs)
+    kind = "none" if error is None else f"spread over {len(logs)} calibrations"
+    effect = replace(ratio(mean, error, kind), scope=ONE_NETWORK)
+    what = (
+        "mean squared error to the matched target, all steps together, gammas found on other "
+        "images, against the solver's own steps"
+    )
+    return Finding(GAINED, what, effect, verdict(effect, LOWER), "", tuple(rows))
+
+
+def _limit(of_models: Gains, claim: Claim, target: str) -> Finding:
+    """The share that gammas can take away, at the most evaluations against the fewest."""
+    rows: list[tuple[Any, ...]] = [("solver", "grid", "NFE", "share that gammas can take away")]
+    logs = []
+    for (_, solver, grid), by_nfe in of_models.items():
+        shares = {nfe: max(share(targets[target]), 1e-12) for nfe, targets in by_nfe.items()}
+        rows += [(solver, grid, nfe, value) for nfe, value in shares.items()]
+        if len(shares) > 1:
+            ends = (min(shares), max(shares))
+            logs.append(math.log(shares[ends[1]]) - math.log(shares[ends[0]]))
+    if not logs:
+        return Finding(claim)
+    mean, error = mean_with_error(logs)
+    kind = "none" if error is None else f"spread over {len(logs)} solvers"
+    effect = replace(ratio(mean, error, kind), scope=ONE_NETWORK)
+    what = f"share of the error to the {target} target, at the most evaluations over the fewest"
+    return Finding(claim, what, effect, verdict(effect, LOWER), "", tuple(rows))
+
+
+def least(rows: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:
+    """The grid of a kind that leaves least."""
+    return min(
+        (row for row in rows if row["kind"] == kind), key=lambda row: row["rms"], default=None
+    )
+
+
+def _of_grids(compared_grids: Sequence[ComparedGrids]) -> Iterator[Finding]:
+    if not compared_grids:
+        yield Finding(GRIDS)
+        yield Finding(PERCEPTUAL)
+        return
+    facts = compared_grids[0].description
+    rows = facts["grids"]
+    details = (
+        ("grid", "rms, weights fitted", "rms, plain solver", "over the best grid's (%)", "error"),
+        *(
+            (row["name"], row["rms"], row["rms_plain"], effect.value, effect.error)
+            for row in rows
+            for effect in [ratio(row["log"], row["log_error"], STATES)]
+        ),
+    )
+    best, ours, uniform = (least(rows, kind) for kind in ("best", "csflow", "uniform"))
+    at = (
+        f"rms to the model's own samples at {facts['nfe']} evaluations, weights fitted to each grid"
+    )
+    if ours is None:
+        yield Finding(GRIDS)
+        yield Finding(PERCEPTUAL)
+        return
+    effect = replace(ratio(-ours["log"], ours["log_error"], STATES), scope=ONE_NETWORK)
+    what = f"{at}: {best['name']} against {ours['name']}"
+    yield Finding(GRIDS, what, effect, verdict(effect, LOWER), "", details)
+    log = ours["log"] - uniform["log"]
+    error = math.hypot(ours["log_error"], uniform["log_error"])
+    effect = replace(ratio(log, error, STATES), scope=ONE_NETWORK)
+    note = "the error takes both as independent, which is too large: they share their states"
+    what = f"{at}: {ours['name']} against uniform"
+    yield Finding(PERCEPTUAL, what, effect, verdict(effect, LOWER), note)
+
+
+def of_run(made: Made) -> Iterator[Finding]:
+    """What a run says of all of it."""
+    schedules, grids = made.of("calibrate"), made.of("grids")
+    measured = findings(made.over_nfe, list(schedules.values()), list(grids.values()))
+    yield from repeating(measured, made.repeated(made.over_nfe))
+
+
+def timed(seconds: Mapping[str, Sequence[float]], made: Mapping[str, Manifest]) -> list[Finding]:
+    """What fits took beside the training. made: the manifests of a run's nodes."""
+    spans = {name: _seconds(one) for name, one in made.items()}
+    fits = {n: s for n, s in spans.items() if n.startswith(("trajectory/", "follow/"))}
+    trained = {n: s for n, s in spans.items() if n.startswith("train/")}
+    followed = next((n for n in fits if n.startswith("trajectory/")), None)
+    training = trained.get(f"train/{followed.partition('/')[2]}") if followed else None
+    if not training:
+        return [Finding(COST)]
+    total = math.fsum(fits.values())
+    effect = Effect(100 * total / training, None, EXACT, unit="%", against=100.0)
+    rows = (("node", "seconds"), *fits.items())
+    what = f"{total:.0f} s for {len(fits) - 1} numbers of evaluations, of the training's time"
+    return [Finding(COST, what, effect, verdict(effect, LOWER), "other work is in it", rows)]
+
+
+def _seconds(manifest: Manifest) -> float:
+    return manifest.finished - manifest.started
