@@ -170,10 +170,13 @@ def _compared(
     rows = []
     for grid, ours, others in zip(tried, own, plain, strict=True):
         log, error = change_of_rms(ours, best)
+        to_uniform, to_uniform_error = change_of_rms(ours, own[0])
         rms, rms_plain = (of.square().mean().sqrt().item() for of in (ours, others))
         facts = {"name": grid.name, "kind": grid.kind, "mix": grid.mix, "levels": grid.levels}
         facts |= {"display_pixels": grid.display_pixels, "rms": rms, "rms_plain": rms_plain}
-        rows.append(facts | {"log": log, "log_error": error})
+        facts |= {"log": log, "log_error": error}
+        facts |= {"log_to_uniform": to_uniform, "log_to_uniform_error": to_uniform_error}
+        rows.append(facts)
     return rows
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from stages.pages.made import Made
 
 SOLVED = ("dpmpp2m", "unipc", "fitted", WHOLE)
-T = "t at the step's start (1 noise, 0 data)"
 
 
 def sections(
