@@ -127,5 +127,5 @@ def test_the_recipe_measures_all_of_it():
     nodes = RECIPES["beyond"](config.resolve(CATALOG, "smoke", []).settings)
     Graph(list(nodes), CATALOG.exclude_sources)
     names = {node.name for node in nodes}
-    assert {"trajectory/sit", "follow/sit-whole-nfe8", "grids/sit-nfe5"} <= names
+    assert {"trajectory/sit", "follow/sit-whole-nfe5", "grids/sit-nfe3"} <= names
     assert {"evaluate/sit-whole", "evaluate/sit-whole-calibrated-seed1"} <= names
