@@ -21,4 +21,5 @@ PAPER = Paper(
     shown=("calibrate", "follow", "lipschitz"),
     section="stages.papers.stein.section:report",
     claims="stages.papers.stein.claims:of_run",
+    key_figure="few-steps-fid-solvers*",
 )
