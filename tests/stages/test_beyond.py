@@ -12,7 +12,7 @@ from stages.catalog import CATALOG, RECIPES
 from stages.data import spectrum
 from stages.pages.findings import ABSENT, FAILS, HOLDS, OPEN
 from stages.papers.beyond import claims, compared, section
-from stages.papers.stein import trajectory
+from stages.papers.stein import gains, trajectory
 from tests.stages.context import make
 
 
@@ -73,21 +73,21 @@ def schedules(tmp_path):
 
 
 def test_what_gammas_gain_is_told_for_each_target(tmp_path):
-    found = {f.claim: f for f in claims.findings({}, schedules(tmp_path), [])}
-    gained = found[claims.GAINED]
+    found = {f.claim: f for f in gains.findings(schedules(tmp_path))}
+    gained = found[gains.GAINED]
     assert len(gained.details) == 5  # UniPC repeats DPM-Solver++ 2M
     logs = [math.log(1 - 0.9 * share) for share in (0.5, 0.005, 0.4, 0.004)]
     assert gained.effect.log[0] == pytest.approx(sum(logs) / 4)
     assert gained.verdict == OPEN  # four that differ this much
-    assert found[claims.LIMIT["matched"]].verdict == HOLDS
-    assert found[claims.LIMIT["matched"]].effect.log[0] == pytest.approx(-math.log(100))
-    assert found[claims.LIMIT["literal"]].verdict != HOLDS
-    assert found[claims.GRIDS].verdict == ABSENT
-    assert found[claims.NEARER["dpmpp2m"]].verdict == ABSENT
+    assert found[gains.LIMIT["matched"]].verdict == HOLDS
+    assert found[gains.LIMIT["matched"]].effect.log[0] == pytest.approx(-math.log(100))
+    assert found[gains.LIMIT["literal"]].verdict != HOLDS
+    assert {f.verdict for f in claims.findings({}, [])} == {ABSENT}
+    assert {f.verdict for f in gains.findings([])} == {ABSENT}
 
 
 def test_claims_on_grids_follow_from_what_they_leave(tmp_path, grids):
-    found = {f.claim: f for f in claims.findings({}, [], [grids])}
+    found = {f.claim: f for f in claims.findings({}, [grids])}
     rows = grids.description["grids"]
     ours = claims.least(rows, "csflow")
     assert found[claims.GRIDS].effect.log == (-ours["log"], ours["log_error"])
@@ -95,20 +95,21 @@ def test_claims_on_grids_follow_from_what_they_leave(tmp_path, grids):
     changed = [row | {"log": 0.5, "log_error": 0.1, "log_to_uniform": 0.4} for row in rows]
     changed = [row | {"log_to_uniform_error": 0.1} for row in changed]
     other = fact(tmp_path, ComparedGrids, "other", **facts | {"grids": changed})
-    found = {f.claim: f for f in claims.findings({}, [], [other])}
+    found = {f.claim: f for f in claims.findings({}, [other])}
     assert found[claims.GRIDS].verdict == HOLDS
     assert found[claims.PERCEPTUAL].verdict == FAILS
 
 
 def test_the_page_shows_what_there_is(tmp_path, grids):
-    parts = list(section.sections({}, [], schedules(tmp_path), [grids]))
-    assert [part.title for part in parts] == [
-        "Beyond the papers: what a gamma can gain",
-        "Beyond the papers: CSFlow's grids and the best one, 3 evaluations",
+    (part,) = section.sections({}, [], [grids])
+    assert part.title == "Beyond the papers: CSFlow's grids and the best one, 3 evaluations"
+    assert "csflow a=0.4" in "".join(part.tables)
+    assert not list(section.sections({}, [], []))
+    gained = gains.section(schedules(tmp_path))
+    assert [figure.name for figure in gained.panels] == [
+        "gained-dpmpp2m-uniform-t",
+        "gained-euler-uniform-t",
     ]
-    assert len(parts[0].panels) == 2
-    assert "csflow a=0.4" in "".join(parts[1].tables)
-    assert not list(section.sections({}, [], [], []))
 
 
 def test_what_fits_took_is_told_beside_the_training():

@@ -1,4 +1,4 @@
-"""Claims of our own, and the theorem of SteinDiff's that says what its corrections can gain."""
+"""Claims of our own, from scores over NFE and grids compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from stages.pages.findings import (
     Effect,
     Finding,
     compared,
-    mean_with_error,
     ratio,
     repeating,
     verdict,
@@ -25,7 +24,6 @@ from stages.pages.findings import (
 if TYPE_CHECKING:
     from pipeline.artifact import Manifest
     from stages.artifacts.compared_grids import ComparedGrids
-    from stages.artifacts.schedule import Schedule
     from stages.artifacts.scores import Row
     from stages.pages.made import Made
 
@@ -46,21 +44,6 @@ FID = Claim(OURS, "Its FID is better than DPM-Solver++ 2M's", "not in the papers
 AROUND = Claim(
     OURS, "Gammas calibrated around it improve its FID", "not in the papers", ("stein", "beyond")
 )
-GAINED = Claim(
-    "SteinDiff",
-    "Steps with a calibrated gamma leave less error than the solver's own (Theorem 4.8)",
-    "(1 - rho) of it",
-    BOTH,
-)
-LIMIT = {
-    target: Claim(
-        "SteinDiff",
-        f"What gammas can gain falls to 0 as steps shrink (corollary of 4.8), {target} target",
-        "rho to 0",
-        BOTH,
-    )
-    for target in ("matched", "literal")
-}
 GRIDS = Claim(
     OURS, "The model's best grid is better than any of CSFlow's", "not in the papers", ("beyond",)
 )
@@ -74,9 +57,7 @@ STATES = "states, one network"
 
 
 def findings(
-    scores: Mapping[str, Sequence[Row]],
-    schedules: Sequence[Schedule],
-    grids: Sequence[ComparedGrids],
+    scores: Mapping[str, Sequence[Row]], grids: Sequence[ComparedGrids]
 ) -> Iterator[Finding]:
     """What a run says; every claim once."""
     curves = collect(scores)
@@ -84,10 +65,6 @@ def findings(
         yield _against(curves, claim, "trajectory_rms", solver)
     yield _against(curves, FID, "fid", "dpmpp2m")
     yield _against(curves, AROUND, "fid", WHOLE, "calibrated")
-    of_models = gains(schedules)
-    yield _gained(of_models)
-    for target, claim in LIMIT.items():
-        yield _limit(of_models, claim, target)
     yield from _of_grids(grids)
 
 
@@ -106,72 +83,6 @@ def _against(
                 sides = (by_condition(ours), by_condition(by_nfe))
                 return compared(claim, f"{what}, {which.model}", *sides)
     return Finding(claim)
-
-
-Gains = dict[tuple[str, str, str], dict[int, dict[str, dict[str, list[float]]]]]
-
-
-def gains(schedules: Sequence[Schedule]) -> Gains:
-    """By method, solver and grid, what gammas gain at every NFE; solvers that repeat another's
-    numbers, as UniPC does DPM-Solver++ 2M's, are left out."""
-    found: Gains = {}
-    for schedule in schedules:
-        facts = schedule.description
-        if "gains" in facts:
-            which = (facts["method"], facts["solver"], facts["grid"])
-            found.setdefault(which, {})[facts["nfe"]] = facts["gains"]
-    kept: Gains = {}
-    for which, by_nfe in found.items():
-        if by_nfe not in kept.values():
-            kept[which] = dict(sorted(by_nfe.items()))
-    return kept
-
-
-def share(columns: Mapping[str, Sequence[float]]) -> float:
-    """Of the error of all steps together that the best gammas take away."""
-    return 1 - math.fsum(columns["predicted"]) / math.fsum(columns["plain"])
-
-
-def _gained(of_models: Gains) -> Finding:
-    """Measured error over the plain step's, on images that the gammas have not seen."""
-    rows: list[tuple[Any, ...]] = [("solver", "NFE", "plain", "predicted", "measured")]
-    logs = []
-    for (_, solver, _), by_nfe in of_models.items():
-        for nfe, targets in by_nfe.items():
-            columns = targets["matched"]
-            if "measured" in columns:
-                sums = [math.fsum(columns[name]) for name in ("plain", "predicted", "measured")]
-                rows.append((solver, nfe, *sums))
-                logs.append(math.log(sums[2] / sums[0]))
-    if not logs:
-        return Finding(GAINED)
-    mean, error = mean_with_error(logs)
-    kind = "none" if error is None else f"spread over {len(logs)} calibrations"
-    effect = replace(ratio(mean, error, kind), scope=ONE_NETWORK)
-    what = (
-        "mean squared error to the matched target, all steps together, gammas found on other "
-        "images, against the solver's own steps"
-    )
-    return Finding(GAINED, what, effect, verdict(effect, LOWER), "", tuple(rows))
-
-
-def _limit(of_models: Gains, claim: Claim, target: str) -> Finding:
-    """The share that gammas can take away, at the most evaluations against the fewest."""
-    rows: list[tuple[Any, ...]] = [("solver", "grid", "NFE", "share that gammas can take away")]
-    logs = []
-    for (_, solver, grid), by_nfe in of_models.items():
-        shares = {nfe: max(share(targets[target]), 1e-12) for nfe, targets in by_nfe.items()}
-        rows += [(solver, grid, nfe, value) for nfe, value in shares.items()]
-        if len(shares) > 1:
-            ends = (min(shares), max(shares))
-            logs.append(math.log(shares[ends[1]]) - math.log(shares[ends[0]]))
-    if not logs:
-        return Finding(claim)
-    mean, error = mean_with_error(logs)
-    kind = "none" if error is None else f"spread over {len(logs)} solvers"
-    effect = replace(ratio(mean, error, kind), scope=ONE_NETWORK)
-    what = f"share of the error to the {target} target, at the most evaluations over the fewest"
-    return Finding(claim, what, effect, verdict(effect, LOWER), "", tuple(rows))
 
 
 def least(rows: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:
@@ -215,8 +126,7 @@ def _of_grids(compared_grids: Sequence[ComparedGrids]) -> Iterator[Finding]:
 
 def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of all of it."""
-    schedules, grids = made.of("calibrate"), made.of("grids")
-    measured = findings(made.over_nfe, list(schedules.values()), list(grids.values()))
+    measured = findings(made.over_nfe, list(made.of("grids").values()))
     yield from repeating(measured, made.repeated(made.over_nfe))
 
 

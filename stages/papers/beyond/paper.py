@@ -15,5 +15,6 @@ PAPER = Paper(
     shown=("grids",),
     section="stages.papers.beyond.section:report",
     claims="stages.papers.beyond.claims:of_run",
+    key_figure="whole-trajectory-rms*",
     timed="stages.papers.beyond.claims:timed",
 )

@@ -1,5 +1,5 @@
-"""Beyond the papers, in the report: the solver of a whole trajectory, what gammas can gain, and
-CSFlow's grids beside the model's best one."""
+"""Beyond the papers, in the report: the solver of a whole trajectory, and CSFlow's grids beside the
+model's best one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import PLAIN, collect, of_metric, over_nfe, plot_over_nfe
-from stages.pages.figures import Axes, Curve, Figure, plot
+from stages.pages.figures import Axes, Curve, plot
 from stages.pages.page import Section, folded, table
-from stages.papers.beyond.claims import WHOLE, gains, least, share
+from stages.papers.beyond.claims import WHOLE, least
 
 if TYPE_CHECKING:
     from stages.artifacts.compared_grids import ComparedGrids
@@ -23,14 +23,11 @@ SOLVED = ("dpmpp2m", "unipc", "fitted", WHOLE)
 def sections(
     scores: Mapping[str, Sequence[Row]],
     followed: Sequence[Schedule],
-    schedules: Sequence[Schedule],
     grids: Sequence[ComparedGrids],
 ) -> Iterator[Section]:
     """Those that the run has something for."""
     if followed:
         yield _whole(scores, followed)
-    if gains(schedules):
-        yield _gains(schedules)
     for one in grids:
         yield _grids(one)
 
@@ -63,50 +60,6 @@ def _whole(scores: Mapping[str, Sequence[Row]], followed: Sequence[Schedule]) ->
             )
     title = "Beyond the papers: a solver fitted to the whole trajectory"
     return Section(title, text, [table(lines)], figures)
-
-
-def _gains(schedules: Sequence[Schedule]) -> Section:
-    text = (
-        "<p>SteinDiff's Theorem 4.8: with u the residual of a step and e its error to the step's "
-        "target, a gamma leaves (1 - rho) E|e|² of E|e|², rho = E&lt;u,e&gt;² / (E|u|² E|e|²). "
-        "<b>Measured</b> is the error with gammas that were found on other images. The "
-        "<b>matched</b> target (ours) is the same path's next point; of the <b>literal</b> one, "
-        "the clean image, the share that can be gained does not fall as steps shrink, because the "
-        "step then stays where it is: it measures the way to the image, not an error of the "
-        "solver.</p>"
-    )
-    figures, rows = (
-        [],
-        [("solver", "grid", "NFE", "target", "plain", "predicted", "measured", "share")],
-    )
-    for (_, solver, grid), by_nfe in gains(schedules).items():
-        for target in ("matched", "literal"):
-            for nfe, targets in by_nfe.items():
-                columns = targets[target]
-                sums = [sum(columns[n]) if n in columns else None for n in rows[0][4:7]]
-                rows.append((solver, grid, nfe, target, *sums, share(columns)))
-        figures.append(_rho(solver, grid, by_nfe))
-    tables = [folded("Errors of all steps together, in numbers", table(rows))]
-    return Section("Beyond the papers: what a gamma can gain", text, tables, (), (), (), figures)
-
-
-def _rho(solver: str, grid: str, by_nfe: Mapping[int, Any]) -> Figure:
-    curves = []
-    for nfe, targets in by_nfe.items():
-        columns = targets["matched"]
-        steps = [(k + 1) / len(columns["rho"]) for k in range(len(columns["rho"]))]
-        curves.append(Curve(f"NFE {nfe}, predicted", steps, columns["rho"]))
-        if "measured" in columns:
-            pairs = zip(columns["measured"], columns["plain"], strict=True)
-            seen = [1 - m / p if p else 0.0 for m, p in pairs]
-            look = {"like": len(curves) - 1}
-            curves.append(Curve(f"NFE {nfe}, on other images", steps, seen, **look))
-    stem = f"gained-{solver}-{grid.split()[0].replace('_', '-')}"
-    caption = (
-        f"Share of a step's squared error that its gamma takes away, matched target: {solver}, "
-        f"grid {grid}."
-    )
-    return plot(stem, caption, curves, Axes("share of the steps done", "rho"))
 
 
 def _grids(one: ComparedGrids) -> Section:
@@ -147,6 +100,6 @@ def _grids(one: ComparedGrids) -> Section:
 
 def report(made: Made) -> Iterator[Section]:
     """The sections on what a run made."""
-    slots = ("follow", "calibrate", "grids")
+    slots = ("follow", "grids")
     of = [list(made.of(name).values()) for name in slots]
     yield from sections(made.over_nfe, *of)

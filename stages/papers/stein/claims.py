@@ -24,6 +24,7 @@ from stages.pages.findings import (
     repeating,
     verdict,
 )
+from stages.papers.stein import gains
 
 if TYPE_CHECKING:
     from stages.artifacts.lipschitz import Lipschitz, StepRow
@@ -158,3 +159,4 @@ def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of SteinDiff's claims."""
     measured = findings(made.over_nfe, list(made.of("lipschitz").values()))
     yield from repeating(measured, made.repeated(made.over_nfe))
+    yield from gains.findings(list(made.of("calibrate").values()))
