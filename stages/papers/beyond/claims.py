@@ -132,11 +132,11 @@ def of_run(made: Made) -> Iterator[Finding]:
 
 def timed(seconds: Mapping[str, Sequence[float]], made: Mapping[str, Manifest]) -> list[Finding]:
     """What fits took beside the training. made: the manifests of a run's nodes."""
-    spans = {name: one.seconds for name, one in made.items()}
-    fits = {n: s for n, s in spans.items() if n.startswith(("trajectory/", "follow/"))}
-    trained = {n: s for n, s in spans.items() if n.startswith("train/")}
+    stages = ("trajectory/", "follow/")
+    fits = {name: one.seconds for name, one in made.items() if name.startswith(stages)}
     followed = next((n for n in fits if n.startswith("trajectory/")), None)
-    training = trained.get(f"train/{followed.partition('/')[2]}") if followed else None
+    trained = made.get(f"train/{followed.partition('/')[2]}") if followed else None
+    training = trained.seconds if trained else None
     if not training:
         return []
     total = math.fsum(fits.values())
