@@ -390,6 +390,7 @@ def test_recipes_calibrate_networks_with_class_tokens_on_the_teachers():
             followed = {"model", "trajectories"}
             assert set(nodes[f"follow/{method}-whole-nfe3"].inputs) == followed
             if recipe == "stein":
+                assert set(nodes[f"calibrate/{method}-fitted-nfe3"].inputs) == {"model"}
                 around = nodes[f"calibrate/{method}-whole-nfe3"].inputs
                 assert set(around) == inputs | {"weights"}
     for override in ("train.method=reg", "train.method=maskalign"):
@@ -539,7 +540,7 @@ def test_the_recipe_stein_has_all_solvers_corrections_and_seeds():
     nodes = graph("stein", preset="digits")
     curves = {n for n in nodes.nodes if n.startswith("evaluate/") and "seed" not in n}
     names = {name.removeprefix("evaluate/sit-") for name in curves}
-    assert {"dpmpp3m-lookahead", "unipc-calibrated", "heun-literal", "fitted"} <= names
+    assert {"dpmpp3m-lookahead", "unipc-calibrated", "heun-literal", "fitted", "whole"} <= names
     assert {"deis", "ipndm", "dpm2", "ancestral", "churn"} <= names
     assert not nodes["evaluate/sit-churn"].slot("reference")  # its noise is not the reference's
     assert nodes["sample/sit-churn-nfe9"].settings.grid == "edm"
