@@ -45,6 +45,13 @@ def folder_format(folder: Path) -> str:
     )
 
 
+def folder_of(path: Path) -> Path:
+    """Of a converted network's or a diffusers network's weights the folder they lie in, which
+    describes them; any other path as it is."""
+    facts = {CONVERTED_WEIGHTS: CONVERTED_FACTS, **diffusers_folders.DESCRIBED}.get(path.name)
+    return path.parent if facts and (path.parent / facts).is_file() else path
+
+
 def files_of(path: str | Path) -> list[Path]:
     """The files that a network at a path is read from.
 
@@ -53,7 +60,7 @@ def files_of(path: str | Path) -> list[Path]:
     if names_a_function(path):
         origin = source(str(path))
         return [] if origin is None else [origin]
-    path = Path(path).expanduser()
+    path = folder_of(Path(path).expanduser())
     if not path.exists():
         raise ValueError(f"there is no network at {path}")
     if not path.is_dir():
