@@ -251,7 +251,8 @@ class EDM2(nn.Module):
     """D(y, sigma, labels) around `unet`, in EDM coordinates, and the uncertainty that training
     weighs its loss by.
 
-    Weights of float16, as published, compute in float32. unet_kwargs: as `UNet`.
+    Weights of float16, as published, compute in float32. train_uncertainty: false leaves the
+    uncertainty out of training. unet_kwargs: as `UNet`.
     """
 
     def __init__(
@@ -261,6 +262,7 @@ class EDM2(nn.Module):
         label_dim: int = 0,
         sigma_data: float = 0.5,
         logvar_channels: int = 128,
+        train_uncertainty: bool = True,
         **unet_kwargs,
     ):
         super().__init__()
@@ -268,8 +270,7 @@ class EDM2(nn.Module):
         self.channels, self.image_size = img_channels, (img_resolution, img_resolution)
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_kwargs)
         self.logvar_fourier = Fourier(logvar_channels)
-        # Kept of files; the loss here reads no uncertainty.
-        self.logvar_linear = Layer(logvar_channels, 1).requires_grad_(False)
+        self.logvar_linear = Layer(logvar_channels, 1).requires_grad_(train_uncertainty)
 
     def forward(
         self,
@@ -277,16 +278,18 @@ class EDM2(nn.Module):
         sigma: Tensor | float,
         labels: Tensor | None = None,
         drop: Tensor | None = None,
-    ) -> Tensor:
+        uncertainty: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """E[x0 | y], (B, C, H, W), at sigma, a scalar or (B,), above 0. drop (B,) bool: labels to
-        leave out."""
+        leave out. uncertainty: with `log_variance` at sigma (B,) beside."""
         sigma, labels = per_sample(sigma, y), with_dropped(labels, drop, self.num_classes)
         total = sigma**2 + self.sigma_data**2
         times = (sigma.log() / 4).flatten().expand(len(y)).float()
         raw = self.unet((y / total.sqrt()).float(), times, labels)
         c_skip, c_out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
-        return c_skip * y + c_out * raw.to(y.dtype)
+        denoised = c_skip * y + c_out * raw.to(y.dtype)
+        return (denoised, self.log_variance(sigma.flatten())) if uncertainty else denoised
 
     def log_variance(self, sigma: Tensor) -> Tensor:
-        """(B, 1, 1, 1) of sigma (B,): the loss is weighted by exp(-this), plus this."""
+        """(B, 1, 1, 1) of sigma (B,), float32: the loss is weighted by exp(-this), plus this."""
         return self.logvar_linear(self.logvar_fourier(sigma.log() / 4))[:, :, None, None]
