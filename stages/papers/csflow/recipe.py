@@ -68,6 +68,8 @@ def grid_curve(
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Inference only: CSFlow's grid, and the uniform one unless `nodes` have it."""
     method, solver = bench.train.method, bench.sample.solver
+    if bench.networks.path is not None:
+        method = GIVEN.partition("/")[2]
     reference = f"sample/{method}-reference"
     added = grid_curve(bench, method, bench.seed, "csflow", bench.csflow.mix, reference)
     if solver not in bench.sample.solvers or bench.sample.grid_of(solver) != UNIFORM:

@@ -157,7 +157,10 @@ def common_steps(own: Sequence[int], options: ComparisonOptions) -> tuple[int, .
 
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
-    """Beside the recipe's own training: the other methods, their scores, and diagnostics."""
+    """Beside the recipe's own training: the other methods, their scores, and diagnostics; of a
+    network given nothing, which takes no part in a comparison of trainings."""
+    if bench.networks.path is not None:
+        return []
     own, seed = bench.train.method, bench.seed
     options, added = bench.maskalign, []
     for method in options.methods:
