@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from pipeline import config
 from pipeline.__main__ import main
 from pipeline.errors import UsageError
+from pipeline.fingerprint import fingerprint
 from pipeline.graph import Graph
 from pipeline.plan import Request
 from pipeline.store import Store
@@ -386,6 +387,32 @@ def test_two_functions_of_one_file_are_two_networks(tmp_path, monkeypatch):
         for name in ("half", "other")
     }
     assert len(keys) == 2
+
+
+def test_a_function_s_key_covers_what_its_module_imports_from_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    text = PYTHON.replace("def half():", "def half():\n    from helping import scale\n")
+    (tmp_path / "with_helper.py").write_text(text)
+    (tmp_path / "helping.py").write_text("import inner.deep\n\nscale = 1\n")
+    (tmp_path / "inner/__init__.py").write_text("from . import deep\n")
+    (tmp_path / "inner/deep.py").write_text("value = 1\n")
+    (tmp_path / "unread.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    here = [*SMALL, *data(tmp_path, 3, 8, 3), "networks.path=with_helper:half"]
+
+    def key():
+        fingerprint.cache_clear()  # a command's own
+        return graph("stein", *here).keys["checkpoint/given"]
+
+    before = key()
+    (tmp_path / "unread.py").write_text("value = 2\n")
+    assert key() == before
+    seen = {before}
+    for name in ("helping", "inner/deep", "inner/__init__"):
+        file = tmp_path / f"{name}.py"
+        file.write_text(file.read_text() + "more = 1\n")
+        assert key() not in seen
+        seen.add(key())
 
 
 def test_guidance_away_from_another_network(tmp_path):
