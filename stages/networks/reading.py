@@ -184,12 +184,12 @@ class Read:
                 )
 
 
-def load(path: str | Path, format: str | None = None, **conventions: Any) -> Network:
+def load(path: str | Path, /, format: str | None = None, **conventions: Any) -> Network:
     """A network from a file, a folder, or `module:function`; arguments and errors as `read`'s."""
     return _network(read(path, format, **conventions))
 
 
-def read(path: str | Path, format: str | None = None, **conventions: Any) -> Read:
+def read(path: str | Path, /, format: str | None = None, **conventions: Any) -> Read:
     """What is known of a network, and its weights, which may still lie in the mapped file.
 
     format: of `FORMATS`; None recognises it. conventions: what the files cannot tell or what is to

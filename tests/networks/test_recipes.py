@@ -166,6 +166,7 @@ OTHERS = [
     *("csflow.baselines=[]", "icr.num_samples=40", "scan.num_images=40", "icr.components=2"),
     *("wavelet.with_photographs=false", "wavelet.all_models=[independent-d3]"),
     *("wavelet.drawn=[]", "wavelet.risk.num_images=20", "scan.num_views=8"),
+    *("sample.solvers=[dpmpp2m]", "wavelet.models=[independent-d3]"),
 ]
 
 
@@ -213,7 +214,8 @@ def test_published_networks_are_trained_on(tmp_path, monkeypatch, which, method)
         *("train.steps=2", "train.num_checkpoints=1", "train.warmup_steps=0", "train.log_every=1"),
         *(f"maskalign.methods=[{method}]", "maskalign.steps=2", "maskalign.num_seeds=1"),
         *("maskalign.num_checkpoints=1", f"train.network.kind={kind}", "train.batch_size=8"),
-        *("train.lr=1e-4", "train.network.width=32"),
+        *("train.lr=1e-4", "train.network.width=32", f"train.method={method}"),
+        *([] if kind == "jit" else ["train.network.depth=4"]),  # the default: unread
     ]
     name = f"train/{method}"
     request = Request("train", "smoke", overrides, only=[f"evaluate/{method}"])
@@ -225,9 +227,9 @@ def test_published_networks_are_trained_on(tmp_path, monkeypatch, which, method)
     moved = [(after[k] - before[k]).abs().max() for k in before if "proj1" in k or "conv" in k]
     assert all(0 <= step < 0.02 for step in moved if which != "edm2")
     assert max(moved) > 0
-    wrong = [word for word in overrides if not word.startswith("maskalign.methods")]
+    wrong = ("maskalign.methods=[sit]", "train.method=sit", "train.network.kind=sit")
     with pytest.raises(UsageError, match=rf"set maskalign.methods=\[{method}\]"):
-        graph("train", *wrong, "maskalign.methods=[sit]", "train.network.kind=sit")
+        graph("train", *overrides, *wrong)
     noisy = f"train.{method}." + ("noise_scale=3" if method == "jit" else "sigma_data=0.3")
     plan = Request("train", "smoke", [*overrides, noisy], only=[name])
     with pytest.raises(AssertionError, match="the network to go on from was trained with"):

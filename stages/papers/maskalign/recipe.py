@@ -73,10 +73,10 @@ def _check_goes_on(bench: Bench, facts: Mapping[str, Any], nodes: Sequence[Node]
     if kind in table.TRAINED_PUBLISHED and format != "bench":
         trained = [node.settings for node in nodes if node.stage is train.STAGE]
         if wrong := [s for s in trained if s.network.kind != kind]:
-            own = "[jit]" if kind == "jit" else "[edm]"
+            own = "jit" if kind == "jit" else "edm"
             raise UsageError(
                 f"{named} is a network of kind {kind}, and {wrong[0].method} would train a "
-                f"{wrong[0].network.kind}; set maskalign.methods={own} and "
+                f"{wrong[0].network.kind}; set maskalign.methods=[{own}], train.method={own} and "
                 f"train.network.kind={kind}"
             )
         return
