@@ -116,10 +116,12 @@ class NetworkOptions(Settings):
         return found
 
     def facts(self, setting: str = "networks.path") -> dict[str, Any] | None:
-        """What describes the network; None where its files are not there yet.
+        """What describes the network; None where there is none, or its files are not there yet.
 
         Raises UsageError where the files cannot be read, or do not say enough.
         """
+        if self.path is None:
+            return None
         try:
             files = self.files(setting)
         except UsageError:
