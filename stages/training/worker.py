@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from stages.training.train import TrainOptions, TrainSettings
 
 ABSCISSA = "training_step"
+# What published networks and their losses share, where files do not say it.
+PUBLISHED_DEFAULTS = {"sigma_data": 0.5, "noise_scale": 1.0}
 # More waiting for data than this is told, once so many seconds were seen.
 WAITING_SHARE, WAITING_SECONDS = 0.1, 30.0
 
@@ -163,11 +165,12 @@ def network_config(
     own = settings.loss_options.of_network(width)
     if start is not None and goes_on_as_it_is(start.description):
         theirs = start.description["config"]
-        for name in ("sigma_data", "noise_scale"):
-            if name in own and own[name] != theirs.get(name, own[name]):
+        for name, usual in PUBLISHED_DEFAULTS.items():
+            value = theirs.get(name, usual)
+            if own.get(name, value) != value:
                 raise StageError(
-                    f"{settings.method}.{name}={own[name]:g}, and the network to go on from was "
-                    f"trained with {theirs[name]:g}; set train.{settings.method}.{name} to that"
+                    f"train.{settings.method}.{name}={own[name]:g}, and the network to go on from "
+                    f"was trained with {value:g}; set it to that"
                 )
         more = {"train_uncertainty": False} if "train_uncertainty" in own else {}
         return theirs | more
