@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stages.methods.path import per_sample
 from stages.nets.adapters import with_dropped
 from stages.nets.edm.layers import labels_or_zeros
+from stages.nets.edm.levels import built, passed
 
 SMALL = 1e-4  # added to a magnitude before it divides
 
@@ -198,34 +199,16 @@ class UNet(nn.Module):
         self.emb_noise = Layer(noise, embedding)
         self.emb_label = Layer(label_dim, embedding) if label_dim else None
 
-        def block(current: int, width: int, flavour: str, attends: bool = False, resample=None):
+        def block(current: int, width: int, flavour: str, attends=False, resample=None) -> Block:
             heads = width // channels_per_head if attends else 0
             options = {"taps": resample_filter, **block_kwargs}
             return Block(current, width, embedding, flavour, heads, resample, **options)
 
-        self.enc, kept, current = nn.ModuleDict(), [widths[0]], widths[0]
         # A channel of ones stands in for the biases.
-        self.enc[f"{sizes[0]}x{sizes[0]}_conv"] = Layer(img_channels + 1, current, 3)
-        for level, (side, width) in enumerate(zip(sizes, widths, strict=True)):
-            if level:
-                self.enc[f"{side}x{side}_down"] = block(current, current, "enc", resample="down")
-                kept.append(current)
-            for index in range(num_blocks):
-                made = block(current, width, "enc", side in attn_resolutions)
-                self.enc[f"{side}x{side}_block{index}"], current = made, width
-                kept.append(current)
-        self.dec = nn.ModuleDict()
-        for level in range(len(sizes) - 1, -1, -1):
-            name, attends = f"{sizes[level]}x{sizes[level]}", sizes[level] in attn_resolutions
-            if level == len(sizes) - 1:
-                self.dec[f"{name}_in0"] = block(current, current, "dec", True)
-                self.dec[f"{name}_in1"] = block(current, current, "dec")
-            else:
-                self.dec[f"{name}_up"] = block(current, current, "dec", resample="up")
-            for index in range(num_blocks + 1):
-                made = block(current + kept.pop(), widths[level], "dec", attends)
-                self.dec[f"{name}_block{index}"], current = made, widths[level]
-        self.out_conv = Layer(current, img_channels, 3)
+        first = Layer(img_channels + 1, widths[0], 3)
+        attends = set(attn_resolutions).__contains__
+        self.enc, self.dec = built(first, block, sizes, widths, num_blocks, attends)
+        self.out_conv = Layer(widths[0], img_channels, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), c_noise (B,) -> (B, C, H, W). labels: indices (B,), rows (B, label_dim),
@@ -236,14 +219,12 @@ class UNet(nn.Module):
             of_label = self.emb_label(rows * math.sqrt(self.label_dim))
             embedding = mixed(embedding, of_label, self.label_balance)
         embedding = silu(embedding)
-        x, kept = torch.cat([x, torch.ones_like(x[:, :1])], dim=1), []
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            kept.append(x)
-        for name, layer in self.dec.items():
-            if "_block" in name:
-                x = joined(x, kept.pop(), self.concat_balance)
-            x = layer(x, embedding)
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            return joined(a, b, self.concat_balance)
+
+        x = passed(self.enc, self.dec, x, embedding, join)
         return self.out_conv(x, self.out_gain)
 
 
