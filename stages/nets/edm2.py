@@ -26,7 +26,7 @@ SMALL = 1e-4  # added to a magnitude before it divides
 def unit(x: Tensor, axes: Sequence[int]) -> Tensor:
     """x over its root mean square along `axes`, plus 1e-4; the magnitude in float32."""
     axes = list(axes)
-    count = math.prod(x.shape[axis] for axis in axes)
+    count = math.prod([x.shape[axis] for axis in axes])
     norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.float32)
     return x / (SMALL + norm / math.sqrt(count)).to(x.dtype)
 
