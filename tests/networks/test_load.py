@@ -370,3 +370,13 @@ def test_weights_of_diffusers_must_be_safetensors(tmp_path):
     (tmp_path / "v/unet/diffusion_pytorch_model.safetensors").rename(tmp_path / "v/unet/model.bin")
     with pytest.raises(ValueError, match="is not there; save the network with save_pretrained"):
         load(tmp_path / "v")
+
+
+def test_networks_from_elsewhere_compile_as_one_graph():
+    how = {"num_heads": 3}
+    cosine = load(FIXTURES / "sit/sigma_true/SiT-tiny.pt", "sit", path="cosine", **how)
+    for network in (cosine, load(FIXTURES / "dit/DiT-tiny.pt", "dit", **how)):
+        y, denoiser = torch.randn(2, 4, 8, 8), network.denoiser(torch.tensor([1, 2]))
+        expected = denoiser(y, 1.5)
+        network.module.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(denoiser(y, 1.5), expected)
