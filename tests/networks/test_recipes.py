@@ -29,7 +29,7 @@ SMALL = [
     *("stein.iterations=2", "stein.num_trajectories=2", "stein.num_images=20"),
     *("sample.num_samples=40", "sample.sweep_samples=40", "sample.block_size=40"),
     *("sample.reference_nfe=6", "evaluate.num_samples=40", "extractor.epochs=1"),
-    *("extractor.min_accuracy=0", "stein.fitted=[]"),
+    *("extractor.min_accuracy=0", "stein.fitted=[]", "stein.more_fitted=[]"),
 ]
 
 
