@@ -182,11 +182,16 @@ class Artifact:
 
     def tracked_files(self) -> list[Path]:
         """The payload files that MLflow shows."""
-        return sorted(file for pattern in self.tracked for file in self.path.glob(pattern))
+        return self._matching(self.tracked)
 
     def table_files(self) -> list[Path]:
         """The payload files that MLflow lays out as tables."""
-        return sorted(file for pattern in self.tables for file in self.path.glob(pattern))
+        return self._matching(self.tables)
+
+    def _matching(self, patterns: tuple[str, ...]) -> list[Path]:
+        """Files that the manifest knows: others may have been laid beside them."""
+        found = {file for pattern in patterns for file in self.path.glob(pattern)}
+        return sorted(found.intersection(self.path / name for name in self.manifest.files))
 
     def datasets(self) -> list[dict[str, Any]]:
         """Data sets to note in MLflow: `name`, `digest`, `source` and a small `profile`."""

@@ -8,9 +8,10 @@ S3, killed twice, against a local disk. Prints a table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
-import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -153,6 +154,9 @@ def table(tallies: Mapping[str, Tally]) -> str:
         result = f"{len(tally.problems)} failed" if tally.problems else "same bytes, none left"
         each = tally.seconds / tally.rounds
         lines.append(f"| {name} | {tally.rounds} | {tally.repeated} | {each:.0f} | {result} |")
+    count = sum(tally.rounds for tally in tallies.values())
+    failed = sum(len(tally.problems) for tally in tallies.values())
+    lines.append(f"\n{count} rounds, {failed} problems")
     return "\n".join(lines)
 
 
@@ -168,7 +172,12 @@ def main() -> int:
     order = list(faults)
     random.Random(options.seed).shuffle(order)
     tallies: dict[str, Tally] = {}
-    with tempfile.TemporaryDirectory() as place, s3.server() as server:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the rounds so far are told
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory() as place,
+        s3.server() as server,
+    ):
         run_all(CATALOG, Store(f"{place}/expected"), Request(GRAPH[0], overrides=GRAPH[1:]))
         expected = payloads(Store(f"{place}/expected"))
         for number in range(options.first, options.first + options.rounds):
@@ -182,9 +191,8 @@ def main() -> int:
                 continue
             _add(tallies, name, tally)
             said = "; ".join(tally.problems) or "ok"
-            print(f"{number + 1} {name}: {said}", file=sys.stderr, flush=True)
-            if not tally.problems:
-                shutil.rmtree(at, ignore_errors=True)
+            took = f"{tally.seconds:.0f} s"
+            print(f"{number + 1} {name}: {said} ({took})", file=sys.stderr, flush=True)
         if options.smoke:
             _add(tallies, "S3: the smoke graph, killed twice", smoke(Path(place), server))
     print(table(tallies))
