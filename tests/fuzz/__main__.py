@@ -41,7 +41,8 @@ def _limit_memory() -> None:
     """From now on, what takes much memory gets a MemoryError, which is a fault."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + MOST_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    hardest = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hardest))
 
 
 def run(count: int, seed: int, only: str | None = None, most: int = 5) -> dict[str, list[str]]:
