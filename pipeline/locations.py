@@ -242,11 +242,7 @@ class LocalLocation:
 
     def remove(self, name: str) -> None:
         path = self.root / name
-        if path.is_symlink() and path.is_dir() and name.count("/") < 2:
-            # A stage's folder on another disk: the link stays.
-            for child in path.iterdir():
-                self.remove(f"{name}/{child.name}")
-        elif path.is_dir() and not path.is_symlink():
+        if path.is_dir() and not path.is_symlink():  # of a link, what it leads to stays
             # Gone at once: a removal that is cut off leaves no half of an artifact under its name.
             # It stays beside it: the store's own folder may be on another disk.
             doomed = path.with_name(f".{path.name}.removed-{os.getpid()}-{time.monotonic_ns()}")
