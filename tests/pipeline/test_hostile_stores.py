@@ -19,6 +19,7 @@ from pipeline.locking import drop, is_locked, lock_file
 from pipeline.record import log_path
 from pipeline.run import open_log
 from pipeline.store import Store
+from pipeline.track.sender import Sender
 from pipeline.track.spool import SPOOL, Spool, State, Steps
 from tests.pipeline.test_manifests import file_of, said, store
 from tests.pipeline.test_store import record, rewrite
@@ -215,3 +216,23 @@ def test_a_manifest_is_read_once_of_a_node(store, monkeypatch):
     assert damaged.metrics == {}
     with pytest.raises(DamagedArtifactError):
         damaged.manifest  # noqa: B018
+
+
+@pytest.mark.parametrize("where", ["person/id", "store/runs/r1/link", "store/runs/r1/folder"])
+def test_a_spool_of_others_sends_no_file_of_mine(store, tmp_path, where):
+    secret = tmp_path / "person" / "id"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    run_dir = store.local / "runs" / "r1"
+    (run_dir / "link").symlink_to(secret)
+    (run_dir / "folder").mkdir()
+    (run_dir / "folder" / "id").symlink_to(secret)
+    spool = Spool(run_dir)
+    spool.append("begin", uri="sqlite:///x.db")
+    spool.close()
+    said = []
+    sender = Sender(run_dir, said.append)
+    event = {"path": str(tmp_path / where), "artifact_path": "", "node": ""}
+    for action in sender._on_artifact(event):
+        action()
+    assert said == [f"{tmp_path / where} is not in the store, and is not sent to MLflow"]
