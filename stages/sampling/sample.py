@@ -139,7 +139,7 @@ def sample_shard(
     model: TrainedNetwork,
     settings: SampleSettings,
     plan: Plan,
-    folder: str,
+    folder: Path,
 ) -> dict[str, str]:
     """The files, by name, in the work area `folder`, with what was made of samples first..last-1.
 
@@ -248,15 +248,16 @@ def plan_of(
     entry = table.SOLVERS[settings.solver]
     if brings_grid(settings.solver):
         return Plan(_sde_levels(settings.nfe), None, None)
-    levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+    if entry.own_levels:
+        levels = schedule.levels
+    else:
+        levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
     if entry.stochastic:
         return Plan(levels, None, None)
     if "schedule" in corrections.inputs(settings.correction, settings.solver):
         step = settings.step or model.description["steps"][-1]
         schedule.check(settings, levels, network.model_identity(model, step))
-    solver = resolve(entry.place)
-    if entry.counted_as:
-        solver = solver(schedule.levels, schedule.load())
+    solver = schedule.solver() if entry.counted_as else resolve(entry.place)
     problem = sampling_problem.Problem(None, model.load(), settings)
     given = corrections.Given(settings, solver, problem, data, schedule)
     return Plan(levels, *resolve(table.CORRECTIONS[settings.correction].place)(given))
@@ -283,10 +284,12 @@ def run(context: Context) -> Result:
     context.progress(0, settings.num_samples, "samples")
     with raised_as(StageError, ValueError, FloatingPointError):
         plan = plan_of(settings, model, **others)
-        parts = context.map(sample_shard, items, model, settings, plan, str(context.work.path))
+        parts = context.map(sample_shard, items, model, settings, plan, context.work)
+    context.work.pull()
 
     def of_all(name: str) -> np.ndarray:
-        return np.concatenate([np.load(part[name], mmap_mode="r") for part in parts])
+        files = [context.work.path / Path(part[name]).name for part in parts]
+        return np.concatenate([np.load(file, mmap_mode="r") for file in files])
 
     images, took = of_all("images"), of_all("took").reshape(-1, 3)
     context.progress(len(images), settings.num_samples, "samples")

@@ -10,10 +10,13 @@ import psutil
 import pytest
 import torch
 
-from pipeline.errors import StageError
+from pipeline.errors import DamagedArtifactError, StageError
+from pipeline.objects import ObjectLocation
+from pipeline.workarea import WorkArea
 from stages.artifacts import network as network_artifact
 from stages.settings.networks import NetworkSettings, config_of
 from stages.training import loop, run, teach, train
+from tests import s3
 from tests.stages.conftest import TEACH, TINY, trained_in
 from tests.stages.context import context, digests, make, sealed
 
@@ -29,11 +32,25 @@ MASKED = TINY.revised(method="maskalign", maskalign=OWN)
 LONG = MASKED.revised(num_workers=2, steps=200, save_every=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """It is there before Ray, whose workers find it."""
+    with s3.server() as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, few, teacher):
     """Trained on two workers without a disturbance."""
     folder = tmp_path_factory.mktemp("two")
     return make(folder, train.STAGE, LONG, data=few, teacher=teacher)
+
+
+@pytest.fixture(scope="module")
+def tiny_two(tmp_path_factory, few):
+    """The same of the small network that one process trains in other tests."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return make(folder, train.STAGE, TINY.revised(num_workers=2), data=few)
 
 
 def reduced_gradient(data, teacher) -> torch.Tensor:
@@ -86,8 +103,8 @@ def test_two_workers_reduced_gradients_are_those_of_one(tmp_path, few, teacher, 
         assert (found - whole).norm() < 1e-6 * whole.norm()
 
 
-def test_two_ray_workers_train_as_one(tmp_path, few, model):
-    two = make(tmp_path, train.STAGE, TINY.revised(num_workers=2), data=few)
+def test_two_ray_workers_train_as_one(tiny_two, model):
+    two = tiny_two
     # Rounding grows: AdamW normalises even gradients that are nothing but rounding.
     for step, tolerance in ((7, 2e-6), (18, 1e-4)):
         pairs = [artifact.load().network(step).parameters() for artifact in (two, model)]
@@ -119,6 +136,52 @@ def test_a_killed_worker_is_survived(tmp_path, few, teacher, two):
     watcher.join(timeout=5)
     assert killed
     assert digests(made.path) == digests(two.path)
+
+
+class Elsewhere(WorkArea):
+    """An area in an object store that each process has in a cache of its own, as machines do."""
+
+    folder = ""
+
+    def __reduce__(self):
+        return elsewhere, (self._location.uri, self.folder)
+
+
+def elsewhere(uri, folder) -> Elsewhere:
+    os.environ["PIPELINE_CACHE"] = f"{folder}/{os.getpid()}"
+    area = Elsewhere(ObjectLocation.of(uri), "train", "0" * 32)
+    area.folder = folder
+    return area
+
+
+def test_a_training_goes_on_on_other_machines(tmp_path, few, tiny_two, server, monkeypatch):
+    """No process sees another's folder, nor what an earlier attempt had on its machines: what was
+    saved comes through the store, and the first worker tells it to the other."""
+    uri, made, short = server.uri(), {}, TINY.revised(steps=10, checkpoint_steps=(7,))
+    for attempt, settings in (("one", short), ("two", TINY)):
+        monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / attempt))
+        at = context(tmp_path / attempt, settings.revised(num_workers=2), data=few)
+        at.work = elsewhere(uri, str(tmp_path / attempt / "caches"))
+        made[attempt] = run.run(at)
+    caches = {p.parent.name for p in (tmp_path / "two/caches").glob("*/*/work")}
+    assert len(caches) == 1, "the first worker alone has a work area"
+    assert digests(at.path) == digests(tiny_two.path)
+    times = [made[attempt].timings["step_seconds"] for attempt in ("one", "two")]
+    assert times[1][:2] == times[0][:2], "steps 4 and 8 were not made again"
+    assert [step for step, _ in times[1]] == [4, 8, 12, 16]
+
+
+def test_a_damaged_input_of_workers_is_named(tmp_path, few, server, monkeypatch):
+    """It is made again by the engine, which hears whose it is."""
+
+    class Damaged:
+        def load(self):
+            raise DamagedArtifactError("it is damaged", ("data", "1" * 32))
+
+    settings = TINY.revised(num_workers=2, max_failures=0)
+    with pytest.raises(DamagedArtifactError, match="it is damaged") as error:
+        run.run(context(tmp_path, settings, data=Damaged()))
+    assert error.value.where == ("data", "1" * 32)
 
 
 def test_an_elastic_group_trains_the_same_network(tmp_path, few, teacher):
