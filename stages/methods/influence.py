@@ -22,6 +22,7 @@ __all__ = [
     "coverage",
     "density_and_precision",
     "frechet",
+    "frechet_to",
     "kernel",
     "kernel_means",
     "of_mean",
@@ -73,16 +74,51 @@ def frechet(samples: Tensor, reference: Tensor) -> Tensor:
     return of_mean(2 * z @ shift + unbiased * (z.square().sum(1) - attracted))
 
 
+def frechet_to(samples: Tensor, mean: Tensor, factor: Tensor, rows: int = 5000) -> Tensor:
+    """`frechet` to a reference of mean (d,) and covariance factor factor^T, factor (d, k); so many
+    rows of the samples (n, d), n > 1, are in double precision at a time."""
+    n, d = samples.shape
+    parts = samples.split(rows)
+    center = sum(part.double().sum(0) for part in parts) / n
+    if n > d:
+        scatter = torch.zeros(d, d, dtype=torch.float64)
+        for part in parts:
+            z = part.double() - center
+            scatter += z.T @ z
+        axes, values = _axes(scatter / (n - 1), n)
+    else:
+        axes, values = _principal(samples.double() - center)
+    roots, shift = values.sqrt(), center - mean
+    half = axes.T @ factor * roots[:, None]
+    levels, turned = torch.linalg.eigh(half @ half.T)
+    # z^T A z = |outward^T z|^2.
+    outward = axes / roots @ turned * levels.clamp_min(0).sqrt().sqrt()
+    psi = []
+    for part in parts:
+        z = part.double() - center
+        apart = z.square().sum(1) - (z @ outward).square().sum(1)
+        psi.append(2 * z @ shift + n / (n - 1) * apart)
+    return of_mean(torch.cat(psi))
+
+
 def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
     """Axes (d, r) and variances (r,) of centred samples (n, d), without those of rounding."""
     n, d = z.shape
     if n > d:
-        values, axes = torch.linalg.eigh(z.T @ z / (n - 1))
-    else:
-        squares, left = torch.linalg.eigh(z @ z.T / (n - 1))
-        values = squares
-        axes = z.T @ left / (squares.clamp_min(torch.finfo(z.dtype).tiny) * (n - 1)).sqrt()
-    kept = values > values[-1] * max(n, d) * torch.finfo(z.dtype).eps
+        return _axes(z.T @ z / (n - 1), n)
+    values, left = torch.linalg.eigh(z @ z.T / (n - 1))
+    axes = z.T @ left / (values.clamp_min(torch.finfo(z.dtype).tiny) * (n - 1)).sqrt()
+    return _kept(axes, values, d)
+
+
+def _axes(covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """`_principal` of n > d samples of this covariance (d, d)."""
+    values, axes = torch.linalg.eigh(covariance)
+    return _kept(axes, values, n)
+
+
+def _kept(axes: Tensor, values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    kept = values > values[-1] * most * torch.finfo(values.dtype).eps
     return axes[:, kept], values[kept]
 
 
