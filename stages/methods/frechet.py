@@ -36,11 +36,14 @@ __all__ = [
     "Gaussian",
     "distance_from_features",
     "distance_to",
+    "distance_with_influence",
     "frechet_distance",
     "from_features",
     "real_floor",
     "reference_gaussian",
 ]
+
+ROWS = 5000  # images whose features are looked at, or held in float64, at a time
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,29 @@ def reference_gaussian(mean: Tensor, cov: Tensor) -> Gaussian:
     return _from_covariance(*checked, name="cov")
 
 
-def distance_to(x: Tensor, reference: Gaussian, rows: int = 5000) -> float:
-    """The distance of features x (n, d) to a `reference_gaussian`; about so many rows are in double
-    precision at a time, so that x may be mapped from a file. Raises ValueError as from_features
-    does, and for another dimension."""
+def distance_to(x: Tensor, reference: Gaussian) -> float:
+    """The distance of features x (n, d) to a `reference_gaussian`. Raises ValueError as
+    from_features does, and for another dimension."""
+    return max(_distance(_sample_for(x, reference).gaussian(), reference), 0.0)
+
+
+def distance_with_influence(x: Tensor, reference: Gaussian) -> tuple[float, Tensor]:
+    """`distance_to` and psi (n,) of x, see `influence.frechet`."""
+    sample = _sample_for(x, reference)
+    covariance = sample.scatter() / (sample.n - 1) if sample.n > sample.d else None
+    known = sample.mean, covariance, reference.mean, reference.factor
+    psi = influence.frechet_to(sample.x, *known, rows=ROWS)
+    return max(_distance(sample.gaussian(), reference), 0.0), psi
+
+
+def _sample_for(x: Tensor, reference: Gaussian) -> _Sample:
     x = _check_features(x, "x")
     if x.shape[1] != len(reference.mean):
         raise ValueError(
             f"x has {x.shape[1]} dimensions and the reference {len(reference.mean)}; both must "
             "come from the same extractor"
         )
-    blocks = math.ceil(len(x) / rows)
-    return max(_distance(_Sample(x, blocks).gaussian(), reference), 0.0)
+    return _Sample(x, math.ceil(len(x) / ROWS))
 
 
 def distance_from_features(x1: Tensor, x2: Tensor) -> float:
@@ -326,14 +340,15 @@ def _check_features(x: Tensor, name: str) -> Tensor:
             f"{name} has {len(x)} images; a distance needs at least {FEWEST_IMAGES}: give more, or "
             "where they are held-out images hold out more"
         )
-    bad = (~torch.isfinite(x).all(1)).nonzero().flatten().tolist()
-    if bad:
+    finite = [part.isfinite().all(1) for part in x.split(ROWS)]
+    if bad := (~torch.cat(finite)).nonzero().flatten().tolist():
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
             f"{name} has NaN or infinite features in {len(bad)} of {len(x)} images (rows {shown}); "
             "look at these images, or at the network that made them"
         )
-    given.check_size(x, name)
+    for part in x.split(ROWS):
+        given.check_size(part, name)
     return x
 
 

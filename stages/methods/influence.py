@@ -74,20 +74,22 @@ def frechet(samples: Tensor, reference: Tensor) -> Tensor:
     return of_mean(2 * z @ shift + unbiased * (z.square().sum(1) - attracted))
 
 
-def frechet_to(samples: Tensor, mean: Tensor, factor: Tensor, rows: int = 5000) -> Tensor:
-    """`frechet` to a reference of mean (d,) and covariance factor factor^T, factor (d, k); so many
-    rows of the samples (n, d), n > 1, are in double precision at a time."""
-    n, d = samples.shape
-    parts = samples.split(rows)
-    center = sum(part.double().sum(0) for part in parts) / n
-    if n > d:
-        scatter = torch.zeros(d, d, dtype=torch.float64)
-        for part in parts:
-            z = part.double() - center
-            scatter += z.T @ z
-        axes, values = _axes(scatter / (n - 1), n)
-    else:
+def frechet_to(
+    samples: Tensor,
+    center: Tensor,
+    covariance: Tensor | None,
+    mean: Tensor,
+    factor: Tensor,
+    rows: int,
+) -> Tensor:
+    """`frechet` of samples (n, d), n > 1, whose mean and covariance are known, to a reference of
+    mean (d,) and covariance factor factor^T, factor (d, k); so many rows are in double precision at
+    a time. covariance: (d, d); None for n <= d."""
+    n, parts = len(samples), samples.split(rows)
+    if covariance is None:
         axes, values = _principal(samples.double() - center)
+    else:
+        axes, values = _axes(covariance, n)
     roots, shift = values.sqrt(), center - mean
     half = axes.T @ factor * roots[:, None]
     levels, turned = torch.linalg.eigh(half @ half.T)

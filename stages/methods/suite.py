@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stages.methods import given, influence
-from stages.methods.frechet import Gaussian, distance_to
+from stages.methods.frechet import Gaussian, distance_with_influence
 
 __all__ = [
     "Measured",
@@ -35,7 +35,6 @@ SPLIT = 5000  # images of one split of the Inception score
 NEIGHBOURS = 3
 BLOCK = 1000  # rows of distances in memory at once
 COLUMNS = 10_000
-ROWS = 5000  # images whose features are in memory in double precision
 
 ROUNDINGS = ("nearest", "down")
 
@@ -113,8 +112,7 @@ class Sums:
 def distance(features: Tensor, reference: Gaussian) -> Measured:
     """The Fréchet distance of features (n, d) to a `reference_gaussian`; errors as `distance_to`
     has them."""
-    value = distance_to(features, reference, rows=ROWS)
-    return Measured(value, influence.frechet_to(features, reference.mean, reference.factor, ROWS))
+    return Measured(*distance_with_influence(features, reference))
 
 
 def inception_score(logits: Tensor, split: int = SPLIT) -> Measured:

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torch.nn import functional as F
 
-from stages.methods import influence, suite, tf_resize
+from stages.methods import frechet, influence, suite, tf_resize
 from stages.methods.frechet import distance_to, frechet_distance, reference_gaussian
 from tests import oracle
 
@@ -120,7 +120,7 @@ def weighted_distance(x, weights, mean, cov):
 def test_what_a_sample_contributes_to_the_distance_is_the_derivative_by_its_weight(
     count, monkeypatch
 ):
-    monkeypatch.setattr(suite, "ROWS", 7_000)
+    monkeypatch.setattr(frechet, "ROWS", 7_000)
     x, (mean, cov) = features(count, 6, 0).float(), suite.moments(features(150, 6, 1) * 1.3 + 0.2)
     found = suite.distance(x, reference_gaussian(mean, cov))
     assert found.value == pytest.approx(distance_to(x, reference_gaussian(mean, cov)))
