@@ -183,9 +183,7 @@ def _mapped(file: Path) -> Tensor:
 # ------------------------------------------------------------------ the pass
 
 
-def features(
-    job: Job, name: str, of: Samples | FileArray, which: range
-) -> dict[str, Path]:
+def features(job: Job, name: str, of: Samples | FileArray, which: range) -> dict[str, Path]:
     """Files with the features of the images `which`, of Inception also "spatial" (rows in the order
     of the reference's) and "logits"; computed in shards of whole batches."""
     from stages.artifacts.written import join_arrays
