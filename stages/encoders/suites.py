@@ -27,6 +27,7 @@ __all__ = ["Suite", "hub_positions", "load"]
 MIXED = "mixed_6"  # the block whose first branch sFID reads
 TOLERANCE = 1e-3  # of the largest value, between the file's own passes and those made here
 HUB_OFFSET = 0.1
+DINO_DEPTH = 24  # blocks of DINOv2-L
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,14 @@ def hub_positions(table: Tensor, side: int, offset: float = HUB_OFFSET) -> Tenso
     return torch.cat([own, grid.permute(0, 2, 3, 1).flatten(1, 2).to(table)], dim=1)
 
 
-def _dinov2(path: Path, device: torch.device, model: str = "vit_large_patch14_dinov2") -> Suite:
+def _dinov2(path: Path, device: torch.device) -> Suite:
     prepare_torchvision()
     import timm
 
-    overlay = {"pretrained_cfg_overlay": {"file": str(path)}}
+    own = {"model_name": "vit_large_patch14_dinov2", "num_classes": 0, "depth": DINO_DEPTH}
     # At the size that its positions were trained at, so that timm leaves these as they are.
-    full = timm.create_model(model, pretrained=True, num_classes=0, **overlay)
-    network = timm.create_model(model, num_classes=0, img_size=DINO_SIDE)
+    full = timm.create_model(**own, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    network = timm.create_model(**own, img_size=DINO_SIDE)
     state = full.state_dict()
     side = DINO_SIDE // network.patch_embed.patch_size[0]
     state["pos_embed"] = hub_positions(state["pos_embed"], side)

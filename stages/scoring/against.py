@@ -53,24 +53,18 @@ def scores(
     """
     import torch
 
-    from stages.artifacts.written import write_arrays
     from stages.methods.protocol import Score
     from stages.methods.strata import standard_error
 
     count = job.settings.protocol_samples
-    kept = write_arrays(
-        Path(job.context.work.path),
-        f"{name}-scores",
-        lambda: _measured_sets(job, name, samples, protocol),
-    )
-    arrays = {key: _loaded(file) for key, file in kept.items()}
-    distances = arrays.pop("distances")
+    sets = [_measured(job, name, samples, i) for i in range(protocol.best_of)]
+    distances = [float(arrays["fid-value"]) for arrays in sets]
     if len(distances) > 1:
         # No part of the protocol: two scores of it may be compared.
         words = ", ".join(f"{one:.6g}" for one in distances)
         job.context.log(f"distances of the sets: {words}")
-    best = int(distances.argmin())
-    scored = Scored(samples, count, best * count)
+    best = min(range(len(sets)), key=distances.__getitem__)
+    arrays, scored = sets[best], Scored(samples, count, best * count)
     found = []
     for metric in job.settings.published.metrics:
         if f"{metric}-value" not in arrays:
@@ -90,12 +84,6 @@ def scores(
     return found
 
 
-def _loaded(file: Path) -> np.ndarray:
-    import numpy as np
-
-    return np.load(file)
-
-
 def _details(metric: str, reference: ReferenceFile) -> str:
     """What a metric's value depends on beside the protocol."""
     from stages.methods import suite
@@ -107,28 +95,28 @@ def _details(metric: str, reference: ReferenceFile) -> str:
     return ""
 
 
-def _measured_sets(
-    job: Job, name: str, samples: Samples, protocol: Protocol
-) -> dict[str, np.ndarray]:
-    """Every score's value and psi, of the set of the least distance; and all distances."""
+def _measured(job: Job, name: str, samples: Samples, i: int) -> dict[str, np.ndarray]:
+    """Every score's value and psi, of the i-th set of samples."""
     import numpy as np
 
-    count, measured, distances = job.settings.protocol_samples, {}, []
-    for i in range(protocol.best_of):
-        which = range(i * count, (i + 1) * count)
-        files = features(job, f"{name}-{i}", samples, which)
-        fid = _distance(files["features"], job, "features")
-        if not distances or fid.value < min(distances):
-            measured = {"fid": fid}
-            if job.settings.protocol == "adm":
-                measured |= _adm(files, job)
-        distances.append(fid.value)
-        _remove(job, f"{name}-{i}")
-    arrays = {"distances": np.array(distances)}
-    for metric, one in measured.items():
-        arrays[f"{metric}-value"] = np.array(one.value)
-        arrays[f"{metric}-psi"] = one.psi.numpy()
-    return arrays
+    from stages.artifacts.written import write_arrays
+
+    work, count = Path(job.context.work.path), job.settings.protocol_samples
+    own = f"{name}~{i}"
+
+    def make() -> dict[str, np.ndarray]:
+        files = features(job, own, samples, range(i * count, (i + 1) * count))
+        of = "dinov2" if job.settings.protocol == "fd-dinov2" else "inception"
+        measured = {"fid": _distance(files["features"], job, of)}
+        if job.settings.protocol == "adm":
+            measured |= _adm(files, job)
+        for file in work.glob(f"{own}-*"):
+            file.unlink(missing_ok=True)
+        values = {f"{metric}-value": np.array(one.value) for metric, one in measured.items()}
+        return values | {f"{metric}-psi": one.psi.numpy() for metric, one in measured.items()}
+
+    kept = write_arrays(work, f"{own}-scores", make)
+    return {key: np.load(file) for key, file in kept.items()}
 
 
 def _adm(files: Mapping[str, Path], job: Job) -> dict[str, Measured]:
@@ -148,27 +136,22 @@ def _adm(files: Mapping[str, Path], job: Job) -> dict[str, Measured]:
 
 
 def _distance(file: Path, job: Job, part: str) -> Measured:
+    """part: "inception", "spatial" or "dinov2", of the reference."""
     from stages.methods import suite
 
-    file_of = Path(job.settings.reference).expanduser()
-    changed = file_of.stat().st_mtime_ns
-    return suite.distance(_mapped(file), _gaussian(file_of, changed, job.settings.protocol, part))
+    place = Path(job.settings.reference).expanduser()
+    return suite.distance(_mapped(file), _gaussian(place, place.stat().st_mtime_ns, part))
 
 
 @lru_cache(maxsize=2)
-def _gaussian(file: Path, changed: int, protocol: str, part: str) -> Any:
-    """A reference's mean and factored covariance, kept in this process for the next set or node.
-
-    part: "features", or "spatial" for sFID's.
-    """
+def _gaussian(file: Path, changed: int, part: str) -> Any:
+    """A reference's mean and factored covariance, kept in this process for the next set or node."""
     import torch
 
     from stages.data import references
     from stages.methods.frechet import reference_gaussian
 
-    found = references.read(file)
-    of = found.dinov2 if protocol == "fd-dinov2" else found.inception
-    of = found.spatial if part == "spatial" else of
+    of = getattr(references.read(file), part)
     return reference_gaussian(torch.tensor(of.mean), torch.tensor(of.cov))
 
 
@@ -200,12 +183,6 @@ def features(job: Job, name: str, of: Samples | FileArray, which: range) -> dict
         joined[key] = work / f"{name}-{key}.npy"
         join_arrays([Path(part[key]) for part in parts], joined[key])
     return joined
-
-
-def _remove(job: Job, name: str) -> None:
-    """Remove what `features` wrote."""
-    for file in Path(job.context.work.path).glob(f"{name}-*"):
-        file.unlink(missing_ok=True)
 
 
 def features_shard(
