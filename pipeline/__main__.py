@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="only say what would run")
     run.add_argument("--jobs", type=int, metavar="N", help="CPU cores to use (default: all)")
     run.add_argument("--address", metavar="ADDR", help="a Ray cluster to join (or RAY_ADDRESS)")
+    _add_cluster(run)
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
     plan = add("plan", "each node's state (cached, partial, to do) and why", recipe)
     form = plan.add_mutually_exclusive_group()
@@ -145,7 +146,17 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     sweep.add_argument("--dry-run", action="store_true", help="only say what would run")
     sweep.add_argument("--jobs", type=int, metavar="N", help="CPU cores to use (default: all)")
     sweep.add_argument("--address", metavar="ADDR", help="a Ray cluster to join (or RAY_ADDRESS)")
+    _add_cluster(sweep)
     sweep.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--up-to", metavar="WHAT", help="what the cluster may grow to, as cpus=64,gpus=8"
+    )
+    command.add_argument(
+        "--ship", action="store_true", help="send this code to the cluster's machines"
+    )
 
 
 def _recipe_options() -> argparse.ArgumentParser:

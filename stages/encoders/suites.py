@@ -22,7 +22,7 @@ from stages.encoders.weights import weight_file
 from stages.methods import tf_resize
 from stages.methods.torchvision_shim import prepare_torchvision
 
-__all__ = ["Suite", "hub_positions", "load"]
+__all__ = ["RESIZES", "Suite", "hub_positions", "load"]
 
 MIXED = "mixed_6"  # the block whose first branch sFID reads
 TOLERANCE = 1e-3  # of the largest value, between the file's own passes and those made here
@@ -51,6 +51,12 @@ class Suite:
         found = self.compute(pixels.expand(-1, 3, -1, -1).to(self.device).float())
         parts = (getattr(found, name) for name in Features.__annotations__)
         return Features(*(None if part is None else part.float().cpu() for part in parts))
+
+
+RESIZES = {
+    "inception": f"TensorFlow's bilinear to {tf_resize.SIDE}, x = i W / {tf_resize.SIDE}",
+    "dinov2-large": f"antialiased bicubic to {DINO_SIDE}, neither clipped nor rounded",
+}
 
 
 @lru_cache(maxsize=1)
@@ -94,8 +100,7 @@ def _inception(path: Path, device: torch.device) -> Suite:
 
     with torch.inference_mode():
         _check_inception(network, compute, device)
-    resize = f"TensorFlow's bilinear to {tf_resize.SIDE}, x = i W / {tf_resize.SIDE}"
-    return Suite("inception", file_hash(path), resize, compute, device)
+    return Suite("inception", file_hash(path), RESIZES["inception"], compute, device)
 
 
 def _check_inception(
@@ -166,5 +171,4 @@ def _dinov2(path: Path, device: torch.device) -> Suite:
         tokens = network.forward_features((x / 255 - mean) / std)
         return Features(tokens[:, 0])
 
-    resize = f"antialiased bicubic to {DINO_SIDE}, neither clipped nor rounded"
-    return Suite("dinov2-large", file_hash(path), resize, compute, device)
+    return Suite("dinov2-large", file_hash(path), RESIZES["dinov2-large"], compute, device)

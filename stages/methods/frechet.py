@@ -147,6 +147,7 @@ def from_features(
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
     labels2: Tensor | None = None,
+    psi: Tensor | None = None,
 ) -> FrechetResult:
     """Fréchet distance between two sets of features, its standard error, and FD-infinity.
 
@@ -154,7 +155,8 @@ def from_features(
     in each set (by ``generator``, or a fixed one), and block b is left out of both sets at once, so
     that n1 and n2 shrink by the same factor. labels: (n1,) of x1 where they stand in fixed shares:
     its error takes them as strata, and each block has them in the same shares, since their number
-    is no part of the bias. labels2: (n2,) of x2 likewise.
+    is no part of the bias. labels2: (n2,) of x2 likewise. psi: (n1,), what x1's images
+    contribute, where that is known already.
 
     Raises ValueError for other shapes, fewer than 4 images, or features that are not finite (the
     message names the images).
@@ -169,7 +171,8 @@ def from_features(
     deleted = [_distance(first.gaussian(b), second.gaussian(b)) for b in range(blocks)]
     shrinkage = (first.shrinkage() + second.shrinkage()) / 2
     growth = sum(deleted) / blocks - whole
-    psi = influence.frechet(x1.cpu(), x2.cpu())
+    if psi is None:
+        psi = influence.frechet(x1.cpu(), x2.cpu())
     return FrechetResult(
         distance=max(whole, 0.0),
         standard_error=influence.standard_error(psi, labels),

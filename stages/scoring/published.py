@@ -197,7 +197,9 @@ def protocol_of(
     from stages.encoders.pretrained import file_hash
     from stages.methods.protocol import Protocol
 
-    suite = suites.load(settings.published.extractor, settings.weights, settings.device)
+    kind = settings.published.extractor
+    with raised_as(StageError, MissingWeightsError):
+        weights = weight_file(kind, settings.weights, "evaluate.weights")
     told = samples.description
     for name in ("rounding", "classes"):
         if told.get(name, stated := settings.stated(name)) != stated:
@@ -210,9 +212,9 @@ def protocol_of(
         rounding = AS_GIVEN
     return Protocol(
         name=f"{settings.protocol}-{settings.protocol_samples}",
-        extractor=suite.name,
-        extractor_hash=suite.weights_hash,
-        resize=suite.resize,
+        extractor=kind,
+        extractor_hash=file_hash(weights),
+        resize=suites.RESIZES[kind],
         reference=f"reference file {file_hash(Path(settings.reference))[:12]}",
         num_reference=reference.num_images,
         num_samples=settings.protocol_samples,
@@ -243,6 +245,7 @@ STAGE = Stage(
     settings=PublishedSettings,
     output=Scores,
     run="stages.scoring.published:run",
+    fans_out=True,
     inputs={"samples": Input(Samples, many=True), "reference": Input(Samples, optional=True)},
     version=2,
     files=files_of,
