@@ -284,6 +284,15 @@ def test_a_network_of_latents_is_decoded_rounded_down_and_scored_by_dinov2(tmp_p
     """EDM2's distance end to end: the least of three sets, classes in turn, no data set."""
     monkeypatch.setattr(suites, "DINO_DEPTH", dinov2_like.DEPTH)
     dinov2_like.write(tmp_path / "dinov2_vitl14_pretrain.pth")
+    np.savez(tmp_path / "images.npz", arr_0=np.load(ARCHIVE)["arr_0"][:12])
+    words = ["reference", str(tmp_path / "images.npz"), "--protocol", "fd-dinov2"]
+    assert main([*words, "--to", str(tmp_path / "own.npz"), "--weights", str(tmp_path)]) == 0
+    found = references.read(tmp_path / "own.npz")
+    images = torch.from_numpy(np.load(ARCHIVE)["arr_0"][:12].transpose(0, 3, 1, 2).copy())
+    theirs = suites.load("dinov2-large", str(tmp_path))(images).features.double()
+    assert np.allclose(found.dinov2.mean, theirs.mean(0), atol=1e-6)
+    assert np.allclose(found.dinov2.cov, np.cov(theirs.T), atol=1e-6)
+    assert (found.num_images, found.crop) == (12, "none")
     rng = np.random.RandomState(0)
     root = rng.normal(size=(30, 1024)) / 5
     statistics = {"mu": rng.normal(size=1024) / 9, "sigma": root.T @ root / 30}
