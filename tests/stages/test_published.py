@@ -408,6 +408,45 @@ def test_few_steps_of_a_network_given_read_no_training_pixels(folder, tmp_path):
     assert "prepare" in corrected.nodes  # calibrated on images of the data
 
 
+SDE = ("sample.checkpoint_solver=sde", "sample.checkpoint_nfe=250")
+CHURN = ("sample.checkpoint_solver=churn", "sample.checkpoint_nfe=511")
+ADM = ("evaluate.protocol=adm", "evaluate.reference=VIRTUAL_imagenet256_labeled.npz")
+EDM = ("evaluate.protocol=edm", "evaluate.reference=any.npz", "evaluate.resizer=tf")
+REPA = ("evaluate.rounding=down", "networks.path=last.pt", "networks.format=repa")
+INTERVAL = ("sample.guidance=1.8", "sample.guidance_interval=[0,0.7]")
+ONE = ("evaluate.best_of=1", "evaluate.classes=balanced")
+
+
+@pytest.mark.parametrize(
+    ("preset", "chosen", "expected"),
+    [
+        ("sit-imagenet256", (*ADM, *SDE), ("sde", 250, 50_000, "random", "nearest")),
+        (
+            "sit-imagenet256",
+            (*ADM, *SDE, *REPA, *INTERVAL, ONE[1]),
+            ("sde", 250, 50_000, "balanced", "down"),
+        ),
+        ("edm-cifar10", EDM, ("heun", 35, 150_000, "random", "nearest")),
+        ("edm-cifar10", (*EDM, *CHURN), ("churn", 511, 150_000, "random", "nearest")),
+        (
+            "edm2-imagenet64",
+            ("evaluate.protocol=fd-dinov2", "evaluate.reference=img64.pkl"),
+            ("heun", 63, 150_000, "random", "nearest"),
+        ),
+        ("jit-imagenet256", (*EDM, *ONE), ("heun", 99, 50_000, "balanced", "nearest")),
+    ],
+)
+def test_the_settings_of_published_tables_are_taken(preset, chosen, expected):
+    settings = config.resolve(CATALOG, preset, chosen).settings
+    nodes = {node.name: node for node in RECIPES["evaluate"](settings)}
+    assert not {"prepare", "encode", "extractor"} & nodes.keys()
+    made, scored = (nodes[name].settings for name in ("sample/given", "evaluate/given"))
+    found = (made.solver, made.nfe, made.num_samples, made.classes, scored.stated("rounding"))
+    assert found == expected
+    if "decode/given" in nodes:
+        assert nodes["decode/given"].settings.rounding == expected[-1]
+
+
 # ------------------------------------------------------------------ the reference that is made
 
 
