@@ -636,7 +636,7 @@ def test_times_stand_in_manifests_and_beside_the_scores(tmp_path, model):
     made = sealed(at, sample.STAGE, result)
     timings = made.manifest.timings
     assert 0 < timings["network_seconds"] < timings["sampling_seconds"]
-    found = evaluate._times({"a": made}, "nfe")
+    found = evaluate.times({"a": made}, "nfe")
     assert found == {
         f"{name}_milliseconds_per_sample": [(3, 1000 * timings[f"{name}_seconds"] / 24)]
         for name in ("sampling", "network")
