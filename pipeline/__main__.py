@@ -67,8 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     config.add_argument("--schema", action="store_true", help="JSON schema of all settings")
     _add_sweep(add("sweep", "try many settings of a recipe and rank them"))
     add("runs", "all runs, the newest first")
-    show = add("show", "one run: nodes, states, scores")
+    show = add("show", "one run: nodes by stage, states, scores")
     show.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    show.add_argument("--node", metavar="NODE", help="this node alone")
+    show.add_argument("--json", action="store_true", help="as JSON, with every metric")
+    claims = add("claims", "what a run says of the papers' claims")
+    claims.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    claims.add_argument("--markdown", action="store_true", help="a table a paper")
     logs = add("logs", "what a node printed")
     logs.add_argument("run", metavar="RUN", help="a run's id, a part of it, or 'latest'")
     logs.add_argument("node", metavar="NODE")
@@ -127,6 +132,9 @@ def build_parser() -> argparse.ArgumentParser:
     convert = add("convert", "write EDM's or EDM2's .pkl as safetensors and JSON, running no code")
     convert.add_argument("file", metavar="FILE", help="such as edm-cifar10-32x32-cond-vp.pkl")
     convert.add_argument("--to", metavar="FOLDER", help="where to (default: FILE without .pkl)")
+    shell = add("completion", "a script that completes commands and options in a shell")
+    shell.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    shell.set_defaults(parser=parser)
     doctor = add("doctor", "environment, devices, versions, store, missing weights")
     doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
     return parser
@@ -186,6 +194,11 @@ def _recipe_options() -> argparse.ArgumentParser:
         "--force", action="append", default=[], metavar="NODE", help="make it again though cached"
     )
     return options
+
+
+def command() -> NoReturn:
+    """`diffusion-bench ...`, the same as `python -m pipeline ...`."""
+    sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None = None) -> int:

@@ -21,6 +21,7 @@ from pipeline.plan import CACHED, DAMAGED, Plan
 from pipeline.rayfiles import ray_folder
 from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
+from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST, decided
 from pipeline.track.redaction import redact
@@ -257,7 +258,8 @@ class _Session:
         elif state == record.FAILED:
             say(failure_text(self.entry.data, self.entry.folder))
         else:
-            say(results_text(self.store, self.entry.data, self.options.tracking_uri))
+            uri = self.options.tracking_uri
+            say(results_text(self.catalog, self.store, self.entry.data, uri))
         return _EXIT_CODES[state]
 
 
@@ -298,10 +300,12 @@ def failure_text(data: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def results_text(store: Store, data: Mapping[str, Any], tracking_uri: str | None = None) -> str:
-    """The scores of a run, tracked at `tracking_uri`, and where to look further."""
+def results_text(
+    catalog: Catalog, store: Store, data: Mapping[str, Any], tracking_uri: str | None = None
+) -> str:
+    """What a run found, tracked at `tracking_uri`, and where to look further."""
     run = Run(store, dict(data))
-    lines = [run.text(), ""]
+    lines = ["", resolve_name(catalog.ending)(run) if catalog.ending else run.text()]
     report = store.run_path(data["id"]) / "report.html"
     if report.is_file():
         lines.append(f"report:  {report}")

@@ -279,6 +279,10 @@ class Catalog:
         report_timed: `"module:function"` of a function that takes a run and gives
             `pipeline.publish.Timed` of what depends on measured times, which the report shows with
             the run.
+        ending: `"module:function"` of a function that takes a run that finished and gives the lines
+            that end it in a terminal.
+        claims: `"module:function"` of a function that takes a run and the name of a form (text,
+            markdown) and gives what the run says of the papers' claims.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
         export: `"module:function"` of a function that takes a run and the command's options and
             writes a node's samples as files.
@@ -299,6 +303,8 @@ class Catalog:
     compare_scores: str = ""
     compare_page: str = ""
     report_timed: str = ""
+    ending: str = ""
+    claims: str = ""
     export: str = ""
     reference: str = ""
 

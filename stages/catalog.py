@@ -74,6 +74,7 @@ CATALOG = Catalog(
     fetches=fetch.FETCHES,
     convert="stages.networks.karras:converted",
     packages=(
+        "diffusion-bench",
         "torch",
         "torchvision",
         "timm",
@@ -89,4 +90,6 @@ CATALOG = Catalog(
     export="stages.scoring.handed_out:command",
     reference="stages.scoring.made_reference:command",
     report_timed="stages.catalog:timed_section",
+    ending="stages.report.summary:ending",
+    claims="stages.report.summary:claims_as",
 )

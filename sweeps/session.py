@@ -22,6 +22,7 @@ from sweeps.check import Checked, check_resources
 from sweeps.ending import finish
 from sweeps.outcome import Outcome, assigned
 from sweeps.record import LAGGED, QUEUED, SweepRecord, TrialRecord
+from sweeps.scored import scores_in
 from sweeps.shared import SharedNodes
 from sweeps.space import canonical
 from sweeps.tracking import Curves
@@ -222,6 +223,7 @@ class Session:
         trial.state, trial.error = result["state"], result.get("error", "")
         trial.measured = dict(result.get("measured", {}))
         trial.errors = dict(result.get("errors", {}))
+        trial.artifacts = dict(result.get("artifacts", {}))
         shared = self.checked.shared
         nodes = [dict(seed) for seed in result["nodes"]]
         own = {n["key"]: n["seconds"] or 0 for seed in nodes for n in seed.values()}
@@ -260,7 +262,7 @@ class Session:
             return INTERRUPTED
         failed = [trial for trial in self.entry.trials if trial.state == FAILED]
         self.entry.end(runs.FAILED if failed else runs.FINISHED)
-        outcome = Outcome.of(self.sweep.space, self.entry.trials)
+        outcome = Outcome.of(self.sweep.space, self.entry.trials, scores_in(self.store))
         finish(
             self.store,
             self.sweep,

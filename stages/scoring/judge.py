@@ -169,7 +169,8 @@ def _floors(
     floors["fid"] = real_floor(real, count, reference, repeats, generator, labels)
     if enough(held_out):
         rest = len(held_out.features)
-        floors["fid_held_out"] = real_floor(real, count, rest, repeats, generator, labels)
+        theirs = None if labels is None else held_out.labels.long()
+        floors["fid_held_out"] = real_floor(real, count, rest, repeats, generator, labels, theirs)
         floors["fid_gap"] = 0.0
     if train.spatial is not None:
         maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stages.encoders.classifier import train_classifier
 from stages.encoders.embedded import extract
-from stages.methods import frechet, influence, quality
+from stages.methods import influence, quality
 from stages.methods.alarm import first_alarms
 from stages.methods.decisions import quantile
 from stages.methods.strata import in_turn
@@ -112,6 +112,8 @@ def repetitions(
     generator = torch.Generator().manual_seed(n + shares)
     fixed = torch.from_numpy(in_turn(of.counts, n))
     weights = torch.tensor(of.counts, dtype=torch.float64)
+    moments = influence.Moments.of(of.reference)
+    among = influence.kernel_means(of.reference).mean().item()
     for _ in range(count):
         labels = others = fixed
         if not shares:
@@ -121,10 +123,7 @@ def repetitions(
         strata = labels if shares else None
         a, c, other, b = of.draw(labels, others, generator)
         fd = {
-            name: (
-                frechet.distance_from_features(x, of.reference),
-                influence.frechet(x, of.reference),
-            )
+            name: influence.Principal.of(x).distance_to(moments)
             for name, x in (("a", a), ("c", c), ("other", other), ("b", b))
         }
         error = {name: influence.standard_error(psi, strata) for name, (_, psi) in fd.items()}
@@ -133,7 +132,7 @@ def repetitions(
             psi = fd[x][1] - fd[y][1]
             return fd[x][0] - fd[y][0], influence.standard_error(psi, strata)
 
-        kid = quality.kernel_distance(a, of.reference, strata)
+        kid = quality.kernel_distance(a, of.reference, strata, among)
         apart = (error["a"] ** 2 + error["other"] ** 2) ** 0.5
         yield {
             "FD": (fd["a"][0], error["a"]),
