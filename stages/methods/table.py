@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 DATASETS = {
     "digits": "stages.data.readers.digits:read",
     "photographs": "stages.data.readers.photographs:read",
+    "glyphs": "stages.data.readers.glyphs:read",
     "mnist": "stages.data.readers.mnist:read",
     "cifar10": "stages.data.readers.cifar:read",
     "cifar100": "stages.data.readers.cifar:read100",
@@ -81,8 +82,11 @@ PUBLISHED = {
     "python": "stages.networks.python_functions:Called",
 }
 
-# Networks that settings train: these, and of those from elsewhere the ones that EDM's loss trains.
-TRAINED = NETWORKS | {kind: PUBLISHED[kind] for kind in ("song", "dhariwal", "edm2", "jit")}
+# Those of them that are trained, by EDM's loss or JiT's.
+TRAINED_PUBLISHED = {kind: PUBLISHED[kind] for kind in ("song", "dhariwal", "edm2", "jit")}
+
+# Networks that settings train.
+TRAINED = NETWORKS | TRAINED_PUBLISHED
 
 # Networks that are denoisers in EDM coordinates; all others give velocities.
 DENOISERS = EDM_NETWORKS | PUBLISHED.keys()
@@ -94,6 +98,7 @@ LOSSES = {
     "reg": "stages.settings.losses.reg:REGOptions",
     "maskalign": "stages.settings.losses.maskalign:MaskAlignOptions",
     "edm": "stages.settings.losses.edm:EDMOptions",
+    "jit": "stages.settings.losses.jit:JiTOptions",
 }
 
 GRIDS = {
@@ -130,6 +135,7 @@ class Solver:
     around: str | None = None  # the multistep solver that is this one with that corrector
     counted_as: str | None = None  # the plain solver whose evaluations and grid it takes
     stochastic: bool = False  # draws noise, on levels as `counted_as` or on a grid of its own
+    own_levels: bool = False  # was fitted with levels of its own, which come with its weights
 
 
 SOLVERS = {
@@ -143,6 +149,9 @@ SOLVERS = {
     "dpm2": Solver("stages.methods.solvers.midpoint:DPM2", per_step=2),
     "fitted": Solver("stages.methods.solvers.fitted:FittedMultistep", counted_as="euler"),
     "fitted-heun": Solver("stages.methods.solvers.fitted:FittedHeun", counted_as="heun"),
+    "whole": Solver(
+        "stages.methods.solvers.whole:WholeMultistep", counted_as="euler", own_levels=True
+    ),
     "sde": Solver("stages.methods.solvers.sde:sample", stochastic=True),
     "ancestral": Solver(
         "stages.methods.solvers.stochastic:ancestral", counted_as="euler", stochastic=True

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stages.methods.solvers.stochastic import Churn
 
 UNIFORM = "uniform_t"
+OWN = "own levels"  # what tables call the grid of a solver that was fitted with its levels
 
 # Where a flow model starts; path.T_START, whose module imports torch.
 T_START = 0.999
@@ -63,10 +64,11 @@ class SolverOptions(Settings):
     guidance: float = Field(
         1.0, ge=0, le=100, description="classifier-free guidance scale; 1 is none"
     )
-    guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0),
-        description="times t, 0 (data) to 1 (noise), between which guidance acts; JiT's own "
-        "sampler, whose time runs the other way, leaves out the ends",
+    guidance_interval: tuple[float, float] | None = Field(
+        None,
+        description="times t, 0 (data) to 1 (noise), between which guidance acts; unset is as in "
+        "the network's own code: up to 0.7 for REPA's, 0.85 for REG's and 0.9 for JiT's files, "
+        "everywhere for others (JiT's leaves out the ends)",
     )
     guidance_channels: int | None = Field(
         None,
@@ -102,6 +104,11 @@ class SolverOptions(Settings):
                 f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
             )
+        if table.SOLVERS[self.solver].own_levels and self.grid != UNIFORM:
+            raise ValueError(
+                f"grid={self.grid} and solver={self.solver} contradict each other: its levels are "
+                "fitted with its weights; leave grid unset"
+            )
         self.density.refuse_unread(densities.of_grids(self.grids_in_use), f"grid={self.grid}")
         if self.grid in table.DENSITY_GRIDS:
             self._check_start()
@@ -109,7 +116,7 @@ class SolverOptions(Settings):
             raise ValueError(
                 f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
             )
-        low, high = self.guidance_interval
+        low, high = self.guidance_interval or (0.0, 1.0)
         if not 0 <= low <= high <= 1:
             raise ValueError(
                 f"guidance_interval={self.guidance_interval} must be (low, high) with "
@@ -137,15 +144,17 @@ class SolverOptions(Settings):
     @property
     def grid_name(self) -> str:
         """What tables and figures call the grid."""
+        if table.SOLVERS[self.solver].own_levels:
+            return OWN
         is_density = self.grid in table.DENSITY_GRIDS
         return self.density.label(self.grid) if is_density else self.grid
 
 
 def sources(settings: SolverOptions) -> list[str]:
     """The places of the solver and the grid, for a stage's `sources`; a stochastic solver has its
-    grid with it."""
+    grid with it, and one with levels of its own needs none."""
     solver = table.SOLVERS[settings.solver]
-    if solver.stochastic and not solver.counted_as:
+    if solver.own_levels or (solver.stochastic and not solver.counted_as):
         return [solver.place]
     if settings.grid in table.DENSITY_GRIDS:
         grid = densities.sources(settings.density, settings.grid)

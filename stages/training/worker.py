@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context
-from stages.artifacts.network import build_network, checkpoint_name
+from stages.artifacts.network import build_network
+from stages.methods import table
 from stages.settings import densities, networks
 from stages.training import watch as training_watch
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stages.artifacts.data import DataSet, Images
+    from stages.artifacts.network import TrainedNetwork
     from stages.artifacts.teacher import Teacher
     from stages.methods.losses import Loss
     from stages.settings.losses import LossOptions
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from stages.training.train import TrainOptions, TrainSettings
 
 ABSCISSA = "training_step"
+# What published networks and their losses share, where files do not say it.
+PUBLISHED_DEFAULTS = {"sigma_data": 0.5, "noise_scale": 1.0}
 # More waiting for data than this is told, once so many seconds were seen.
 WAITING_SHARE, WAITING_SECONDS = 0.1, 30.0
 
@@ -53,13 +58,13 @@ def train_worker(context: Context) -> None:
     settings: TrainSettings = context.settings
     data, teacher = context.inputs["data"].load(), context.inputs.get("teacher")
     first = _is_first()
-    config = network_config(settings, data, teacher)
+    config = network_config(settings, data, teacher, context.inputs.get("start"))
     state, log, watch = _start(context, data, config)
     kept = set(settings.kept_steps)
     # A training that the alarm has ended stays ended when it is resumed.
     steps = state.step if watch is not None and watch.stops else settings.steps
     noticed = False
-    with _batches(context, data, teacher) as batches:
+    with _batches(context, data, teacher) as batches, _saver(context, first) as saver:
         loss = _loss(context)
         check(settings.loss_options, state.network, data, batches)
         for step in loop.train(state, loss, batches, steps, batches.share):
@@ -77,9 +82,10 @@ def train_worker(context: Context) -> None:
                     context.points(ABSCISSA, rows)
                     noticed = noticed or _waits(context, log, batches)
                 if keep or stop:
-                    _keep(context.work.path, step.step, state)
+                    saver.weights(step.step, state.ema.network.state_dict())
                 if save or stop or step.step == settings.steps:
-                    _save(context, state, log, watch)
+                    tensors = state.tensors() | log.tensors()
+                    saver.state(step.step, tensors, _record(log, watch))
                 _tell(context, step.step, log)
             if stop:
                 break
@@ -138,7 +144,7 @@ def _look(context: Context, watch: Any, log: LossLog, step: int, state: TrainSta
 def _loss(context: Context) -> Loss:
     """The method's loss, t from the density that settings name."""
     settings, spectrum = context.settings, context.inputs.get("spectrum")
-    density = settings.density
+    density = settings.drawn
     with raised_as(StageError):
         loaded = None if spectrum is None else spectrum.load()
         of_time = densities.time_density(density, density.kind, density.base, loaded)
@@ -146,13 +152,36 @@ def _loss(context: Context) -> Loss:
 
 
 def network_config(
-    settings: TrainOptions, data: DataSet, teacher: Teacher | None = None
+    settings: TrainOptions,
+    data: DataSet,
+    teacher: Teacher | None = None,
+    start: TrainedNetwork | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of the network for these data and this teacher."""
+    """Keyword arguments of the network for these data and this teacher; those of the network it
+    goes on from where that was published with more than settings name.
+
+    Raises StageError where the loss does not fit that network.
+    """
     width = 0 if teacher is None else teacher.description["width"]
     own = settings.loss_options.of_network(width)
+    if start is not None and goes_on_as_it_is(start.description):
+        theirs = start.description["config"]
+        for name, usual in PUBLISHED_DEFAULTS.items():
+            value = theirs.get(name, usual)
+            if own.get(name, value) != value:
+                raise StageError(
+                    f"train.{settings.method}.{name}={own[name]:g}, and the network to go on from "
+                    f"was trained with {value:g}; set it to that"
+                )
+        more = {"train_uncertainty": False} if "train_uncertainty" in own else {}
+        return theirs | more
     num_classes = data.num_classes if settings.conditional else 0
     return networks.config_of(settings.network, data.shape, num_classes, **own)
+
+
+def goes_on_as_it_is(facts: Mapping[str, Any]) -> bool:
+    """Whether a network from elsewhere is trained on as its file describes it."""
+    return facts.get("format", "bench") != "bench" and facts["network"] in table.TRAINED_PUBLISHED
 
 
 def training_images(settings: TrainSettings, data: DataSet) -> Images:
@@ -220,9 +249,13 @@ def _take_over(network: nn.Module, context: Context, config: dict[str, Any]) -> 
     if facts["network"] != settings.network.kind:
         raise ValueError(
             f"the network to go on from is a {facts['network']}, not a {settings.network.kind}; a "
-            "training goes on from SiT, REPA and REG files"
+            "training goes on by a method of its own kind"
         )
     weights = context.inputs["start"].load().network().state_dict()
+    if goes_on_as_it_is(facts):
+        network.load_state_dict(weights)
+        context.log(f"goes on from a network of {facts['format']}")
+        return
     fresh = take_over(network, weights, config, facts["config"])
     context.log(f"goes on from a network of {facts['format']}; fresh: {', '.join(fresh) or 'none'}")
 
@@ -232,7 +265,7 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     what watches the training, or None."""
     from stages.training import resume
     from stages.training.log import LossLog
-    from stages.training.loop import Optimization, TrainState
+    from stages.training.loop import Optimization, TrainState, saved_by_first
 
     settings: TrainSettings = context.settings
     device = _device(settings)
@@ -257,7 +290,8 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     training_watch.check_scans(settings, state.ema.network, config, scanned)
     log = LossLog(settings.log_every)
     watch = training_watch.watch_of(settings, state.ema.network, config, scanned)
-    saved = resume.latest(context.work.path)
+    # Its machine may be the only one that has the state.
+    saved = saved_by_first(lambda: resume.latest(context.work.path), device)
     if saved is not None:
         step, tensors, record = saved
         state.restore(step, tensors)
@@ -270,27 +304,19 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     return state, log, watch
 
 
-def _keep(folder: Path, step: int, state: TrainState) -> None:
-    """Write the EMA weights of a checkpoint to the work area."""
-    from safetensors.torch import save_file
+def _saver(context: Context, first: bool) -> Any:
+    """What writes states and checkpoints; of the first process alone."""
+    from stages.training.saving import Saver
 
-    from stages.training.resume import seal, write_atomically
-
-    path = folder / checkpoint_name(step)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, lambda p: save_file(state.ema.network.state_dict(), p))
-    seal(path)
+    return Saver(context.work.path, context.work.push) if first else nullcontext()
 
 
-def _save(context: Context, state: TrainState, log: LossLog, watch: Any) -> None:
-    """Write the resumable state; the one before stays until this one is whole."""
-    from stages.training import resume
-
+def _record(log: LossLog, watch: Any) -> dict[str, Any]:
+    """What a state holds beside tensors."""
     record = log.record()
     if watch is not None:
         record |= {"watched": watch.record(), "stopped": watch.stops, "tags": dict(watch.tags())}
-    resume.save(context.work.path, state.step, state.tensors() | log.tensors(), record)
-    context.work.push()
+    return record
 
 
 def _tell(context: Context, step: int, log: LossLog) -> None:
