@@ -15,6 +15,7 @@ from stages.catalog import PAPERS
 from stages.methods.protocol import Influence, Protocol, Score
 from stages.pages import findings as f
 from stages.pages.made import Made
+from stages.pages.page import with_error
 from stages.papers.combined import claims
 from stages.papers.combined import section as combined_section
 from stages.papers.csflow import claims as csflow_claims
@@ -450,6 +451,22 @@ def test_the_stability_gap_is_paired_over_seeds():
     assert gap.effect.error == pytest.approx(1 / math.sqrt(3))
     assert (gap.effect.error_kind, gap.effect.num_seeds) == ("seeds of training", 3)
     assert "MaskAlign 3.67, REG 5.67" in gap.what
+    # (1 + 2 + 8) / (3 + 5 + 9); parts 1 - 3r, 2 - 5r and 8 - 9r of r = 11/17
+    r = 11 / 17
+    parts = [own - r * reg for reg, own in gaps.values()]
+    assert sum(parts) == pytest.approx(0)
+    error = math.sqrt(sum(part**2 for part in parts) / 2 / 3) / (17 / 3)
+    assert f"a ratio of {with_error(100 * r, 100 * error)} %" in gap.what
+
+
+def test_the_ratio_of_the_stability_gaps_of_one_seed():
+    diagnoses = {"diagnose/reg": diagnosis(0.00169), "diagnose/maskalign": diagnosis(0.00046)}
+    (what,) = (one.what for one in maskalign_claims.findings({}, diagnoses) if one.effect)
+    error = 100 * math.hypot(0.0001, 0.0001 * 46 / 169) / 0.00169
+    assert f"a ratio of {with_error(100 * 46 / 169, error)} %" in what
+    none = {"diagnose/reg": diagnosis(-0.1), "diagnose/maskalign": diagnosis(0.1)}
+    (what,) = (one.what for one in maskalign_claims.findings({}, none) if one.effect)
+    assert "ratio" not in what
 
 
 def test_the_cost_of_a_step():
