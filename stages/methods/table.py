@@ -102,7 +102,7 @@ GRIDS = {
     "log_snr": "stages.methods.grids:log_snr",
 }
 
-# Grids that run between two levels of the user's choice; the others start at t=0.999.
+# Grids that run between two levels of the user's choice; the others start at t_start.
 BOUNDED_GRIDS = frozenset({"edm", "log_snr"})
 
 # Densities over t: each makes one from its own arguments.
