@@ -24,8 +24,8 @@ from torch import Tensor
 T_START = 0.999
 """The time at which sampling from a flow model starts: s = 999 instead of infinity."""
 
-AT_NOISE = 1 - 2.0**-26 """What stands for t = 1, as the papers' samplers start there: s is 2^26 -
-1, states go to it and back
+AT_NOISE = 1 - 2.0**-26
+"""What stands for t = 1, where the papers' samplers start: s is 2^26 - 1, states go to it and back
 without a rounding in float64, and in float32 a network is asked at exactly 1."""
 
 ROUNDING = 1e-9
