@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stages.methods.wavelet import WaveletStatistics, coefficient_risks, merge
+from stages.methods.wavelet import WaveletStatistics, merge
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,6 @@ def choose_ridge(
     risks = torch.zeros(len(ridges), dtype=torch.float64)
     for fold in folds:
         scores = (total - fold).at_ridges(sigma, ridges)
-        risks += fold.count / total.count * coefficient_risks(scores, fold).mean(1).cpu()
+        risks += fold.count / total.count * fold.risks(scores).mean(1).cpu()
     best = int(risks.argmin())
     return RidgeChoice(float(ridges[best]), tuple(map(float, ridges)), tuple(risks.tolist()))

@@ -185,7 +185,8 @@ Shard = tuple[int, int]  # the first and last of its images
 
 def first_shard(shard: Shard, data: Data, settings: FitSettings) -> CoefficientMoments:
     """Mean and spread of every coefficient over a shard."""
-    from stages.methods.wavelet.moments import SHARD_IMAGES, first_pass
+    from stages.methods.wavelet import first_pass
+    from stages.methods.wavelet.model import SHARD_IMAGES
 
     images, model, total = data.load().train, settings.model(), None
     # Cut as first_pass cuts, so that the sum is that of the whole shard to the last bit.
