@@ -326,7 +326,26 @@ def test_wavelet():
     assert narrows.effect.error == pytest.approx(100 * spread)
     assert narrows.verdict == f.FAILS
     assert {one.verdict for one in wavelet_claims.findings([])} == {f.ABSENT}
-    assert len(list(wavelet_claims.findings([*risks, *photographs(risks)]))) == 3
+    assert len(list(wavelet_claims.findings([*risks, *photographs(risks)]))) == 5
+
+
+def test_what_the_principal_family_finds_is_marked_as_ours():
+    risks = [
+        risk("principal-d3", "score", (1.0, 1.1, 0.9), (1.6, 1.5, 1.7)),
+        risk("wiener", "wiener", (1.2, 1.3, 1.1), (2.0, 1.9, 2.1)),
+        risk("sit", "network", (0.5, 0.45, 0.55), (2.0, 1.9, 2.1)),
+    ]
+    risks[0].folds = True
+    found = by_text(wavelet_claims.findings([*risks, *photographs(risks)]))
+    below = found["Polynomials of principal coordinates are below the Wiener filter"]
+    logs = [math.log(1.0 / 1.2), math.log(1.6 / 2.0)]
+    assert below.effect.value == pytest.approx(100 * sum(logs) / 2)
+    network = found["From sigma 1 on they are below a trained network that is told no class"]
+    assert network.effect.value == pytest.approx(100 * logs[1])  # at 2 alone
+    assert [row[0] for row in network.details[1:]] == [2.0]
+    for one in (below, network):
+        assert one.verdict == f.HOLDS
+        assert (one.claim.method, one.claim.paper) == ("Wavelet score (ours)", "ours: no paper's")
 
 
 def photographs(risks):

@@ -14,7 +14,7 @@ from stages.artifacts import data as artifacts_data
 from stages.catalog import CATALOG, RECIPES
 from stages.data import prepare
 from stages.methods import table
-from stages.methods.wavelet import WaveletStatistics, baselines, neighbours
+from stages.methods.wavelet import WaveletStatistics, baselines, model, neighbours
 from stages.methods.wavelet.basis import WaveletBasis
 from stages.methods.wavelet.ridge import choose_ridge
 from stages.papers.wavelet import draw, fit, risk
@@ -135,7 +135,7 @@ def test_the_first_images_only(tmp_path, few):
 
 
 def test_names_are_those_of_the_mathematics_and_of_pywavelets():
-    assert set(table.FAMILIES) == set(neighbours.FAMILIES)
+    assert set(table.FAMILIES) == {*neighbours.FAMILIES, model.PRINCIPAL}
     assert set(table.WAVELETS) == set(pywt.wavelist(kind="discrete"))
     orthonormal = {w for w in table.WAVELETS if WaveletBasis(w, 2, 1, 16, 16).is_orthonormal}
     assert set(table.ORTHONORMAL_WAVELETS) == orthonormal

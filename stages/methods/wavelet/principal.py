@@ -84,7 +84,7 @@ class PrincipalMoments:
         variances, directions = torch.linalg.eigh(self.products / self.count)
         variances, directions = variances.flip(0).clamp(min=0), directions.flip(1)
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        directions = directions * torch.where(largest < 0, -1.0, 1.0)
+        directions = (directions * torch.where(largest < 0, -1.0, 1.0)).contiguous()
         if not self._varies:
             return directions, torch.ones_like(variances)
         return directions, variances.clamp(min=float(variances.mean()) * SCALE_FLOOR**2).sqrt()
