@@ -90,9 +90,11 @@ class PrincipalMoments:
         return directions, variances.clamp(min=float(variances.mean()) * SCALE_FLOOR**2).sqrt()
 
     def check_varies(self) -> None:
-        """Raise ValueError when nothing varies, of which no score can be made."""
+        """Raise ValueError when nothing varies, of which no score can be made; else settle the
+        basis here, before the moments go to other machines."""
         if not self._varies:
             raise ValueError(ALIKE.format(count=self.count))
+        _ = self.basis
 
     @property
     def _varies(self) -> bool:
