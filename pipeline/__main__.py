@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="only say what would run")
     run.add_argument("--jobs", type=int, metavar="N", help="CPU cores to use (default: all)")
     run.add_argument("--address", metavar="ADDR", help="a Ray cluster to join (or RAY_ADDRESS)")
+    _add_cluster(run)
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
     plan = add("plan", "each node's state (cached, partial, to do) and why", recipe)
     form = plan.add_mutually_exclusive_group()
@@ -66,8 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     config.add_argument("--schema", action="store_true", help="JSON schema of all settings")
     _add_sweep(add("sweep", "try many settings of a recipe and rank them"))
     add("runs", "all runs, the newest first")
-    show = add("show", "one run: nodes, states, scores")
+    show = add("show", "one run: nodes by stage, states, scores")
     show.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    show.add_argument("--node", metavar="NODE", help="this node alone")
+    show.add_argument("--json", action="store_true", help="as JSON, with every metric")
+    claims = add("claims", "what a run says of the papers' claims")
+    claims.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    claims.add_argument("--markdown", action="store_true", help="a table a paper")
     logs = add("logs", "what a node printed")
     logs.add_argument("run", metavar="RUN", help="a run's id, a part of it, or 'latest'")
     logs.add_argument("node", metavar="NODE")
@@ -145,7 +151,17 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     sweep.add_argument("--dry-run", action="store_true", help="only say what would run")
     sweep.add_argument("--jobs", type=int, metavar="N", help="CPU cores to use (default: all)")
     sweep.add_argument("--address", metavar="ADDR", help="a Ray cluster to join (or RAY_ADDRESS)")
+    _add_cluster(sweep)
     sweep.add_argument("--tracking-uri", metavar="URI", help="MLflow server or database")
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--up-to", metavar="WHAT", help="what the cluster may grow to, as cpus=64,gpus=8"
+    )
+    command.add_argument(
+        "--ship", action="store_true", help="send this code to the cluster's machines"
+    )
 
 
 def _recipe_options() -> argparse.ArgumentParser:

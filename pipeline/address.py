@@ -20,6 +20,7 @@ VARIABLE = "RAY_ADDRESS"
 WAIT_SECONDS = 5.0  # a cluster that is just starting may still come
 ANSWER_SECONDS = 7.0  # of which importing Ray takes some
 LATE = "it did not answer in time"
+NO_TOKEN = "it asks for a token"
 _ADDRESS = re.compile(r"(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):(\d{1,5})")
 _CLIENT = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 # A client of HTTP/2, on which Ray's gRPC stands, begins with these words and a frame of settings.
@@ -66,7 +67,13 @@ def check_alive(address: str, wait_seconds: float = WAIT_SECONDS) -> None:
     asking.join(wait_seconds)
     reason = said[-1]
     if not reason:
-        reason = _hello(host, port) if match[1] else _client(address)
+        reason = _hello(host, port) if match[1] else _greeted(address)
+    if reason == NO_TOKEN:
+        raise UsageError(
+            f"the Ray cluster at '{address}' asks for a token, and "
+            f"{'another' if show_token() else 'none'} is known here; put the one that it was "
+            "started with into RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
+        )
     if reason:
         raise unanswered(address, reason)
 
@@ -93,11 +100,26 @@ def _ask(host: str, port: int, wait_seconds: float, said: list[str]) -> None:
             time.sleep(0.3)
 
 
-def _client(address: str) -> str:
+def _greeted(address: str) -> str:
+    """What is wrong with the head there; shows a token only where one is asked for.
+
+    A process with a token and a cluster without do connect, and then lose their actors.
+    """
+    reason = _client(address, "disabled")
+    if not reason:
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+    elif reason == NO_TOKEN and show_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        reason = _client(address, "token")
+    return reason
+
+
+def _client(address: str, mode: str) -> str:
     """What Ray's own client says against the head there, in a process that can be ended."""
     try:
         process = subprocess.run(
             [sys.executable, "-c", _CLIENT, address],
+            env=os.environ | {"RAY_AUTH_MODE": mode},
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -107,6 +129,8 @@ def _client(address: str) -> str:
         return LATE
     if process.returncode == 0:
         return ""
+    if "uthenticat" in process.stderr or "AuthToken" in process.stderr:
+        return NO_TOKEN
     lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     return f"what answers there is no head of a Ray cluster: {lines[-1].partition(': ')[2]}"
 

@@ -10,23 +10,33 @@ import secrets
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from pipeline import worker
+from pipeline import shipping, worker
 from pipeline.address import VARIABLE, check_alive, show_token, unanswered
+from pipeline.capacity import Amount, memory_bytes, of_ray
 from pipeline.errors import UsageError
+from pipeline.fanout import Share, fan_out, prepare_process, remote
+from pipeline.graph import Node
 from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
 MEMORY_TRIES = 3
 
 
-def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[float, float]:
+def connect(
+    address: str | None,
+    jobs: int,
+    gpus: int,
+    code: Path,
+    up_to: Amount | None = None,
+    ship: bool = False,
+) -> Amount:
     """Start Ray on this machine, or join the cluster at `address`.
 
     A Ray that does not come up is tried once more, unless its settings are at fault.
@@ -34,37 +44,43 @@ def connect(address: str | None, jobs: int, gpus: int, code: Path) -> tuple[floa
     Args:
         jobs: CPU cores that a local Ray may use.
         gpus: GPUs that a local Ray may use.
-        code: the folder of the project's packages, sent along to a cluster.
+        code: the folder of the project's packages.
+        up_to: what the cluster may grow to; None asks the cluster.
+        ship: send the code along to a cluster; else its machines must have the same.
 
     Returns:
-        The CPUs and GPUs there are.
+        What there is, or may be where the cluster grows.
 
     Raises:
-        UsageError: nobody answers at `address`, or a local Ray did not come up.
+        UsageError: nobody answers at `address`, a local Ray did not come up, or a machine of the
+            cluster has other code.
     """
     _quiet()
     os.environ.pop(VARIABLE, None)  # Ray would heed it more than `address="auto"`
     if address is None:
         # Else Ray writes a token to the home folder, and does not start where it cannot.
+        os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.pop("RAY_CLIENT_MODE", None)
         # Ray reads it when it is imported: then its servers listen on the loopback alone.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     show_token()
-    import ray
 
     _mute()
     with _signals_kept():
         if address is None:
             _start(jobs, gpus)
         else:
-            _join(address, code)
+            _join(address, code if ship else None)
     _watched.clear()
     if address is None:
         family = psutil.Process().children(recursive=True)
         _watched.extend(p for p in family if p.name() in ("raylet", "gcs_server"))
-    total = ray.cluster_resources()
-    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+    else:
+        shipping.check_machines()
+    global _growth
+    _growth = up_to or (Amount() if address is None else _limits())
+    return capacity(_growth)
 
 
 @contextlib.contextmanager
@@ -81,7 +97,7 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _join(address: str, code: Path) -> None:
+def _join(address: str, code: Path | None) -> None:
     import ray
 
     try:
@@ -91,7 +107,7 @@ def _join(address: str, code: Path) -> None:
             log_to_driver=False,
             logging_level="CRITICAL",
             namespace=NAMESPACE,
-            runtime_env=_shipped(code),
+            runtime_env=shipping.runtime_environment(code),
         )
     except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
         raise unanswered(address, _first_line(error)) from error
@@ -112,6 +128,7 @@ def _start(jobs: int, gpus: int) -> None:
                 logging_level="CRITICAL",
                 namespace=NAMESPACE,
                 object_store_memory=512 * 2**20,
+                _memory=memory_bytes(),
                 _temp_dir=folder.path,
             )
             return
@@ -179,16 +196,26 @@ def out_of_memory(text: str) -> str:
     )
 
 
-def _shipped(code: Path) -> dict[str, Any]:
-    packages = [str(code / name) for name in ("pipeline", "stages", "sweeps")]
-    return {"py_modules": [package for package in packages if Path(package).is_dir()]}
+_growth = Amount()  # of the cluster that this process has joined
 
 
-def cpus() -> float:
-    """The CPUs of all machines at this moment."""
+def capacity(growth: Amount) -> Amount:
+    """What all machines have at this moment, or what there may be, where that is more."""
+    return here().most(growth)
+
+
+def here() -> Amount:
+    """What all machines have at this moment."""
     import ray
 
-    return ray.cluster_resources().get("CPU", 0.0)
+    return of_ray(ray.cluster_resources())
+
+
+def _limits() -> Amount:
+    """What the cluster's autoscaler says that it may grow to; nothing where it says nothing."""
+    import ray
+
+    return of_ray(ray._private.state.state.get_max_resources_from_cluster_config() or {})
 
 
 def disconnect() -> None:
@@ -202,10 +229,25 @@ def disconnect() -> None:
 
 
 class Board:
-    """An actor that collects what workers say, by channel, until somebody fetches it."""
+    """An actor that collects what workers say, by channel, until somebody fetches it, and tells
+    them how many shards may run at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, growth: Amount, code: Mapping[str, str]) -> None:
+        self._terms = growth, code
         self._events: dict[str, list[tuple]] = {}
+        self._reserved: dict[str, frozenset[str]] = {}
+
+    def terms(self) -> tuple[Amount, Mapping[str, str]]:
+        """What the cluster may grow to, and what code its machines must have."""
+        return self._terms
+
+    def reserve(self, channel: str, kinds: frozenset[str]) -> None:
+        """Say of what, such as `cpus`, shards must not take more than was counted."""
+        self._reserved[channel] = kinds
+
+    def reserved(self) -> frozenset[str]:
+        """See `reserve`; of all channels."""
+        return frozenset().union(*self._reserved.values())
 
     def push(self, channel: str, event: tuple) -> None:
         self._events.setdefault(channel, []).append(event)
@@ -225,6 +267,26 @@ class Channel:
         with contextlib.suppress(Exception):
             self.board.push.remote(self.name, event)
 
+    def width(self, most: float, kinds: frozenset[str]) -> float:
+        """How many shards that take these kinds may be with Ray now: one, which was counted, while
+        another node needs all the rest."""
+        import ray
+
+        with contextlib.suppress(Exception):  # the board restarts by itself
+            return 1 if ray.get(self.board.reserved.remote(), timeout=5) & kinds else most
+        return most
+
+    def reserve(self, kinds: frozenset[str]) -> None:
+        """See `Board.reserve`."""
+        with contextlib.suppress(Exception):
+            self.board.reserve.remote(self.name, kinds)
+
+    def terms(self) -> tuple[Amount, Mapping[str, str]]:
+        """See `Board.terms`."""
+        import ray
+
+        return ray.get(self.board.terms.remote())
+
     def drain(self) -> list[tuple]:
         """What came since the last time. Raises Ray's errors while the board is away."""
         import ray
@@ -235,87 +297,64 @@ class Channel:
 def start_board() -> Any:
     import ray
 
-    return ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+    board = ray.remote(Board).options(num_cpus=0, max_restarts=-1)
+    return board.remote(_growth, {} if _watched else shipping.facts())
 
 
 @functools.cache
-def _remote(function: Callable[..., Any]) -> Any:
+def _gpus_differ() -> bool:
+    """Whether a machine has several GPUs: a process that has used one of them stays with it."""
     import ray
 
-    return ray.remote(function)
+    return any(node["Resources"].get("GPU", 0) > 1 for node in ray.nodes())
 
 
-def submit(job: worker.Job, channel: Channel, cpus: float, gpus: float, retries: int) -> Any:
-    """Start a node as a Ray task that survives lost workers, and return its reference."""
+def submit(
+    job: worker.Job, channel: Channel, node: Node, width: float, code: Mapping[str, str]
+) -> Any:
+    """Start a node as a Ray task that survives lost workers, and return its reference.
+
+    Args:
+        width: how many of its shards may be with Ray at once, at most.
+        code: what the machine that runs it must have.
+    """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    asked = node.resources
+    # What waits for its shards or workers needs neither their GPUs nor their memory itself.
+    alone = not node.stage.fans_out and node.stage.workers(node.settings) is None
+    gpus = 0 if node.stage.fans_out else asked.gpus
+    share = Share(
+        asked.gpus - gpus,
+        asked.memory_gib if node.stage.fans_out else 0,
+        asked.retries,
+        width,
+        # Those that may come later are not known now.
+        bool(asked.gpus) and (_growth.gpus > 1 or _gpus_differ()),
+    )
     # One remote function: Ray queues by function, and takes turns among queues in no order.
-    task = _remote(_run_node).options(
-        num_cpus=cpus,
+    task = remote(_run_node, fresh=share.fresh and gpus > 0).options(
+        num_cpus=asked.cpus,
         num_gpus=gpus,
-        max_retries=retries,
+        memory=int(asked.memory_gib * 2**30) if alone else 0,
+        max_retries=asked.retries,
         retry_exceptions=False,
         name=job.node,
         # Inside a Ray Tune trial, tasks would otherwise wait for ever in the trial's own group.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )
-    return task.remote(job, channel)
+    return task.remote(job, channel, share, code)
 
 
-def _run_node(job: worker.Job, channel: Channel) -> worker.Outcome:
-    _prepare_process()
+def _run_node(
+    job: worker.Job, channel: Channel, share: Share, code: Mapping[str, str]
+) -> worker.Outcome:
+    prepare_process()
+    # A machine may have joined after the others were asked.
+    if other := shipping.difference(code):
+        return worker.Outcome(worker.FAILED, error=other)
 
     def spread(node: str, function: Callable[..., Any], items: Sequence[Any], common: tuple):
-        return list(_spread(node, function, items, common, channel, job.identity.threads))
+        return fan_out(node, function, items, common, channel, job.identity.threads, share)
 
     return worker.execute(job, channel.push, spread)
-
-
-def _spread(
-    node: str,
-    function: Callable[..., Any],
-    items: Sequence[Any],
-    common: tuple,
-    channel: Channel,
-    threads: int,
-) -> Iterator[Any]:
-    """Shards as Ray tasks; a single one stays here. CPUs of this waiting task are lent to them.
-
-    Raises what a shard raised, as if it had run here: Ray puts a traceback around it.
-    """
-    if len(items) == 1:
-        yield function(items[0], *common)
-        return
-    import ray
-
-    gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
-    if gpus:
-        # GPUs of a waiting task are not lent: shards would wait for them for ever.
-        yield from (function(item, *common) for item in items)
-        return
-    task = _remote(_run_shard).options(num_cpus=1, max_retries=3, name=f"{node} shard")
-    shared = tuple(ray.put(value) for value in common)
-    references = [task.remote(node, function, item, channel, threads, *shared) for item in items]
-    for reference in references:
-        try:
-            yield ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-
-
-def _run_shard(
-    node: str, function: Callable[..., Any], item: Any, channel: Channel, threads: int, *common: Any
-) -> Any:
-    _prepare_process()
-    worker.set_threads(threads)
-    return worker.run_shard(node, function, item, common, channel.push)
-
-
-_prepared = False
-
-
-def _prepare_process() -> None:
-    global _prepared
-    if not _prepared:
-        _prepared = True
-        worker.watch_parent()

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,8 @@ def _run(catalog: Catalog, options: Namespace, how: session.Options, attempt: in
     plan = planning.make(catalog, store, request)
     finished = None if plan.todo else record.finished_run(store, plan)
     if finished is not None:
-        print(f"nothing to do: run {finished['id']} holds these results\n")
-        print(session.results_text(store, finished, how.tracking_uri))
+        print(f"nothing to do: run {finished['id']} holds these results")
+        print(session.results_text(catalog, store, finished, how.tracking_uri))
         track.flush_pending(store.local)
         return DONE
     if attempt == 1:
@@ -202,13 +202,19 @@ def show(root: Root, options: Namespace) -> int:
     """Show one run."""
     run = results.find(options.run, _store(options))
     data = run.data
+    if options.node is not None:
+        run[options.node]  # one that there is not is said here
+    names = [options.node] if options.node is not None else by_stage(data["nodes"])
+    if options.json:
+        print(json.dumps(_shown(run, names), indent=1))
+        return DONE
     revision = data["git"].get("revision", "unknown")[:12]
     dirty = " with uncommitted changes" if data["git"].get("dirty") else ""
     begun = data["created"][:19]
     print(f"{run.id}: {data['recipe']}/{data['preset']}, {run.state}, begun {begun} UTC")
     print(f"command: {printable(data['command'])}\ncode: {printable(revision)}{dirty}\n")
-    width = max(map(len, run), default=0)
-    for name in run:
+    width = max(map(len, names), default=0)
+    for name in names:
         node = run[name]
         seconds = node.data["seconds"]
         took = progress.duration(seconds) if seconds is not None else ""
@@ -217,6 +223,39 @@ def show(root: Root, options: Namespace) -> int:
     report = run.store.run_path(run.id) / "report.html"
     if report.is_file():
         print(f"\nreport: {report}")
+    return DONE
+
+
+def by_stage(nodes: Mapping[str, Any]) -> list[str]:
+    """Names of nodes, those of one stage together, stages in the order of their first node."""
+    stages = list(dict.fromkeys(node["stage"] for node in nodes.values()))
+    return sorted(nodes, key=lambda name: stages.index(nodes[name]["stage"]))
+
+
+def _shown(run: results.Run, names: Sequence[str]) -> dict[str, Any]:
+    """A run, or some of its nodes, as plain data."""
+    nodes = {
+        name: {
+            "stage": run[name].data["stage"],
+            "state": run[name].state,
+            "seconds": run[name].data["seconds"],
+            "key": run[name].data["key"],
+            "metrics": run[name].metrics,
+            "error": run[name].damage or run[name].data["error"],
+        }
+        for name in names
+    }
+    keys = ("id", "recipe", "preset", "created", "command", "git")
+    return {key: run.data[key] for key in keys} | {"state": run.state, "nodes": nodes}
+
+
+def claims(root: Root, options: Namespace) -> int:
+    """Print what a run says of the papers' claims."""
+    run = results.find(options.run, _store(options))
+    place = root().claims
+    if not place:
+        raise UsageError("there is nothing here that claims anything")
+    print(resolve_name(place)(run, "markdown" if options.markdown else "text"))
     return DONE
 
 
@@ -369,6 +408,7 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "config": config,
     "runs": runs,
     "show": show,
+    "claims": claims,
     "logs": logs,
     "report": report,
     "compare": compare,

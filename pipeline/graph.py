@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import sources
+from pipeline.capacity import Amount
 from pipeline.errors import UsageError, nearest
 from pipeline.fingerprint import fingerprint
 from pipeline.stage import Input, Resources, Settings, Stage
@@ -51,6 +52,17 @@ class Node:
         """GPUs it takes at once, those of its workers included."""
         workers = self.stage.workers(self.settings)
         return self.resources.gpus + (workers.gpus if workers else 0.0)
+
+    @property
+    def memory_gib(self) -> float:
+        """Memory it reserves at once: each of its workers as much as it would alone."""
+        workers = self.stage.workers(self.settings)
+        return self.resources.memory_gib * (workers.count if workers else 1)
+
+    @cached_property
+    def need(self) -> Amount:
+        """All that it takes at once; of a fan-out, one shard."""
+        return Amount(self.cpus, self.gpus, self.memory_gib)
 
     def slot(self, slot: str) -> tuple[str, ...]:
         """Names of the nodes that fill one slot."""
@@ -165,19 +177,25 @@ class Graph:
 
     def _topological_order(self) -> list[str]:
         order: dict[str, None] = {}
-
-        def visit(name: str, trail: tuple[str, ...]) -> None:
-            if name in trail:
-                cycle = " -> ".join((*trail[trail.index(name) :], name))
-                raise UsageError(f"the graph has a cycle: {cycle}")
-            if name not in order:
-                for parent in self.nodes[name].upstream:
-                    visit(parent, (*trail, name))
-                order[name] = None
-
         for name in self.nodes:
-            visit(name, ())
+            self._visit(name, order)
         return list(order)
+
+    def _visit(self, first: str, order: dict[str, None]) -> None:
+        """Add a node to the order, after all that it reads; chains may be long."""
+        trail = {first: iter(self.nodes[first].upstream)} if first not in order else {}
+        while trail:
+            name, parents = next(reversed(trail.items()))
+            parent = next(parents, None)
+            if parent is None:
+                order[name] = None
+                del trail[name]
+            elif parent in trail:
+                names = list(trail)
+                cycle = " -> ".join((*names[names.index(parent) :], parent))
+                raise UsageError(f"the graph has a cycle: {cycle}")
+            elif parent not in order:
+                trail[parent] = iter(self.nodes[parent].upstream)
 
     @cached_property
     def identities(self) -> dict[str, Identity]:

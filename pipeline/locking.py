@@ -1,49 +1,145 @@
-"""Locks of files on one disk, which end with the process that holds them."""
+"""Locks among processes that share a disk, on file systems with and without locks of their own.
+
+Where they work, a lock is the kernel's, which dies with its holder. Some file systems that
+machines share have none (Lustre without `flock`), or grant one on each machine (NFS with
+`local_lock`): there a lock is a file that is created where there is none, and touched while its
+holder lives. One that was not touched for long is of a machine that died, and is taken over. The
+first command that finds out leaves a mark for all others.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import functools
+import json
 import os
+import secrets
+import socket
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+BEAT_SECONDS = 20.0
+FRESH_SECONDS = 120.0
+POLL_SECONDS = 0.05
+MARK = ".by-creation"  # in a folder of locks whose disk has none of its own
+HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+# Options of mounts where a lock counts on one machine only.
+LOCAL_ONLY = {"nolock", "local_lock=flock", "local_lock=all", "localflock"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock_file(path: Path, wait_seconds: float = 0.0) -> Iterator[bool]:
-    """Try to hold an exclusive lock on `path`; yields whether it is held within `wait_seconds`."""
+    """Try to hold a lock; yields whether it is held, within `wait_seconds`.
+
+    Raises OSError where the disk refuses what locks are made of.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = _created if by_creation(path.parent) else _flocked
     deadline = time.monotonic() + wait_seconds
     while True:
-        with path.open("a", encoding="utf-8") as stream:
-            held = _try_lock(stream, fcntl.LOCK_EX)
-            if held and not _is_at(stream, path):  # `drop` has removed it meanwhile
-                continue
+        with kind(path) as held:
             if held or time.monotonic() >= deadline:
                 yield held
                 return
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
 
 
 def is_locked(path: Path) -> bool:
     """Whether somebody holds a lock at this moment. Writes nothing."""
+    if (path.parent / MARK).exists():
+        return _lives(_sign_of(path), _read(_sign_of(path)), time.time())
     try:
         with path.open(encoding="utf-8") as stream:
-            return not _try_lock(stream, fcntl.LOCK_SH)
+            return not _try(stream, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
 
 
 def drop(path: Path) -> None:
-    """Remove the file of a lock that nobody holds."""
+    """Remove what is left of a lock that nobody holds."""
+    if path.name == MARK:
+        return
+    if (path.parent / MARK).exists():
+        if not _lives(path, _read(path), time.time()):
+            path.unlink(missing_ok=True)
+        return
     with path.open("a", encoding="utf-8") as stream:
-        if _try_lock(stream, fcntl.LOCK_EX):
+        if _try(stream, fcntl.LOCK_EX):
             path.unlink(missing_ok=True)
 
 
-def _is_at(stream: IO[str], path: Path) -> bool:
+def by_creation(folder: Path) -> bool:
+    """Whether locks in a folder are files that are created, since its disk has none; found out
+    once by each process, and marked."""
+    return (folder / MARK).exists() or _probed(folder)
+
+
+@functools.cache
+def _probed(folder: Path) -> bool:
+    if works(folder):
+        return False
+    (folder / MARK).touch()
+    return True
+
+
+def works(folder: Path) -> bool:
+    """Whether the disk under a folder grants a lock to one and refuses it to another."""
+    if _options(folder) & LOCAL_ONLY:
+        return False
+    with (
+        tempfile.NamedTemporaryFile("w", dir=folder, prefix=".probe-") as one,
+        open(one.name, "w", encoding="utf-8") as other,
+    ):
+        try:
+            return _try(one, fcntl.LOCK_EX) and not _try(other, fcntl.LOCK_EX)
+        except OSError:
+            return False
+
+
+def _options(folder: Path, mounts: str = "/proc/self/mounts") -> set[str]:
+    """The options with which the disk under a folder is mounted."""
+    place, found, longest = folder.resolve(), set(), -1
+    try:
+        lines = Path(mounts).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, where, _, options, *_ = line.split(" ")
+        root = Path(where.encode().decode("unicode_escape"))
+        if place.is_relative_to(root) and len(root.parts) >= longest:
+            found, longest = set(options.split(",")), len(root.parts)
+    return found
+
+
+def _try(stream: IO[Any], kind: int) -> bool:
+    """Whether a lock was granted; OSError where the disk has none."""
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def _flocked(path: Path) -> Iterator[bool]:
+    while True:
+        with path.open("a", encoding="utf-8") as stream:
+            held = _try(stream, fcntl.LOCK_EX)
+            if held and not _is_at(stream, path):  # `drop` has removed it meanwhile
+                continue
+            yield held
+            return
+
+
+def _is_at(stream: IO[Any], path: Path) -> bool:
     """Whether an open file still has its name."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
@@ -51,9 +147,119 @@ def _is_at(stream: IO[str], path: Path) -> bool:
         return False
 
 
-def _try_lock(stream: IO[str], kind: int) -> bool:
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[bool]:
+    sign = _sign_of(path)
+    token = _take(sign)
+    if not token:
+        yield False
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_beat, args=(sign, token, ended), daemon=True, name="lock")
+    thread.start()
     try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
-    except OSError:
+        yield True
+    finally:
+        ended.set()
+        thread.join(BEAT_SECONDS)
+        if _read(sign).get("token") == token:
+            sign.unlink(missing_ok=True)
+
+
+def _sign_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.held")
+
+
+def _take(sign: Path) -> str:
+    """The token of a lock that was free, or whose holder is dead; "" where it is held."""
+    token = secrets.token_hex(8)
+    if _create(sign, token):
+        return token
+    if _lives(sign, _read(sign), _now(sign.parent)):
+        return ""
+    # One at a time looks again and takes over; a taker that died is taken over as well.
+    taking = sign.with_name(f"{sign.name}.taking")
+    if not _create(taking, token):
+        if not _lives(taking, _read(taking), _now(sign.parent)):
+            taking.unlink(missing_ok=True)
+        return ""
+    try:
+        if not _lives(sign, _read(sign), _now(sign.parent)):
+            sign.unlink(missing_ok=True)
+            return token if _create(sign, token) else ""
+        return ""
+    finally:
+        taking.unlink(missing_ok=True)
+
+
+def _create(sign: Path, token: str) -> bool:
+    """Create a sign where there is none, at once with what it says."""
+    temporary = sign.with_name(f"{sign.name}.{token}")
+    try:
+        temporary.write_text(json.dumps({"token": token, **_me()}), encoding="utf-8")
+        os.link(temporary, sign)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        return _create_plainly(sign, temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_plainly(sign: Path, text: Path) -> bool:
+    """As `_create`, on a disk without links: for a moment the sign is empty, and lives."""
+    try:
+        with sign.open("x", encoding="utf-8") as stream:
+            stream.write(text.read_text(encoding="utf-8"))
+    except FileExistsError:
         return False
     return True
+
+
+def _me() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "space": _space()}
+
+
+@functools.cache
+def _space() -> str:
+    """Where process ids mean the same: this boot of this machine, or of this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _read(sign: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(sign.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives(sign: Path, said: dict[str, Any], now: float) -> bool:
+    """Whether the holder of a sign lives: it was touched lately, and its process is not gone."""
+    try:
+        beaten = sign.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if said.get("space") == _space() != "" and isinstance(said.get("pid"), int):
+        return Path(f"/proc/{said['pid']}").exists()
+    return abs(now - beaten) < FRESH_SECONDS
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of a folder's disk."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as stream:
+        return os.fstat(stream.fileno()).st_mtime
+
+
+def _beat(sign: Path, token: str, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_SECONDS):
+        with contextlib.suppress(OSError):  # the disk may be away for a while
+            if _read(sign).get("token") == token:
+                os.utime(sign)

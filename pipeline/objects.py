@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import fcntl
+import math
 import os
+import re
 import secrets
 import shutil
 import time
@@ -22,12 +23,23 @@ from typing import Any
 from pipeline.artifact import MANIFEST
 from pipeline.errors import DamagedArtifactError, UsageError, nearest
 from pipeline.locations import MOST_BYTES, files_below, is_plain
+from pipeline.locking import lock_file
 from pipeline.patience import PATIENCE_SECONDS, patiently
 
 # By the scheme of their URIs; the last one lives in one process, for tests.
 PROTOCOLS = ("s3", "gs", "gcs", "memory")
 # Of names that a server may list together, but not a disk.
 _NO_FILE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+# What `excludes` creates for a moment, with the time of it.
+PROBES = "locks/.probe-"
+PROBE_NAME = re.compile(re.escape(PROBES) + r"(\d{20})-[0-9a-f]{16}")
+PROBE_SECONDS = 3600.0
+
+
+def _is_left(name: str) -> bool:
+    """Whether a name is of a probe that is older than any command takes for one."""
+    known = PROBE_NAME.fullmatch(name)
+    return known is not None and time.time() - int(known[1]) / 1e9 > PROBE_SECONDS
 
 
 def _print(text: str) -> None:
@@ -95,7 +107,7 @@ class ObjectLocation:
 
     def excludes(self) -> bool:
         """Whether the server refuses to create a name that exists: then machines have locks."""
-        probe = f"locks/probe-{secrets.token_hex(8)}"
+        probe = f"{PROBES}{time.time_ns():020d}-{secrets.token_hex(8)}"
         try:
             return self.create(probe, b"1") and not self.create(probe, b"2")
         finally:
@@ -204,10 +216,7 @@ class ObjectLocation:
     @contextlib.contextmanager
     def _fetching(self, name: str) -> Iterator[None]:
         """Hold the cache's place of a folder: one process of this machine fetches it."""
-        path = self.cache / "locks" / f"fetch-{name.replace('/', '-')}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with lock_file(self.cache / "locks" / f"fetch-{name.replace('/', '-')}", math.inf):
             yield
 
     def children(self, name: str) -> list[str]:
@@ -247,5 +256,10 @@ class ObjectLocation:
         return sum(self._sizes(name).values())
 
     def leftovers(self) -> list[str]:
-        """None: an object is whole or absent."""
-        return []
+        """Probes of commands that were killed; else an object is whole or absent."""
+        try:
+            paths = self._do(self.fs.ls, self._at("locks"), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (path.removeprefix(f"{self.root}/") for path in paths)
+        return sorted(name for name in names if _is_left(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.artifact import Manifest
+from pipeline.capacity import Amount
 from pipeline.config import Resolved, flatten
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
 from pipeline.fingerprint import difference
@@ -23,6 +25,8 @@ CACHED, PARTIAL, TODO, DAMAGED = "cached", "partial", "to do", "damaged"
 
 # Larger artifacts are checked when a node reads them, not each time a plan is made.
 VERIFY_BYTES = 256 * 2**20
+
+KINDS = {"cpus": "CPUs", "gpus": "GPUs", "memory_gib": "GiB of memory"}
 
 
 @dataclass(frozen=True)
@@ -285,8 +289,11 @@ def _version_warnings(catalog: Catalog, nodes: Mapping[str, NodePlan]) -> list[s
     ]
 
 
-def check_resources(plan: Plan, cpus: float, gpus: float, where: str) -> None:
+def check_resources(plan: Plan, have: Amount, where: str) -> None:
     """Refuse a node that can never start, or whose workers cannot.
+
+    Args:
+        have: what there is, or what it may grow to.
 
     Raises:
         UsageError: a node to run asks for more than there is.
@@ -294,19 +301,25 @@ def check_resources(plan: Plan, cpus: float, gpus: float, where: str) -> None:
     for name in plan.todo:
         node = plan.graph[name]
         asked, workers = node.resources, node.stage.workers(node.settings)
-        for kind, need, have in (("CPUs", asked.cpus, cpus), ("GPUs", asked.gpus, gpus)):
-            if need > have:
+        for field, kind in KINDS.items():
+            need, most = getattr(asked, field), getattr(have, field)
+            if need > most:
+                # Rounded down: what is said fits.
+                most = math.floor(most * 10) / 10
                 raise UsageError(
-                    f"{name} asks for {need:g} {kind}, {where} has {have:g}; "
-                    f"set resources.{node.stage.name}.{kind.lower()} to at most {have:g}"
+                    f"{name} asks for {need:g} {kind}, {where} has {most:g}; "
+                    f"set resources.{node.stage.name}.{field} to at most {most:g}"
                 )
         if workers is None:
             continue
-        for kind, need, have in (("CPUs", node.cpus, cpus), ("GPUs", node.gpus, gpus)):
-            if need > have:
-                most = int(have * workers.count // need)
+        for field, kind in KINDS.items():
+            need, there = getattr(node.need, field), getattr(have, field)
+            if need > there:
+                most = int(there * workers.count // need)
                 remedy = f"to at most {most}" if most else "to 0"
+                there = math.floor(there * 10) / 10
                 raise UsageError(
                     f"{name} starts {workers.count} workers, which take {need:g} {kind} at once, "
-                    f"and {where} has {have:g}; set {node.stage.name}.{workers.setting} {remedy}"
+                    f"and {where} has {there:g}; "
+                    f"set {node.stage.name}.{workers.setting} {remedy}"
                 )

@@ -18,6 +18,7 @@ QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
     "not run",
 )
 ENDED = (DONE, REUSED, FAILED, BLOCKED)
+SHOWN = 4  # running nodes in a plain line
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class _Lines:
 
 
 class PlainView(_Lines):
-    """A line for every change, for pipes and log files."""
+    """A line for every node that ended, and every few seconds one of what runs; for pipes and log
+    files."""
 
     def __init__(
         self,
@@ -111,20 +113,28 @@ class PlainView(_Lines):
         every: float = 10,
     ) -> None:
         super().__init__(expected, jobs, what)
-        self._every, self._said = every, dict.fromkeys(expected, 0.0)
+        self._every, self._said = every, self.begun
 
     def changed(self, before: NodeView, after: NodeView) -> None:
         now = time.monotonic()
         stamp = f"[{now - self.begun:6.1f} s]"
-        if after.state != before.state and after.state != QUEUED:
+        if after.state != before.state and after.state in ENDED:
             took = f" in {duration(after.seconds)}" if after.state == DONE else ""
-            note = f"  {after.note}" if after.note and after.state in ENDED else ""
-            tail = f"  ({self.summary()})" if after.state in ENDED else ""
-            print(f"{stamp} {after.name} {after.state}{took}{note}{tail}", flush=True)
-            self._said[after.name] = now
-        elif after.state == RUNNING and now - self._said[after.name] > self._every:
-            self._said[after.name] = now
-            print(f"{stamp} {after.name} {_how_far(after, now)}", flush=True)
+            note = f"  {after.note}" if after.note else ""
+            print(f"{stamp} {after.name} {after.state}{took}{note}", flush=True)
+        if now - self._said >= self._every:
+            self._said = now
+            print(f"{stamp} {self.summary()}; {self._going(now)}", flush=True)
+
+    def _going(self, now: float) -> str:
+        """What runs and how far it is, or what is waited for."""
+        running = [node for node in self.nodes.values() if node.state == RUNNING]
+        if not running:
+            waiting = [node.name for node in self.nodes.values() if node.state == WAITING]
+            return f"{waiting[0]} {WAITING}" if waiting else "nothing runs yet"
+        parts = [f"{node.name} {_how_far(node, now)}".rstrip() for node in running[:SHOWN]]
+        more = len(running) - SHOWN
+        return "runs: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
     def message(self, text: str) -> None:
         print(text, flush=True)
@@ -146,7 +156,8 @@ def _how_far(node: NodeView, now: float) -> str:
 
 
 class LiveView(_Lines):
-    """A table that redraws itself: what runs, and the last nodes that ended."""
+    """A table that redraws itself: a bar a phase, what runs, what is waited for, the time left;
+    nodes that ended scroll away above it."""
 
     def __init__(
         self, expected: Mapping[str, float | None], jobs: int, what: str = "nodes"
@@ -183,12 +194,25 @@ class LiveView(_Lines):
 
         now = time.monotonic()
         table = Table.grid(padding=(0, 1))
+        for phase, nodes in phases(self.nodes).items():
+            ended = sum(node.state in ENDED for node in nodes)
+            if ended < len(nodes) and any(node.state != QUEUED for node in nodes):
+                bar = ProgressBar(total=len(nodes), completed=ended, width=24)
+                table.add_row("", phase, bar, f"{ended}/{len(nodes)}")
         active = [n for n in self.nodes.values() if n.state in (RUNNING, WAITING)]
         for node in active[:12]:
             bar = ProgressBar(total=node.total or 1, completed=node.done, width=24)
             table.add_row("▸", node.name, bar, _plain(_how_far(node, now) or node.state))
         table.add_row("", self.summary(), "", "")
         return table
+
+
+def phases(nodes: Mapping[str, NodeView]) -> dict[str, list[NodeView]]:
+    """The nodes by what their names begin with (`train` of `train/sit`), in order."""
+    by_phase: dict[str, list[NodeView]] = {}
+    for name, node in nodes.items():
+        by_phase.setdefault(name.partition("/")[0], []).append(node)
+    return by_phase
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import IO, Any
 
 from pipeline import cluster, progress, provenance, worker
 from pipeline.artifact import Manifest
+from pipeline.capacity import LOOKAHEAD, Amount, Room
 from pipeline.errors import RayLostError
 from pipeline.graph import Node
 from pipeline.plan import CACHED, Plan
@@ -17,9 +19,10 @@ from pipeline.record import log_path
 from pipeline.store import Store
 
 BUSY_RETRY_SECONDS = 0.5
-# Nodes of one kind of resources that wait in Ray: enough that no core waits for the next round.
-LOOKAHEAD = 4
+TELL_SECONDS = 5.0
+STILL_SECONDS = 10.0  # without anything that runs, before it is said what is waited for
 CANCEL_SECONDS = 2.0
+MOST_SHARDS = 10_000  # of a node with Ray at once, where the cluster has no bound
 MOST_REMAKES = 3  # of one input for one node: what is damaged again and again is a bad disk
 
 
@@ -67,12 +70,11 @@ def open_log(folder: Path, node: str) -> IO[str]:
 
 @dataclass
 class Claims:
-    """Keys of nodes that were handed to Ray, those of them that it has not started, by what they
-    ask for, and why others failed."""
+    """Keys of nodes that were handed to Ray, what these take, and why others failed."""
 
     running: set[str] = field(default_factory=set)
-    waiting: dict[tuple[float, float], set[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    room: Room = field(default_factory=lambda: Room(Amount()))
 
 
 class Execution:
@@ -102,11 +104,32 @@ class Execution:
             name: Progress(item.node, item.key, manifest=item.manifest)
             for name, item in plan.nodes.items()
         }
+        self.rank = {name: rank for rank, name in enumerate(plan.by_urgency())}
+        self.readers: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, item in self.nodes.items():
+            for parent in item.node.upstream:
+                if parent in self.nodes:
+                    self.readers[parent].append(name)
+        # Nodes that may start, by what they need, the most urgent first, and those that may later.
+        self.ready: dict[Amount, list[tuple[int, str]]] = {}
+        self.later: list[str] = []
+        self.placed: set[str] = set()  # in one of these, or with Ray
+        self.open = set(self.nodes)
+        self.lacks = dict.fromkeys(self.nodes, 0)  # how much of what it reads is yet to end
+        for readers in self.readers.values():
+            for name in readers:
+                self.lacks[name] += 1
+        self.closed: list[str] = []  # nodes that have ended, which their readers do not know yet
         for name, item in plan.nodes.items():
             if item.state == CACHED:
                 self._end(name, progress.REUSED)
-        self.order = plan.by_urgency()
+        for name in self.nodes:
+            self._look_at(name)
         self.running: dict[Any, str] = {}
+        self.code: Mapping[str, str] = {}
+        self.growth = Amount()
+        self.reserved, self.told = frozenset[str](), 0.0
+        self.stirred, self.said = time.monotonic(), ""
         self.channel: cluster.Channel | None = None
 
     @property
@@ -124,11 +147,12 @@ class Execution:
 
     @property
     def ended(self) -> bool:
-        return all(item.state in progress.ENDED for item in self.nodes.values())
+        return not self.open
 
     def begin(self, board: Any) -> None:
         """Get ready to `advance`, with workers that report to `board`."""
         self.channel = cluster.Channel(board)
+        self.growth, self.code = self.channel.terms()
 
     def advance(self, wait_seconds: float = 0.2) -> bool:
         """Start what can start and note what ended; False once every node has ended.
@@ -143,9 +167,12 @@ class Execution:
         try:
             _check_ray()
             self._submit_ready()
+            self._say_what_is_awaited()
             self._collect(wait_seconds)
             self._drain(final=self.ended)
             self._stop_late()
+            if self.ended:
+                self._tell_shards(frozenset())
         except (ray.exceptions.RaySystemError, ConnectionError) as error:
             raise RayLostError(f"Ray's processes were lost ({error})") from error
         return True
@@ -155,40 +182,98 @@ class Execution:
 
         Ray takes no priorities: what were handed over early would delay what is urgent later.
         """
-        now, most = time.monotonic(), max(LOOKAHEAD, cluster.cpus())
-        for name in self.order:
-            item = self.nodes[name]
-            waits = item.state in (progress.QUEUED, progress.WAITING)
-            if not waits or name in self.running.values() or now < item.not_before:
-                continue
-            parents = [self.nodes[p] for p in item.node.upstream if p in self.nodes]
-            if any(p.state in (progress.FAILED, progress.BLOCKED) for p in parents):
-                self._end(name, progress.BLOCKED, "needs a node that failed")
-            elif item.key in self.claims.failed:
-                self._end(name, progress.FAILED, self.claims.failed[item.key])
-            elif item.key not in self.claims.running and all(
-                p.state in progress.ENDED for p in parents
-            ):
-                self._submit(name, most)
+        self.claims.room.all = cluster.capacity(self.growth)
+        self._tell_readers()
+        waiting, self.later = self.later, []
+        self.placed.difference_update(waiting)
+        for name in waiting:
+            self._look_at(name)
+        full: set[Amount] = set()
+        while heads := [(line[0], need) for need, line in self.ready.items() if need not in full]:
+            (_, name), need = min(heads, key=lambda head: head[0])
+            if self._submit(name):
+                heapq.heappop(self.ready[need])
+                if not self.ready[need]:
+                    del self.ready[need]
+            else:
+                full.add(need)
+        self._tell_shards(self.claims.room.reserved)
 
-    def _submit(self, name: str, most: float) -> None:
-        """Hand a node to Ray unless so many that ask for the same already wait there."""
+    def _tell_shards(self, reserved: frozenset[str]) -> None:
+        """Say of what they must not take more; now and then again: the board may have restarted."""
+        now = time.monotonic()
+        if reserved != self.reserved or (reserved and now > self.told + TELL_SECONDS):
+            self.reserved, self.told = reserved, now
+            self.channel.reserve(reserved)
+
+    def _tell_readers(self) -> None:
+        """Look at the nodes that read what has ended; those that cannot run any more end too."""
+        while self.closed:
+            parent = self.closed.pop()
+            lost = self.nodes[parent].state in (progress.FAILED, progress.BLOCKED)
+            for name in self.readers[parent]:
+                self.lacks[name] -= 1
+                if lost and name in self.open and name not in self.placed:
+                    self._end(name, progress.BLOCKED, "needs a node that failed")
+                else:
+                    self._look_at(name)
+
+    def _look_at(self, name: str) -> None:
+        """Put a node into the line where its turn is decided, once all that it reads has ended."""
         item = self.nodes[name]
-        asked = item.node.resources
-        waiting = self.claims.waiting.setdefault((asked.cpus, asked.gpus), set())
-        if len(waiting) >= most:
+        if name not in self.open or name in self.placed or self.lacks[name]:
             return
-        waiting.add(item.key)
+        parents = [self.nodes[p] for p in item.node.upstream if p in self.nodes]
+        if any(p.state in (progress.FAILED, progress.BLOCKED) for p in parents):
+            self._end(name, progress.BLOCKED, "needs a node that failed")
+        elif item.key in self.claims.failed:
+            self._end(name, progress.FAILED, self.claims.failed[item.key])
+        else:
+            self.placed.add(name)
+            if time.monotonic() < item.not_before or item.key in self.claims.running:
+                self.later.append(name)
+            else:
+                line = self.ready.setdefault(item.node.need, [])
+                heapq.heappush(line, (self.rank[name], name))
+
+    def _submit(self, name: str) -> bool:
+        """Hand a node to Ray, unless there is no room; whether it leaves its line."""
+        item, room = self.nodes[name], self.claims.room
+        if self.lacks[name] or item.key in self.claims.running or item.key in self.claims.failed:
+            self.later.append(name)
+            return True
+        workers = item.node.stage.workers(item.node.settings)
+        group = None if workers is None else Amount(workers.cpus, workers.gpus)
+        if not room.offer(item.key, item.node.need, group):
+            return False
         self.claims.running.add(item.key)
-        reference = cluster.submit(
-            self._job(item), self.channel, asked.cpus, asked.gpus, asked.retries
-        )
+        width = min(MOST_SHARDS, room.all.cpus + LOOKAHEAD)
+        reference = cluster.submit(self._job(item), self.channel, item.node, width, self.code)
         self.running[reference] = name
+        self.stirred = time.monotonic()
+        return True
 
     def _started(self, name: str) -> None:
-        item = self.nodes[name]
-        asked = item.node.resources
-        self.claims.waiting.get((asked.cpus, asked.gpus), set()).discard(item.key)
+        self.stirred = time.monotonic()
+        self.claims.room.began(self.nodes[name].key)
+
+    def _say_what_is_awaited(self) -> None:
+        """One line where nothing runs, and nothing came for a while: what there is no room for."""
+        if time.monotonic() - self.stirred < STILL_SECONDS:
+            return
+        self.stirred = time.monotonic()
+        states = [self.nodes[name].state for name in self.running.values()]
+        if not self.running or progress.RUNNING in states:
+            return
+        name = min(self.running.values(), key=self.rank.__getitem__)
+        need, have = self.nodes[name].node.need, cluster.here()
+        why = "others use it" if need.within(have) else f"it has {have.words()}"
+        said = f"waiting for the cluster: {name} needs {need.words()}, and {why}"
+        if not need.within(have) and need.within(self.claims.room.all):
+            said += f"; it may grow to {self.claims.room.all.words()}"
+        if said != self.said:
+            self.said = said
+            self.listener.view.message(said)
 
     def _job(self, item: Progress) -> worker.Job:
         node = item.node
@@ -207,6 +292,7 @@ class Execution:
             store=self.store.uri,
             packages=self.packages,
             git=self.git,
+            memory_gib=node.resources.memory_gib,
         )
 
     def _where(self, name: str) -> tuple[str, str]:
@@ -221,7 +307,9 @@ class Execution:
         done, _ = ray.wait(list(self.running), num_returns=1, timeout=wait_seconds)
         for reference in done:
             name = self.running.pop(reference)
+            self.placed.discard(name)
             self.claims.running.discard(self.nodes[name].key)
+            self.claims.room.leave(self.nodes[name].key)
             self._started(name)
             try:
                 outcome = ray.get(reference)
@@ -278,11 +366,20 @@ class Execution:
 
     def _change(self, name: str, state: str) -> None:
         self.nodes[name].state = state
+        if name not in self.open:
+            self.open.add(name)
+            for reader in self.readers[name]:
+                self.lacks[reader] += 1
+        if state in (progress.QUEUED, progress.WAITING):
+            self._look_at(name)
         self.listener.view.update(name, state=state)
 
     def _end(self, name: str, state: str, error: str = "") -> None:
         item = self.nodes[name]
         item.state, item.error = state, error
+        if name in self.open:
+            self.open.discard(name)
+            self.closed.append(name)
         note = error or headline(item.manifest)
         self.listener.view.update(name, state=state, note=note)
         if self.listener.on_change is not None:
@@ -339,6 +436,10 @@ class Execution:
         import ray
 
         references = list(self.running)
+        for name in self.running.values():
+            self.claims.room.leave(self.nodes[name].key)
+        if self.channel is not None:
+            self._tell_shards(frozenset())
         try:
             for reference in references:
                 ray.cancel(reference, force=True, recursive=True)

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import environment, progress, record, track
+from pipeline import capacity, environment, progress, record, track
 from pipeline import plan as planning
 from pipeline.address import check_address, check_alive
 from pipeline.address import given as given_address
+from pipeline.capacity import Amount
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.plan import CACHED, DAMAGED, Plan
 from pipeline.rayfiles import ray_folder
 from pipeline.results import DEFAULT_STORE, Run
 from pipeline.stage import Catalog
+from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST, decided
 from pipeline.track.redaction import redact
@@ -36,18 +38,36 @@ class Options:
     tracking_uri: str | None = None
     address: str | None = None
     jobs: int | None = None
+    up_to: Amount | None = None
+    ship: bool = False
 
     @classmethod
     def of(cls, options: Namespace) -> Options:
         """As the command line says, or else the environment (RAY_ADDRESS, MLFLOW_TRACKING_URI)."""
         return cls(
-            track.chosen_uri(options.tracking_uri), given_address(options.address), options.jobs
+            track.chosen_uri(options.tracking_uri),
+            given_address(options.address),
+            options.jobs,
+            capacity.read(options.up_to),
+            options.ship,
         )
 
     @property
     def cores(self) -> int:
         """CPU cores that a local Ray may use."""
         return self.jobs or len(os.sched_getaffinity(0))
+
+    @property
+    def machine(self) -> Amount:
+        """What a local Ray may use."""
+        return Amount(self.cores, planning.local_gpus(), capacity.memory_bytes() / 2**30)
+
+    def connect(self) -> Amount:
+        """Start Ray, or join it; what there is, or may be. See `pipeline.cluster.connect`."""
+        from pipeline import cluster
+
+        gpus = planning.local_gpus()
+        return cluster.connect(self.address, self.cores, gpus, CODE, self.up_to, self.ship)
 
 
 def check(plan: Plan, store: Store, options: Options) -> None:
@@ -59,8 +79,7 @@ def check(plan: Plan, store: Store, options: Options) -> None:
     """
     check_place(store, options)
     if options.address is None:
-        gpus = planning.local_gpus()
-        planning.check_resources(plan, options.cores, gpus, f"--jobs {options.cores} here")
+        planning.check_resources(plan, options.machine, f"--jobs {options.cores} here")
     for text in plan.warnings:
         say(f"warning: {text}")
 
@@ -80,6 +99,11 @@ def check_place(store: Store, options: Options) -> None:
             "the folder, or choose another with --store"
         ) from error
     store.check_writable()
+    if store.has_no_locks():
+        say(
+            f"note: the disk of store {store.local} has no locks that all machines see; its locks "
+            "are files, and those of a machine that dies are taken over after two minutes"
+        )
     environment.check_space(store.local)
     environment.check_limits()
     if options.address is not None:
@@ -189,12 +213,7 @@ class _Session:
         return record.FAILED if execution.failed else record.FINISHED
 
     def _connect(self) -> None:
-        from pipeline import cluster
-
-        have = cluster.connect(
-            self.options.address, self.options.cores, planning.local_gpus(), CODE
-        )
-        planning.check_resources(self.plan, *have, "the cluster")
+        planning.check_resources(self.plan, self.options.connect(), "the cluster")
 
     def _ended(self, name: str, item: Any) -> None:
         seconds = item.manifest.seconds if item.manifest else None
@@ -239,7 +258,8 @@ class _Session:
         elif state == record.FAILED:
             say(failure_text(self.entry.data, self.entry.folder))
         else:
-            say(results_text(self.store, self.entry.data, self.options.tracking_uri))
+            uri = self.options.tracking_uri
+            say(results_text(self.catalog, self.store, self.entry.data, uri))
         return _EXIT_CODES[state]
 
 
@@ -280,10 +300,12 @@ def failure_text(data: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def results_text(store: Store, data: Mapping[str, Any], tracking_uri: str | None = None) -> str:
-    """The scores of a run, tracked at `tracking_uri`, and where to look further."""
+def results_text(
+    catalog: Catalog, store: Store, data: Mapping[str, Any], tracking_uri: str | None = None
+) -> str:
+    """What a run found, tracked at `tracking_uri`, and where to look further."""
     run = Run(store, dict(data))
-    lines = [run.text(), ""]
+    lines = ["", resolve_name(catalog.ending)(run) if catalog.ending else run.text()]
     report = store.run_path(data["id"]) / "report.html"
     if report.is_file():
         lines.append(f"report:  {report}")

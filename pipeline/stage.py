@@ -80,6 +80,11 @@ class Resources(Settings):
     threads: int = pydantic.Field(
         1, ge=1, le=256, description="threads of torch and BLAS; part of the artifact's key"
     )
+    memory_gib: float = unkeyed(
+        0,
+        ge=0,
+        description="memory a task reserves, and each of its shards or workers; 0 is no matter",
+    )
     timeout_seconds: float | None = pydantic.Field(
         None, gt=0, description="a node that runs longer is stopped and fails"
     )
@@ -130,6 +135,8 @@ class Stage:
         files: the files and folders outside the store that given settings name; their contents
             enter the key, and the name of one alone does not.
         workers: the processes that given settings make its run function start, or None.
+        fans_out: whether its run function works by `Context.map` alone: each shard reserves the
+            node's GPUs and memory then, and the node itself, which waits, does not.
         metrics: the headline numbers that a given node may report: what sweeps can name; `*`
             stands for any part of a name.
         estimate: `"module:function"` of a function that takes given settings and, by input slot,
@@ -148,6 +155,7 @@ class Stage:
     needs: Callable[[Any], Iterable[str]] = lambda settings: ()
     files: Callable[[Any], Iterable[Path]] = lambda settings: ()
     workers: Callable[[Any], Workers | None] = lambda settings: None
+    fans_out: bool = False
     metrics: Callable[[Any], Sequence[str]] = lambda node: ("*",)
     estimate: str = ""
     curve_steps: Callable[[Any], int] | None = None
@@ -191,6 +199,8 @@ class Context(Protocol):
     path: Path
     work: Work
     threads: int
+    memory_gib: float
+    """What each worker that the node starts reserves."""
 
     def log(self, message: str) -> None:
         """Write a line to the node's log."""
@@ -269,6 +279,10 @@ class Catalog:
         report_timed: `"module:function"` of a function that takes a run and gives
             `pipeline.publish.Timed` of what depends on measured times, which the report shows with
             the run.
+        ending: `"module:function"` of a function that takes a run that finished and gives the lines
+            that end it in a terminal.
+        claims: `"module:function"` of a function that takes a run and the name of a form (text,
+            markdown) and gives what the run says of the papers' claims.
         compare_page: `"module:function"` of a function that makes a `Comparison` an HTML page.
         export: `"module:function"` of a function that takes a run and the command's options and
             writes a node's samples as files.
@@ -289,6 +303,8 @@ class Catalog:
     compare_scores: str = ""
     compare_page: str = ""
     report_timed: str = ""
+    ending: str = ""
+    claims: str = ""
     export: str = ""
     reference: str = ""
 

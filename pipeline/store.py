@@ -34,7 +34,7 @@ from pipeline.errors import (
     EarlierArtifactError,
     UsageError,
 )
-from pipeline.locking import drop, is_locked, lock_file
+from pipeline.locking import by_creation, drop, is_locked, lock_file
 from pipeline.objects import ObjectLocation
 
 RECORD, ENDED_NODES = "run.json", "nodes.jsonl"
@@ -269,6 +269,11 @@ class Store:
             for entry in self.location.children("locks"):
                 if leases.is_stale(self.location, entry.removesuffix(".json")):
                     self.location.remove(f"locks/{entry}")
+
+    def has_no_locks(self) -> bool:
+        """Whether locks are files, since the disk has none; the store must be writable."""
+        (self.local / "locks").mkdir(exist_ok=True)
+        return by_creation(self.local / "locks")
 
     def _lock_path(self, name: str) -> Path:
         return self.local / "locks" / name.replace("/", "-")

@@ -43,6 +43,7 @@ class Job:
     store: str
     packages: Sequence[str] = ()
     git: Mapping[str, Any] = field(default_factory=dict)
+    memory_gib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class WorkerContext:
     ) -> None:
         self.node, self.settings, self.inputs = job.node, job.settings, inputs
         self.path, self.work, self.threads = path, work, job.identity.threads
+        self.memory_gib = job.memory_gib
         self._send, self._mapper, self._last = send, mapper, 0.0
         self._store, self._identity = job.store, job.identity
 

@@ -89,4 +89,6 @@ CATALOG = Catalog(
     export="stages.scoring.handed_out:command",
     reference="stages.scoring.made_reference:command",
     report_timed="stages.catalog:timed_section",
+    ending="stages.report.summary:ending",
+    claims="stages.report.summary:claims_as",
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import config
 from pipeline import plan as planning
+from pipeline.capacity import Amount
 from pipeline.errors import UsageError, nearest
 from pipeline.stage import Catalog
 from pipeline.store import Store
@@ -177,7 +178,7 @@ def _probes(sweep: Sweep) -> list[dict[str, Any]]:
     ]
 
 
-def check_resources(found: Checked, store: Store, cpus: float, gpus: float, where: str) -> None:
+def check_resources(found: Checked, store: Store, have: Amount, where: str) -> None:
     """Refuse trials that can never start.
 
     Raises:
@@ -185,4 +186,4 @@ def check_resources(found: Checked, store: Store, cpus: float, gpus: float, wher
     """
     for trial in found.looked_at:
         for target in trial:
-            planning.check_resources(target.plan(store), cpus, gpus, where)
+            planning.check_resources(target.plan(store), have, where)

@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import plan as planning
 from pipeline import results, track
 from pipeline.errors import DONE, UsageError
 from pipeline.record import FINISHED
@@ -86,8 +85,7 @@ def _asked(options: Namespace) -> Sweep:
 def _check(found: Checked, store: Store, how: Options) -> None:
     check_place(store, how)
     if how.address is None:
-        gpus = planning.local_gpus()
-        check_resources(found, store, how.cores, gpus, f"--jobs {how.cores} here")
+        check_resources(found, store, how.machine, f"--jobs {how.cores} here")
 
 
 def _data(asked: Sweep, found: Checked, store: Store, resume: bool) -> dict[str, Any]:

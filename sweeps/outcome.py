@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from stages.methods import decisions
-from stages.pages.findings import OPEN, side
+from stages.pages.findings import OPEN, difference, paired, side
 from sweeps.record import FINISHED, TrialRecord
 from sweeps.space import Space
+
+if TYPE_CHECKING:
+    from stages.methods.protocol import Score
+    from sweeps.scored import Reader
 
 
 @dataclass(frozen=True)
 class Value:
     """A metric of a trial: mean over its seeds, and the standard error of that mean if known.
 
-    With one seed the error is the one that the node itself reports, if any. of_seeds: the values
-    of several seeds, the same ones for every trial.
+    With one seed the error is that of its score, or else the one that the node itself reports, if
+    any. of_seeds: the values of several seeds, the same ones for every trial. scores: one a seed,
+    where they are stored.
     """
 
     mean: float
     error: float | None = None
     of_seeds: tuple[float, ...] = ()
+    scores: tuple[Score, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
-    def of(cls, values: Sequence[float], reported: Sequence[float | None]) -> Value:
+    def of(
+        cls,
+        values: Sequence[float],
+        reported: Sequence[float | None],
+        scores: tuple[Score, ...] = (),
+    ) -> Value:
         if len(values) > 1:
             mean, error, _ = decisions.over_seeds(values)
-            return cls(mean, error, tuple(values))
-        return cls(values[0], reported[0] if reported else None)
+            return cls(mean, error, tuple(values), scores)
+        error = scores[0].error if scores else reported[0] if reported else None
+        return cls(values[0], error, scores=scores)
 
     def __str__(self) -> str:
         if not self.error:
@@ -57,8 +69,11 @@ class Outcome:
     rows: tuple[Row, ...]
 
     @classmethod
-    def of(cls, space: Space, trials: Sequence[TrialRecord]) -> Outcome:
-        rows = [Row(trial, _values(space, trial)) for trial in trials]
+    def of(
+        cls, space: Space, trials: Sequence[TrialRecord], scores: Reader | None = None
+    ) -> Outcome:
+        """scores: reads those of a trial, whose samples are then paired between trials."""
+        rows = [Row(trial, _values(space, trial, scores)) for trial in trials]
         sign = 1 if space.metrics[space.decides].direction == "min" else -1
         finished = [row for row in rows if row.metrics]
 
@@ -140,20 +155,28 @@ class Outcome:
         )
 
 
-def _values(space: Space, trial: TrialRecord) -> dict[str, Value]:
+def _values(space: Space, trial: TrialRecord, scores: Reader | None) -> dict[str, Value]:
     if trial.state != FINISHED:
         return {}
+    found = {space.decides: scores(space, trial)} if scores else {}
     return {
-        name: Value.of(trial.measured[name], trial.errors.get(name, ())) for name in space.metrics
+        name: Value.of(trial.measured[name], trial.errors.get(name, ()), found.get(name, ()))
+        for name in space.metrics
     }
 
 
 def within_noise(first: Value, second: Value) -> bool:
     """Whether the 95 % interval of the difference of two means holds none.
 
-    Several seeds are paired with themselves, by Student's t. Single ones have the errors that
-    their nodes report, taken for independent; where one is not known, nothing is said to be noise.
+    Scores of the same samples' noise are paired, as in reports. Several seeds are paired with
+    themselves, by Student's t. Other single values have the errors that their nodes report, taken
+    for independent; where one is not known, nothing is said to be noise.
     """
+    between = {"": dict(enumerate(first.scores))}, {"": dict(enumerate(second.scores))}
+    if len(first.scores) == len(second.scores) and (pairs := paired(*between)):
+        effect = difference(pairs)
+        said = side(*effect.tested, effect.freedom)
+        return said == OPEN
     if len(first.of_seeds) > 1 and len(first.of_seeds) == len(second.of_seeds):
         parts = [a - b for a, b in zip(first.of_seeds, second.of_seeds, strict=True)]
         gap, error, degrees = decisions.over_seeds(parts)

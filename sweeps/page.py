@@ -47,7 +47,7 @@ def _facts(outcome: Outcome, flat: Mapping[str, Any]) -> str:
     errors = (
         f"standard error over {space.seeds} seeds"
         if space.seeds > 1
-        else "the standard error that the node reports of one seed, where it does"
+        else "the standard error of one seed's samples, where the node knows it"
     )
     halving = space.halving
     stopping = "none" if halving is None else f"ASHA on {halving.metric}"

@@ -37,6 +37,7 @@ class TrialRecord:
     Args:
         measured: for each metric a value for each seed.
         errors: for each metric and seed the standard error that its node reports, if any.
+        artifacts: for each metric and seed stage and key of the artifact that reports it.
         reports: points of the watched curve, `(step, value)`.
         seconds: work of its own nodes, whenever it was done.
     """
@@ -46,6 +47,7 @@ class TrialRecord:
     state: str = QUEUED
     measured: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, list[float | None]] = field(default_factory=dict)
+    artifacts: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     reports: list[tuple[int, float]] = field(default_factory=list)
     error: str = ""
     seconds: float = 0.0
@@ -57,7 +59,7 @@ class TrialRecord:
     def forget(self) -> None:
         """Begin again."""
         self.state, self.error, self.seconds = QUEUED, "", 0.0
-        self.measured, self.errors, self.reports = {}, {}, []
+        self.measured, self.errors, self.artifacts, self.reports = {}, {}, {}, []
 
 
 class SweepRecord:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import cluster, progress, track
-from pipeline import plan as planning
 from pipeline import record as runs
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.record import resume_command
 from pipeline.run import open_log
-from pipeline.session import CODE, Options, say, tracking_uri
+from pipeline.session import Options, say, tracking_uri
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST
@@ -23,6 +22,7 @@ from sweeps.check import Checked, check_resources
 from sweeps.ending import finish
 from sweeps.outcome import Outcome, assigned
 from sweeps.record import LAGGED, QUEUED, SweepRecord, TrialRecord
+from sweeps.scored import scores_in
 from sweeps.shared import SharedNodes
 from sweeps.space import canonical
 from sweeps.tracking import Curves
@@ -98,8 +98,8 @@ class Session:
         return RAY_LOST
 
     def _execute(self) -> None:
-        have = cluster.connect(self.how.address, self.how.cores, planning.local_gpus(), CODE)
-        check_resources(self.checked, self.store, *have, "the cluster")
+        have = self.how.connect()
+        check_resources(self.checked, self.store, have, "the cluster")
         nodes = SharedNodes(
             self.store, self.checked, self.entry, self.catalog.packages, self._show_nodes
         )
@@ -112,7 +112,7 @@ class Session:
             if trial.ended or trial.error:
                 self._show_end(trial, progress.REUSED if trial.ended else progress.FAILED)
         if todo is None or todo:
-            self._search(todo or [], self.checked.concurrent(*have))
+            self._search(todo or [], self.checked.concurrent(have.cpus, have.gpus))
 
     def _show_nodes(self, names: Sequence[str]) -> Any:
         self.view = progress.view(dict.fromkeys(names), self.how.cores, "shared nodes")
@@ -223,6 +223,7 @@ class Session:
         trial.state, trial.error = result["state"], result.get("error", "")
         trial.measured = dict(result.get("measured", {}))
         trial.errors = dict(result.get("errors", {}))
+        trial.artifacts = dict(result.get("artifacts", {}))
         shared = self.checked.shared
         nodes = [dict(seed) for seed in result["nodes"]]
         own = {n["key"]: n["seconds"] or 0 for seed in nodes for n in seed.values()}
@@ -261,7 +262,7 @@ class Session:
             return INTERRUPTED
         failed = [trial for trial in self.entry.trials if trial.state == FAILED]
         self.entry.end(runs.FAILED if failed else runs.FINISHED)
-        outcome = Outcome.of(self.sweep.space, self.entry.trials)
+        outcome = Outcome.of(self.sweep.space, self.entry.trials, scores_in(self.store))
         finish(
             self.store,
             self.sweep,

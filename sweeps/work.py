@@ -134,6 +134,7 @@ class Work:
                 return end | {"state": FAILED, "error": f"{name}: {execution.nodes[name].error}"}
         measured: dict[str, list[float]] = {}
         errors: dict[str, list[float | None]] = {}
+        artifacts: dict[str, list[tuple[str, str]]] = {}
         for label, measure in self._space.metrics.items():
             metric = measure.metric or label
             for execution, target in zip(self._executions, self._targets, strict=True):
@@ -147,12 +148,15 @@ class Work:
                     return end | {"state": FAILED, "error": error}
                 measured.setdefault(label, []).append(value)
                 errors.setdefault(label, []).append(reported.get(f"{metric}_standard_error"))
+                item = execution.nodes[node]
+                artifacts.setdefault(label, []).append((item.node.stage.name, item.key))
         values = measured[self._space.decides]
         return end | {
             "state": FINISHED,
             OBJECTIVE: sum(values) / len(values),
             "measured": measured,
             "errors": errors,
+            "artifacts": artifacts,
         }
 
 

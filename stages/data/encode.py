@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from stages.artifacts.data import Images
     from stages.artifacts.written import Written
-    from stages.encoders.autoencoder import Autoencoder, Known
 
 PAIRS = {"train": 64, "test": 16}  # compared where latents are given
 
@@ -163,8 +161,6 @@ def _passed_on(context: Context, pixels: Data, latents: Data) -> dict[str, Any]:
     from stages.encoders import autoencoder
 
     settings: EncodeSettings = context.settings
-    how = settings.autoencoder, settings.device, settings.precision
-    network = autoencoder.load(*how, unit=latents.of_unit_pixels)
     known = autoencoder.known(settings.autoencoder)
     shown, given = pixels.load(), latents.load()
     shape = geometry(settings.autoencoder).latent_shape(shown.shape)
@@ -174,8 +170,7 @@ def _passed_on(context: Context, pixels: Data, latents: Data) -> dict[str, Any]:
             f"{shape} (channels, height, width); set latents.autoencoder to the one that they are "
             "of, or data.size of the pixels to the size that was encoded"
         )
-    for part in PAIRS:
-        _compare(getattr(shown, part), getattr(given, part), part, network, known, settings)
+    context.map(compare_part, list(PAIRS), pixels, latents, settings)
     for name in latents.manifest.files:
         if name != Data.facts:
             target = context.path / name
@@ -190,21 +185,16 @@ def _passed_on(context: Context, pixels: Data, latents: Data) -> dict[str, Any]:
     return facts
 
 
-def _compare(
-    pixels: Images,
-    latents: Images,
-    part: str,
-    network: Autoencoder,
-    known: Known,
-    settings: EncodeSettings,
-) -> None:
+def compare_part(part: str, shown: Data, given: Data, settings: EncodeSettings) -> None:
     """Raise ValueError unless latents are of these pixels, as far as labels and some pairs tell."""
     import torch
 
     from stages.artifacts.storage import LatentScale
+    from stages.encoders import autoencoder
     from stages.methods.pairing import misfit, strangers
 
     name = {"train": "training", "test": "held-out"}[part]
+    pixels, latents = getattr(shown.load(), part), getattr(given.load(), part)
     if len(pixels) != len(latents) or not torch.equal(pixels.labels, latents.labels):
         raise ValueError(
             f"the {name} labels of the latents are not those of the pixels; teach.pixels must hold "
@@ -214,6 +204,8 @@ def _compare(
     which = torch.randperm(len(pixels), generator=generator)[: PAIRS[part]]
     if len(which) < 2:
         return
+    how = settings.autoencoder, settings.device, settings.precision
+    network, known = autoencoder.load(*how, unit=given.of_unit_pixels), autoencoder.known(how[0])
     parts = [network.moments(pixels[chosen])[:, 0] for chosen in which.split(settings.batch_size)]
     scale = latents.latents or LatentScale(known.scaling, known.shift)
     scaling, shift = (torch.from_numpy(x) for x in scale.per_channel())
@@ -244,6 +236,7 @@ STAGE = Stage(
     settings=EncodeSettings,
     output=Data,
     run="stages.data.encode:run",
+    fans_out=True,
     inputs={"pixels": Input(Data), "latents": Input(Data, optional=True)},
     files=files_of,
     estimate="stages.settings.costs:encode",

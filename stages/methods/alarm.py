@@ -21,6 +21,7 @@ from torch import Tensor
 
 from stages.methods import given
 
+NUM_ERRORS = 2.5  # that a fall and a rise must have
 FIRST_LOOK = 5  # checkpoints: fewer have no jitter to speak of
 LEAST_RISE = 0.5  # of the fall before it
 DRAWS = 1000  # curves of the false-alarm rate
@@ -69,7 +70,7 @@ class Alarm:
         )
 
 
-def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0) -> Alarm:
+def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = NUM_ERRORS) -> Alarm:
     """Minimum of ICR over checkpoints; confirmed by a rise above it that is at least
     `num_standard_errors` errors and half the fall before it, itself at least as many errors, at the
     fifth checkpoint or later. Of every look the checkpoints until then decide.
@@ -116,13 +117,13 @@ def alarm(steps: Sequence[int], values: Tensor, num_standard_errors: float = 3.0
 def jitter(curve: Tensor) -> Tensor:
     """Standard error of a difference of two values of curves (..., K) by their own wiggles.
 
-    Second differences of independent errors have sqrt(6) times their standard deviation; of their
-    sizes the median is taken, which a bend of the curve hardly moves. nan for K < 3.
+    Second differences of independent errors have sqrt(6) times their standard deviation. Of so few
+    the root mean square is taken: their median, which a sharp bend moves less, is off by half its
+    size at ten checkpoints, so that it misses rises and confirms chance. nan for K < 3.
     """
     if curve.shape[-1] < 3:
         return torch.full(curve.shape[:-1], math.nan, dtype=curve.dtype)
-    median = curve.diff(n=2, dim=-1).abs().quantile(0.5, dim=-1)
-    return math.sqrt(2 / 6) * median / 0.6745
+    return curve.diff(n=2, dim=-1).square().mean(dim=-1).mul(2 / 6).sqrt()
 
 
 def _confirms(curves: Tensor, view_error: float, num_standard_errors: float) -> Tensor:
@@ -137,7 +138,9 @@ def _confirms(curves: Tensor, view_error: float, num_standard_errors: float) -> 
     return (rise > 0) & (rise >= least) & (rise >= LEAST_RISE * fall) & (fall >= least)
 
 
-def first_alarms(curves: Tensor, view_error: float, num_standard_errors: float = 3.0) -> Tensor:
+def first_alarms(
+    curves: Tensor, view_error: float, num_standard_errors: float = NUM_ERRORS
+) -> Tensor:
     """(B,) long: the look, counted from 1, at which runs with these curves (B, K) are first
     alarmed; 0 for none."""
     first = torch.zeros(len(curves), dtype=torch.long)
@@ -147,7 +150,9 @@ def first_alarms(curves: Tensor, view_error: float, num_standard_errors: float =
     return first
 
 
-def false_alarm_rate(curve: Tensor, view_error: float, num_standard_errors: float = 3.0) -> float:
+def false_alarm_rate(
+    curve: Tensor, view_error: float, num_standard_errors: float = NUM_ERRORS
+) -> float:
     """The share of runs that are alarmed at any of their looks though their curve only falls: as
     `curve` (K,) did down to each look, with independent normal errors of its size."""
     if len(curve) < FIRST_LOOK:

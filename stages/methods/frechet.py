@@ -128,6 +128,7 @@ def from_features(
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
     labels2: Tensor | None = None,
+    psi: Tensor | None = None,
 ) -> FrechetResult:
     """Fréchet distance between two sets of features, its standard error, and FD-infinity.
 
@@ -135,7 +136,8 @@ def from_features(
     in each set (by ``generator``, or a fixed one), and block b is left out of both sets at once, so
     that n1 and n2 shrink by the same factor. labels: (n1,) of x1 where they stand in fixed shares:
     its error takes them as strata, and each block has them in the same shares, since their number
-    is no part of the bias. labels2: (n2,) of x2 likewise.
+    is no part of the bias. labels2: (n2,) of x2 likewise. psi: (n1,), what x1's images
+    contribute, where that is known already.
 
     Raises ValueError for other shapes, fewer than 4 images, or features that are not finite (the
     message names the images).
@@ -150,7 +152,8 @@ def from_features(
     deleted = [_distance(first.gaussian(b), second.gaussian(b)) for b in range(blocks)]
     shrinkage = (first.shrinkage() + second.shrinkage()) / 2
     growth = sum(deleted) / blocks - whole
-    psi = influence.frechet(x1.cpu(), x2.cpu())
+    if psi is None:
+        psi = influence.frechet(x1.cpu(), x2.cpu())
     return FrechetResult(
         distance=max(whole, 0.0),
         standard_error=influence.standard_error(psi, labels),
@@ -170,13 +173,16 @@ def real_floor(
     repeats: int = 10,
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
+    labels2: Tensor | None = None,
 ) -> float:
     """Mean distance between two disjoint sets of real features, at the sizes of a comparison.
 
     real: (m, d). A comparison of ``num_images1`` samples with ``num_images2`` reference images
     can do no better than this. labels: (m,), where samples take them in the shares of the real
     images: the first set then has them in these shares too. By chance they would make much of the
-    distance: on digits, 1,000 against 1,500, it is 2.29 by chance and .61 in their shares.
+    distance: on digits, 1,000 against 1,500, it is 2.29 by chance and .61 in their shares. labels2:
+    (num_images2,), where the second set is to have the labels of a given one instead: by what these
+    are off from the shares, the distance to it is off for samples too.
 
     With m < num_images1 + num_images2 the sets shrink in proportion and the mean distance is scaled
     back by (1/n1 + 1/n2): two sets of one distribution are at distance zero, so to first order all
@@ -186,6 +192,8 @@ def real_floor(
     wanted = num_images1 + num_images2
     scale = min(1.0, len(real) / wanted)
     n1, n2 = int(num_images1 * scale), int(num_images2 * scale)
+    if labels2 is not None:
+        n1, n2 = min(num_images1, len(real) - num_images2), num_images2
     if min(n1, n2) < FEWEST_IMAGES or repeats < 2:
         raise ValueError(
             f"real has {len(real)} images, too few to split into {num_images1} : {num_images2}, or "
@@ -195,12 +203,17 @@ def real_floor(
     distances = []
     for _ in range(repeats):
         order = torch.randperm(len(real), generator=generator)
+        taken = order[:0]
+        if labels2 is not None:
+            ours = _first_of_each(labels[order], labels2.bincount(minlength=int(labels.max()) + 1))
+            taken, order = order[ours], order[~ours]
         if labels is not None:
             order = order[_in_shares_first(labels[order], n1)]
-        order = order.to(real.device)
-        first, second = real[order[:n1]], real[order[n1 : n1 + n2]]
+        order, taken = (places.to(real.device) for places in (order, taken))
+        first, second = real[order[:n1]], real[taken if len(taken) else order[n1 : n1 + n2]]
         distances.append(distance_from_features(first, second))
-    correction = (1 / num_images1 + 1 / num_images2) / (1 / n1 + 1 / n2) if scale < 1 else 1.0
+    correction = (1 / num_images1 + 1 / num_images2) / (1 / n1 + 1 / n2)
+    correction = correction if min(n1 / num_images1, n2 / num_images2) < 1 else 1.0
     corrected = torch.tensor(distances, dtype=torch.float64) * correction
     return corrected.mean().item()
 
@@ -209,10 +222,16 @@ def _in_shares_first(labels: Tensor, n: int) -> Tensor:
     """An order of images with these labels (m,) whose first n have them in all images' shares."""
     counts = labels.bincount()
     wanted = torch.from_numpy(in_turn(counts.tolist(), n)).bincount(minlength=len(counts))
+    return (~_first_of_each(labels, wanted)).long().argsort(stable=True)
+
+
+def _first_of_each(labels: Tensor, wanted: Tensor) -> Tensor:
+    """(m,) bool: whether an image with these labels (m,) is among the first `wanted` (K,) of its
+    label."""
     place = torch.empty_like(labels)
-    for label, count in enumerate(counts.tolist()):
+    for label, count in enumerate(labels.bincount().tolist()):
         place[labels == label] = torch.arange(count)
-    return (place >= wanted[labels]).long().argsort(stable=True)
+    return place < wanted[labels]
 
 
 class _Sample:

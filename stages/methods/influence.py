@@ -19,11 +19,15 @@ from torch import Tensor
 from stages.methods import strata
 
 __all__ = [
+    "Balls",
+    "Moments",
+    "Principal",
     "coverage",
     "density_and_precision",
     "frechet",
     "kernel",
     "kernel_means",
+    "neighbour_distances",
     "of_mean",
     "of_root",
     "recall",
@@ -52,25 +56,64 @@ def of_root(squares: Tensor) -> Tensor:
 
 
 def frechet(samples: Tensor, reference: Tensor) -> Tensor:
-    """psi (n,) of the Fréchet distance of samples (n, d) to a fixed reference (m, d).
+    """psi (n,) of the Fréchet distance of samples (n, d) to a fixed reference (m, d); see
+    `Principal.distance_to`."""
+    return Principal.of(samples).distance_to(Moments.of(reference))[1]
 
-    With z = x - m1: 2 z.(m1 - m2) + z^T (I - A) z - its mean, where
-    A = C1^(-1/2) (C1^(1/2) C2 C1^(1/2))^(1/2) C1^(-1/2), the derivative of the trace term; for
-    n <= d in the span of the samples. Also that of the distance extrapolated to infinitely many.
-    """
-    x, y = samples.double(), reference.double()
-    z, shift = x - x.mean(0), x.mean(0) - y.mean(0)
-    covariance = (y - y.mean(0)).T @ (y - y.mean(0)) / (len(y) - 1)
-    # In the principal axes of the samples C1 is diagonal: values, and what stands beside them.
-    axes, values = _principal(z)
-    roots = values.sqrt()
-    inner = axes.T @ covariance @ axes * roots[:, None] * roots
-    levels, turned = torch.linalg.eigh((inner + inner.T) / 2)
-    # z^T A z = |levels^(1/4) turned^T C1^(-1/2) z|^2.
-    whitened = (z @ axes / roots) @ turned
-    attracted = (whitened.square() * levels.clamp_min(0).sqrt()).sum(1)
-    unbiased = len(x) / (len(x) - 1)  # of the covariance, whose weights sum to it
-    return of_mean(2 * z @ shift + unbiased * (z.square().sum(1) - attracted))
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a reference: mean (d,) and covariance (d, d), in float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, reference: Tensor) -> Moments:
+        """reference: (m, d)."""
+        y = reference.double()
+        z = y - y.mean(0)
+        return cls(y.mean(0), z.T @ z / (len(y) - 1))
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Samples about their mean (n, d), the axes (d, r) in which their covariance is diagonal, its
+    values (r,) there, and the samples along these axes at unit variance (n, r); a decomposition
+    that serves for any number of references."""
+
+    mean: Tensor
+    centred: Tensor
+    axes: Tensor
+    values: Tensor
+    whitened: Tensor
+
+    @classmethod
+    def of(cls, samples: Tensor) -> Principal:
+        """samples: (n, d)."""
+        x = samples.double()
+        z = x - x.mean(0)
+        axes, values = _principal(z)
+        return cls(x.mean(0), z, axes, values, z @ axes / values.sqrt())
+
+    def distance_to(self, reference: Moments) -> tuple[float, Tensor]:
+        """The Fréchet distance to a fixed reference, and psi (n,) of it.
+
+        With z = x - m1: 2 z.(m1 - m2) + z^T (I - A) z - its mean, where
+        A = C1^(-1/2) (C1^(1/2) C2 C1^(1/2))^(1/2) C1^(-1/2), the derivative of the trace term; for
+        n <= d in the span of the samples. Also that of the distance extrapolated to infinitely
+        many.
+        """
+        z, shift, roots = self.centred, self.mean - reference.mean, self.values.sqrt()
+        inner = self.axes.T @ reference.covariance @ self.axes * roots[:, None] * roots
+        levels, turned = torch.linalg.eigh((inner + inner.T) / 2)
+        levels = levels.clamp_min(0).sqrt()
+        # z^T A z = |levels^(1/2) turned^T C1^(-1/2) z|^2.
+        attracted = (self.whitened @ turned).square() @ levels
+        unbiased = len(z) / (len(z) - 1)  # of the covariance, whose weights sum to it
+        distance = shift.square().sum() + self.values.sum() + reference.covariance.trace()
+        psi = of_mean(2 * z @ shift + unbiased * (z.square().sum(1) - attracted))
+        return max((distance - 2 * levels.sum()).item(), 0.0), psi
 
 
 def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +150,12 @@ def kernel(own: Tensor, across: Tensor) -> Tensor:
     return of_mean(2 * (own - across))
 
 
+def neighbour_distances(x: Tensor, neighbours: int) -> Tensor:
+    """(n,) distance of each of x (n, d) to its k-th neighbour among the others."""
+    between = torch.cdist(x.double(), x.double()).fill_diagonal_(torch.inf)
+    return between.kthvalue(neighbours, dim=1).values
+
+
 @dataclass(frozen=True)
 class Balls:
     """Distances that the manifold scores are made of, and who lies in whose ball.
@@ -122,13 +171,15 @@ class Balls:
     neighbours: int
 
     @classmethod
-    def of(cls, samples: Tensor, reference: Tensor, neighbours: int) -> Balls:
-        """samples (n, d), reference (m, d)."""
+    def of(
+        cls, samples: Tensor, reference: Tensor, neighbours: int, radii: Tensor | None = None
+    ) -> Balls:
+        """samples (n, d), reference (m, d); radii (m,): the reference's, where they are known."""
         x, y = samples.double(), reference.double()
         own = torch.cdist(x, x).fill_diagonal_(torch.inf)
-        theirs = torch.cdist(y, y).fill_diagonal_(torch.inf)
         across = torch.cdist(y, x)
-        radii = theirs.kthvalue(neighbours, dim=1).values
+        if radii is None:
+            radii = neighbour_distances(y, neighbours)
         reach = own.kthvalue(neighbours, dim=1).values
         return cls(across < radii[:, None], across < reach, across, own, neighbours)
 

@@ -52,18 +52,25 @@ class Manifolds:
     coverage: Estimate
 
 
-def kernel_distance(samples: Tensor, reference: Tensor, labels: Tensor | None = None) -> Estimate:
+def kernel_distance(
+    samples: Tensor,
+    reference: Tensor,
+    labels: Tensor | None = None,
+    among_reference: float | None = None,
+) -> Estimate:
     """Kernel distance (KID): unbiased squared MMD with the kernel (x.y/d + 1)^3, of all images.
 
     samples: (n, d), reference: (m, d). Binkowski et al. 2018, section 4. Usual codes, clean-fid
     among them, average it over random subsets of up to 1,000, with the same expectation and a
     larger spread. The standard error (**ours**) is that of the samples, the reference being fixed;
-    labels: (n,) of samples where they stand in fixed shares.
+    labels: (n,) of samples where they stand in fixed shares. among_reference: the mean of the
+    kernel over pairs of reference images, where it is known already.
     """
     samples, reference = _pair(samples, reference)
-    own, theirs = influence.kernel_means(samples), influence.kernel_means(reference)
-    across = influence.kernel_means(samples, reference)
-    value = own.mean() + theirs.mean() - 2 * across.mean()
+    own, across = influence.kernel_means(samples), influence.kernel_means(samples, reference)
+    if among_reference is None:
+        among_reference = influence.kernel_means(reference).mean().item()
+    value = own.mean() + among_reference - 2 * across.mean()
     return _estimate(value.item(), influence.kernel(own, across), labels)
 
 
@@ -73,6 +80,7 @@ def precision_recall(
     neighbours: int = 5,
     errors: bool = True,
     labels: Tensor | None = None,
+    radii: Tensor | None = None,
 ) -> Manifolds:
     """Precision, recall, density and coverage from k-th neighbour balls: without errors by prdc,
     with them from the distances that the errors need, which give the same values.
@@ -80,7 +88,7 @@ def precision_recall(
     samples: (n, d), reference: (m, d). All in [0, 1] but density, which may exceed 1. They depend
     on n and m: compare at equal sizes only. Standard errors (**ours**) are of the samples, the
     reference being fixed, from one matrix of distances; labels: (n,) of samples where they stand in
-    fixed shares.
+    fixed shares; radii: (m,) of the reference's balls, where they are known already.
 
     Raises ValueError above 10,000 images, whose distance matrices no longer fit a usual memory.
     """
@@ -100,7 +108,7 @@ def precision_recall(
     if not errors:
         values = _prdc(samples, reference, neighbours)
         return Manifolds(**{name: Estimate(value, None) for name, value in values.items()})
-    balls = influence.Balls.of(samples.cpu(), reference.cpu(), neighbours)
+    balls = influence.Balls.of(samples.cpu(), reference.cpu(), neighbours, radii)
     density, precision = influence.density_and_precision(balls)
     psi = {"density": density, "precision": precision}
     values = {

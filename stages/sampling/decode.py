@@ -153,6 +153,7 @@ STAGE = Stage(
     settings=DecodeSettings,
     output=Samples,
     run="stages.sampling.decode:run",
+    fans_out=True,
     inputs={"samples": Input(Samples), "data": Input(Data)},
     files=files_of,
     estimate="stages.settings.costs:decode",

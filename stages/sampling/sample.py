@@ -11,6 +11,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -117,17 +118,6 @@ class SampleSettings(SampleOptions):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What one task made. images: (n, C, H, W) float32. gammas: (blocks, steps) float64."""
-
-    images: np.ndarray
-    gammas: np.ndarray
-    step: int
-    seconds: float
-    network_seconds: float
-
-
-@dataclass(frozen=True)
 class Plan:
     """All that a task needs beside the samples it makes; the same for every task of a node.
 
@@ -145,9 +135,30 @@ def _over_batch(settings: SampleSettings) -> bool:
 
 
 def sample_shard(
+    shard: tuple[int, int],
+    model: TrainedNetwork,
+    settings: SampleSettings,
+    plan: Plan,
+    folder: str,
+) -> dict[str, str]:
+    """The files, by name, in the work area `folder`, with what was made of samples first..last-1.
+
+    images: (n, C, H, W) float32. gammas: (blocks, steps) float64. took: (3,) float64, the step of
+    the checkpoint, and the seconds of all and of the network.
+    """
+    from stages.artifacts.written import write_arrays
+
+    def make() -> dict[str, np.ndarray]:
+        return _made(shard, model, settings, plan)
+
+    files = write_arrays(Path(folder), f"samples-{shard[0]}-{shard[1]}", make)
+    return {name: str(file) for name, file in files.items()}
+
+
+def _made(
     shard: tuple[int, int], model: TrainedNetwork, settings: SampleSettings, plan: Plan
-) -> Shard:
-    """Samples first..last-1 of the model.
+) -> dict[str, np.ndarray]:
+    """What `sample_shard` keeps.
 
     Every block is computed at its full size, so that a sample does not depend on how many follow.
     """
@@ -165,13 +176,12 @@ def sample_shard(
         indices = torch.arange(first + start, first + start + whole)
         images, gammas = sample_block(problem, indices, settings, plan)
         parts.append((images[: stop - start].cpu().numpy(), gammas))
-    return Shard(
-        np.concatenate([images for images, _ in parts]),
-        np.array([gammas for _, gammas in parts], np.float64),
-        step,
-        time.perf_counter() - begun,
-        problem.network_seconds,
-    )
+    took = step, time.perf_counter() - begun, problem.network_seconds
+    return {
+        "images": np.concatenate([images for images, _ in parts]),
+        "gammas": np.array([gammas for _, gammas in parts], np.float64),
+        "took": np.array(took, np.float64),
+    }
 
 
 def sample_block(
@@ -273,13 +283,17 @@ def run(context: Context) -> Result:
     context.progress(0, settings.num_samples, "samples")
     with raised_as(StageError, ValueError, FloatingPointError):
         plan = plan_of(settings, model, **others)
-        parts = context.map(sample_shard, items, model, settings, plan)
-    images = np.concatenate([part.images for part in parts])
+        parts = context.map(sample_shard, items, model, settings, plan, str(context.work.path))
+
+    def of_all(name: str) -> np.ndarray:
+        return np.concatenate([np.load(part[name], mmap_mode="r") for part in parts])
+
+    images, took = of_all("images"), of_all("took").reshape(-1, 3)
     context.progress(len(images), settings.num_samples, "samples")
     problem = sampling_problem.Problem(None, model.load(), settings)
     labels = labels_of(settings, problem, torch.arange(len(images))).cpu().numpy()
     facts = {
-        "training_step": model.description.get("steps_before", 0) + parts[0].step,
+        "training_step": model.description.get("steps_before", 0) + int(took[0, 0]),
         "method": model.description["method"],
         "solver": settings.solver,
         "correction": correction_name(settings, others["schedule"]),
@@ -289,21 +303,21 @@ def run(context: Context) -> Result:
         "guidance": settings.guidance,
         "seed": settings.seed,
         "labels": settings.labels,
-        "network": network.model_identity(model, parts[0].step),
+        "network": network.model_identity(model, int(took[0, 0])),
         "num_samples": len(images),
         "classes": settings.classes,
         # Copies are sought among the images that the model has seen.
         "num_training_images": model.description.get("num_images"),
     }
     Samples.write(context.path, images, labels, facts)
-    gammas = np.concatenate([part.gammas for part in parts])
+    gammas = of_all("gammas")
     mean = gammas.mean(0) if _over_batch(settings) else gammas[0]
     steps = {"level": plan.levels[:-1].tolist(), "gamma": mean.tolist()}
     (context.path / "steps.json").write_text(json.dumps(steps, indent=1), encoding="utf-8")
     return Result(
         timings={
-            "sampling_seconds": sum(part.seconds for part in parts),
-            "network_seconds": sum(part.network_seconds for part in parts),
+            "sampling_seconds": float(took[:, 1].sum()),
+            "network_seconds": float(took[:, 2].sum()),
         }
     )
 
@@ -319,6 +333,7 @@ STAGE = Stage(
     settings=SampleSettings,
     output=Samples,
     run="stages.sampling.sample:run",
+    fans_out=True,
     inputs={
         "model": Input(TrainedNetwork),
         "spectrum": Input(Spectrum, optional=True),

@@ -219,6 +219,7 @@ STAGE = Stage(
     settings=FeatureSettings,
     output=FeatureSet,
     run="stages.scoring.features:run",
+    fans_out=True,
     inputs={
         "data": Input(Data),
         "extractor": Input(Extractor),

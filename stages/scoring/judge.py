@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from stages.methods.fewest import FEWEST_SCORED
+from stages.scoring.references import References, enough, labels_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
     from stages.artifacts.features import FeatureArrays, FeatureSet
     from stages.artifacts.samples import Samples
+    from stages.methods.influence import Principal
     from stages.methods.protocol import Influence, Protocol, Score
     from stages.scoring.evaluate import EvaluateSettings
-
-GAP_SUBSETS = 5  # of training images that the gap to held-out ones is taken from
 
 BLOCK = 256  # samples compared at once with those of the reference
 
@@ -88,6 +87,12 @@ class Judge:
         import torch
 
         return torch.Generator().manual_seed(self.settings.seed)
+
+    @cached_property
+    def references(self) -> References:
+        """What all sets are held against, read and worked out once in a process."""
+        arrays = self.train.load(), self.held_out.load()
+        return References.of(*arrays, self.settings.seed, self.settings.neighbours)
 
     def score(
         self,
@@ -159,11 +164,12 @@ def _floors(
     real = torch.cat([train.features, held_out.features])
     repeats = 10 if real.shape[1] <= 512 else 3
     floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
-    labels = _labels(train, held_out) if in_shares else None
+    labels = labels_of(train, held_out) if in_shares else None
     floors["fid"] = real_floor(real, count, reference, repeats, generator, labels)
-    if _enough(held_out):
+    if enough(held_out):
         rest = len(held_out.features)
-        floors["fid_held_out"] = real_floor(real, count, rest, repeats, generator, labels)
+        theirs = None if labels is None else held_out.labels.long()
+        floors["fid_held_out"] = real_floor(real, count, rest, repeats, generator, labels, theirs)
         floors["fid_gap"] = 0.0
     if train.spatial is not None:
         maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)
@@ -192,10 +198,13 @@ def score_set(
     samples: Samples, features: FeatureSet, judge: Judge, reference: Samples | None
 ) -> list[Score]:
     """All scores of one set of samples."""
+    from stages.methods.influence import Principal
+
     scored = Scored(samples, judge.settings.num_samples)
     arrays = features.load(scored.count)
-    scores = list(_feature_scores(arrays, judge.train.load(), scored, judge))
-    scores += _held_out(arrays, judge.train.load(), judge.held_out.load(), scored, judge)
+    principal = Principal.of(arrays.features)
+    seen = principal, judge.references, scored, judge
+    scores = [*_feature_scores(arrays, *seen), *_held_out(*seen)]
     scores += _memorization(arrays, scored, judge, features.description.get("nearest_among"))
     if reference is not None:
         scores += _trajectories(scored, reference, judge)
@@ -203,7 +212,11 @@ def score_set(
 
 
 def _feature_scores(
-    found: FeatureArrays, reference: FeatureArrays, scored: Scored, judge: Judge
+    found: FeatureArrays,
+    principal: Principal,
+    against: References,
+    scored: Scored,
+    judge: Judge,
 ) -> Iterator[Score]:
     """Scores from features (n, d) against the training images' (m, d)."""
     import torch
@@ -211,9 +224,10 @@ def _feature_scores(
     from stages.methods import quality
     from stages.methods.frechet import from_features
 
-    labels = torch.from_numpy(scored.labels)
+    labels, reference = torch.from_numpy(scored.labels), against.train
     given = {"generator": judge.generator(), "labels": labels, "labels2": reference.labels}
-    fd = from_features(found.features, reference.features, **given)
+    _, psi = principal.distance_to(against.moments)
+    fd = from_features(found.features, reference.features, psi=psi, **given)
     influence = scored.influence(fd.psi)
     yield judge.score("fid", fd.distance, fd.standard_error, influence, fd.caution)
     yield judge.score("fid_infinity", fd.infinity, fd.standard_error, influence, fd.caution)
@@ -223,11 +237,8 @@ def _feature_scores(
         )
         influence = scored.influence(sfd.psi)
         yield judge.score("sfid", sfd.distance, sfd.standard_error, influence, sfd.caution)
-    few = found.features[: quality.LARGEST_MATRIX]
-    many = _drawn(
-        reference.features, min(len(reference.features), quality.LARGEST_MATRIX), judge.generator()
-    )
-    kid = quality.kernel_distance(few, many, labels[: len(few)])
+    few, many = found.features[: quality.LARGEST_MATRIX], against.many
+    kid = quality.kernel_distance(few, many, labels[: len(few)], against.among_many)
     some = len(few) < len(found.features) or len(many) < len(reference.features)
     details = f"{len(few)} against {len(many)}" if some else ""
     influence = scored.influence(kid.psi)
@@ -235,8 +246,10 @@ def _feature_scores(
     fewest = min(len(few), len(many))
     k = judge.settings.neighbours
     # Samples are in random order, with the noise of each; training images are in that of the data.
-    drawn = _drawn(reference.features, fewest, judge.generator())
-    manifolds = quality.precision_recall(few[:fewest], drawn, k, labels=labels[:fewest])
+    drawn, radii = against.balls(fewest)
+    manifolds = quality.precision_recall(
+        few[:fewest], drawn, k, labels=labels[:fewest], radii=radii
+    )
     details = f"k={k}, {fewest} of each"
     for name in MANIFOLDS:
         one = getattr(manifolds, name)
@@ -247,77 +260,38 @@ def _feature_scores(
         yield judge.score("inception_score", inception.value, inception.standard_error)
 
 
-def _enough(held_out: FeatureArrays) -> bool:
-    """Whether there are enough held-out images to take a distance to."""
-    return len(held_out.features) > max(FEWEST_SCORED, held_out.features.shape[1])
-
-
-def _labels(*sets: FeatureArrays) -> Tensor | None:
-    """The labels of real images together; None where some have none."""
-    import torch
-
-    labels = [one.labels for one in sets]
-    return None if any(of is None for of in labels) else torch.cat(labels).long()
-
-
 def _held_out(
-    found: FeatureArrays,
-    train: FeatureArrays,
-    held_out: FeatureArrays,
-    scored: Scored,
-    judge: Judge,
+    principal: Principal, against: References, scored: Scored, judge: Judge
 ) -> Iterator[Score]:
     """FD to the held-out images, and by how much it is above that to as many training images with
     the same labels: samples that are near their training images are farther from others.
 
-    The gap's error holds what the held-out images' choice adds, seen between the subsets. There is
-    no gap where one label has fewer than twice as many training images: subsets would overlap.
+    The gap's error holds what the held-out images' choice adds, seen between the subsets.
     """
     import numpy as np
     import torch
 
-    from stages.methods import influence, strata
-    from stages.methods.frechet import distance_from_features
+    from stages.methods import influence
 
-    if not _enough(held_out):
+    if against.held_out is None:
         return
-    labels, count = torch.from_numpy(scored.labels), len(held_out.features)
-    known = _labels(train, held_out) is not None
-    theirs, ours = (
-        one.labels.long().numpy() if known else np.zeros(len(one.features), np.int64)
-        for one in (held_out, train)
-    )
-    wanted, random = np.bincount(theirs), np.random.default_rng(judge.settings.seed)
-    value = distance_from_features(found.features, held_out.features)
-    psi = influence.frechet(found.features, held_out.features)
-    details = f"against {count} held-out images"
+    labels = torch.from_numpy(scored.labels)
+    value, psi = principal.distance_to(against.held_out)
+    details = f"against {against.num_held_out} held-out images"
     error = influence.standard_error(psi, labels)
     yield judge.score("fid_held_out", value, error, scored.influence(psi), details=details)
-    if (np.bincount(ours, minlength=len(wanted))[: len(wanted)] < 2 * wanted).any():
+    if not against.subsets:
         return
-    near, beside = [], torch.zeros_like(psi)
-    for _ in range(GAP_SUBSETS):
-        part = train.features[strata.drawn(ours, wanted, random)]
-        near.append(distance_from_features(found.features, part))
-        beside += influence.frechet(found.features, part) / GAP_SUBSETS
-    gap = psi - beside
-    chance = np.std(near, ddof=1) * (1 + 1 / GAP_SUBSETS) ** 0.5
+    near, theirs = zip(*map(principal.distance_to, against.subsets), strict=True)
+    gap = psi - sum(theirs) / len(near)
+    chance = np.std(near, ddof=1) * (1 + 1 / len(near)) ** 0.5
     yield judge.score(
         "fid_gap",
         value - float(np.mean(near)),
         float(np.hypot(influence.standard_error(gap, labels), chance)),
         scored.influence(gap),
-        details=f"{details}, over {GAP_SUBSETS} sets of as many training images",
+        details=f"{details}, over {len(near)} sets of as many training images",
     )
-
-
-def _drawn(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows at random, or all rows as they are."""
-    import torch
-
-    if count == len(features):
-        return features
-    return features[torch.randperm(len(features), generator=generator)[:count]]
 
 
 def _has_neighbours(found: FeatureArrays) -> bool:

@@ -64,7 +64,7 @@ class ViewOptions(Settings):
         "(digits: 0.2 is 0.15 of images in [-1, 1])",
     )
     alarm_errors: float = Field(
-        3.0,
+        2.5,
         gt=0,
         le=100,
         description="standard errors, of views or of the training's jitter, by which ICR falls and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,27 @@ if TYPE_CHECKING:
 
 REFUSAL = "refused.txt"
 
-# Each start of the workers that finds no room for them has waited a minute.
-MAX_FAILED_STARTS = 60
-
 
 def run(context: Context) -> Result:
     """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk.
 
     When a worker is lost, Ray Train starts the group anew and it goes on from the last state.
     """
+    settings: TrainSettings = context.settings
+    refusal = context.work.path / REFUSAL
+    refusal.unlink(missing_ok=True)
+    attempts = itertools.count(1)
+    while not _fit(_trainer(context, next(attempts))):
+        context.notice(
+            f"waiting for the cluster: {settings.num_workers} workers found no room; they are "
+            "started as soon as there is some"
+        )
+    if refusal.exists():
+        raise StageError(refusal.read_text(encoding="utf-8"))
+    return finish(context)
+
+
+def _trainer(context: Context, attempt: int) -> Any:
     import os
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -33,31 +46,28 @@ def run(context: Context) -> Result:
     from ray.train.torch import TorchTrainer
 
     settings: TrainSettings = context.settings
-    trainer = TorchTrainer(
+    on_gpus, reserved = settings.device == "cuda", None
+    if context.memory_gib:
+        memory = context.memory_gib * 2**30
+        reserved = {"GPU" if on_gpus else "CPU": 1, "memory": memory}
+    return TorchTrainer(
         lambda config: _guarded(config["context"]),
         train_loop_config={"context": context},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers, use_gpu=settings.device == "cuda"
+            num_workers=settings.num_workers, use_gpu=on_gpus, resources_per_worker=reserved
         ),
         run_config=RunConfig(
-            name=context.path.name,
+            name=f"{context.path.name}-{attempt}",
             storage_path=str(context.work.path / "ray-train"),
             failure_config=FailureConfig(
-                max_failures=settings.max_failures, controller_failure_limit=MAX_FAILED_STARTS
+                max_failures=settings.max_failures, controller_failure_limit=0
             ),
         ),
     )
-    refusal = context.work.path / REFUSAL
-    refusal.unlink(missing_ok=True)
-    _fit(trainer, settings)
-    if refusal.exists():
-        raise StageError(refusal.read_text(encoding="utf-8"))
-    return finish(context)
 
 
-def _fit(trainer: Any, settings: TrainSettings) -> None:
-    """Train. Raises StageError where the workers never found room, as when a cluster has become
-    smaller since the plan was checked against it."""
+def _fit(trainer: Any) -> bool:
+    """Train; whether the workers found room, as they do not while others have all there is."""
     from ray.train.v2.api.exceptions import ControllerError
 
     try:
@@ -65,11 +75,8 @@ def _fit(trainer: Any, settings: TrainSettings) -> None:
     except ControllerError as error:
         if "startup timed out" not in str(error):
             raise
-        raise StageError(
-            f"Ray Train's workers found no room in {MAX_FAILED_STARTS} attempts: num_workers="
-            f"{settings.num_workers}; lower train.num_workers, or try again when the cluster has "
-            "room; what was trained is kept"
-        ) from error
+        return False
+    return True
 
 
 def _guarded(context: Context) -> None:

@@ -8,6 +8,7 @@ Times are wall-clock seconds of whole commands, the least of a few tries where t
 
 import argparse
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -80,9 +81,9 @@ def _seconds_to_first_step(folder: Path) -> float | None:
 
 
 def node_overhead(store: str) -> None:
-    """Slope between runs of 10 and 110 nodes that do nothing: start-up falls out."""
+    """Slope between runs of 10 and 1,000 nodes that do nothing: start-up falls out."""
     seconds = {}
-    for width in (10, 110):
+    for width in (10, 1000):
         arguments = ("tests.toy", "run", "wide", f"width={width}", "--jobs", "1")
         run = subprocess.run(
             [sys.executable, "-m", *arguments, *_at(f"{store}-{width}")],
@@ -92,7 +93,15 @@ def node_overhead(store: str) -> None:
         )
         stamps = [float(s) for s in re.findall(r"\[ *([\d.]+) s\]", run.stdout)]
         seconds[width] = stamps[-1] - stamps[0]
-    line("engine time a node", 1000 * (seconds[110] - seconds[10]) / 100, 20, "ms")
+    line("engine time a node", 1000 * (seconds[1000] - seconds[10]) / 990, 20, "ms")
+
+
+def large_plan(store: str) -> None:
+    """A tree of 5,000 nodes, none of them made; and the most memory that a command took so far."""
+    command = ("tests.toy", "plan", "wide", "width=5000", *_at(store))
+    line("plan of 5,000 nodes", timed(*command, tries=3), 3)
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    line("most memory of a command so far", most, 1024, "MiB")
 
 
 def _at(store: str) -> tuple[str, str]:
@@ -105,6 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         light_commands(f"{folder}/light")
+        large_plan(f"{folder}/large")
         node_overhead(f"{folder}/toy")
         smoke(f"{folder}/smoke")
         if options.full:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stages.encoders.classifier import train_classifier
 from stages.encoders.embedded import extract
-from stages.methods import frechet, influence, quality
+from stages.methods import influence, quality
 from stages.methods.alarm import first_alarms
 from stages.methods.decisions import quantile
 from stages.methods.strata import in_turn
@@ -36,15 +36,16 @@ Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
 class Population:
     """Sets of samples whose distribution is known.
 
-    draw(labels, generator): features (n, d) of four sets. The first two are paired and differ; the
-    third is from other noise like the first; the fourth is paired with the first, and each is as
-    far off as the other, so that their scores are equal but for chance.
+    draw(labels, others, generator): features (n, d) of four sets. The first two are paired and
+    differ; the third, of the labels `others`, is from other noise like the first; the fourth is
+    paired with the first, and each is as far off as the other, so that their scores are equal but
+    for chance.
     """
 
     name: str
     counts: Sequence[int]
     reference: Tensor
-    draw: Callable[[Tensor, torch.Generator], Drawn]
+    draw: Callable[[Tensor, Tensor, torch.Generator], Drawn]
 
 
 def gaussians(classes: int = 10, d: int = 32) -> Population:
@@ -59,12 +60,12 @@ def gaussians(classes: int = 10, d: int = 32) -> Population:
     centres = 2 * normal(classes)
     reference = centres[torch.arange(3000) % classes] + normal(3000)
 
-    def draw(labels: Tensor, generator: torch.Generator) -> Drawn:
+    def draw(labels: Tensor, others: Tensor, generator: torch.Generator) -> Drawn:
         n = len(labels)
         shared, own = normal(n, generator), [0.3 * normal(n, generator) for _ in range(2)]
         a, b = (centres[labels] + 1.15 * shared + one for one in own)
         c = centres[labels] + 1.10 * shared + own[0]
-        other = centres[labels] + 1.15 * normal(n, generator) + 0.3 * normal(n, generator)
+        other = centres[others] + 1.15 * normal(n, generator) + 0.3 * normal(n, generator)
         return a, c, other, b
 
     return Population("Gaussians", [1] * classes, reference, draw)
@@ -93,8 +94,8 @@ def features_of_digits() -> Population:
             found[mine] = some[(drawn[mine] * len(some)).long()]
         return found
 
-    def draw(wanted: Tensor, generator: torch.Generator) -> Drawn:
-        first, second = places(wanted, generator), places(wanted, generator)
+    def draw(wanted: Tensor, others: Tensor, generator: torch.Generator) -> Drawn:
+        first, second = places(wanted, generator), places(others, generator)
         swap = torch.rand(len(wanted), generator=generator) < 0.5
         a, b = less[first].clone(), again[first].clone()
         a[swap], b[swap] = again[first][swap], less[first][swap]
@@ -111,17 +112,18 @@ def repetitions(
     generator = torch.Generator().manual_seed(n + shares)
     fixed = torch.from_numpy(in_turn(of.counts, n))
     weights = torch.tensor(of.counts, dtype=torch.float64)
+    moments = influence.Moments.of(of.reference)
+    among = influence.kernel_means(of.reference).mean().item()
     for _ in range(count):
-        labels = fixed
+        labels = others = fixed
         if not shares:
-            labels = weights.multinomial(n, replacement=True, generator=generator)
-        strata = labels if shares else None
-        a, c, other, b = of.draw(labels, generator)
-        fd = {
-            name: (
-                frechet.distance_from_features(x, of.reference),
-                influence.frechet(x, of.reference),
+            labels, others = (
+                weights.multinomial(n, replacement=True, generator=generator) for _ in range(2)
             )
+        strata = labels if shares else None
+        a, c, other, b = of.draw(labels, others, generator)
+        fd = {
+            name: influence.Principal.of(x).distance_to(moments)
             for name, x in (("a", a), ("c", c), ("other", other), ("b", b))
         }
         error = {name: influence.standard_error(psi, strata) for name, (_, psi) in fd.items()}
@@ -130,7 +132,7 @@ def repetitions(
             psi = fd[x][1] - fd[y][1]
             return fd[x][0] - fd[y][0], influence.standard_error(psi, strata)
 
-        kid = quality.kernel_distance(a, of.reference, strata)
+        kid = quality.kernel_distance(a, of.reference, strata, among)
         apart = (error["a"] ** 2 + error["other"] ** 2) ** 0.5
         yield {
             "FD": (fd["a"][0], error["a"]),

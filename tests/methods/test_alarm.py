@@ -47,9 +47,9 @@ def test_the_error_is_the_larger_of_views_and_jitter():
 def test_jitter_is_that_of_a_difference_and_not_of_bends():
     generator = torch.Generator().manual_seed(0)
     noise = 0.01 * torch.randn(400, 60, generator=generator, dtype=torch.float64)
-    bent = torch.cat([torch.linspace(1, 0, 30), torch.linspace(0, 2, 30)]).double()
-    assert jitter(noise + bent).median().item() == pytest.approx(2**0.5 * 0.01, rel=0.05)
-    assert jitter(bent) == pytest.approx(0, abs=1e-6)
+    bent = (torch.linspace(-1, 1, 60, dtype=torch.float64)) ** 2
+    assert jitter(noise + bent).square().mean().sqrt() == pytest.approx(2**0.5 * 0.01, rel=0.05)
+    assert jitter(torch.linspace(1, 0, 30)) == pytest.approx(0, abs=1e-6)
     assert math.isnan(jitter(bent[:2]))
 
 
@@ -66,8 +66,10 @@ def test_one_checkpoint_is_no_alarm():
     assert math.isnan(found.false_alarms)
 
 
-@pytest.mark.parametrize("jitter_of_training", [0.0015, 0.003])
-def test_runs_seldom_alarm_on_curves_that_only_fall_and_find_those_that_rise(jitter_of_training):
+@pytest.mark.parametrize(("jitter_of_training", "power"), [(0.0015, 0.95), (0.005, 0.9)])
+def test_runs_seldom_alarm_on_curves_that_only_fall_and_find_those_that_rise(
+    jitter_of_training, power
+):
     """13 looks; by the views' error alone the first alarmed in up to 85 % of runs."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(500, 13, generator=generator, dtype=torch.float64)
@@ -79,7 +81,7 @@ def test_runs_seldom_alarm_on_curves_that_only_fall_and_find_those_that_rise(jit
         for curve in (level, level + rise)
     ]
     assert alarmed[0] <= 0.01
-    assert alarmed[1] >= 0.95
+    assert alarmed[1] >= power
 
 
 def test_a_rate_of_false_alarms_is_that_of_looks_at_its_fall():
@@ -87,7 +89,7 @@ def test_a_rate_of_false_alarms_is_that_of_looks_at_its_fall():
     assert false_alarm_rate(falling, 0.002) <= 0.01
     wiggles = torch.randn(13, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     flat = 0.7 + 0.003 * wiggles
-    assert 0.02 < false_alarm_rate(flat, 0.0) < 0.2  # nothing has fallen: it says so
+    assert 0.02 < false_alarm_rate(flat, 0.0) < 0.3  # nothing has fallen: it says so
     assert math.isnan(false_alarm_rate(falling[:4], 0.002))
 
 
@@ -105,9 +107,9 @@ def test_a_falling_curve_is_not_confirmed():
 
 
 def test_a_lower_minimum_takes_the_alarm_back():
-    values = curve([0.8, 0.76, 0.72, 0.74, 0.76, 0.6], spread=1e-5)
-    assert alarm(range(5), values[:5]).confirmed
-    assert not alarm(range(6), values).confirmed
+    values = curve([0.84, 0.80, 0.77, 0.75, 0.76, 0.78, 0.81, 0.6], spread=1e-5)
+    assert alarm(range(7), values[:7]).confirmed
+    assert not alarm(range(8), values).confirmed
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,11 @@ def test_the_floor_has_labels_in_their_shares():
     by_chance = frechet.real_floor(real, 300, 500, repeats=20)
     given = frechet.real_floor(real, 300, 500, repeats=20, labels=labels)
     assert given < 0.5 * by_chance
+    # A second set with labels of its own is off by them for real images and samples alike.
+    skewed = torch.cat([torch.zeros(60, dtype=torch.long), torch.arange(240) % 10])
+    off = frechet.real_floor(real, 300, 300, 5, generator(), labels, skewed)
+    shift = frechet.distance_from_features(centres[labels], centres[skewed])
+    assert off > 0.8 * shift > 10 * given
     order = frechet._in_shares_first(labels[torch.randperm(900, generator=generator())], 33)
     assert sorted(order.tolist()) == list(range(900))
 

@@ -9,9 +9,10 @@ import time
 import psutil
 import pytest
 
-from pipeline import leases
+from pipeline import leases, objects
 from pipeline import plan as planning
 from pipeline.errors import DamagedArtifactError, StoreAwayError
+from pipeline.garbage import garbage
 from pipeline.plan import Request
 from pipeline.results import latest
 from pipeline.store import Store
@@ -106,6 +107,24 @@ def test_keys_that_lead_out_of_a_folder_are_never_followed(server, store, tmp_pa
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.read_bytes() == b"owned"]
     place(server, store, "artifacts/../x", b"owned")
     assert store.location.children("artifacts") == ["number"]
+
+
+def test_what_a_killed_check_left_in_the_bucket_can_go(server, store, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.location.fs, "rm_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.check_writable()
+    (probe,) = names(server, store)
+    assert store.location.children("locks") == []
+    store.drop_locks()
+    assert store.leftovers() == [], "it may be of somebody who is at it"
+    monkeypatch.setattr(objects, "PROBE_SECONDS", 0)
+    assert garbage(store, 0)[0] == [probe]
+    store.remove(probe)
+    assert names(server, store) == set()
 
 
 def test_an_outage_is_waited_out_for_so_long_and_no_longer(server, store):

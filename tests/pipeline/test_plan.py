@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline import plan as planning
+from pipeline.capacity import Amount
 from pipeline.commands import plan_text
 from pipeline.errors import UsageError
 from pipeline.garbage import garbage
@@ -108,10 +109,10 @@ def test_force_makes_again_what_is_cached(store):
 def test_a_node_that_can_never_start_is_refused(store):
     plan = make(store, "resources.number.cpus=64", "resources.number.gpus=0")
     with pytest.raises(UsageError, match=r"number/a asks for 64 CPUs.*resources\.number\.cpus"):
-        planning.check_resources(plan, cpus=2, gpus=0, where="this machine")
+        planning.check_resources(plan, Amount(2, 0), where="this machine")
     gpu = make(store, "resources.apply.gpus=1")
     with pytest.raises(UsageError, match="apply/a asks for 1 GPUs"):
-        planning.check_resources(gpu, cpus=2, gpus=0, where="this machine")
+        planning.check_resources(gpu, Amount(2, 0), where="this machine")
 
 
 @pytest.mark.parametrize(
@@ -139,9 +140,9 @@ def test_workers_that_a_node_starts_count_too(store, workers, words):
     assert plan.graph["number/b"].cpus == 1
     if words is None:
         assert plan.graph["number/a"].cpus == 2
-        return planning.check_resources(plan, cpus=2, gpus=0, where="this machine")
+        return planning.check_resources(plan, Amount(2, 0), where="this machine")
     with pytest.raises(UsageError, match=f"number/a {words}"):
-        planning.check_resources(plan, cpus=2, gpus=0, where="this machine")
+        planning.check_resources(plan, Amount(2, 0), where="this machine")
     return None
 
 

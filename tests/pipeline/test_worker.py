@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import cluster, worker
+from pipeline import fanout, worker
 from pipeline import plan as planning
 from pipeline.garbage import garbage
 from pipeline.plan import Request
@@ -114,8 +114,12 @@ def test_an_error_of_a_shard_elsewhere_is_the_one_it_raised(monkeypatch):
         def options(self, **_):
             return self
 
-        def remote(self, *_):
-            return "a shard's result"
+        def remote(self, _node, _function, item, *_):
+            return f"what shard {item} gives"
+
+    class Everything:
+        def width(self, most, kinds):
+            return most
 
     class Here:
         def get_assigned_resources(self):
@@ -124,12 +128,14 @@ def test_an_error_of_a_shard_elsewhere_is_the_one_it_raised(monkeypatch):
     def lost(reference):
         raise RayTaskError("shard", "Traceback ...", ValueError("no image")).as_instanceof_cause()
 
-    monkeypatch.setattr(cluster, "_remote", lambda function: Task())
+    monkeypatch.setattr(fanout, "remote", lambda function, fresh: Task())
+    monkeypatch.setattr(ray, "wait", lambda going, num_returns: (going[:1], going[1:]))
+    monkeypatch.setattr(ray, "cancel", lambda reference, force: None)
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(ray, "get", lost)
     monkeypatch.setattr(ray, "get_runtime_context", Here)
     with pytest.raises(ValueError, match="no image") as found:
-        list(cluster._spread("node", abs, [1, 2], (), None, 1))
+        fanout.fan_out("node", abs, [1, 2], (), Everything(), 1, fanout.Share(0, 0, 3, 9, False))
     assert type(found.value) is ValueError
     assert str(found.value) == "no image"
 

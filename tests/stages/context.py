@@ -32,6 +32,7 @@ class Context:
     work: Work
     node: str = "node"
     threads: int = 1
+    memory_gib: float = 0.0
     logged: list[str] = field(default_factory=list)
     sent: list[tuple[str, int, float]] = field(default_factory=list)
     noticed: list[tuple[str, dict[str, str]]] = field(default_factory=list)

@@ -13,10 +13,11 @@ from stages.artifacts import features as artifacts_features
 from stages.artifacts import samples as artifacts_samples
 from stages.artifacts import scores
 from stages.data import prepare
-from stages.methods import effects, frechet, memorization, protocol, strata
+from stages.methods import effects, frechet, influence, memorization, protocol, strata
 from stages.sampling import sample
 from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
+from stages.scoring.references import References
 from tests.stages.context import context, digests, make, sealed
 
 SETTINGS = evaluate.EvaluateSettings(num_samples=48)
@@ -230,7 +231,9 @@ def test_a_part_of_the_training_images_is_drawn_not_their_first(tmp_path, refere
     samples = artifacts_features.FeatureArrays(clusters[1::2], **empty)
     bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
     of = samples_of(tmp_path, torch.zeros(50, 1, 8, 8))
-    scores = judge._feature_scores(samples, train, judge.Scored(of, 50), bench)
+    against = References.of(train, train, 0, SETTINGS.neighbours)
+    principal = influence.Principal.of(samples.features)
+    scores = judge._feature_scores(samples, principal, against, judge.Scored(of, 50), bench)
     found = {score.metric: score.value for score in scores}
     assert found["precision"] > 0.8
 
@@ -251,7 +254,9 @@ def real():
 
 def gaps(tmp_path, bench, found, train, held_out):
     of = judge.Scored(samples_of(tmp_path, torch.zeros(len(found.features), 1, 8, 8)), 200)
-    return {score.metric: score for score in judge._held_out(found, train, held_out, of, bench)}
+    against = References.of(train, held_out, 0, SETTINGS.neighbours)
+    principal = influence.Principal.of(found.features)
+    return {score.metric: score for score in judge._held_out(principal, against, of, bench)}
 
 
 def test_the_gap_to_held_out_images_tells_copies(tmp_path, references, real):

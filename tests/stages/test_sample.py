@@ -65,7 +65,7 @@ def test_a_sample_depends_on_seed_and_index_only(tmp_path, model, samples):
 
 
 @pytest.mark.parametrize(("batch_size", "held"), [(1, 8), (16, 16), (100, 24)])
-def test_the_network_sees_whole_blocks_only(model, monkeypatch, batch_size, held):
+def test_the_network_sees_whole_blocks_only(model, tmp_path, monkeypatch, batch_size, held):
     calls, batches = [], []
 
     def network(x, t, labels):
@@ -81,12 +81,15 @@ def test_the_network_sees_whole_blocks_only(model, monkeypatch, batch_size, held
     )
     settings = SETTINGS.revised(batch_size=batch_size)
     plan = sample.plan_of(settings, model)
-    shard = sample.sample_shard((24, 44), model, settings, plan)
+    shard = sample.sample_shard((24, 44), model, settings, plan, str(tmp_path))
     assert set(calls) == {8}
     assert len(calls) == 3 * 3
     assert len(batches[0]) == held
     assert [index for batch in batches for index in batch] == list(range(24, 48))
-    assert len(shard.images) == 20
+    assert len(np.load(shard["images"])) == 20
+    calls.clear()
+    assert sample.sample_shard((24, 44), model, settings, plan, str(tmp_path)) == shard
+    assert not calls, "a shard is kept as soon as it is made"
 
 
 def test_labels_are_balanced_and_used(model, samples):

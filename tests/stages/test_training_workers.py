@@ -15,7 +15,7 @@ from stages.artifacts import network as network_artifact
 from stages.settings.networks import NetworkSettings, config_of
 from stages.training import loop, run, teach, train
 from tests.stages.conftest import TEACH, TINY, trained_in
-from tests.stages.context import context, digests, make
+from tests.stages.context import context, digests, make, sealed
 
 # One group: all of them share a Ray and its two CPUs.
 pytestmark = [
@@ -151,13 +151,14 @@ def test_a_refusal_of_the_workers_arrives_once_as_its_own(tmp_path, few, teacher
         make(tmp_path, train.STAGE, settings, data=few, teacher=teacher)
 
 
-def test_workers_that_never_find_room_are_not_waited_for_without_end(
-    tmp_path, few, teacher, monkeypatch
-):
-    """Where the cluster became smaller than when the plan was checked."""
+def test_workers_that_find_no_room_wait_for_it(tmp_path, few, teacher, monkeypatch):
+    import ray
+
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    monkeypatch.setattr(run, "MAX_FAILED_STARTS", 1)
-    crowded = LONG.revised(num_workers=4)
-    words = r"workers found no room in 1 attempts: num_workers=4; lower train.num_workers"
-    with pytest.raises(StageError, match=words):
-        make(tmp_path, train.STAGE, crowded, data=few, teacher=teacher)
+    other = ray.remote(num_cpus=1)(lambda: time.sleep(6)).remote()
+    at = context(tmp_path, MASKED.revised(num_workers=2), data=few, teacher=teacher)
+    trained = sealed(at, train.STAGE, run.run(at))
+    ray.get(other)
+    said = "2 workers found no room; they are started as soon as there is some"
+    assert {text for text, _ in at.noticed} == {f"waiting for the cluster: {said}"}
+    assert trained.load().steps[-1] == MASKED.steps

@@ -1,7 +1,10 @@
 """Means, errors, the best trial, whether that is sure, and the preset that repeats it."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -9,16 +12,30 @@ from pipeline import plan as planning
 from pipeline import publish
 from pipeline.plan import Request
 from pipeline.store import Store
+from stages.artifacts.scores import Row, Scores
+from stages.artifacts.scores import write as write_scores
+from stages.methods.protocol import Influence, Protocol, Score
 from sweeps import page, record
 from sweeps.check import checked
 from sweeps.ending import preset_text
 from sweeps.outcome import Outcome, Value, assigned, short, within_noise
 from sweeps.record import FINISHED, LAGGED, SweepRecord, TrialRecord
+from sweeps.scored import scores_in
 from sweeps.work import FAILED
 from tests.inline import run_all
 from tests.sweeps.spaces import sweep, write
 from tests.toy.__main__ import main, root
 from tests.toy.table import CATALOG
+
+PROTOCOL = Protocol(
+    name="p",
+    extractor="e",
+    extractor_hash="h",
+    resize="none",
+    reference="r",
+    num_reference=100,
+    num_samples=100,
+)
 
 
 def trial(index, values, *measured, **more):
@@ -199,3 +216,48 @@ def test_values_read_back_are_the_same_trial(tmp_path):
     assert again is written.trials[0]
     assert written.trial({"a.value": 2}).name == "trial-02"
     assert len(written.trials) == 2
+
+
+def scored(values, samples):
+    """FD-like scores of 100 samples each, of which their mean is the value."""
+    psi = (values - values.mean()).astype("float32")
+    error = float(psi.std(ddof=1) / len(psi) ** 0.5)
+    of = Influence(psi, np.zeros(len(psi), np.int64), samples)
+    kinds = {"error": error, "error_kind": "influence", "influence": of}
+    return Score(metric="value", value=float(values.mean()), protocol=PROTOCOL, **kinds)
+
+
+def test_trials_from_the_same_noise_are_paired_as_in_reports(tmp_path):
+    """What samples have in common is no noise between trials; by their own errors all would be."""
+    shared, random = np.random.default_rng(0).normal(5, 1, 100), np.random.default_rng(1)
+    values = [shared + more + random.normal(0, 0.05, 100) for more in (0.0, 0.005, 0.1)]
+    trials = [trial(i, {"a.value": i}, float(of.mean())) for i, of in enumerate(values)]
+    space = sweep(tmp_path).space
+    scores = {"same": [scored(of, "noise 0") for of in values]}
+    scores["other"] = [scored(of, f"noise {i}") for i, of in enumerate(values)]
+    rivals = {}
+    for name, found in scores.items():
+        by_trial = {one.name: (score,) for one, score in zip(trials, found, strict=True)}
+        said = Outcome.of(space, trials, lambda _, one, by_trial=by_trial: by_trial[one.name])
+        rivals[name] = [row.trial.name for row in said.rivals]
+        assert said.best.metrics["value"].error == pytest.approx(0.1, rel=0.3)
+    assert len(rivals["same"]) == 1
+    assert len(rivals["other"]) == 2
+
+
+def test_scores_are_read_back_from_what_trials_made(tmp_path):
+    """Of the last set, as the node reports it; nothing where a node stores no scores."""
+    kept = [scored(np.arange(50.0) + more, "noise 0") for more in (0, 1)]
+    facts = ("method", "euler", "none", "uniform_t", 5, 1, "uniform", 0)
+    write_scores(
+        tmp_path, rows := [Row(f"set{i}", *facts, one) for i, one in enumerate(kept)], rows
+    )
+    opened = {"evaluate": Scores(tmp_path, None), "train": object()}
+    store = SimpleNamespace(open=lambda stage, key: opened[stage])
+    space = sweep(tmp_path).space
+    for stages, found in ((["evaluate"], [kept[1]]), (["evaluate", "train"], [])):
+        one = trial(0, {"a.value": 1}, 1.0)
+        one.artifacts = {"value": [(stage, "key") for stage in stages]}
+        assert list(scores_in(store)(space, one)) == found
+    (read,) = scores_in(store)(space, replace(one, artifacts={"value": [("evaluate", "key")]}))
+    assert np.array_equal(read.influence.psi, kept[1].influence.psi)

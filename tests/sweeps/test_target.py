@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.capacity import Amount
 from pipeline.errors import UsageError
 from pipeline.stage import Workers
 from pipeline.store import Store
@@ -194,8 +195,8 @@ def test_training_workers_count_as_cpus(tmp_path, monkeypatch):
     assert found.concurrent(cpus=4, gpus=4) == 2
     assert found.concurrent(cpus=8, gpus=3) == 3
     store = Store(tmp_path / "s")
-    check_resources(found, store, 4, 1, "here")
+    check_resources(found, store, Amount(4, 1), "here")
     with pytest.raises(
         UsageError, match=r"starts 2 workers.*here has 1; set number.n to at most 1"
     ):
-        check_resources(found, store, 1, 1, "here")
+        check_resources(found, store, Amount(1, 1), "here")

@@ -43,6 +43,14 @@ class NumberSettings(Settings):
 class ApplySettings(Settings):
     function: str = pydantic.Field("double", description="what to apply")
     shards: int = pydantic.Field(1, ge=1, description="shards", json_schema_extra={"keyed": False})
+    seconds: float = pydantic.Field(
+        0.0, ge=0, description="how long a shard takes", json_schema_extra={"keyed": False}
+    )
+    marks: str = pydantic.Field(
+        "",
+        description="file that gets a line from each shard",
+        json_schema_extra={"keyed": False},
+    )
 
 
 class TotalSettings(Settings):
@@ -80,14 +88,18 @@ def run_number(context):
     return Result(metrics={"value": settings.value}, curves=curve, abscissa="step")
 
 
-def apply_shard(index, value, name):
+def apply_shard(index, value, settings):
     print(f"shard {index}")
-    return resolve(FUNCTIONS[name])(value)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    begun = time.time()
+    time.sleep(settings.seconds)
+    _mark(settings, f"{index} {gpus} {os.getpid()} {begun} {time.time()}")
+    return resolve(FUNCTIONS[settings.function])(value)
 
 
 def run_apply(context):
     settings, value = context.settings, context.inputs["number"].load()
-    shards = context.map(apply_shard, range(settings.shards), value, settings.function)
+    shards = context.map(apply_shard, range(settings.shards), value, settings)
     assert len(set(shards)) == 1
     (context.path / "number.json").write_text(json.dumps(shards[0]))
     return Result(metrics={"value": shards[0]})
@@ -113,6 +125,7 @@ APPLY = Stage(
     ApplySettings,
     Number,
     "tests.toy.stages:run_apply",
+    fans_out=True,
     inputs={"number": Input(Number)},
     sources=lambda settings: [FUNCTIONS[settings.function]],
     metrics=lambda node: ("value",),

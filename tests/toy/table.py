@@ -41,7 +41,8 @@ def chain(toy):
 
 
 def wide(toy):
-    numbers = [Node(f"number/{i}", stages.NUMBER, toy.a.revised(value=i)) for i in range(toy.width)]
+    settings = [toy.a.revised(value=i % 1000, level=i // 1000) for i in range(toy.width)]
+    numbers = [Node(f"number/{i}", stages.NUMBER, own) for i, own in enumerate(settings)]
     total = Node("total", stages.TOTAL, toy.total, {"numbers": [node.name for node in numbers]})
     return [*numbers, total]
 

@@ -1,0 +1,192 @@
+"""A run's claims in words: the screen that ends a run, and tables for a page in Markdown.
+
+Both read `claims.json` of the run's folder, so that nothing is computed and little is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UsageError
+from pipeline.results import measured
+
+if TYPE_CHECKING:
+    from pipeline.results import Run
+
+FILE = "claims.json"
+# As in stages.pages.findings, which importing would cost more than all of this.
+HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "inconclusive", "not measured in this run"
+VERDICTS = (HOLDS, FAILS, OPEN)
+FIRST = 12  # nodes shown of a run without claims
+
+Finding = Mapping[str, Any]
+
+
+def claims(run: Run) -> list[Finding]:
+    """What a run said of every claim, as `claims.json` has it; empty where it has no report.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    path = run.store.run_path(run.id) / FILE
+    if not path.is_file():
+        return []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged; write it again with: python -m pipeline report {run.id}"
+        ) from error
+
+
+def by_method(found: Sequence[Finding]) -> dict[str, list[Finding]]:
+    """The findings of each paper, in the report's order."""
+    methods: dict[str, list[Finding]] = {}
+    for finding in found:
+        methods.setdefault(finding["claim"]["method"], []).append(finding)
+    return methods
+
+
+def ending(run: Run) -> str:
+    """One screen: a line or two a paper, the best score with its floor, and what to try next."""
+    found = claims(run)
+    lines = [line for method, ones in by_method(found).items() for line in _paper(method, ones)]
+    if not lines:
+        return _first(run)
+    if any(finding["together"] for finding in found):
+        lines.append("* stays when all claims are looked at together (Holm)")
+    lines += ["", *_best(run), *_next(run, found)]
+    return "\n".join(lines).rstrip()
+
+
+def _paper(method: str, found: Sequence[Finding]) -> Iterator[str]:
+    """Its first claim that was measured, with what came of it, and how the others went."""
+    tested = [finding for finding in found if finding["verdict"] in VERDICTS]
+    if not tested:
+        yield f"{method:<14} nothing measured in this run"
+        return
+    first = tested[0]
+    text = first["claim"]["text"]
+    yield f"{method:<14} {text[0].upper()}{text[1:]}"
+    yield f"{'':<14} {verdict(first)}{_others(tested)}"
+
+
+def _others(tested: Sequence[Finding]) -> str:
+    if len(tested) == 1:
+        return ""
+    counts = Counter(finding["verdict"] for finding in tested)
+    words = {HOLDS: "hold", FAILS: "do not", OPEN: "open"}
+    said = ", ".join(f"{counts[word]} {words[word]}" for word in VERDICTS if counts[word])
+    return f"   (of {len(tested)}: {said})"
+
+
+def verdict(finding: Finding) -> str:
+    """`holds*: -32 % [-40, -24], these networks`."""
+    effect = finding["effect"]
+    said = finding["verdict"] + "*" * bool(finding["together"])
+    if finding["verdict"] not in VERDICTS or effect is None:
+        return said
+    unit = f" {effect['unit']}" if effect["unit"] else ""
+    if effect["interval"] is None:
+        side = "at most " if effect["value"] < 0 else "at least "
+        bound = side if effect["error_kind"] == "bound" else ""
+        return f"{said}: {bound}{effect['value']:.3g}{unit} ({finding['what']})"
+    low, high = effect["interval"]
+    scope = f", {effect['scope']}" if effect["scope"] else ""
+    return f"{said}: {effect['value']:+.3g}{unit} [{low:.3g}, {high:.3g}]{scope}"
+
+
+def _best(run: Run) -> Iterator[str]:
+    """The set of samples with the least FD, and what real images get in its place."""
+    scores = {}
+    for name in run:
+        metrics = run[name].metrics if run[name].data["stage"] == "evaluate" else {}
+        if "fid" in metrics:
+            scores[name] = metrics
+    if scores:
+        name = min(scores, key=lambda one: scores[one]["fid"])
+        yield f"best:    {measured(scores[name])[0]}, {name}, of {len(scores)} sets of samples"
+
+
+def _next(run: Run, found: Sequence[Finding]) -> Iterator[str]:
+    """The recipe that measures most of what this run did not."""
+    absent = Counter(
+        recipe
+        for finding in found
+        if finding["verdict"] == ABSENT
+        for recipe in finding["claim"]["recipes"]
+        if recipe != run.data["recipe"]
+    )
+    yield f"numbers: python -m pipeline show {run.id}"
+    if absent:
+        recipe, number = absent.most_common(1)[0]
+        preset = run.data["preset"]
+        words = f" --preset {preset}" if preset != "digits" else ""
+        what = f"{number} claims that this run did not" if number > 1 else "one more claim"
+        yield f"next:    python -m pipeline run {recipe}{words}    measures {what}"
+
+
+def _first(run: Run) -> str:
+    """Of a run without claims: what its first nodes measured, and how to see the others."""
+    lines = run.text().splitlines()
+    more = f"... and {len(lines) - FIRST} more: python -m pipeline show {run.id}"
+    return "\n".join([*lines[:FIRST], *([more] if len(lines) > FIRST else [])])
+
+
+def markdown(run: Run) -> str:
+    """One table a paper, as Markdown; claims that were not measured stand below it in a line.
+
+    Raises:
+        UsageError: the run has no claims.
+    """
+    methods = _methods(run)
+    command = f"python -m pipeline run {run.data['recipe']} --preset {run.data['preset']}"
+    parts = [f"From `{command}` (run {run.id}). 95 % intervals; * stays under Holm's adjustment."]
+    for method, found in methods.items():
+        parts.append(f"**{method}**")
+        tested = [finding for finding in found if finding["verdict"] in VERDICTS]
+        if tested:
+            rows = [_row(finding) for finding in tested]
+            parts.append(
+                "\n".join(["| claim | paper | here | verdict |", "|---|---|---|---|", *rows])
+            )
+        absent = [finding for finding in found if finding["verdict"] == ABSENT]
+        if absent:
+            texts = "; ".join(finding["claim"]["text"] for finding in absent)
+            recipes = sorted({name for one in absent for name in one["claim"]["recipes"]})
+            parts.append(f"Not measured here (recipe {' or '.join(recipes)}): {texts}.")
+    return "\n\n".join(parts)
+
+
+def _row(finding: Finding) -> str:
+    said, _, number = verdict(finding).partition(": ")
+    cells = (finding["claim"]["text"], finding["claim"]["paper"], number, said)
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def text(run: Run) -> str:
+    """The claims as lines, each with its verdict.
+
+    Raises:
+        UsageError: the run has no claims.
+    """
+    lines = []
+    for method, found in _methods(run).items():
+        lines.append(method)
+        for one in found:
+            lines += [f"  {one['claim']['text']}", f"    {verdict(one)}"]
+    return "\n".join(lines)
+
+
+def claims_as(run: Run, form: str) -> str:
+    """A run's claims as `text` or `markdown`."""
+    return {"text": text, "markdown": markdown}[form](run)
+
+
+def _methods(run: Run) -> dict[str, list[Finding]]:
+    if methods := by_method(claims(run)):
+        return methods
+    raise UsageError(f"run {run.id} has no claims; write them: python -m pipeline report {run.id}")

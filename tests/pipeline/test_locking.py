@@ -1,0 +1,153 @@
+"""Locks on disks with and without locks of their own."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import locking
+from pipeline.store import Store
+
+
+@pytest.fixture(params=["kernel", "files"])
+def folder(request, tmp_path):
+    if request.param == "files":
+        (tmp_path / locking.MARK).touch()
+    return tmp_path
+
+
+def other(path, then="print('held', flush=True); input()"):
+    """Another process that tries to hold a lock."""
+    code = f"""
+from pathlib import Path
+from pipeline import locking
+with locking.lock_file(Path({str(path)!r})) as held:
+    {then if then else "print(held, flush=True)"}
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes)
+
+
+def test_one_holds_it_at_a_time(folder):
+    path = folder / "a"
+    assert not locking.is_locked(path)
+    with locking.lock_file(path) as held:
+        assert held
+        assert locking.is_locked(path)
+        with locking.lock_file(path) as again:
+            assert not again
+        assert other(path, "").communicate()[0] == "False\n"
+        with locking.lock_file(folder / "b") as another:
+            assert another
+    assert not locking.is_locked(path)
+    with locking.lock_file(path) as held:
+        assert held
+
+
+def test_it_is_waited_for(folder):
+    process = other(folder / "a", "print('held', flush=True); __import__('time').sleep(0.5)")
+    assert process.stdout.readline() == "held\n"
+    begun = time.monotonic()
+    with locking.lock_file(folder / "a", wait_seconds=20) as held:
+        assert held
+    assert time.monotonic() - begun < 20
+    process.wait()
+
+
+def test_a_killed_process_lets_go_of_it(folder):
+    process = other(folder / "a")
+    assert process.stdout.readline() == "held\n"
+    assert locking.is_locked(folder / "a")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not locking.is_locked(folder / "a")
+    with locking.lock_file(folder / "a") as held:
+        assert held
+
+
+def test_of_another_machine_it_is_believed_while_it_is_fresh(tmp_path, monkeypatch):
+    (tmp_path / locking.MARK).touch()
+    sign = locking._sign_of(tmp_path / "a")
+    with locking.lock_file(tmp_path / "a"):
+        there = sign.read_text().replace(locking._space(), "elsewhere")
+        sign.write_text(there)
+        with locking.lock_file(tmp_path / "a") as held:
+            assert not held
+    sign.write_text(there)
+    old = time.time() - locking.FRESH_SECONDS - 5
+    os.utime(sign, (old, old))
+    with locking.lock_file(tmp_path / "a") as held:
+        assert held, "its machine died"
+    assert not sign.exists()
+
+
+def test_a_lock_that_lives_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(locking, "BEAT_SECONDS", 0.05)
+    (tmp_path / locking.MARK).touch()
+    sign = locking._sign_of(tmp_path / "a")
+    with locking.lock_file(tmp_path / "a"):
+        os.utime(sign, (0, 0))
+        deadline = time.monotonic() + 20
+        while sign.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_many_that_take_over_are_one(tmp_path):
+    (tmp_path / locking.MARK).touch()
+    sign = locking._sign_of(tmp_path / "a")
+    sign.write_text("{}")
+    os.utime(sign, (0, 0))
+    tokens = [locking._take(sign) for _ in range(5)]
+    assert [bool(token) for token in tokens] == [True] + [False] * 4
+    assert [path.name for path in tmp_path.iterdir() if path != sign] == [locking.MARK]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_that_refuses_locks_is_noticed(tmp_path, monkeypatch, code):
+    def refuse(stream, kind):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(locking.fcntl, "flock", refuse)
+    assert not locking.works(tmp_path)
+    store = Store(tmp_path / "store")
+    store.check_writable()
+    assert store.has_no_locks()
+    with store.lock("a") as held:
+        assert held, "not held by anybody"
+        assert store.holder("a")
+        with store.lock("a") as again:
+            assert not again
+    monkeypatch.undo()
+    assert Store(tmp_path / "store").has_no_locks(), "what one machine has found counts for all"
+
+
+def test_a_disk_whose_locks_exclude_nobody_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(locking.fcntl, "flock", lambda stream, kind: None)
+    assert not locking.works(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [
+        ("rw,vers=4.2", True),
+        ("rw,local_lock=none", True),
+        ("rw,vers=3,nolock", False),
+        ("rw,local_lock=flock", False),
+        ("rw,localflock", False),
+    ],
+)
+def test_a_mount_whose_locks_are_of_one_machine_is_noticed(tmp_path, options, shared):
+    table = tmp_path / "mounts"
+    table.write_text(f"root / ext4 rw 0 0\nserver:/x {tmp_path} nfs {options} 0 0\n")
+    found = locking._options(tmp_path / "store", str(table))
+    assert found == set(options.split(","))
+    assert bool(found & locking.LOCAL_ONLY) is not shared
+
+
+def test_this_disk_has_locks(tmp_path):
+    assert locking.works(tmp_path)

@@ -1,0 +1,72 @@
+"""What a person sees of a run: few lines in a pipe, a bar a phase on a terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline import progress
+from pipeline.progress import DONE, FAILED, QUEUED, RUNNING, WAITING, LiveView, PlainView
+
+NODES = {"prepare": 1.0, "train/sit": 5.0, "train/repa": 5.0, "sample/sit": 2.0}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when told."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_in_a_pipe_nodes_say_a_line_at_their_end_and_all_one_every_ten_seconds(clock, capsys):
+    view = PlainView(NODES, jobs=2)
+    view.update("prepare", state=RUNNING)
+    clock(1)
+    view.update("prepare", state=DONE, note="num_train 5")
+    for name in ("train/sit", "train/repa"):
+        view.update(name, state=RUNNING)
+    for step in range(1, 21):
+        clock(1)
+        view.update("train/sit", done=step, total=40, unit="steps", note="loss 0.5")
+    view.update("train/sit", state=FAILED, note="no memory")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[   1.0 s] prepare done in 1.0 s  num_train 5"
+    assert lines[-1] == "[  21.0 s] train/sit failed  no memory"
+    regular = lines[1:-1]
+    assert [line[:10] for line in regular] == ["[  10.0 s]", "[  20.0 s]"]
+    assert "1/4 nodes" in regular[0]
+    assert "runs: train/sit 9/40 steps, about 31.0 s left, loss 0.5; train/repa about" in regular[0]
+
+
+def test_in_a_pipe_it_is_said_what_is_waited_for(clock, capsys):
+    view = PlainView(NODES, jobs=2)
+    clock(11)
+    view.update("prepare", state=WAITING)
+    assert "; prepare waits for another run" in capsys.readouterr().out
+
+
+def test_a_terminal_shows_a_bar_for_phases_that_have_begun_and_not_ended(clock):
+    view = LiveView(NODES, jobs=2)
+    view.close()
+    view.update("prepare", state=DONE)
+    view.update("train/sit", state=DONE)
+    view.update("train/repa", state=RUNNING, done=1, total=4, unit="steps")
+    clock(2)
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(view._table())
+    rows = [line.strip() for line in stream.getvalue().splitlines()]
+    assert rows[0].startswith("train")
+    assert rows[0].endswith("1/2")
+    assert rows[1].startswith("▸ train/repa")
+    assert "1/4 steps" in rows[1]
+    assert rows[2].startswith("2/4 nodes")
+    assert len(rows) == 3
+
+
+def test_time_left_is_what_the_longest_node_or_all_cores_need():
+    views = {name: progress.NodeView(name, QUEUED, expected=s) for name, s in NODES.items()}
+    assert progress.time_left(views, jobs=2, now=0) == pytest.approx(6.5)
+    assert progress.time_left(views, jobs=8, now=0) == pytest.approx(5)
+    views["prepare"] = progress.NodeView("prepare")
+    assert progress.time_left(views, jobs=2, now=0) is None

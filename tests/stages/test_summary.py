@@ -1,0 +1,97 @@
+"""The screen that ends a run, and claims as tables, from the run's claims.json."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.errors import UsageError
+from stages.pages import findings
+from stages.pages.findings import Claim, Effect, Finding
+from stages.report import claims, summary
+
+SIT = Claim("MaskAlign", "fewer steps than SiT", "no number stated here", ("full", "train"))
+NEEDED = Claim("MaskAlign", "Mixing is needed", "2.67 against 3.54", ("train",))
+PEAK = Claim("SteinDiff", "Singular values peak", "above 1", ("full",))
+FADES = Claim("SteinDiff", "The gain fades", "no number", ("stein", "train"))
+
+
+class Run:
+    """As much of a run as the summary reads: nodes with metrics, and a folder."""
+
+    def __init__(self, folder, recipe="full", preset="digits"):
+        self.id, self.data = "r1", {"recipe": recipe, "preset": preset}
+        self.store = SimpleNamespace(run_path=lambda run: folder)
+        self.nodes = {
+            f"evaluate/{name}": SimpleNamespace(
+                data={"stage": "evaluate"},
+                metrics={"fid": fid, "fid_standard_error": 0.1, "fid_floor": 0.6, "kid": 0.0},
+            )
+            for name, fid in (("worse", 9.5), ("best", 2.25))
+        }
+        self.nodes["prepare"] = SimpleNamespace(data={"stage": "prepare"}, metrics={"fid": 0.0})
+
+    def __iter__(self):
+        return iter(self.nodes)
+
+    def __getitem__(self, name):
+        return self.nodes[name]
+
+    def text(self):
+        return "\n".join(f"node {number}" for number in range(20))
+
+
+@pytest.fixture
+def run(tmp_path):
+    effect = Effect(-0.32, 0.01, "paired", unit="%", scope="these networks")
+    peak = Effect(1.18, None, "bound")
+    found = [
+        Finding(SIT, "steps until FD", effect, findings.HOLDS),
+        Finding(NEEDED, "", None, findings.ABSENT),
+        Finding(PEAK, "of a step", peak, findings.HOLDS),
+        Finding(FADES, "", None, findings.ABSENT),
+    ]
+    claims.write(tmp_path, found)
+    return Run(tmp_path)
+
+
+def test_the_words_for_verdicts_are_those_of_the_findings():
+    assert summary.VERDICTS == (findings.HOLDS, findings.FAILS, findings.OPEN)
+    assert summary.ABSENT == findings.ABSENT
+
+
+def test_a_run_ends_with_a_claim_a_paper_the_best_score_and_what_to_run_next(run):
+    assert summary.ending(run).splitlines() == [
+        "MaskAlign      Fewer steps than SiT",
+        "               holds*: -0.32 % [-0.34, -0.3], these networks",
+        "SteinDiff      Singular values peak",
+        "               holds: at least 1.18 (of a step)",
+        "* stays when all claims are looked at together (Holm)",
+        "",
+        "best:    fid 2.25 ± 0.1 (floor 0.6), evaluate/best, of 2 sets of samples",
+        "numbers: python -m pipeline show r1",
+        "next:    python -m pipeline run train    measures 2 claims that this run did not",
+    ]
+
+
+def test_claims_become_a_table_a_paper(run):
+    tables = summary.claims_as(run, "markdown")
+    row = "| fewer steps than SiT | no number stated here | -0.32 % [-0.34, -0.3], these networks |"
+    assert f"{row} holds* |" in tables
+    assert "Not measured here (recipe train): Mixing is needed." in tables
+    assert "`python -m pipeline run full --preset digits` (run r1)" in tables
+    assert "    holds: at least 1.18 (of a step)" in summary.claims_as(run, "text").splitlines()
+
+
+def test_a_run_without_claims_ends_with_its_first_nodes(tmp_path):
+    lines = summary.ending(Run(tmp_path)).splitlines()
+    assert lines[:2] == ["node 0", "node 1"]
+    assert lines[-1] == "... and 8 more: python -m pipeline show r1"
+    with pytest.raises(UsageError, match="run r1 has no claims; write them: python -m pipeline"):
+        summary.claims_as(Run(tmp_path), "text")
+
+
+def test_damaged_claims_are_said_with_the_remedy(run, tmp_path):
+    (tmp_path / "claims.json").write_text(json.dumps([1])[:-1], encoding="utf-8")
+    with pytest.raises(UsageError, match=r"claims.json is damaged; write it again with: .* r1"):
+        summary.claims_as(run, "text")
