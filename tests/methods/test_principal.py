@@ -9,8 +9,7 @@ from stages.methods.solvers import solve
 from stages.methods.wavelet import WaveletStatistics, first_pass, merge, second_pass
 from stages.methods.wavelet.baselines import FullWiener
 from stages.methods.wavelet.model import GIB, WaveletModel
-from stages.methods.wavelet.principal import choose
-from stages.methods.wavelet.ridge import choose_ridge
+from stages.methods.wavelet.ridge import choose_principal, choose_ridge
 from tests.methods.wavelet_data import (
     collect_folds,
     gaussian_nodes,
@@ -167,12 +166,14 @@ def test_a_smaller_model_is_a_part_of_the_statistics(digits):
 
 def test_folds_choose_size_and_ridge(digits):
     train, _, folds = digits
-    choice = choose(folds, SIGMAS, RIDGES, (2, 10), (1, 3))
+    choice = choose_principal(folds, SIGMAS, RIDGES, (2, 10), (1, 3))
     assert (choice.components, choice.degree) == (10, 3)
     assert set(choice.risks) == {(2, 1), (2, 3), (10, 1), (10, 3)}
     assert choice.ridges == tuple(choose_ridge(folds, s, RIDGES).ridge for s in SIGMAS)
     few = [fold.of(train[i:30:3]) for i, fold in enumerate(folds)]
-    assert choose(few, SIGMAS, RIDGES, (2, 10), (1, 3)).ridges[0] >= 0.3  # they overfit sooner
+    assert (
+        choose_principal(few, SIGMAS, RIDGES, (2, 10), (1, 3)).ridges[0] >= 0.3
+    )  # they overfit sooner
 
 
 def test_a_state_gives_the_statistics_again(digits):

@@ -15,10 +15,9 @@ from stages.catalog import CATALOG, RECIPES
 from stages.data import prepare
 from stages.methods import table
 from stages.methods.wavelet import WaveletStatistics, baselines, model, neighbours
-from stages.methods.wavelet import principal as principal_family
 from stages.methods.wavelet.basis import WaveletBasis
 from stages.methods.wavelet.model import WaveletModel
-from stages.methods.wavelet.ridge import choose_ridge
+from stages.methods.wavelet.ridge import choose_principal, choose_ridge
 from stages.papers.wavelet import draw, fit, risk
 from stages.papers.wavelet.risk import RiskSettings
 from stages.training import train
@@ -151,7 +150,7 @@ def test_folds_choose_the_principal_family_s_size_and_ridges(few, principal):
     std, images = data.std, data.train[:]
     folds = collect_folds(images, WaveletModel("principal", 3, components=5), 3)
     ridges = principal.settings["ridges"]
-    choice = principal_family.choose(folds, (0.1 * std, std), ridges, (2, 5), (1, 2, 3))
+    choice = choose_principal(folds, (0.1 * std, std), ridges, (2, 5), (1, 2, 3))
     facts, loaded = principal.description, principal.load()
     assert (facts["components"], facts["degree"]) == (choice.components, choice.degree)
     assert [ridge for _, ridge in facts["ridges"]] == list(choice.ridges)

@@ -18,7 +18,7 @@ Q_(a, i) for i > k, whose noise is independent of the features. The risk is exac
     R_i = sigma^2 + sigma^4 (E[s_i^2] + 2 E[d s_i / d p_i]).
 
 A model of fewer coordinates or a lower degree is a part of the same statistics (`restricted`), so
-that k, degree and ridge are all chosen by folds from one pass (`choose`).
+that k, degree and ridge are all chosen by folds from one pass (`ridge.choose_principal`).
 """
 
 from __future__ import annotations
@@ -387,36 +387,3 @@ class PrincipalScore:
         elif not isinstance(data, PrincipalStatistics):
             data = self.statistics.of(data)
         return data.risks([self])[0]
-
-
-@dataclass(frozen=True)
-class PrincipalChoice:
-    """components, degree: of the least cross-validated risk, the geometric mean over sigmas, and
-    ridges: the best one at each of them. risks: that mean of every (components, degree) tried."""
-
-    components: int
-    degree: int
-    ridges: tuple[float, ...]
-    risks: dict[tuple[int, int], float]
-
-
-def choose(
-    folds: Sequence[PrincipalStatistics],
-    sigmas: Sequence[float],
-    ridges: Sequence[float],
-    components: Sequence[int],
-    degrees: Sequence[int],
-) -> PrincipalChoice:
-    """Components, degree and the ridge of each sigma, by folds of the largest model among them."""
-    from stages.methods.wavelet.ridge import choose_ridge
-
-    found = {}
-    for size in ((k, n) for k in components for n in degrees):
-        parts = [fold.restricted(*size) for fold in folds]
-        found[size] = [choose_ridge(parts, sigma, ridges) for sigma in sigmas]
-    risks = {
-        size: math.exp(math.fsum(math.log(min(c.risks)) for c in chosen) / len(chosen))
-        for size, chosen in found.items()
-    }
-    best = min(risks, key=risks.get)
-    return PrincipalChoice(*best, tuple(choice.ridge for choice in found[best]), risks)

@@ -337,11 +337,11 @@ def sized(folds: list[Any], settings: FitSettings, std: float) -> list[Any]:
     """The folds' statistics, of the components and degree of least risk where folds choose them."""
     if not settings.sizes_are_chosen:
         return folds
-    from stages.methods.wavelet import principal
+    from stages.methods.wavelet.ridge import choose_principal
 
     sigmas, degrees = [s * std for s in settings.ridge_sigmas], range(1, settings.degree + 1)
     tried = settings.components_tried
-    best = principal.choose(folds, sigmas, settings.ridges, tried, degrees)
+    best = choose_principal(folds, sigmas, settings.ridges, tried, degrees)
     return [fold.restricted(best.components, best.degree) for fold in folds]
 
 
