@@ -222,7 +222,10 @@ SCAN_CHECK = "stages.papers.icr.measure:check"
 FAMILIES = dict.fromkeys(
     ("independent", "band-tied", "local", "additive", "parent", "full"),
     "stages.methods.wavelet:WaveletStatistics",
-) | {"principal": "stages.methods.wavelet.principal:PrincipalStatistics"}
+) | {
+    "principal": "stages.methods.wavelet.principal:PrincipalStatistics",
+    "residual": "stages.methods.wavelet.residual:ResidualStatistics",
+}
 
 
 def choice(kind: str, table: Mapping[str, object]) -> type[str]:

@@ -184,7 +184,7 @@ def test_the_first_images_only(tmp_path, few):
 
 
 def test_names_are_those_of_the_mathematics_and_of_pywavelets():
-    assert set(table.FAMILIES) == {*neighbours.FAMILIES, model.PRINCIPAL}
+    assert set(table.FAMILIES) == {*neighbours.FAMILIES, model.PRINCIPAL, model.RESIDUAL}
     assert set(table.WAVELETS) == set(pywt.wavelist(kind="discrete"))
     orthonormal = {w for w in table.WAVELETS if WaveletBasis(w, 2, 1, 16, 16).is_orthonormal}
     assert set(table.ORTHONORMAL_WAVELETS) == orthonormal

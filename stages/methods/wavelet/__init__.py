@@ -41,6 +41,7 @@ from stages.methods.wavelet.model import (
     COMPONENTS,
     GIB,
     PRINCIPAL,
+    RESIDUAL,
     Layout,
     WaveletModel,
 )
@@ -55,6 +56,7 @@ from stages.methods.wavelet.moments import (
     varies,
 )
 from stages.methods.wavelet.principal import PrincipalMoments, PrincipalStatistics
+from stages.methods.wavelet.residual import ResidualStatistics
 from stages.methods.wavelet.system import (
     NoisyMoments,
     change_reference,
@@ -65,6 +67,9 @@ from stages.methods.wavelet.system import (
 
 PENALTIES = ("scaled", "raw", "pixel")
 CENTRES = ("wiener", "zero")
+
+# Families whose statistics are others: they begin with the full Wiener score.
+BEYOND = {PRINCIPAL: PrincipalStatistics, RESIDUAL: ResidualStatistics}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +104,7 @@ class WaveletStatistics:
         allow_biorthogonal: bool = False,
         components: int = COMPONENTS,
         max_bytes: int = 2 * GIB,
-    ) -> WaveletStatistics | PrincipalStatistics:
+    ) -> Statistics:
         """Both passes over images (B, C, H, W). components: leading principal coordinates that
         family `principal` looks at (see `principal`), which takes no wavelet.
 
@@ -246,10 +251,11 @@ class WaveletStatistics:
         }
 
     @staticmethod
-    def from_state(state: dict[str, Tensor]) -> WaveletStatistics | PrincipalStatistics:
+    def from_state(state: dict[str, Tensor]) -> Statistics:
         """Inverse of `state`. Raises ValueError when an entry is missing or does not fit."""
-        if "family" in state and bytes(state["family"].tolist()).decode() == PRINCIPAL:
-            return PrincipalStatistics.from_state(state)
+        family = bytes(state["family"].tolist()).decode() if "family" in state else ""
+        if family in BEYOND:
+            return BEYOND[family].from_state(state)
         needed = {"moments", "mean", "scale", "settings", "family", "wavelet"}
         if needed - set(state):
             missing = ", ".join(sorted(needed - set(state)))
@@ -368,18 +374,18 @@ class WaveletScore:
 
 def first_pass(images: Tensor, model: WaveletModel) -> CoefficientMoments | PrincipalMoments:
     """Map over a shard of images (B, C, H, W): mean and spread, which `+` merges."""
-    if model.family == PRINCIPAL:
+    if model.family in BEYOND:
         return PrincipalMoments.of(images)
     return coefficient_moments(images, model)
 
 
 def second_pass(
     images: Tensor, model: WaveletModel, reference: CoefficientMoments | PrincipalMoments
-) -> WaveletStatistics | PrincipalStatistics:
+) -> Statistics:
     """Map over a shard of images (B, C, H, W): additive statistics about the first pass's merged
     result."""
-    if model.family == PRINCIPAL:
-        return PrincipalStatistics.collect(images, model, reference)
+    if model.family in BEYOND:
+        return BEYOND[model.family].collect(images, model, reference)
     images = checked_images(images)
     shape = tuple(images.shape[1:])
     layout, mean, scale = model.layout(shape), reference.mean, reference.scale
@@ -395,3 +401,6 @@ def merge(shards: Sequence[WaveletStatistics]) -> WaveletStatistics:
     for shard in shards[1:]:
         total = total + shard
     return total
+
+
+Statistics = WaveletStatistics | PrincipalStatistics | ResidualStatistics

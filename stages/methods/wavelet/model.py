@@ -14,7 +14,7 @@ from stages.methods.wavelet.basis import WaveletBasis, check_wavelet
 from stages.methods.wavelet.hermite import PolynomialFeatures, num_features, polynomial_features
 from stages.methods.wavelet.neighbours import FAMILIES, MISSING, groups, max_variables
 
-PRINCIPAL = "principal"
+PRINCIPAL, RESIDUAL = "principal", "residual"
 COMPONENTS = 10  # leading principal coordinates
 GIB = 2**30
 SHARD_IMAGES = 512  # images whose coefficients are held at once
@@ -29,7 +29,7 @@ class WaveletModel:
     """Settings of a wavelet score. Shape- and data-free; hashable.
 
     family: one of `FAMILIES` (stages.methods.wavelet.neighbours), or `principal`, which takes no
-    wavelet (stages.methods.wavelet.principal). degree: total polynomial
+    wavelet, or `residual`, each in the file of its name (**ours**). degree: total polynomial
     degree, 1 to 3 in the paper, any here. wavelet: a PyWavelets name. levels: of the transform.
     couple_channels: look at the same place in the other channels too. allow_biorthogonal: accept
     a wavelet that is not orthonormal; family `full` only, since the others need the noise to be
@@ -46,7 +46,7 @@ class WaveletModel:
     components: int = COMPONENTS
 
     def __post_init__(self) -> None:
-        known = (*FAMILIES, PRINCIPAL)
+        known = (*FAMILIES, PRINCIPAL, RESIDUAL)
         if self.family not in known:
             near = difflib.get_close_matches(str(self.family), known, n=1) or ["local"]
             raise ValueError(
@@ -93,7 +93,10 @@ class WaveletModel:
             return 8 * (features**2 + features * pixels + pixels**2)
         basis = WaveletBasis(self.wavelet, self.levels, *shape)
         variables = max_variables(basis, self.family, self.couple_channels)
-        features = num_features(variables, self.degree, self.family == "additive")
+        features = num_features(variables, self.degree, self._is_additive)
+        if self.family == RESIDUAL:
+            d = basis.num_coefficients
+            return 8 * d * (features**2 + features * d + 2 * d)
         return 8 * self._num_groups(basis) * features**2
 
     def predict_bytes(self, shape: tuple[int, int, int], copies: int = 1) -> int:
@@ -151,6 +154,10 @@ class WaveletModel:
             return f"family='principal', degree={self.degree}, components={self.components}"
         coupled = ", couple_channels=True" if self.couple_channels else ""
         return f"family={self.family!r}, degree={self.degree}{coupled}"
+
+    @property
+    def _is_additive(self) -> bool:
+        return self.family in ("additive", RESIDUAL)
 
     def _num_groups(self, basis: WaveletBasis) -> int:
         if self.family == "full":
@@ -248,7 +255,6 @@ def _layout(model: WaveletModel, shape: tuple[int, int, int]) -> Layout:
     order = torch.empty(basis.num_coefficients, dtype=torch.long)
     valid = targets != MISSING
     order[targets[valid]] = torch.arange(len(targets))[valid]
-    additive = model.family == "additive"
-    features = polynomial_features(index.shape[1], model.degree, additive)
+    features = polynomial_features(index.shape[1], model.degree, model._is_additive)
     index = index.clamp(min=0)
     return Layout(basis, features, index, present, num_targets, order, noise)

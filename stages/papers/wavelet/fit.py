@@ -181,6 +181,12 @@ class FitSettings(FitOptions):
                 self.check_memory((channels, size, size))
             return
         check_levels(self.levels, size)
+        if self.family == "residual":
+            pixels, features = channels * size**2, 1 + (8 + channels) * self.degree
+            one = 8 * pixels * (features**2 + (features + 2) * pixels)
+            if self._kept(1) * one + GIB // 2 > self.max_gib * GIB:
+                self.check_memory((channels, size, size))
+            return
         variables = {"independent": 1, "band-tied": 3, "parent": 12, "full": size**2}
         count = variables.get(self.family, 9) + channels - 1
         groups = channels * size**2

@@ -17,12 +17,13 @@ from stages.papers.wavelet.risk import RiskOptions
 MODEL = re.compile(rf"({'|'.join(table.FAMILIES)})-d([1-9])(-folds)?")
 
 # Without cross terms degree 1 is that of local.
-_DEGREES = {"additive": (2, 3), "full": (1,), "principal": ()}
+_DEGREES = {"additive": (2, 3), "full": (1,), "principal": (), "residual": ()}
 
 EVERY_MODEL = (
     *(f"{family}-d{n}" for family in table.FAMILIES for n in _DEGREES.get(family, (1, 2, 3))),
     "local-d2-folds",
     "principal-d3-folds",
+    "residual-d3-folds",
 )
 
 PHOTOGRAPHS = "photographs"

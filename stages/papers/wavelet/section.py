@@ -60,9 +60,8 @@ class Compared:
 
     @cached_property
     def local(self) -> list[Risk]:
-        """The wavelet scores of local families: all but full and principal."""
-        far = ("full", denoisers.PRINCIPAL)
-        return [risk for risk in self.wavelets if risk.family not in far]
+        """The wavelet scores of local families."""
+        return [risk for risk in self.wavelets if risk.family not in denoisers.FAR]
 
     @cached_property
     def best(self) -> list[Risk]:
@@ -126,6 +125,11 @@ def _seen(of: Compared) -> str:
             " Family principal (ours, not the paper's) is the Wiener filter and polynomials of "
             "leading principal coordinates, in closed form too; with -folds its size and ridge are "
             "those of least risk on training folds."
+        )
+    if any(risk.family == "residual" for risk in of.wavelets):
+        said += (
+            " Family residual (ours) is the Wiener filter and additive local polynomials of what "
+            "it leaves."
         )
     return said
 
