@@ -23,7 +23,6 @@ EVERY_MODEL = (
     *(f"{family}-d{n}" for family in table.FAMILIES for n in _DEGREES.get(family, (1, 2, 3))),
     "local-d2-folds",
     "principal-d3-folds",
-    "residual-d3-folds",
 )
 
 PHOTOGRAPHS = "photographs"
