@@ -128,6 +128,9 @@ def build_parser() -> argparse.ArgumentParser:
     convert = add("convert", "write EDM's or EDM2's .pkl as safetensors and JSON, running no code")
     convert.add_argument("file", metavar="FILE", help="such as edm-cifar10-32x32-cond-vp.pkl")
     convert.add_argument("--to", metavar="FOLDER", help="where to (default: FILE without .pkl)")
+    shell = add("completion", "a script that completes commands and options in a shell")
+    shell.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    shell.set_defaults(parser=parser)
     doctor = add("doctor", "environment, devices, versions, store, missing weights")
     doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
     return parser
@@ -187,6 +190,11 @@ def _recipe_options() -> argparse.ArgumentParser:
         "--force", action="append", default=[], metavar="NODE", help="make it again though cached"
     )
     return options
+
+
+def command() -> NoReturn:
+    """`diffusion-bench ...`, the same as `python -m pipeline ...`."""
+    sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None, root: Callable[[], Any] | None = None) -> int:

@@ -394,6 +394,15 @@ def convert(root: Root, options: Namespace) -> int:
     return DONE
 
 
+def completion(root: Root, options: Namespace) -> int:
+    """Print a script that completes `diffusion-bench` in a shell."""
+    import shtab
+
+    options.parser.prog = "diffusion-bench"
+    print(shtab.complete(options.parser, options.shell))
+    return DONE
+
+
 def doctor(root: Root, options: Namespace) -> int:
     """Say what works here and what is missing."""
     from pipeline import doctor as checks
@@ -419,5 +428,6 @@ COMMANDS: Mapping[str, Callable[[Root, Namespace], int]] = {
     "gc": gc,
     "fetch": fetch,
     "convert": convert,
+    "completion": completion,
     "doctor": doctor,
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact, Manifest
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 DEFAULT_STORE = "store"
+NOTEBOOK = 4  # figures that a run shows of itself in a notebook
 
 
 def default_store() -> str:
@@ -81,6 +85,12 @@ class RunNode:
         """The artifact's payload in memory; its class says in what form."""
         return self.artifact.load()
 
+    def _repr_html_(self) -> str:
+        """The node in a notebook: its state and everything it measured."""
+        rows = "".join(_row("td", text.split(" ", 1)) for text in measured(self.metrics))
+        state = self.damage or f"{self.state} {self.data['error']}"
+        return f"<b>{html.escape(self.name)}</b> {html.escape(state)}<table>{rows}</table>"
+
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """`{metric: [(step, value), ...]}`."""
         by_metric: dict[str, list[tuple[int, float]]] = {}
@@ -97,6 +107,21 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.id}, {self.state})"
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook: what its nodes measured, and figures, scores first."""
+        rows = [(name, *measured(self[name].metrics)[:5]) for name in self]
+        table = "".join(_row("td", row) for row in rows if len(row) > 1)
+        title = f"{self.id}: {self.data['recipe']}/{self.data['preset']}, {self.state}"
+        figures = self.figures()
+        first = sorted(figures, key=lambda path: "fid" not in path.stem)[:NOTEBOOK]
+        pictures = "".join(map(_picture, first))
+        more = f"<p>{len(figures)} figures in {html.escape(str(figures[0].parent))}</p>"
+        return f"<b>{html.escape(title)}</b><table>{table}</table>{pictures}{more * bool(figures)}"
+
+    def figures(self) -> list[Path]:
+        """The figures of the report, as files; none before it is written."""
+        return sorted((self.store.run_path(self.id) / "figures").glob("*.svg"))
 
     @property
     def id(self) -> str:
@@ -142,6 +167,18 @@ class Run:
         rows = [(name, measured(self[name].metrics)[:most]) for name in self]
         width = max((len(name) for name in self), default=0)
         return "\n".join(f"{name:<{width}}  {'  '.join(texts)}" for name, texts in rows if texts)
+
+
+def _row(kind: str, texts: Sequence[str]) -> str:
+    cells = "".join(f"<{kind} style='text-align:left'>{html.escape(t)}</{kind}>" for t in texts)
+    return f"<tr>{cells}</tr>"
+
+
+def _picture(path: Path) -> str:
+    """A figure as an image of its own, so that no style of it reaches the notebook."""
+    code = base64.b64encode(path.read_bytes()).decode()
+    name = html.escape(path.stem)
+    return f"<img alt='{name}' style='max-width:45%' src='data:image/svg+xml;base64,{code}'>"
 
 
 def measured(metrics: Mapping[str, float]) -> list[str]:

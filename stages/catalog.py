@@ -74,6 +74,7 @@ CATALOG = Catalog(
     fetches=fetch.FETCHES,
     convert="stages.networks.karras:converted",
     packages=(
+        "diffusion-bench",
         "torch",
         "torchvision",
         "timm",

@@ -25,6 +25,7 @@ class Paper:
         shown: those of its stages that its section or its claims read.
         section: its part of the report, `report(made) -> sections` of `pages.made.Made`.
         claims: what a run says of its claims, `of_run(made) -> findings`.
+        key_figure: pattern of the name of the figure that stands for it where a report begins.
         timed: what measured times say of them, `timed(seconds, manifests) -> findings`.
         apart: how the names of evaluations begin that only its own section shows.
     """
@@ -38,5 +39,6 @@ class Paper:
     shown: tuple[str, ...] = ()
     section: str = ""
     claims: str = ""
+    key_figure: str = ""
     timed: str = ""
     apart: str = ""

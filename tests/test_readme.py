@@ -3,12 +3,15 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline.__main__ import main
+from stages.catalog import CATALOG
 from stages.encoders.weights import FOLDER, WEIGHT_FILES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -66,3 +69,13 @@ def test_it_can_be_planned(text, places, capsys):
         assert (code, "place" in said) == (2, True), said
     else:
         assert code == 0, said
+
+
+def test_one_version_everywhere():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = re.findall(r"^## (\S+)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert project["version"] == str(citation["version"]) == changes[0]
+    assert project["license"] == citation["license"]
+    assert project["name"] in CATALOG.packages  # so that manifests carry it

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.pages.figures import Figure
@@ -20,6 +21,20 @@ STYLE = """
 body { margin: 0; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+.side { display: none; } .menu { position: sticky; top: 0; background: var(--paper); z-index: 1; }
+@media (min-width: 78rem) {
+  body { display: grid; grid-template-columns: 15rem minmax(0, 62rem); justify-content: center; }
+  main { margin: 0; } .menu { display: none; }
+  .side { display: flex; flex-direction: column; flex-wrap: nowrap; position: sticky; top: 0;
+    align-self: start; max-height: 100vh; overflow-y: auto; padding: 2rem 1rem; } }
+.cards { display: grid; gap: 1rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; }
+.card h3 { margin: 0 0 .3rem; } .card p { margin: .4rem 0; font-size: .9rem; }
+.card svg { width: 100%; height: auto; max-height: 13rem; display: block; }
+.chip { border: 1px solid currentColor; border-radius: 1rem; padding: 0 .6rem; font-size: .8rem;
+  margin-right: .4rem; white-space: nowrap; }
+.pair { display: grid; gap: 0 1.2rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
@@ -52,9 +67,13 @@ details { margin: .4rem 0; font-size: .9rem; } summary { cursor: pointer; color:
 svg.graph { color: var(--ink); } svg.graph text { fill: currentColor; }
 code, pre { font: .88em ui-monospace, SFMono-Regular, Menlo, monospace; }
 pre { background: var(--tint); padding: .8rem; overflow-x: auto; }
-@media print { main { max-width: none; } details, nav { display: none; }
+@media print { main { max-width: none; } details:not(.rest), nav, .rest > summary { display: none; }
+  .rest::details-content { content-visibility: visible; block-size: auto; }
   figure, table { break-inside: avoid; } }
 """
+
+
+FIGURES = 2  # of a section that are shown before anybody asks for more
 
 
 @dataclass(frozen=True)
@@ -70,7 +89,8 @@ class Section:
     """A part of the report, in this order: text (HTML), tables, figures, panels, pictures.
 
     panels: small figures that stand side by side. more: pictures that stay folded until somebody
-    asks for them.
+    asks for them. whole: it is shown whole; others show two sentences and two figures, and the rest
+    when somebody asks.
     """
 
     title: str
@@ -80,37 +100,72 @@ class Section:
     pictures: Sequence[Picture] = ()
     more: Sequence[Picture] = ()
     panels: Sequence[Figure] = ()
+    whole: bool = False
 
 
 def page(title: str, lead: str, sections: Sequence[Section], marker: str = "") -> str:
     """The whole file. `marker` stands where the engine fills in what belongs to one run."""
-    run = f"<h2 id='run'>Run and graph</h2>{marker}" if marker else ""
+    run = f"<h2 id='run'>Run and graph</h2>{_opened(marker)}" if marker else ""
     link = "<a href='#run'>Run and graph</a>" if marker else ""
     parts = [_section(index, section) for index, section in enumerate(sections)]
     links = "".join(f"<a href='#s{i}'>{html.escape(s.title)}</a>" for i, s in enumerate(sections))
+    menu = f"<details class='menu'><summary>Contents</summary><nav>{links}{link}</nav></details>"
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<link rel='icon' href='data:,'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{html.escape(title)}</h1><p class='lead'>{lead}</p>"
-        f"<nav>{links}{link}</nav>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<nav class='side' aria-label='Contents'>{links}{link}</nav><main>"
+        f"<h1>{html.escape(title)}</h1><p class='lead'>{lead}</p>{menu}"
         f"{''.join(parts)}{run}</main></body></html>"
     )
 
 
 def _section(index: int, section: Section) -> str:
-    parts = [f"<h2 id='s{index}'>{html.escape(section.title)}</h2>", section.text]
-    parts += section.tables
-    parts += map(figure, section.figures)
+    title = f"<h2 id='s{index}'>{html.escape(section.title)}</h2>"
+    if section.whole:
+        return "".join([title, section.text, *_rest(section)])
+    short, long = first_sentences(section.text)
+    shown, figures = section.figures[:FIGURES], section.figures[FIGURES:]
+    pair = f"<div class='pair'>{''.join(map(figure, shown))}</div>" if shown else ""
+    rest = "".join([long, *_rest(replace(section, figures=figures))])
+    return "".join([title, short, pair, _opened(rest) if rest else ""])
+
+
+def _rest(section: Section) -> Iterator[str]:
+    """Everything of a section but its text."""
+    yield from section.tables
+    if section.figures:
+        yield f"<div class='pair'>{''.join(map(figure, section.figures))}</div>"
     if section.panels:
-        parts.append(f"<div class='panels'>{''.join(map(figure, section.panels))}</div>")
+        yield f"<div class='panels'>{''.join(map(figure, section.panels))}</div>"
     if section.pictures:
-        parts.append(pictures(section.pictures))
+        yield pictures(section.pictures)
     if section.more:
-        more = pictures(section.more)
-        parts.append(folded(f"{len(section.more)} more", more))
-    return "".join(parts)
+        yield folded(f"{len(section.more)} more", pictures(section.more))
+
+
+def _opened(body: str) -> str:
+    """The rest of a section, behind a word; print shows it."""
+    return f"<details class='rest'><summary>more</summary>{body}</details>"
+
+
+def first_sentences(text: str, most: int = 2) -> tuple[str, str]:
+    """HTML that begins with a paragraph -> its first sentences as a paragraph, and what is left.
+
+    A sentence ends at a full stop before a capital letter where every tag that was opened is
+    closed; text that begins with anything else is left whole.
+    """
+    begins = re.match(r"<p>(.*?)</p>", text, re.DOTALL)
+    if begins is None:
+        return "", text
+    words, left = begins[1], text[begins.end() :]
+    ends = [match.end() for match in re.finditer(r"[.;](?= +[A-Z<])", words)]
+    whole = [end for end in ends if words[:end].count("<") == 2 * words[:end].count("</")]
+    if len(whole) < most or not words[whole[most - 1] :].strip():
+        return text[: begins.end()], left
+    end = whole[most - 1]
+    return f"<p>{words[:end]}</p>", f"<p>{words[end:].strip()}</p>{left}"
 
 
 def pictures(shown: Sequence[Picture]) -> str:
@@ -124,7 +179,9 @@ def figure(shown: Figure) -> str:
     if shown.rows:
         numbers = folded("numbers", table(shown.rows))
     caption = f"<figcaption>{html.escape(shown.caption)}</figcaption>"
-    return f"<figure>{shown.svg}{caption}{numbers}</figure>"
+    label = f'role="img" aria-label="{html.escape(shown.caption, quote=True)}"'
+    svg = shown.svg.replace('role="img"', label, 1)
+    return f"<figure>{svg}{caption}{numbers}</figure>"
 
 
 def _picture(picture: Picture) -> str:

@@ -227,6 +227,7 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         bench.report,
         sections=tuple(paper.section for paper in bench.papers if paper.section),
         claims=tuple(paper.claims for paper in bench.papers if paper.claims),
+        key_figures=tuple(paper.key_figure for paper in bench.papers if paper.claims),
         apart=tuple(paper.apart for paper in bench.papers if paper.apart),
     )
     return Node("report", report.STAGE, settings, inputs, bench.resources.report)

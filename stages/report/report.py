@@ -23,7 +23,7 @@ from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.pages.findings import counted
 from stages.pages.made import Made
-from stages.report import claims, elsewhere, extractor, neighbours, training
+from stages.report import claims, elsewhere, extractor, neighbours, overview, training
 from stages.report import scores as score_section
 
 
@@ -38,6 +38,9 @@ class ReportSettings(ReportOptions):
 
     sections: tuple[str, ...] = Field((), description="module:function of each paper's sections")
     claims: tuple[str, ...] = Field((), description="module:function of each paper's claims")
+    key_figures: tuple[str, ...] = Field(
+        (), description="pattern of the name of the figure that stands for each paper with claims"
+    )
     apart: tuple[str, ...] = Field(
         (), description="beginnings of evaluations that only a paper's own section shows"
     )
@@ -58,14 +61,18 @@ def run(context: Context) -> Result:
     settings, data = context.settings, context.inputs.get("data")
     made = Made(context.inputs, settings.apart)
     scores = made.scores
-    findings = claims.findings(made, settings.claims)
-    sections = [claims.section(findings), *_sections(made, settings.sections)]
+    papers = [list(resolve(place)(made)) for place in settings.claims]
+    findings = [finding for found in papers for finding in found]
+    sections = list(_sections(made, settings.sections))
+    figures = [one for section in sections for one in (*section.figures, *section.panels)]
+    keys = overview.by_method(papers, settings.key_figures or [""] * len(papers))
+    first = overview.section(findings, keys, sections, context.inputs.get("samples", {}))
+    sections = [first, claims.section(findings), *sections]
     lead = html.escape(_lead(data)) if data is not None else ""
     text = page(settings.title, lead, sections, MARKER)
     (context.path / PAGE).write_text(text, encoding="utf-8")
     folder = context.path / "figures"
     folder.mkdir()
-    figures = [one for section in sections for one in (*section.figures, *section.panels)]
     for name, svg in as_files(figures).items():
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     claims.write(context.path, findings)

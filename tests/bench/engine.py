@@ -58,7 +58,7 @@ def _plan(command: tuple[str, ...]) -> tuple[str, ...]:
 
 def full(store: str) -> None:
     command = ("pipeline", "run", "full", *_at(store))
-    line("run full, first", timed(*command), 600)
+    line("run full, first", timed(*command), 400)
     line("run full, unchanged", timed(*command, tries=5), 1.0)
     run = latest("full", Store(store))
     began = _seconds_to_first_step(Path(store) / "runs" / run.id)

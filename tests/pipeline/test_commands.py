@@ -215,3 +215,11 @@ def test_a_run_of_an_earlier_version_is_told_and_made_anew(tmp_path, capsys):
     assert "was made by an earlier version" in capsys.readouterr().out
     run_all(CATALOG, store, Request("chain"))
     assert store.open("total", artifact.manifest.key).load() == artifact.load()
+
+
+def test_a_shell_completes_commands(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "diffusion-bench" in script
+    assert "--dry-run" in script
+    assert "compare" in script

@@ -119,3 +119,79 @@ def test_the_runs_own_part_stands_beside_times(tmp_path):
     assert "x=&lt;1&gt;" in html
     assert "--preset" in html
     assert html.index("Claims about time") < html.index("<svg")
+
+
+def test_it_begins_with_a_card_a_paper_its_figure_and_the_last_samples(tmp_path):
+    from stages.pages.figures import Figure
+    from stages.pages.findings import ABSENT, HOLDS, OPEN, Claim, Effect, Finding
+    from stages.pages.page import Section, page
+    from stages.report import overview
+
+    def claim(method, text):
+        return Claim(method, text, "no number", ("stein", "train"))
+
+    effect = Effect(-30, 4, "paired", unit="%", scope="this network")
+    found = [
+        Finding(claim("A", "first"), "", None, ABSENT),
+        Finding(claim("A", "second"), "", effect, HOLDS),
+        Finding(claim("A", "third"), "", Effect(1, 4, "paired"), OPEN),
+        Finding(claim("B", "only"), "", None, ABSENT),
+    ]
+    svg = '<svg role="img" id="k" fill="url(#k)"></svg>'
+    sections = [Section("S", figures=[Figure("other", "o", svg), Figure("key-0", "the key", svg)])]
+    samples = {}
+    for model, step in (("sit", 10), ("sit", 40), ("repa", 20)):
+        name = f"sample/{model}-step{step}"
+        samples[name] = SimpleNamespace(path=tmp_path / name, description={"training_step": step})
+        samples[name].path.mkdir(parents=True)
+        (samples[name].path / "grid.png").write_bytes(b"png")
+    first = overview.section(found, {"A": "key-*"}, sections, samples)
+    card, other = re.findall(r"<article.*?</article>", first.text)
+    assert "<span class='chip good'>1 hold</span><span class='chip '>1 open</span>" in card
+    assert "<p>second: <b>holds</b>, -30.0\u00a0±\u00a04.0\u00a0%.</p>" in card
+    assert "<a href='#s2'" in card
+    assert 'aria-label="the key" id="card-k" fill="url(#card-k)"' in card
+    assert "Not measured in this run; recipe stein or train does." in other
+    assert [one.caption for one in first.pictures] == ["sit after 40 steps", "repa after 20 steps"]
+    text = page("T", "", [first, *sections], "marker")
+    ids = re.findall(r"<h[12] id='(.+?)'", text)
+    assert ids == ["s0", "s1", "run"]
+    assert all(text.count(f"href='#{name}'") >= 2 for name in ids)  # at the side, and in the menu
+
+
+def test_sections_show_two_sentences_and_two_figures_and_fold_the_rest():
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section, first_sentences, page
+
+    text = "<p>One <b>bold. Word</b> here. Two i.e. this. Three. Four.</p><p>Last.</p>"
+    short, rest = first_sentences(text)
+    assert short == "<p>One <b>bold. Word</b> here. Two i.e. this.</p>"
+    assert rest == "<p>Three. Four.</p><p>Last.</p>"
+    assert first_sentences("<p>Short. Whole.</p>") == ("<p>Short. Whole.</p>", "")
+    assert first_sentences("<ul></ul>") == ("", "<ul></ul>")
+    figures = [Figure(f"f{n}", f"caption {n}", '<svg role="img"></svg>') for n in range(3)]
+    shown = page("T", "", [Section("S", text, ["<table></table>"], figures)])
+    before, folded = shown.split("<details class='rest'>")
+    assert [f"caption {n}</fig" in before for n in range(3)] == [True, True, False]
+    assert "Three. Four." in folded
+    assert "<table>" in folded
+    assert "<details class='rest'>" not in page("T", "", [Section("S", "<p>A.</p>")])
+
+
+def _luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_words_can_be_read_in_light_and_dark():
+    """WCAG's contrast of 4.5 for text, of every colour that words have on both grounds."""
+    from stages.pages.page import STYLE
+
+    themes = [
+        dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in STYLE.split("prefers-color", 1)
+    ]
+    for theme in themes:
+        for ink in ("ink", "soft", "good", "bad"):
+            light, dark = sorted((_luminance(theme[ink]), _luminance(theme["paper"])))[::-1]
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, theme)

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline import results
 from pipeline.errors import UsageError
+from pipeline.store import Store
 from stages.pages import findings
 from stages.pages.findings import Claim, Effect, Finding
 from stages.report import claims, summary
@@ -95,3 +97,19 @@ def test_damaged_claims_are_said_with_the_remedy(run, tmp_path):
     (tmp_path / "claims.json").write_text(json.dumps([1])[:-1], encoding="utf-8")
     with pytest.raises(UsageError, match=r"claims.json is damaged; write it again with: .* r1"):
         summary.claims_as(run, "text")
+
+
+def test_a_run_and_a_node_show_themselves_in_a_notebook(tmp_path):
+    store = Store(tmp_path)
+    node = {"stage": "prepare", "key": "k", "state": "done", "seconds": 1.0, "error": "<b>"}
+    data = {"id": "r1", "recipe": "full", "preset": "smoke", "state": "finished"}
+    found = results.Run(store, data | {"nodes": {"prepare": node}})
+    figures = store.run_path("r1") / "figures"
+    figures.mkdir(parents=True)
+    for name in ("a", "fid-over-steps", "z"):
+        (figures / f"{name}.svg").write_text("<svg></svg>", encoding="utf-8")
+    shown = found._repr_html_()
+    assert shown.startswith("<b>r1: full/smoke, finished</b>")
+    assert shown.index("alt='fid-over-steps'") < shown.index("alt='a'")
+    assert "3 figures in" in shown
+    assert "<b>prepare</b> done &lt;b&gt;" in found["prepare"]._repr_html_()

@@ -11,5 +11,6 @@ PAPER = Paper(
     full="stages.papers.combined.recipe:full_nodes",
     section="stages.papers.combined.section:report",
     claims="stages.papers.combined.claims:of_run",
+    key_figure="combined-fid*",
     apart="evaluate/combined-",
 )

@@ -12,4 +12,5 @@ PAPER = Paper(
     full="stages.papers.csflow.recipe:full_nodes",
     section="stages.papers.csflow.section:report",
     claims="stages.papers.csflow.claims:of_run",
+    key_figure="csflow-fid*",
 )

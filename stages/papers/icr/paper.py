@@ -16,4 +16,5 @@ PAPER = Paper(
     shown=("scan",),
     section="stages.papers.icr.section:report",
     claims="stages.papers.icr.claims:of_run",
+    key_figure="icr-steps*",
 )

@@ -20,5 +20,6 @@ PAPER = Paper(
     shown=("diagnose",),
     section="stages.papers.maskalign.section:report",
     claims="stages.papers.maskalign.claims:of_run",
+    key_figure="fid-over-steps*",
     timed="stages.papers.maskalign.claims:timed",
 )

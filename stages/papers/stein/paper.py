@@ -19,4 +19,5 @@ PAPER = Paper(
     shown=("calibrate", "lipschitz"),
     section="stages.papers.stein.section:report",
     claims="stages.papers.stein.claims:of_run",
+    key_figure="few-steps-fid-solvers*",
 )

@@ -19,4 +19,5 @@ PAPER = Paper(
     shown=("risk", "draw"),
     section="stages.papers.wavelet.section:report",
     claims="stages.papers.wavelet.claims:of_run",
+    key_figure="wavelet-*-relative*",
 )

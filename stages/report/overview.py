@@ -1,0 +1,111 @@
+"""What a reader sees first: a card a paper with its key figure, and samples of what was trained."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from stages.pages import findings as rules
+from stages.report import claims
+
+if TYPE_CHECKING:
+    from stages.artifacts.samples import Samples
+    from stages.pages.figures import Figure
+    from stages.pages.findings import Finding
+    from stages.pages.page import Picture, Section
+
+MODELS = 6  # whose samples stand on top
+CHIPS = {rules.HOLDS: ("good", "hold"), rules.FAILS: ("failed", "do not"), rules.OPEN: ("", "open")}
+
+
+def section(
+    found: Sequence[Finding],
+    key_figures: Mapping[str, str],
+    sections: Sequence[Section],
+    samples: Mapping[str, Samples],
+) -> Section:
+    """The overview.
+
+    key_figures: by method the pattern of the name of its key figure, looked for in the sections.
+    """
+    from stages.pages.page import Section
+
+    methods: dict[str, list[Finding]] = {}
+    for finding in claims.marked(found):
+        methods.setdefault(finding.claim.method, []).append(finding)
+    cards = [
+        card(method, ones, *_key_figure(key_figures.get(method, ""), sections))
+        for method, ones in methods.items()
+    ]
+    text = f"<div class='cards'>{''.join(cards)}</div>" if cards else ""
+    return Section("Overview", text, pictures=latest(samples), whole=True)
+
+
+def card(
+    method: str, found: Sequence[Finding], figure: Figure | None = None, place: int = 0
+) -> str:
+    """A paper: its verdicts as chips, one sentence of its first measured claim, its key figure."""
+    tested = [finding for finding in found if finding.verdict in CHIPS]
+    chips = "".join(
+        f"<span class='chip {looks}'>{number} {word}</span>"
+        for verdict, (looks, word) in CHIPS.items()
+        if (number := sum(one.verdict == verdict for one in tested))
+    )
+    if tested:
+        *_, effect, _, said = claims.row(tested[0])
+        # The interval follows the verdict; what it is of stands in the claims table.
+        text = f"{tested[0].claim.text}: <b>{html.escape(said.split('*')[0].split(' [')[0])}</b>"
+        sentence = f"{text}, {html.escape(effect)}." if effect else f"{text}."
+    else:
+        recipes = sorted({name for finding in found for name in finding.claim.recipes})
+        sentence = f"Not measured in this run; recipe {' or '.join(recipes)} does."
+    picture = f"<a href='#s{place}' class='key'>{_again(figure)}</a>" if figure else ""
+    title = f"<h3>{html.escape(method)}</h3>"
+    return f"<article class='card'>{title}{chips}<p>{sentence}</p>{picture}</article>"
+
+
+def _key_figure(pattern: str, sections: Sequence[Section]) -> tuple[Figure | None, int]:
+    """The first figure whose name fits, and the place of its section on the page, behind the
+    overview and the claims."""
+    for place, one in enumerate(sections, start=2):
+        for figure in (*one.figures, *one.panels):
+            if pattern and fnmatch(figure.name, pattern):
+                return figure, place
+    return None, 0
+
+
+def _again(figure: Figure) -> str:
+    """A figure's SVG a second time on a page: with ids of its own."""
+    text = re.sub(r'\b(id="|href="#)', r"\1card-", figure.svg)
+    label = html.escape(figure.caption, quote=True)
+    return text.replace("url(#", "url(#card-").replace(
+        'role="img"', f'role="img" aria-label="{label}"', 1
+    )
+
+
+def latest(samples: Mapping[str, Samples]) -> list[Picture]:
+    """The last samples along each training: the same noise and classes at the same places."""
+    from stages.pages.page import Picture
+
+    last: dict[str, tuple[int, Samples]] = {}
+    for name, artifact in samples.items():
+        model, along, _ = name.partition("/")[2].partition("-step")
+        step = artifact.description["training_step"]
+        if along and step >= last.get(model, (-1,))[0]:
+            last[model] = step, artifact
+    return [
+        Picture(f"{model} after {step:,} steps", (artifact.path / "grid.png").read_bytes())
+        for model, (step, artifact) in list(last.items())[:MODELS]
+    ]
+
+
+def by_method(papers: Iterable[Sequence[Finding]], patterns: Sequence[str]) -> dict[str, str]:
+    """The pattern of each paper's key figure, by the method that its claims name."""
+    return {
+        finding.claim.method: pattern
+        for found, pattern in zip(papers, patterns, strict=True)
+        for finding in found
+    }
