@@ -337,15 +337,15 @@ def test_what_the_principal_family_finds_is_marked_as_ours():
     ]
     risks[0].folds = True
     found = by_text(wavelet_claims.findings([*risks, *photographs(risks)]))
-    below = found["Polynomials of principal coordinates are below the Wiener filter"]
+    below = found["Ours: polynomials of principal coordinates are below the Wiener filter"]
     logs = [math.log(1.0 / 1.2), math.log(1.6 / 2.0)]
     assert below.effect.value == pytest.approx(100 * sum(logs) / 2)
-    network = found["From sigma 1 on they are below a trained network that is told no class"]
+    network = found["Ours: from sigma 1 on they are below a trained network that is told no class"]
     assert network.effect.value == pytest.approx(100 * logs[1])  # at 2 alone
     assert [row[0] for row in network.details[1:]] == [2.0]
     for one in (below, network):
         assert one.verdict == f.HOLDS
-        assert (one.claim.method, one.claim.paper) == ("Wavelet score (ours)", "ours: no paper's")
+        assert (one.claim.method, one.claim.paper) == ("Wavelet score", "ours, no paper's")
 
 
 def photographs(risks):

@@ -33,16 +33,16 @@ NARROWS = Claim(
     "no number stated here",
     ("full", "wavelet"),
 )
-OWN, NO_PAPER = "Wavelet score (ours)", "ours: no paper's"
+NO_PAPER = "ours, no paper's"
 BELOW_WIENER = Claim(
-    OWN,
-    "Polynomials of principal coordinates are below the Wiener filter",
+    "Wavelet score",
+    "Ours: polynomials of principal coordinates are below the Wiener filter",
     NO_PAPER,
     ("full", "wavelet"),
 )
 BELOW_NETWORK = Claim(
-    OWN,
-    "From sigma 1 on they are below a trained network that is told no class",
+    "Wavelet score",
+    "Ours: from sigma 1 on they are below a trained network that is told no class",
     NO_PAPER,
     ("full", "wavelet"),
 )
