@@ -20,6 +20,7 @@ KNOWN = {
     "cifar100": (50_000, 10_000, 100),
     "imagenet": (1_281_167, 50_000, 1000),
 }
+GLYPHS = (50_000, 10_000)  # unless more or fewer are asked for
 LARGEST_HELD_OUT, ASKED_FROM = 10_000, 1_000_000
 
 PNG_SHARE = 0.6  # of the bytes of pixels that photographs take as PNG, about
@@ -55,6 +56,9 @@ def counts(settings: PrepareSettings) -> tuple[int, int, int] | None:
     if settings.dataset == "digits":
         held_out = settings.held_out or HELD_OUT
         found = (DIGITS - held_out, held_out, 10)
+    elif settings.dataset == "glyphs":
+        asked = (settings.limit or GLYPHS[0], settings.limit_held_out or GLYPHS[1])
+        found = (*asked, 62)
     elif settings.dataset in ("folder", "imagenet") and place is not None and place.is_dir():
         found = _listed(place, settings)
     elif settings.dataset in KNOWN:

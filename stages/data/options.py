@@ -14,17 +14,31 @@ from stages.methods import table
 
 AUTO = "auto"
 
-OWN_SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32, "photographs": 16}
+OWN_SIZES = {
+    "digits": 8,
+    "mnist": 28,
+    "cifar10": 32,
+    "cifar100": 32,
+    "photographs": 16,
+    "glyphs": 32,
+}
 
 DIGITS = 1797  # images, of which HELD_OUT are held out unless settings say otherwise
 
 HELD_OUT = 297
 
-OWN_SPLITS = frozenset({"mnist", "cifar10", "cifar100", "photographs"})
+OWN_SPLITS = frozenset({"mnist", "cifar10", "cifar100", "photographs", "glyphs"})
 
-OWN_CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "cifar100": 3, "photographs": 3}
+OWN_CHANNELS = {
+    "digits": 1,
+    "mnist": 1,
+    "cifar10": 3,
+    "cifar100": 3,
+    "photographs": 3,
+    "glyphs": 1,
+}
 
-NEED_NONE = frozenset({"digits", "photographs"})
+NEED_NONE = frozenset({"digits", "photographs", "glyphs"})
 
 # What is read from a file alone, and from a folder or a file; all others are folders.
 FILES = frozenset({"npz", "zip"})
@@ -49,7 +63,8 @@ class PrepareSettings(Settings):
     dataset: table.choice("data set", {AUTO: "", **table.DATASETS}) = Field(
         AUTO,
         description="auto (what lies at data.path; without it digits), digits (scikit-learn's, no "
-        "download), photographs (patches of scikit-learn's two), mnist (IDX files), cifar10, "
+        "download), photographs (patches of scikit-learn's two), glyphs (letters and digits of "
+        "matplotlib's fonts, drawn askew, as many as data.limit says), mnist (IDX files), cifar10, "
         "cifar100 (python version), folder (images, in class folders or not, with a split or "
         "not), imagenet (ILSVRC's tree), zip (of images, EDM's too), npz (arrays, .npy too), "
         "parquet and saved (Hugging Face), webdataset (tars), lsun (LMDB) or latents "
@@ -57,8 +72,8 @@ class PrepareSettings(Settings):
     )
     path: Place | None = unkeyed(
         None,
-        description="file or folder of the data; digits and photographs need none; its contents, "
-        "not its place, enter keys",
+        description="file or folder of the data; digits, photographs and glyphs need none; its "
+        "contents, not its place, enter keys",
     )
     size: int | None = Field(
         None,

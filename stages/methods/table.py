@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 DATASETS = {
     "digits": "stages.data.readers.digits:read",
     "photographs": "stages.data.readers.photographs:read",
+    "glyphs": "stages.data.readers.glyphs:read",
     "mnist": "stages.data.readers.mnist:read",
     "cifar10": "stages.data.readers.cifar:read",
     "cifar100": "stages.data.readers.cifar:read100",

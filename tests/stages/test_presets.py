@@ -74,3 +74,37 @@ def test_icrs_experiment_in_miniature(folder):
     assert rows
     assert {"scan/unet-rich", "scan/unet-limited", "scan/unet-rich-sigma"} <= made.keys()
     assert json.loads((made["report"].path / "claims.json").read_text())
+
+
+@pytest.mark.slow
+def test_maskaligns_comparison_on_glyphs_in_miniature(folder):
+    devices = ("extractor", "teach", "train", "diagnose", "sample")
+    changes = (
+        *(f"{section}.device=cpu" for section in devices),
+        *(
+            f"resources.{stage}.gpus=0"
+            for stage in (*devices, "features", "calibrate", "lipschitz")
+        ),
+        *("data.limit=124", "data.limit_held_out=62", "extractor.epochs=1"),
+        *(
+            "extractor.min_accuracy=0",
+            "teach.steps=2",
+            "teach.min_gain=-1",
+            "teach.min_probe=0",
+            "teach.width=16",
+        ),
+        *("teach.depth=1", "teach.heads=2", "teach.train_batch_size=16", "teach.precision=float32"),
+        *("train.network={width: 32, depth: 5, heads: 2}", "train.batch_size=8", "train.steps=4"),
+        *("train.warmup_steps=1", "train.log_every=2", "train.precision=float32"),
+        *("train.compile=false", "train.num_checkpoints=1", "maskalign.steps=4"),
+        *("maskalign.num_checkpoints=1", "diagnose.num_images=20", "diagnose.batch_size=10"),
+        *("sample.nfe=3", "sample.checkpoint_nfe=3", "sample.num_samples=62"),
+        *("sample.sweep_samples=62", "evaluate.num_samples=62"),
+    )
+    request = Request("train", "glyphs32", changes)
+    made = run_all(CATALOG, Store(str(folder / "store")), request)
+    facts = made["prepare"].description
+    assert (facts["shape"], facts["num_train"], facts["num_test"]) == ([1, 32, 32], 124, 62)
+    methods = {name.partition("/")[2] for name in made if name.startswith("evaluate/")}
+    assert {"sit", "repa", "reg", "maskalign"} <= methods
+    assert json.loads((made["report"].path / "claims.json").read_text(encoding="utf-8"))
