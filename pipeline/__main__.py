@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from pipeline import apart, environment
+from pipeline import apart, cache, environment
 from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError, printable
 
 DESCRIPTION = """Five diffusion papers on one bench.
@@ -46,6 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--store", metavar="URI", help="where artifacts are kept (default: store)")
+    common.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="where files of an object store are kept on each machine (or PIPELINE_CACHE)",
+    )
+    common.add_argument(
+        "--cache-gib", metavar="N", help="what the cache may hold (default: half of its disk)"
+    )
     common.add_argument("--debug", action="store_true", help="show tracebacks of mistakes")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
@@ -228,6 +236,7 @@ def _run(arguments: Sequence[str] | None, root: Callable[[], Any] | None) -> int
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         environment.check()
+        cache.choose(options.cache, options.cache_gib)
         if apart.is_wanted(options.command):
             if root is None:
                 return apart.run(sys.argv[1:] if arguments is None else arguments)

@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import importlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pipeline import shapes
@@ -122,7 +123,10 @@ _kinds: dict[str, type[Artifact]] = {}  # every class of artifacts that was defi
 
 
 class Artifact:
-    """A finished artifact on this machine's disk: `path` holds the payload files."""
+    """A finished artifact: `path / name` is a file of its payload on this machine's disk.
+
+    `path` is a folder, or a `pipeline.payload.Payload`, which fetches what is read.
+    """
 
     # Glob patterns of payload files that MLflow shows.
     tracked: ClassVar[tuple[str, ...]] = ()
@@ -133,14 +137,13 @@ class Artifact:
         super().__init_subclass__(**options)
         _kinds[cls.type_name()] = cls
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Any, manifest: Manifest) -> None:
+        self.path = Path(path) if isinstance(path, str) else path
         self.manifest = manifest
-        self.reopen: tuple[Any, ...] = (open_artifact, (self.path, type(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process, an artifact is opened again, by its store if that opened it."""
-        return self.reopen
+        """Sent to another process, an artifact is opened again."""
+        return open_artifact, (self.path, type(self))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.manifest.stage} {self.manifest.key[:12]})"
@@ -159,8 +162,11 @@ class Artifact:
         """The settings of the stage that made it, as plain data."""
         return self.manifest.settings
 
-    def verify(self) -> None:
+    def verify(self, digest: Callable[[Path], str] = sha256) -> None:
         """Check every file against the manifest.
+
+        Args:
+            digest: gives the SHA-256 of a file.
 
         Raises:
             DamagedArtifactError: a file is missing, or its size or SHA-256 differs.
@@ -173,20 +179,34 @@ class Artifact:
                 raise DamagedArtifactError(
                     f"{name} has {file.stat().st_size} bytes, the manifest says {expected['size']}"
                 )
-            if sha256(file) != expected["sha256"]:
+            if digest(file) != expected["sha256"]:
                 raise DamagedArtifactError(f"{name} does not match its SHA-256")
 
     def load(self) -> Any:
         """The payload in memory. Subclasses return what suits their kind."""
         return {name: self.path / name for name in self.manifest.files}
 
+    def folder(self) -> Path:
+        """A folder with every file of the payload."""
+        return self.path if isinstance(self.path, Path) else self.path.whole()
+
     def tracked_files(self) -> list[Path]:
         """The payload files that MLflow shows."""
-        return sorted(file for pattern in self.tracked for file in self.path.glob(pattern))
+        return self._named(self.tracked)
 
     def table_files(self) -> list[Path]:
         """The payload files that MLflow lays out as tables."""
-        return sorted(file for pattern in self.tables for file in self.path.glob(pattern))
+        return self._named(self.tables)
+
+    def _named(self, patterns: Sequence[str]) -> list[Path]:
+        """The payload files of these patterns, whose `*` stands for parts of one name."""
+        names = {
+            name
+            for name in map(PurePosixPath, self.manifest.files)
+            for pattern in patterns
+            if name.match(pattern) and len(name.parts) == len(PurePosixPath(pattern).parts)
+        }
+        return [self.path / name.as_posix() for name in sorted(names)]
 
     def datasets(self) -> list[dict[str, Any]]:
         """Data sets to note in MLflow: `name`, `digest`, `source` and a small `profile`."""
@@ -224,8 +244,8 @@ def read_curves(path: Path) -> list[tuple[str, int, float]]:
     return list(zip(columns["metric"], columns["step"], columns["value"], strict=True))
 
 
-def open_artifact(path: Path, kind: type[Artifact] | None = None) -> Artifact:
-    """Open an artifact directory as the class that its manifest names.
+def open_artifact(path: Any, kind: type[Artifact] | None = None) -> Artifact:
+    """Open an artifact directory, or a `Payload`, as the class that its manifest names.
 
     Args:
         kind: the class, where the caller knows it.
@@ -234,10 +254,11 @@ def open_artifact(path: Path, kind: type[Artifact] | None = None) -> Artifact:
         DamagedArtifactError: the manifest cannot be read.
         EarlierArtifactError: it, or the class that it names, is of another version.
     """
-    return artifact_of(path, Manifest.parse((path / MANIFEST).read_bytes()), kind)
+    carried = getattr(path, "manifest", None)  # by a payload
+    return artifact_of(path, carried or Manifest.parse((path / MANIFEST).read_bytes()), kind)
 
 
-def artifact_of(path: Path, manifest: Manifest, kind: type[Artifact] | None = None) -> Artifact:
+def artifact_of(path: Any, manifest: Manifest, kind: type[Artifact] | None = None) -> Artifact:
     """The artifact of a directory and its manifest; arguments and errors as `open_artifact`."""
     if kind is None or kind.type_name() != manifest.type:
         kind = _kind(manifest.type)

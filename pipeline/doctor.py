@@ -117,7 +117,8 @@ def _verified(store: Store) -> Iterator[tuple[bool | None, str]]:
     others = 0
     for stage, key in store.artifacts():
         try:
-            store.open(stage, key)
+            store.open(stage, key)  # a class of this version
+            store.verify(stage, key)
         except EarlierArtifactError:
             others += 1
         except DamagedArtifactError as error:

@@ -29,8 +29,20 @@ class StoreAwayError(PipelineError):
     """An object store did not answer for longer than anybody waits."""
 
 
+class StoreFullError(PipelineError):
+    """A disk has no room for what a store would put there."""
+
+
 class DamagedArtifactError(PipelineError):
-    """A stored artifact no longer matches its manifest."""
+    """A stored artifact no longer matches its manifest.
+
+    Attributes:
+        where: its stage and key, where the error is raised by who reads it.
+    """
+
+    def __init__(self, message: str, where: tuple[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class EarlierArtifactError(DamagedArtifactError):

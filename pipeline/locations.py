@@ -9,12 +9,13 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import UsageError
 
+CACHE = "PIPELINE_CACHE"
 # Larger files are no records or manifests, whatever they are called.
 MOST_BYTES = 2**28
 _NO_NAME = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and no characters
@@ -59,16 +60,6 @@ class Location(Protocol):
     def upload(self, path: Path, name: str) -> None:
         """Store one file."""
 
-    def get(self, name: str, sizes: Mapping[str, int] | None = None) -> Path | None:
-        """A folder as a local path (downloaded where it is remote), or None.
-
-        Args:
-            sizes: the files that are wanted, with their bytes; by default all that there are.
-
-        Raises:
-            DamagedArtifactError: a file has a name that leads out of the folder.
-        """
-
     def children(self, name: str) -> list[str]:
         """Names directly below a folder, sorted; none that is hidden or leads elsewhere."""
 
@@ -86,7 +77,10 @@ class Location(Protocol):
 
 
 def cache_folder() -> Path:
-    """This user's folder for what can be had again: in `XDG_CACHE_HOME`, or `~/.cache`."""
+    """The folder for what can be had again: `PIPELINE_CACHE`, or this user's own, in
+    `XDG_CACHE_HOME` or `~/.cache`."""
+    if named := os.environ.get(CACHE):
+        return Path(named).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-bench"
 
 
@@ -172,7 +166,13 @@ class LocalLocation:
         return self.read(name) or b""
 
     def upload(self, path: Path, name: str) -> None:
-        self.write(name, path.read_bytes())
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(path, temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(target)
 
     def put(self, folder: Path, name: str, last: str) -> None:
         target = self.root / name
@@ -204,10 +204,6 @@ class LocalLocation:
                 return False
             shutil.rmtree(staged, ignore_errors=True)
         return True
-
-    def get(self, name: str, sizes: Mapping[str, int] | None = None) -> Path | None:
-        path = self.root / name
-        return path if path.is_dir() else None
 
     def children(self, name: str) -> list[str]:
         path = self.root / name
@@ -253,6 +249,7 @@ class LocalLocation:
         found = [p for place in places for p in self._named(f"{place}/.*", BEGUN)]
         found += self._named(".*", BEGUN_AT_ROOT)
         found += self.root.glob("work/*/*/**/.*.tmp")
+        found += self.root.glob("artifacts/*/*/**/.*.part")
         found += [p for p in self.root.glob("runs/*/mlflow.state.*") if p.suffix[1:].isdigit()]
         found += self._named("tmp/*", SCRATCH)
         return sorted(path.relative_to(self.root).as_posix() for path in found)

@@ -10,20 +10,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import math
-import os
+import hashlib
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import MANIFEST
 from pipeline.errors import DamagedArtifactError, UsageError, nearest
-from pipeline.locations import MOST_BYTES, files_below, is_plain
-from pipeline.locking import lock_file
+from pipeline.locations import MOST_BYTES, LocalLocation, cache_folder, files_below, is_plain
 from pipeline.patience import PATIENCE_SECONDS, patiently
 
 # By the scheme of their URIs; the last one lives in one process, for tests.
@@ -42,12 +40,26 @@ def _is_left(name: str) -> bool:
     return known is not None and time.time() - int(known[1]) / 1e9 > PROBE_SECONDS
 
 
+BLOCK_BYTES = 2**23  # in memory at once
+
+
+def is_no_name(error: OSError) -> bool:
+    """Whether an error says that a disk cannot have a file of that name beside the others."""
+    return error.errno in _NO_FILE
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """By the server: what changes when an object is written."""
+    names = ("ETag", "etag", "generation", "created", "LastModified")
+    return str(next((info[name] for name in names if info.get(name)), ""))
+
+
 def _print(text: str) -> None:
     print(text, flush=True)
 
 
 class ObjectLocation:
-    """An object store below one prefix. Files are fetched once into `cache`.
+    """An object store below one prefix; `cache` is its side on this machine.
 
     Attributes:
         patience_seconds: how long an outage is waited out.
@@ -75,6 +87,11 @@ class ObjectLocation:
             ) from error
         except (ValueError, OSError) as error:
             raise UsageError(f"store {uri}: {error}; choose another with --store") from error
+
+    @classmethod
+    def of(cls, uri: str) -> ObjectLocation:
+        """The store of that URI, its side in this machine's cache."""
+        return cls(uri, cache_folder() / hashlib.sha256(uri.encode()).hexdigest()[:12])
 
     def at_once(self) -> ObjectLocation:
         """The same place for somebody who would rather not wait for a server that is away."""
@@ -170,54 +187,56 @@ class ObjectLocation:
         for relative, path in files:
             self.upload(path, f"{name}/{relative}")
 
-    def get(self, name: str, sizes: Mapping[str, int] | None = None) -> Path | None:
-        target = self.cache / name
-        wanted = self._sizes(name) if sizes is None else dict(sizes)
-        strange = next((relative for relative in wanted if not is_plain(relative)), None)
+    def part(self, name: str, start: int, size: int) -> bytes:
+        """Bytes of a file, fewer where it ends before. Raises FileNotFoundError."""
+        return self._do(self.fs.cat_file, self._at(name), start=start, end=start + size)
+
+    def download(self, name: str, path: Path) -> None:
+        """Bring a file to a path of this machine. Raises FileNotFoundError."""
+        self._do(self.fs.get_file, self._at(name), str(path))
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file as it lies in the store, a part in memory at a time."""
+        digest, start = hashlib.sha256(), 0
+        size = self._do(self.fs.size, self._at(name))
+        while start < size:
+            data = self.part(name, start, BLOCK_BYTES)
+            if not data:
+                break
+            digest.update(data)
+            start += len(data)
+        return digest.hexdigest()
+
+    def versions(self, name: str) -> dict[str, tuple[int, str]]:
+        """Size, and what changes with every write, of the files below a folder that are not hidden.
+
+        Raises:
+            DamagedArtifactError: a file has a name that leads out of the folder.
+        """
+        found = self._do(self.fs.find, self._at(name), detail=True)
+        prefix = self._at(name) + "/"
+        below = {path.removeprefix(prefix): info for path, info in found.items()}
+        strange = next((relative for relative in below if not is_plain(relative)), None)
         if strange is not None:
             raise DamagedArtifactError(
                 f"{name} has a file named {strange!r}, which leads elsewhere"
             )
-        if not wanted:
-            return None
-        with self._fetching(name):
-            for relative in sorted(wanted, key=lambda relative: (relative == MANIFEST, relative)):
-                try:
-                    self._fetch(name, relative, wanted[relative])
-                except OSError as error:
-                    if error.errno not in _NO_FILE:
-                        raise
-                    raise DamagedArtifactError(
-                        f"{name} has a file {relative[:100]!r}, which no disk can have beside the "
-                        f"others ({error.strerror})"
-                    ) from error
-        return target if target.is_dir() else None
+        return {
+            relative: (info["size"], _version(info))
+            for relative, info in below.items()
+            if not any(part.startswith(".") for part in relative.split("/"))
+        }
 
-    def _sizes(self, name: str) -> dict[str, int]:
-        found = self._do(self.fs.find, self._at(name), detail=True)
-        prefix = self._at(name) + "/"
-        return {path.removeprefix(prefix): info["size"] for path, info in found.items()}
+    def version(self, name: str) -> tuple[int, str]:
+        """As `versions`, of one file."""
+        info = self._do(self.fs.info, self._at(name))
+        return info["size"], _version(info)
 
-    def _fetch(self, name: str, relative: str, size: int) -> None:
-        """Bring one file into the cache, whole or not at all; nothing where the store lacks it."""
-        local = self.cache / name / relative
-        if local.is_file() and local.stat().st_size == size:
-            return
-        local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.{os.getpid()}.tmp")
-        try:
-            self._do(self.fs.get_file, f"{self._at(name)}/{relative}", str(part))
-            part.replace(local)
-        except FileNotFoundError:
-            return
-        finally:
-            part.unlink(missing_ok=True)
+    def filesystem(self) -> Any:
+        """The store as a file system of pyarrow, whose paths begin with `root`."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    @contextlib.contextmanager
-    def _fetching(self, name: str) -> Iterator[None]:
-        """Hold the cache's place of a folder: one process of this machine fetches it."""
-        with lock_file(self.cache / "locks" / f"fetch-{name.replace('/', '-')}", math.inf):
-            yield
+        return PyFileSystem(FSSpecHandler(self.fs))
 
     def children(self, name: str) -> list[str]:
         try:
@@ -253,7 +272,8 @@ class ObjectLocation:
                 self._do(self.fs.rm_file, path)
 
     def size(self, name: str) -> int:
-        return sum(self._sizes(name).values())
+        found = self._do(self.fs.find, self._at(name), detail=True)
+        return sum(info["size"] for info in found.values())
 
     def leftovers(self) -> list[str]:
         """Probes of commands that were killed; else an object is whole or absent."""
@@ -263,3 +283,10 @@ class ObjectLocation:
             return []
         names = (path.removeprefix(f"{self.root}/") for path in paths)
         return sorted(name for name in names if _is_left(name))
+
+
+def location_of(uri: str) -> LocalLocation | ObjectLocation:
+    """The place of a store's bytes, by the store's URI."""
+    if "://" in uri and not uri.startswith("file://"):
+        return ObjectLocation.of(uri)
+    return LocalLocation(Path(uri.removeprefix("file://")).expanduser().resolve())

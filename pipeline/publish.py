@@ -65,7 +65,7 @@ def publish(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Publishe
         return Published(page) if page.is_file() else None
     with tempfile.TemporaryDirectory() as temporary:
         made = _finished(store, data)
-        source, output = (made.path, type(made)) if made else (Path(temporary), None)
+        source, output = (made.folder(), type(made)) if made else (Path(temporary), None)
         if made is None:
             node = _partial(catalog, store, data, source)
             if node is None:

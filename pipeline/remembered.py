@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,7 @@ _PRUNE = "DELETE FROM findings WHERE id <= (SELECT max(id) FROM findings) - ?"
 
 _unsaved: dict[Subject, Finding] = {}
 _unusable: set[tuple[str, int]] = set()
+_one_thread = threading.RLock()
 
 
 def under(subject: str, state: str, find: Callable[[], Any]) -> Any:
@@ -52,7 +54,7 @@ def under(subject: str, state: str, find: Callable[[], Any]) -> Any:
 def recall(subjects: Iterable[Subject]) -> dict[Subject, Finding]:
     """The finding of every subject that has one, whatever its state."""
     asked, known = list(subjects), {}
-    with _sparing():
+    with _one_thread, _sparing():
         database = _database()
         for start in range(0, len(asked) if database else 0, BATCH):
             some = asked[start : start + BATCH]
@@ -68,13 +70,14 @@ def keep(findings: Mapping[Subject, Finding]) -> None:
     """Remember findings; other commands learn of them when they are saved, which is at the end of
     this one at the latest."""
     _save_at_exit()
-    _unsaved.update(findings)
+    with _one_thread:
+        _unsaved.update(findings)
 
 
 def save() -> None:
     """Write what is not saved yet."""
-    rows = [(subject, *finding) for subject, finding in _unsaved.items()]
-    with _sparing():
+    with _one_thread, _sparing():
+        rows = [(subject, *finding) for subject, finding in _unsaved.items()]
         database = _database()
         if database and rows:
             with database:

@@ -48,17 +48,11 @@ class Listener:
     folder: Path
     tracker: Any = None
     on_change: Any = None
-    _files: dict[str, Any] = field(default_factory=dict)
 
     def log(self, node: str, text: str) -> None:
-        if node not in self._files:
-            self._files[node] = open_log(self.folder, node)
-        self._files[node].write(text)
-        self._files[node].flush()
-
-    def close(self) -> None:
-        for stream in self._files.values():
-            stream.close()
+        # Not kept open: there may be more nodes than a process may have files.
+        with open_log(self.folder, node) as stream:
+            stream.write(text)
 
 
 def open_log(folder: Path, node: str) -> IO[str]:
@@ -466,12 +460,8 @@ def run_together(executions: Sequence[Execution]) -> None:
     board = cluster.start_board()
     for execution in executions:
         execution.begin(board)
-    try:
-        while advance_together(executions):
-            pass
-    finally:
-        for execution in executions:
-            execution.listener.close()
+    while advance_together(executions):
+        pass
 
 
 def _check_ray() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import cache
 from pipeline.errors import UsageError
 from pipeline.provenance import installed
 
@@ -32,6 +33,7 @@ FORWARDED = (
 def runtime_environment(code: Path | None) -> dict[str, Any]:
     """What Ray takes to the workers: variables that are set here, and the packages in `code`."""
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    variables |= cache.given()
     shipped = [str(code / name) for name in PACKAGES if (code / name).is_dir()] if code else []
     return ({"env_vars": variables} if variables else {}) | (
         {"py_modules": shipped} if shipped else {}

@@ -182,12 +182,32 @@ class Result:
 
 
 class Work(Protocol):
-    """Where a node keeps resumable state, outside the artifact, until it has finished."""
+    """Where a node keeps resumable state, outside the artifact, until it has finished. It can be
+    sent to processes on other machines; see `pipeline.workarea`."""
 
     path: Path
 
     def push(self) -> None:
         """Make what is in `path` safe against the loss of this machine."""
+
+    def pull(self) -> None:
+        """Bring to `path` what other machines have made safe since."""
+
+    def clear(self) -> None:
+        """Forget all of it, everywhere."""
+
+    def tell(self, name: str, text: str) -> None:
+        """Leave a word for the node's processes on all machines."""
+
+    def told(self, name: str) -> str | None:
+        """The word of that name, None where none was left."""
+
+    def forget(self, name: str) -> None:
+        """Take a word back."""
+
+    def shared(self, name: str) -> tuple[str, Any]:
+        """A folder that all machines reach, and the pyarrow file system that it is on, None for a
+        disk."""
 
 
 class Context(Protocol):

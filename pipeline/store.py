@@ -7,7 +7,7 @@ Layout: `artifacts/STAGE/KEY/` (payload and manifest), `work/STAGE/KEY/` (resuma
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import os
 import re
@@ -19,14 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import leases, locations, shapes
+from pipeline import cache, checks, leases, locations, shapes
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
     Manifest,
     artifact_of,
     describe_files,
-    open_artifact,
 )
 from pipeline.errors import (
     DamagedArtifactError,
@@ -35,7 +34,9 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.locking import by_creation, drop, is_locked, lock_file
-from pipeline.objects import ObjectLocation
+from pipeline.objects import ObjectLocation, location_of
+from pipeline.payload import Payload
+from pipeline.workarea import WorkArea
 
 RECORD, ENDED_NODES = "run.json", "nodes.jsonl"
 RUNNING = "running"  # the state of a run whose record may still be added to
@@ -64,15 +65,10 @@ class Store:
                 f"store {self.uri} has one slash where a URI has two; write {right}{rest}, or "
                 f"./{self.uri} for a folder of that name"
             )
-        self.remote = "://" in self.uri and not self.uri.startswith("file://")
-        if self.remote:
-            slug = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
-            self.local = locations.cache_folder() / slug
-            self.location: locations.Location = ObjectLocation(self.uri, self.local)
-        else:
-            self.local = Path(self.uri.removeprefix("file://")).expanduser().resolve()
-            self.uri = str(self.local)
-            self.location = locations.LocalLocation(self.local)
+        self.location = location_of(self.uri)
+        self.remote = isinstance(self.location, ObjectLocation)
+        self.local = self.location.cache if self.remote else self.location.root
+        self.uri = self.uri if self.remote else str(self.local)
 
     def check_readable(self) -> None:
         """Raise `UsageError` if it cannot be told what the store holds."""
@@ -91,11 +87,6 @@ class Store:
         Raises:
             DamagedArtifactError: there is a manifest that cannot be read.
         """
-        found = self._manifest(stage, key)
-        return found[0] if found else None
-
-    def _manifest(self, stage: str, key: str) -> tuple[Manifest, int] | None:
-        """A manifest and how many bytes it takes."""
         try:
             data = self.location.read(f"artifacts/{stage}/{key}/{MANIFEST}")
             if data is None:
@@ -107,44 +98,56 @@ class Store:
             raise DamagedArtifactError(f"artifact {stage}/{key}: {_words(error)}") from error
         if (manifest.stage, manifest.key) != (stage, key):
             raise DamagedArtifactError(f"artifact {stage}/{key}: its manifest is of another one")
-        return manifest, len(data)
+        return manifest
 
     def open(self, stage: str, key: str) -> Artifact:
-        """Open an artifact, every file checked against its SHA-256.
+        """Open an artifact.
+
+        On a disk every file is checked against its SHA-256, unless this machine did so before. Of
+        one in an object store the manifest is read; a file is fetched, and checked, when it is.
 
         Raises:
             DamagedArtifactError: it is not there, or does not match its manifest.
         """
-        name = f"artifacts/{stage}/{key}"
-        try:
-            return self._open(stage, key)
-        except EarlierArtifactError:
-            raise
-        except DamagedArtifactError:
-            if not self.remote:
-                raise
-        shutil.rmtree(self.local / name, ignore_errors=True)  # perhaps only our copy is damaged
-        return self._open(stage, key)
+        with _named(stage, key):
+            manifest = self.manifest(stage, key)
+            if manifest is None:
+                raise DamagedArtifactError("is not in the store")
+            if isinstance(self.location, ObjectLocation):
+                return artifact_of(Payload(self.location, manifest), manifest)
+            artifact = artifact_of(self.local / f"artifacts/{stage}/{key}", manifest)
+            artifact.verify(checks.digest)
+            return artifact
 
-    def _open(self, stage: str, key: str) -> Artifact:
+    def verify(self, stage: str, key: str) -> None:
+        """Hash every byte of an artifact where it is stored, and of what the cache has of it.
+
+        Raises:
+            DamagedArtifactError: as `open`.
+        """
         name = f"artifacts/{stage}/{key}"
-        found = self._manifest(stage, key)
-        if found is None:
-            raise DamagedArtifactError(f"{name} is not in the store")
-        manifest, num_bytes = found
-        sizes = {file: described["size"] for file, described in manifest.files.items()}
-        try:
-            path = self.location.get(name, sizes | {MANIFEST: num_bytes})
-            if path is None:
-                raise DamagedArtifactError("its files are not in the store")
-            artifact = artifact_of(path, manifest)
-            artifact.reopen = (reopen, (path, self.uri, stage, key, type(artifact)))
-            artifact.verify()
-        except EarlierArtifactError as error:
-            raise EarlierArtifactError(f"{name} {error}") from error
-        except (DamagedArtifactError, OSError) as error:
-            raise DamagedArtifactError(f"{name}: {_words(error)}") from error
-        return artifact
+        with _named(stage, key):
+            manifest = self.manifest(stage, key)
+            if manifest is None:
+                raise DamagedArtifactError("is not in the store")
+            artifact = artifact_of(self.local / name, manifest)
+            if not isinstance(self.location, ObjectLocation):
+                artifact.verify(functools.partial(checks.digest, anew=True))
+                return
+            for file, expected in manifest.files.items():
+                self._drop_damaged(self.local / name / file, expected["sha256"])
+                try:
+                    found = self.location.digest(f"{name}/{file}")
+                except FileNotFoundError as error:
+                    raise DamagedArtifactError(f"{file} is missing") from error
+                if found != expected["sha256"]:
+                    raise DamagedArtifactError(f"{file} does not match its SHA-256")
+
+    def _drop_damaged(self, copy: Path, expected: str) -> None:
+        """Remove the cache's copy of a file if it is damaged: it is fetched again."""
+        if copy.is_file() and checks.digest(copy, anew=True) != expected:
+            copy.unlink(missing_ok=True)
+            print(f"note: the cache's copy {copy} was damaged and is removed", flush=True)
 
     def scratch(self, key: str) -> Path:
         """A fresh folder on the store's own disk to write a payload in."""
@@ -160,9 +163,27 @@ class Store:
         """
         manifest = describe(describe_files(folder))
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
-        self.location.put(folder, f"artifacts/{manifest.stage}/{manifest.key}", last=MANIFEST)
+        name = f"artifacts/{manifest.stage}/{manifest.key}"
+        written = {file: (folder / file).stat().st_ino for file in manifest.files}
+        self.location.put(folder, name, last=MANIFEST)
+        if self.remote:
+            self._keep(folder, name, manifest)
+        for file, inode in written.items():
+            # It was hashed a moment ago, unless it is another's who was the first.
+            place = self.local / name / file
+            if place.is_file() and place.stat().st_ino == inode:
+                checks.note(place, manifest.files[file]["sha256"])
         shutil.rmtree(folder, ignore_errors=True)
         return manifest
+
+    def _keep(self, folder: Path, name: str, manifest: Manifest) -> None:
+        """Move what was stored into the cache, where the next reader on this machine finds it."""
+        if not cache.make_room(manifest.num_bytes):
+            return
+        for file in manifest.files:
+            target = self.local / name / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).replace(target)
 
     def set_aside(self, stage: str, key: str) -> str:
         """Move an artifact out of the way; where it is now, "" if it was gone already."""
@@ -182,7 +203,7 @@ class Store:
             if not held:
                 return ""
             try:
-                self.open(stage, key)
+                self.verify(stage, key)
             except DamagedArtifactError:
                 return self.set_aside(stage, key)
         return ""
@@ -219,19 +240,11 @@ class Store:
 
     def has_work(self, stage: str, key: str) -> bool:
         """Whether an unfinished node left state to continue from."""
-        name = f"work/{stage}/{key}"
-        if self.remote:
-            return bool(self.location.children(name))
-        path = self.work_path(stage, key)
-        return path.is_dir() and any(path.iterdir())
+        return bool(self.location.children(f"work/{stage}/{key}"))
 
     def work(self, stage: str, key: str) -> WorkArea:
         """The work area of a node, with what an earlier attempt left in it."""
-        path = self.work_path(stage, key)
-        if self.remote:
-            self.location.get(f"work/{stage}/{key}")
-        path.mkdir(parents=True, exist_ok=True)
-        return WorkArea(self, stage, key, path)
+        return WorkArea(self.location, stage, key)
 
     def drop_work(self, stage: str, key: str) -> None:
         self.location.remove(f"work/{stage}/{key}")
@@ -342,25 +355,6 @@ class Store:
         return path
 
 
-class WorkArea:
-    """Resumable state of one node."""
-
-    def __init__(self, store: Store, stage: str, key: str, path: Path) -> None:
-        self._store, self._name, self.path = store, f"work/{stage}/{key}", path
-        self._pushed: dict[str, tuple[int, int]] = {}
-
-    def push(self) -> None:
-        """Copy new and changed files to a remote store; on a local one they are safe already."""
-        if not self._store.remote:
-            return
-        for relative, path in locations.files_below(self.path):
-            status = path.stat()
-            mark = (status.st_size, status.st_mtime_ns)
-            if not path.name.startswith(".") and self._pushed.get(relative) != mark:
-                self._store.location.upload(path, f"{self._name}/{relative}")
-                self._pushed[relative] = mark
-
-
 def _put_ended(record: dict[str, Any], lines: bytes) -> None:
     """Put what was appended to a record into its nodes; the last line may be torn."""
     for line in lines.splitlines():
@@ -374,13 +368,21 @@ def _put_ended(record: dict[str, Any], lines: bytes) -> None:
                 node |= entry
 
 
-def reopen(path: Path, uri: str, stage: str, key: str, kind: type[Artifact]) -> Artifact:
-    """Open an artifact where it was, or through its store on a machine that lacks the path."""
-    if not (path / MANIFEST).is_file():
-        return Store(uri).open(stage, key)
-    artifact = open_artifact(path, kind)
-    artifact.reopen = (reopen, (path, uri, stage, key, kind))
-    return artifact
+@contextmanager
+def _named(stage: str, key: str) -> Iterator[None]:
+    """Errors of an artifact's files say whose they are."""
+    name = f"artifacts/{stage}/{key}"
+    try:
+        yield
+    except EarlierArtifactError as error:
+        raise EarlierArtifactError(_about(f"{name} ", error), (stage, key)) from error
+    except (DamagedArtifactError, OSError) as error:
+        raise DamagedArtifactError(_about(f"{name}: ", error), (stage, key)) from error
+
+
+def _about(name: str, error: Exception) -> str:
+    words = _words(error)
+    return words if words.startswith("artifact") else f"{name}{words}"
 
 
 def _words(error: Exception) -> str:

@@ -141,16 +141,12 @@ def execute(job: Job, send: Send, mapper: Mapper = run_inline) -> Outcome:
                 if manifest is not None:
                     return Outcome(DONE, manifest, made=False)
                 return Outcome(DONE, _make(job, store, send, mapper))
-        except _InputDamagedError as error:
+        except DamagedArtifactError as error:
+            if error.where is None:
+                return Outcome(FAILED, error=_explain(error))
             return Outcome(DAMAGED, error=str(error), damaged=error.where)
         except Exception as error:
             return Outcome(FAILED, error=_explain(error))
-
-
-class _InputDamagedError(Exception):
-    def __init__(self, where: tuple[str, str], message: str) -> None:
-        super().__init__(message)
-        self.where = where
 
 
 def _explain(error: Exception) -> str:
@@ -189,10 +185,7 @@ def _open(store: Store, value: Any) -> Any:
         return None
     if isinstance(value, Mapping):
         return {name: _open(store, item) for name, item in value.items()}
-    try:
-        return store.open(*value)
-    except DamagedArtifactError as error:
-        raise _InputDamagedError(value, str(error)) from error
+    return store.open(*value)
 
 
 def _manifest(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # A paper is a folder of `stages/papers/` and its name here; the report has them in this order.
 PAPERS = tuple(
     resolve(f"stages.papers.{name}.paper:PAPER")
-    for name in ("maskalign", "csflow", "stein", "wavelet", "icr", "combined")
+    for name in ("maskalign", "csflow", "stein", "wavelet", "icr", "combined", "beyond")
 )
 
 STAGES = {

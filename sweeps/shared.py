@@ -138,6 +138,3 @@ class Listener:
     def log(self, node: str, text: str) -> None:
         with open_log(self._entry.folder, self._names[node]) as stream:
             stream.write(text)
-
-    def close(self) -> None:
-        """Nothing stays open."""

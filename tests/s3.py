@@ -6,14 +6,19 @@ import os
 import secrets
 import socket
 import threading
+import time
 
 BUCKET = "bench"
 
 
 class Way:
-    """A TCP proxy to a server: while it is cut, nobody answers at its port."""
+    """A TCP proxy to a server: while it is cut, nobody answers at its port.
+
+    pause: seconds before each piece of an answer is passed on. passed: bytes of answers so far.
+    """
 
     def __init__(self, port):
+        self.pause, self.passed = 0.0, 0
         self._server = port
         self._listener = self._open(0)
         self.port = self._listener.getsockname()[1]
@@ -39,12 +44,15 @@ class Way:
                 client.close()
                 continue
             self._pairs.add((client, server))
-            for ends in ((client, server), (server, client)):
+            for ends in ((client, server, False), (server, client, True)):
                 threading.Thread(target=self._copy, args=ends, daemon=True).start()
 
-    def _copy(self, source, target):
+    def _copy(self, source, target, answers):
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if answers:
+                    time.sleep(self.pause)
+                    self.passed += len(data)
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):

@@ -203,7 +203,7 @@ class Data(DescribedArtifact):
         facts = self.description
         storage, shape = facts.get("storage", "mapped"), tuple(facts["shape"])
         if storage == "mapped":
-            return Mapped(self.path / f"{part}.npy")
+            return Mapped(self.path, f"{part}.npy")
         where = self.path, part, tuple(facts["shards"][part])
         if storage == "packed":
             return Packed(*where, shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.parts import rows
 from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ class FeatureSet(DescribedArtifact):
 
         arrays = {}
         for name in ARRAYS:
-            file = self.path / f"{name}.npy"
-            if file.exists():
-                array = np.load(file, mmap_mode="r")[:count]
+            if f"{name}.npy" in self.manifest.files:
+                array = rows(self.path, f"{name}.npy", slice(count))
                 arrays[name] = torch.from_numpy(np.array(array))
         return FeatureArrays(**dict.fromkeys(ARRAYS) | arrays)

@@ -14,6 +14,7 @@ from stages.methods import table
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pipeline.payload import Payload
     from stages.methods.path import Denoiser, Packing
 
 GUIDE = "guide"  # the folder of the network that guidance leads away from
@@ -30,7 +31,7 @@ class TrainedModel:
     are left out. guide: the network that guidance leads away from, where it is another.
     """
 
-    folder: Path
+    folder: Path | Payload
     kind: str
     config: dict[str, Any]
     method: str
@@ -44,7 +45,7 @@ class TrainedModel:
     guide: TrainedModel | None = None
 
     @classmethod
-    def of(cls, folder: Path, facts: Mapping[str, Any]) -> TrainedModel:
+    def of(cls, folder: Path | Payload, facts: Mapping[str, Any]) -> TrainedModel:
         """The network in a folder, by the facts of its description."""
         return cls(
             folder=folder,

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.parts import rows
 from stages.artifacts.described import DescribedArtifact
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ class Samples(DescribedArtifact):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
-        import numpy as np
-
-        return tuple(np.load(self.path / "samples.npy", mmap_mode="r").shape[1:])
+        return tuple(rows(self.path, "samples.npy", slice(0)).shape[1:])
 
     def stored(self) -> np.ndarray:
         """(n, C, H, W) as they are stored, mapped."""
@@ -58,14 +57,14 @@ class Samples(DescribedArtifact):
     @property
     def is_rounded(self) -> bool:
         """Whether they are stored as 8 bits."""
-        return self.stored().dtype.kind == "u"
+        return rows(self.path, "samples.npy", slice(0)).dtype.kind == "u"
 
     def images(self, which: slice = slice(None)) -> Tensor:
         """(n, C, H, W) float32 images; reads no more of the file than `which` asks for."""
         import numpy as np
         import torch
 
-        stored = np.load(self.path / "samples.npy", mmap_mode="r")[which]
+        stored = rows(self.path, "samples.npy", which)
         images = torch.from_numpy(np.array(stored, np.float32))
         return images / 127.5 - 1 if stored.dtype == np.uint8 else images
 

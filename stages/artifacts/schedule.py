@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.stage import resolve
 from stages.artifacts.described import DescribedArtifact
+from stages.methods import table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 class Schedule(DescribedArtifact):
     """gamma of every step for a solver, or the weights of a fitted solver; with the levels, the
     solver, the guidance and the checkpoint they were made for. Facts: kind, solver, nfe, grid,
-    levels, values, model, target, source, ..."""
+    levels, values, model, target, source, ...; of a solver with levels of its own what its network
+    is told at each, and beside gammas its weights."""
 
     facts = "schedule.json"
 
@@ -32,6 +35,21 @@ class Schedule(DescribedArtifact):
         import torch
 
         return torch.tensor(self.description["levels"], dtype=torch.float64)
+
+    def solver(self) -> Any:
+        """The fitted solver that this was found for, to be run by `trajectory`."""
+        import torch
+
+        facts = self.description
+        weights = torch.tensor(facts.get("weights", facts["values"]), dtype=torch.float64)
+        told = facts.get("told")
+        more = {} if told is None else {"told": torch.tensor(told, dtype=torch.float64)}
+        return resolve(table.SOLVERS[facts["solver"]].place)(self.levels, weights, **more)
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """Of weights the facts by which gammas around them are a solver too."""
+        return {"weights": self.description["values"], "told": self.description["told"]}
 
     @property
     def name(self) -> str:
@@ -55,7 +73,11 @@ class Schedule(DescribedArtifact):
                 f"the schedule was made for solver '{facts['solver']}', not for "
                 f"'{settings.solver}'; {again}"
             )
-        same_grid = len(levels) == len(self.levels) and torch.equal(levels.cpu(), self.levels)
+        same_grid = (
+            facts["nfe"] == settings.nfe
+            and len(levels) == len(self.levels)
+            and torch.equal(levels.cpu(), self.levels)
+        )
         if not same_grid:
             raise ValueError(
                 f"the schedule was made for another grid ({facts['grid']}, {facts['nfe']} "

@@ -8,15 +8,16 @@ array: all can be pickled, forked, and read from several threads.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from pipeline.parts import header, opened
+from pipeline.payload import Payload
 
 
 class Stored(Protocol):
@@ -42,14 +43,15 @@ def shard_file(part: str, index: int, suffix: str) -> str:
 class Mapped:
     """One .npy file (n, C, H, W), mapped when it is first read."""
 
-    file: Path
+    folder: Path | Payload
+    name: str
 
     @cached_property
     def array(self) -> np.ndarray:
-        return np.load(self.file, mmap_mode="r")
+        return np.load(self.folder / self.name, mmap_mode="r")
 
     def __reduce__(self):
-        return Mapped, (self.file,)
+        return Mapped, (self.folder, self.name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +69,7 @@ class Mapped:
 class _Shards:
     """folder, part: where the shards are. counts: how many images each holds, in their order."""
 
-    folder: Path
+    folder: Path | Payload
     part: str
     counts: tuple[int, ...]
 
@@ -105,10 +107,10 @@ class Packed(_Shards):
         offsets = np.load(self.folder / f"{self.part}_offsets.npy", mmap_mode="r")
         for shard, chosen in self._by_shard(places):
             start = int(offsets[self.starts[shard]])
-            with _opened(self.folder / shard_file(self.part, shard, ".bin")) as descriptor:
+            with opened(self.folder, shard_file(self.part, shard, ".bin")) as read:
                 for i in chosen:
                     first, last = map(int, offsets[places[i] : places[i] + 2])
-                    data = _read(descriptor, last - first, first - start)
+                    data = read(last - first, first - start)
                     images[i] = unpacked(data, self.shape, f"image {places[i]} of {self.part}")
         return images
 
@@ -127,14 +129,16 @@ class Latents(_Shards):
         places = self._places(which)
         latents = np.empty((len(places), *self.shape), self.dtype)
         for shard, chosen in self._by_shard(places):
-            file = self.folder / shard_file(self.part, shard, ".npy")
-            dtype, begin = _header(file, self.shape)
-            size = dtype.itemsize * int(np.prod(self.shape))
+            file = shard_file(self.part, shard, ".npy")
             rows = places[chosen] - self.starts[shard]
             ends = np.flatnonzero(np.diff(rows, append=-2) != 1) + 1  # of runs of neighbours
-            with _opened(file) as descriptor:
+            with opened(self.folder, file) as read:
+                found, dtype, begin = header(read)
+                if found[1:] != self.shape:
+                    raise ValueError(f"{file} of the data set has shape {found}, not {self.shape}")
+                size = dtype.itemsize * int(np.prod(self.shape))
                 for first, last in zip([0, *ends[:-1]], ends, strict=True):
-                    data = _read(descriptor, size * int(last - first), begin + size * rows[first])
+                    data = read(size * int(last - first), begin + size * int(rows[first]))
                     values = np.frombuffer(data, dtype).reshape(-1, *self.shape)
                     latents[chosen[first:last]] = values
         return latents
@@ -192,33 +196,3 @@ def unpacked(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
     if pixels.shape != shape:
         raise ValueError(f"{name} of the data set has shape {pixels.shape} instead of {shape}")
     return pixels
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[int]:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(descriptor: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`; OSError where the file ends before."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size:  # a call gives 2 GiB at most
-        more = os.pread(descriptor, size - len(data), offset + len(data))
-        if not more:
-            raise OSError(f"a file of the data set ends before byte {offset + size}")
-        data += more
-    return data
-
-
-def _header(file: Path, shape: tuple[int, ...]) -> tuple[np.dtype, int]:
-    """The type of an .npy file's values, and where they begin; ValueError for another shape."""
-    with file.open("rb") as stream:
-        np.lib.format.read_magic(stream)
-        found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        if found[1:] != shape or fortran:
-            raise ValueError(f"{file.name} of the data set has shape {found}, not (k, *{shape})")
-        return dtype, stream.tell()

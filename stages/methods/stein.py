@@ -80,16 +80,19 @@ def residual_products(
     generator: torch.Generator | None = None,
     coordinates: Coordinates = None,
 ) -> Tensor:
-    """Sums over the batch of <u, y - x0> and |u|^2 at every step: (num_steps, 2) float64.
+    """Sums over the batch of <u, y - x0>, |u|^2 and |y - x0|^2 at every step: (num_steps, 3)
+    float64.
 
     Taken on the straight path y_k = x0 + s_k eps with one eps per sample at all levels. Products
-    of several batches add up, so a calibration can be sharded; `gammas_from_products` ends it.
+    of several batches add up, so a calibration can be sharded; `gammas_from_products` ends it, and
+    rectified.py tells what it gains.
     """
     products = []
     for step in straight_path(denoiser, clean, levels, named(solver), generator):
         u = residual(step)
-        along = mean_inner(u, step.state - clean, coordinates)
-        products.append((along, mean_inner(u, u, coordinates)))
+        away = step.state - clean
+        pairs = ((u, away), (u, u), (away, away))
+        products.append([mean_inner(a, b, coordinates) for a, b in pairs])
     return torch.tensor(products, dtype=torch.float64) * len(clean)
 
 

@@ -131,6 +131,7 @@ class Solver:
     around: str | None = None  # the multistep solver that is this one with that corrector
     counted_as: str | None = None  # the plain solver whose evaluations and grid it takes
     stochastic: bool = False  # draws noise, on levels as `counted_as` or on a grid of its own
+    own_levels: bool = False  # was fitted with levels of its own, which come with its weights
 
 
 SOLVERS = {
@@ -144,6 +145,9 @@ SOLVERS = {
     "dpm2": Solver("stages.methods.solvers.midpoint:DPM2", per_step=2),
     "fitted": Solver("stages.methods.solvers.fitted:FittedMultistep", counted_as="euler"),
     "fitted-heun": Solver("stages.methods.solvers.fitted:FittedHeun", counted_as="heun"),
+    "whole": Solver(
+        "stages.methods.solvers.whole:WholeMultistep", counted_as="euler", own_levels=True
+    ),
     "sde": Solver("stages.methods.solvers.sde:sample", stochastic=True),
     "ancestral": Solver(
         "stages.methods.solvers.stochastic:ancestral", counted_as="euler", stochastic=True

@@ -46,7 +46,7 @@ def lookahead(given: Given) -> Corrected:
 def inputs(correction: str, solver: str) -> list[str]:
     """The optional inputs that samples by a solver with a correction cannot do without."""
     stored = ["schedule"] if solver in table.FITTED_SOLVERS else []
-    return [*stored, *table.CORRECTIONS[correction].inputs]
+    return list(dict.fromkeys([*stored, *table.CORRECTIONS[correction].inputs]))
 
 
 def refusal(correction: str, solver: str) -> str:
@@ -62,6 +62,8 @@ def refusal(correction: str, solver: str) -> str:
             "an estimate on the running batch does not combine with the look-ahead corrector; "
             f"choose solver={base}, or correction=calibrated"
         )
+    if correction == "calibrated" and known[solver].own_levels:
+        return ""
     if correction != "none" and known[solver].counted_as:
         return "its weights are fitted without one; set correction=none"
     return ""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from pipeline.payload import Payload
     from stages.artifacts.network import TrainedModel, TrainedNetwork
     from stages.methods.path import Denoiser
 
@@ -169,7 +170,7 @@ def problem(
 
 
 @lru_cache(maxsize=2)
-def warm_network(folder: Path, step: int, device: str) -> nn.Module:
+def warm_network(folder: Path | Payload, step: int, device: str) -> nn.Module:
     """A frozen network, kept in this process."""
     return open_artifact(folder).load().network(step, device)
 
@@ -195,7 +196,7 @@ def _in_turn(counts: tuple[int, ...], n: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def warm_guide(folder: Path, device: str) -> nn.Module:
+def warm_guide(folder: Path | Payload, device: str) -> nn.Module:
     """The network that guidance leads away from, kept in this process."""
     return open_artifact(folder).load().guide.network(device=device)
 

@@ -248,15 +248,16 @@ def plan_of(
     entry = table.SOLVERS[settings.solver]
     if brings_grid(settings.solver):
         return Plan(_sde_levels(settings), None, None)
-    levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+    if entry.own_levels:
+        levels = schedule.levels
+    else:
+        levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
     if entry.stochastic:
         return Plan(levels, None, None)
     if "schedule" in corrections.inputs(settings.correction, settings.solver):
         step = settings.step or model.description["steps"][-1]
         schedule.check(settings, levels, network.model_identity(model, step))
-    solver = resolve(entry.place)
-    if entry.counted_as:
-        solver = solver(schedule.levels, schedule.load())
+    solver = schedule.solver() if entry.counted_as else resolve(entry.place)
     problem = sampling_problem.Problem(None, model.load(), settings)
     given = corrections.Given(settings, solver, problem, data, schedule)
     return Plan(levels, *resolve(table.CORRECTIONS[settings.correction].place)(given))

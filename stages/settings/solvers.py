@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stages.methods.solvers.stochastic import Churn
 
 UNIFORM = "uniform_t"
+OWN = "own levels"  # what tables call the grid of a solver that was fitted with its levels
 
 # Where a flow model starts, and what stands for 1; of path.py, which imports torch.
 T_START, AT_NOISE = 0.999, 1 - 2.0**-26
@@ -115,6 +116,11 @@ class SolverOptions(Settings):
                 "each other: its steps divide by the ratio of neighbouring levels, which vanishes "
                 f"there; set t_start to at most {T_START}, or its grid to edm"
             )
+        if table.SOLVERS[self.solver].own_levels and self.grid != UNIFORM:
+            raise ValueError(
+                f"grid={self.grid} and solver={self.solver} contradict each other: its levels are "
+                "fitted with its weights; leave grid unset"
+            )
         self.density.refuse_unread(densities.of_grids(self.grids_in_use), f"grid={self.grid}")
         if self.grid in table.DENSITY_GRIDS:
             self._check_start()
@@ -156,15 +162,17 @@ class SolverOptions(Settings):
     @property
     def grid_name(self) -> str:
         """What tables and figures call the grid."""
+        if table.SOLVERS[self.solver].own_levels:
+            return OWN
         is_density = self.grid in table.DENSITY_GRIDS
         return self.density.label(self.grid) if is_density else self.grid
 
 
 def sources(settings: SolverOptions) -> list[str]:
     """The places of the solver and the grid, for a stage's `sources`; a stochastic solver has its
-    grid with it."""
+    grid with it, and one with levels of its own needs none."""
     solver = table.SOLVERS[settings.solver]
-    if solver.stochastic and not solver.counted_as:
+    if solver.own_levels or (solver.stochastic and not solver.counted_as):
         return [solver.place]
     if settings.grid in table.DENSITY_GRIDS:
         grid = densities.sources(settings.density, settings.grid)

@@ -323,6 +323,37 @@ def said_by_first(answer: bool, device: torch.device | str) -> bool:
     return bool(said.item())
 
 
+Saved = tuple[int, dict[str, Tensor], dict[str, Any]]
+
+
+def saved_by_first(read: Callable[[], Saved | None], device: torch.device | str) -> Saved | None:
+    """Step, tensors and record that the first process of the group reads, in all of them: the
+    others may be on machines that lack them. Their tensors come through `device`."""
+    rank, world = _rank_and_world()
+    saved = read() if rank == 0 else None
+    if world == 1:
+        return saved
+    device = torch.device(device)
+    said = [saved and (saved[0], _shapes(saved[1]), saved[2])]
+    distributed.broadcast_object_list(said, 0, device=device)
+    if said[0] is None:
+        return None
+    step, shapes, record = said[0]
+    tensors: dict[str, Tensor] = {}
+    for name, (shape, dtype) in shapes.items():
+        mine = (
+            saved[1][name].to(device) if saved else torch.empty(shape, dtype=dtype, device=device)
+        )
+        if mine.numel():
+            distributed.broadcast(mine.contiguous().reshape(-1).view(torch.uint8), 0)
+        tensors[name] = mine.cpu()
+    return step, tensors, record
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, torch.dtype]]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
 def _rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()

@@ -25,15 +25,20 @@ SLOTS = ("state-0.safetensors", "state-1.safetensors")
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write the state after `step` over the older of the two slots."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write(folder, step, held, json.dumps(record, sort_keys=True))
+
+
+def write(folder: Path, step: int, held: Mapping[str, Tensor], record: str) -> None:
+    """As `save`, of tensors that lie in the machine's memory, each as a whole, and of JSON."""
     from safetensors.torch import save_file
 
     saved = _readable(folder)
     newest = max(saved, key=saved.get) if saved else SLOTS[1]
     slot = SLOTS[1 - SLOTS.index(newest)]
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"step": str(step), "record": json.dumps(record, sort_keys=True)}
+    metadata = {"step": str(step), "record": record}
     metadata["sha256"] = _digest(held, metadata)
-    write_atomically(folder / slot, lambda path: save_file(held, path, metadata))
+    write_atomically(folder / slot, lambda path: save_file(dict(held), path, metadata))
 
 
 def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:

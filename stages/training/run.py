@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StageError
+from pipeline.errors import DamagedArtifactError, StageError
 from pipeline.stage import Context, Result
 from stages.artifacts.network import TrainedNetwork, checkpoint_name
 from stages.settings import networks
@@ -16,25 +17,34 @@ if TYPE_CHECKING:
     from stages.artifacts.data import DataSet
     from stages.training.train import TrainOptions, TrainSettings
 
-REFUSAL = "refused.txt"
+# What workers say through the work area.
+REFUSED, DAMAGED = "refused", "damaged"
 
 
 def run(context: Context) -> Result:
-    """Train under Ray Train: in this process, or on `num_workers` workers with a shared disk.
+    """Train under Ray Train: in this process, or on `num_workers` workers, which may be on other
+    machines: what they keep goes through the work area.
 
     When a worker is lost, Ray Train starts the group anew and it goes on from the last state.
     """
     settings: TrainSettings = context.settings
-    refusal = context.work.path / REFUSAL
-    refusal.unlink(missing_ok=True)
+    for word in (REFUSED, DAMAGED):
+        context.work.forget(word)
     attempts = itertools.count(1)
-    while not _fit(_trainer(context, next(attempts))):
-        context.notice(
-            f"waiting for the cluster: {settings.num_workers} workers found no room; they are "
-            "started as soon as there is some"
-        )
-    if refusal.exists():
-        raise StageError(refusal.read_text(encoding="utf-8"))
+    try:
+        while not _fit(_trainer(context, next(attempts))):
+            context.notice(
+                f"waiting for the cluster: {settings.num_workers} workers found no room; they are "
+                "started as soon as there is some"
+            )
+    except Exception:
+        if damaged := context.work.told(DAMAGED):
+            message, where = json.loads(damaged)
+            raise DamagedArtifactError(message, tuple(where)) from None
+        raise
+    if refused := context.work.told(REFUSED):
+        raise StageError(refused)
+    context.work.pull()  # of the machine on which the first worker was
     return finish(context)
 
 
@@ -46,6 +56,7 @@ def _trainer(context: Context, attempt: int) -> Any:
     from ray.train.torch import TorchTrainer
 
     settings: TrainSettings = context.settings
+    place, filesystem = context.work.shared("ray-train")
     on_gpus, reserved = settings.device == "cuda", None
     if context.memory_gib:
         memory = context.memory_gib * 2**30
@@ -58,7 +69,8 @@ def _trainer(context: Context, attempt: int) -> Any:
         ),
         run_config=RunConfig(
             name=f"{context.path.name}-{attempt}",
-            storage_path=str(context.work.path / "ray-train"),
+            storage_path=place,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(
                 max_failures=settings.max_failures, controller_failure_limit=0
             ),
@@ -82,18 +94,17 @@ def _fit(trainer: Any) -> bool:
 def _guarded(context: Context) -> None:
     """`train_worker`, a mistake of the settings or a broken loss told through the work area: they
     are errors of every worker, and no reason to start the group anew."""
-    from stages.training.resume import write_atomically
-
     try:
         worker.train_worker(context)
     except StageError as error:
-        text = str(error)
         if not context.settings.num_workers:
             raise
         if worker._is_first():
-            write_atomically(
-                context.work.path / REFUSAL, lambda path: path.write_text(text, encoding="utf-8")
-            )
+            context.work.tell(REFUSED, str(error))
+    except DamagedArtifactError as error:
+        if context.settings.num_workers and error.where:
+            context.work.tell(DAMAGED, json.dumps([str(error), error.where]))
+        raise
 
 
 def tokens_a_sample(settings: TrainOptions, data: DataSet) -> int:
@@ -119,7 +130,7 @@ def finish(context: Context) -> Result:
     for kept in kept_steps:
         name = checkpoint_name(kept)
         if not resume.sealed(context.work.path / name):
-            shutil.rmtree(context.work.path)
+            context.work.clear()
             raise StageError(
                 f"the weights kept after step {kept} were damaged on disk while it trained; run "
                 "the same command again: it trains from the start"

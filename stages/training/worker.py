@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context
-from stages.artifacts.network import build_network, checkpoint_name
+from stages.artifacts.network import build_network
 from stages.settings import densities, networks
 from stages.training import watch as training_watch
 
@@ -59,7 +59,7 @@ def train_worker(context: Context) -> None:
     # A training that the alarm has ended stays ended when it is resumed.
     steps = state.step if watch is not None and watch.stops else settings.steps
     noticed = False
-    with _batches(context, data, teacher) as batches:
+    with _batches(context, data, teacher) as batches, _saver(context, first) as saver:
         loss = _loss(context)
         check(settings.loss_options, state.network, data, batches)
         for step in loop.train(state, loss, batches, steps, batches.share):
@@ -77,9 +77,10 @@ def train_worker(context: Context) -> None:
                     context.points(ABSCISSA, rows)
                     noticed = noticed or _waits(context, log, batches)
                 if keep or stop:
-                    _keep(context.work.path, step.step, state)
+                    saver.weights(step.step, state.ema.network.state_dict())
                 if save or stop or step.step == settings.steps:
-                    _save(context, state, log, watch)
+                    tensors = state.tensors() | log.tensors()
+                    saver.state(step.step, tensors, _record(log, watch))
                 _tell(context, step.step, log)
             if stop:
                 break
@@ -232,7 +233,7 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     what watches the training, or None."""
     from stages.training import resume
     from stages.training.log import LossLog
-    from stages.training.loop import Optimization, TrainState
+    from stages.training.loop import Optimization, TrainState, saved_by_first
 
     settings: TrainSettings = context.settings
     device = _device(settings)
@@ -258,7 +259,8 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     training_watch.check_scans(settings, state.ema.network, config, scanned)
     log = LossLog(settings.log_every)
     watch = training_watch.watch_of(settings, state.ema.network, config, scanned)
-    saved = resume.latest(context.work.path)
+    # Its machine may be the only one that has the state.
+    saved = saved_by_first(lambda: resume.latest(context.work.path), device)
     if saved is not None:
         step, tensors, record = saved
         state.restore(step, tensors)
@@ -271,27 +273,19 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     return state, log, watch
 
 
-def _keep(folder: Path, step: int, state: TrainState) -> None:
-    """Write the EMA weights of a checkpoint to the work area."""
-    from safetensors.torch import save_file
+def _saver(context: Context, first: bool) -> Any:
+    """What writes states and checkpoints; of the first process alone."""
+    from stages.training.saving import Saver
 
-    from stages.training.resume import seal, write_atomically
-
-    path = folder / checkpoint_name(step)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, lambda p: save_file(state.ema.network.state_dict(), p))
-    seal(path)
+    return Saver(context.work.path, context.work.push) if first else nullcontext()
 
 
-def _save(context: Context, state: TrainState, log: LossLog, watch: Any) -> None:
-    """Write the resumable state; the one before stays until this one is whole."""
-    from stages.training import resume
-
+def _record(log: LossLog, watch: Any) -> dict[str, Any]:
+    """What a state holds beside tensors."""
     record = log.record()
     if watch is not None:
         record |= {"watched": watch.record(), "stopped": watch.stops, "tags": dict(watch.tags())}
-    resume.save(context.work.path, state.step, state.tensors() | log.tensors(), record)
-    context.work.push()
+    return record
 
 
 def _tell(context: Context, step: int, log: LossLog) -> None:

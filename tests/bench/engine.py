@@ -3,10 +3,12 @@
     python -m tests.bench.engine [--full]
 
 Times are wall-clock seconds of whole commands, the least of a few tries where they are short.
-`--full` adds the first and second run of `full` on the default preset (minutes).
+`--full` adds the first and second run of `full` on the default preset, and a run of 5,000 nodes
+that do nothing (minutes).
 """
 
 import argparse
+import os
 import re
 import resource
 import subprocess
@@ -80,20 +82,26 @@ def _seconds_to_first_step(folder: Path) -> float | None:
     return None
 
 
-def node_overhead(store: str) -> None:
-    """Slope between runs of 10 and 1,000 nodes that do nothing: start-up falls out."""
-    seconds = {}
-    for width in (10, 1000):
+def node_overhead(store: str, widths: tuple[int, ...]) -> None:
+    """Slopes between runs of ever more nodes that do nothing: start-up falls out."""
+    before = None
+    for width in widths:
         arguments = ("tests.toy", "run", "wide", f"width={width}", "--jobs", "1")
-        run = subprocess.run(
-            [sys.executable, "-m", *arguments, *_at(f"{store}-{width}")],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        stamps = [float(s) for s in re.findall(r"\[ *([\d.]+) s\]", run.stdout)]
-        seconds[width] = stamps[-1] - stamps[0]
-    line("engine time a node", 1000 * (seconds[1000] - seconds[10]) / 990, 20, "ms")
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+            command = [sys.executable, "-m", *arguments, *_at(f"{store}-{width}")]
+            process = subprocess.Popen(command, stdout=said, stderr=said)
+            _, status, used = os.wait4(process.pid, 0)
+            said.seek(0)
+            text = said.read()
+        if status:
+            raise SystemExit(f"a run of {width} nodes ended with {status}:\n{text}")
+        stamps = [float(s) for s in re.findall(r"\[ *([\d.]+) s\]", text)]
+        seconds = stamps[-1] - stamps[0]
+        if before is not None:
+            slope = 1000 * (seconds - before[1]) / (width - before[0])
+            line(f"engine time a node, {before[0]:,} to {width:,} nodes", slope, 20, "ms")
+            line(f"memory of the driver, {width:,} nodes", used.ru_maxrss / 1024, 1024, "MiB")
+        before = width, seconds
 
 
 def large_plan(store: str) -> None:
@@ -110,12 +118,12 @@ def _at(store: str) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="also time the main job (minutes)")
+    parser.add_argument("--full", action="store_true", help="also time what takes minutes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         light_commands(f"{folder}/light")
         large_plan(f"{folder}/large")
-        node_overhead(f"{folder}/toy")
+        node_overhead(f"{folder}/toy", (10, 1000, 5000) if options.full else (10, 1000))
         smoke(f"{folder}/smoke")
         if options.full:
             full(f"{folder}/full")

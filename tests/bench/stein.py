@@ -15,10 +15,15 @@ from dataclasses import replace
 from statistics import mean, stdev
 
 import torch
+from sklearn.datasets import load_digits
 
-from stages.methods import grids, lipschitz, path, solvers, stein
+from stages.methods import grids, lipschitz, path, sit, solvers, stein
+from stages.methods.draws import Draws
+from stages.methods.ema import EMA, adamw
+from stages.methods.losses import Batch
 from stages.methods.solvers.divergence import output_and_divergence
 from stages.methods.solvers.trajectories import trajectory
+from stages.methods.solvers.whole import teacher
 from stages.nets.sit import SiT
 from tests import oracle
 from tests.methods.test_lipschitz import exact_norms
@@ -211,6 +216,114 @@ def fitted(seeds: int) -> None:
         )
 
 
+# What section 9's ratios to DPM-Solver++ 2M must stay below, by dimension and evaluations.
+WHOLE = {(16, 3): 0.55, (16, 5): 0.35, (16, 8): 0.5, (64, 3): 0.85, (64, 5): 0.4, (64, 8): None}
+MIXTURES = (11, 12, 13)
+
+
+def whole(seeds: int) -> None:
+    """The solver of a whole trajectory, on EDM's levels and its own, mean over three mixtures."""
+    for (dimension, nfe), bound in WHOLE.items():
+        found: dict[str, list[float]] = {}
+        took = 0.0
+        for seed in MIXTURES:
+            bench = MixtureBench(oracle.bench_mixture(seed, dimension), seed)
+            denoiser, levels = bench.mixture.denoiser, grid("dpmpp2m", nfe)
+            on_edm = solvers.fit_whole(denoiser, bench.noise, nfe, 80.0, levels)
+            begun = time.perf_counter()
+            own = solvers.fit_whole(denoiser, bench.noise, nfe, 80.0)
+            took += time.perf_counter() - begun
+            ends = {"whole": (on_edm, levels), "whole + levels": (own, own.levels)}
+            found.setdefault("2M", []).append(bench.distance(nfe, "dpmpp2m"))
+            found.setdefault("UniPC", []).append(bench.distance(nfe, "unipc"))
+            found.setdefault("fitted", []).append(bench.fitted(nfe, "dpmpp2m"))
+            for name, (solver, on) in ends.items():
+                end = solvers.solve(denoiser, 80.0 * bench.z, on, solver)
+                found.setdefault(name, []).append(oracle.sliced_wasserstein(end, bench.truth))
+        means = {name: mean(values) for name, values in found.items()}
+        for name, value in means.items():
+            ratio = value / means["2M"]
+            asked = bound if name == "whole + levels" else None
+            report(
+                f"d={dimension} at {nfe}, {name}",
+                f"{value:.3f}, ratio to 2M {ratio:.2f}",
+                "" if asked is None else f"ratio <= {asked}",
+                None if asked is None else ratio <= asked,
+            )
+        report(f"d={dimension} at {nfe}, seconds of a fit", f"{took / len(MIXTURES):.1f}")
+
+
+def trained_on_digits(steps: int = 1600) -> torch.nn.Module:
+    """A SiT on scikit-learn's digits as the preset digits has it, its moving average."""
+    images = torch.from_numpy(load_digits().images[:, None] / 8 - 1).float()
+    labels = torch.from_numpy(load_digits().target)
+    torch.manual_seed(0)
+    network = SiT(image_size=8, channels=1, patch_size=2, width=64, depth=4, num_heads=2)
+    average, loss = EMA(network, 0.998), sit.Loss()
+    optimizer = adamw(network.parameters(), 5e-3, (0.9, 0.95))
+    order = generator(1)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * min(1.0, (step + 1) / 20)
+        which = torch.randint(len(images), (64,), generator=order)
+        batch = Batch(images[which], labels[which], Draws(0, torch.arange(64), step))
+        optimizer.zero_grad()
+        loss(network, batch).total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average.update(network)
+    return average.network.eval().requires_grad_(False)
+
+
+# rms over DPM-Solver++ 2M's that a solver of a whole trajectory must reach, by evaluations.
+DIGITS = {3: 0.065 / 0.149, 5: 0.020 / 0.066, 8: 0.008 / 0.032}
+
+
+def digits(seeds: int) -> None:
+    """rms to a digits SiT's own samples of 100 Heun steps, on fresh noise: 1,600 training steps."""
+    network, count = trained_on_digits(), 128
+
+    def of(seed: int) -> tuple[path.Denoiser, torch.Tensor]:
+        labels = torch.arange(count) % 10
+        denoiser = path.VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
+        return denoiser, oracle.noise((count, 1, 8, 8), seed)
+
+    (fitting, noise), (fresh, z) = of(100), of(200)
+    s_max = grids.S_START
+    begun = time.perf_counter()
+    known = teacher(fitting, noise, s_max)
+    report("seconds of the teacher, once for all", f"{time.perf_counter() - begun:.1f}")
+    start, end = s_max * z, teacher(fresh, z, s_max).states[-1]
+
+    def rms(levels: torch.Tensor, solver) -> float:
+        made = solvers.solve(fresh, start, levels, solver)
+        return float((made - end).square().mean().sqrt())
+
+    for nfe, bound in DIGITS.items():
+        levels = grids.uniform_t(nfe)
+        plain = rms(levels, "dpmpp2m")
+        fit = solvers.fit(fitting, s_max * noise, levels)
+        on_uniform = solvers.fit_whole(fitting, noise, nfe, s_max, levels, of=known)
+        begun = time.perf_counter()
+        own = solvers.fit_whole(fitting, noise, nfe, s_max, of=known)
+        took = time.perf_counter() - begun
+        report(f"digits at {nfe}, 2M", f"{plain:.4f}")
+        for name, (on, solver) in {
+            "UniPC": (levels, "unipc"),
+            "fitted": (levels, fit),
+            "whole": (levels, on_uniform),
+            "whole + levels": (own.levels, own),
+        }.items():
+            value, asked = rms(on, solver), name == "whole + levels"
+            report(
+                f"digits at {nfe}, {name}",
+                f"{value:.4f}, ratio to 2M {value / plain:.3f}",
+                f"ratio <= {bound:.3f}" if asked else "",
+                value <= bound * plain if asked else None,
+            )
+        report(f"digits at {nfe}, seconds of a fit", f"{took:.1f}")
+
+
 def identities(seeds: int) -> None:
     """gamma by Stein's identity against the exact inner product, s = 1.5, .667, .25, 0, 2M."""
     for dimension in (2, 16, 64):
@@ -295,6 +408,8 @@ PARTS = {
     "distances": distances,
     "ddim": ddim,
     "fitted": fitted,
+    "whole": whole,
+    "digits": digits,
     "identities": identities,
     "contractivity": contractivity,
     "divergence_cost": divergence_cost,

@@ -231,7 +231,7 @@ def _key(folder: Path) -> Target:
             assert is_plain(name)
             assert "/" not in name
         try:
-            store.work("number", "k")
+            store.work("number", "k").pull()
         finally:
             shutil.rmtree(store.local, ignore_errors=True)
 

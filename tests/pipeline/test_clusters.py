@@ -4,6 +4,7 @@ Each test is a process of its own: Ray keeps the token of the first cluster that
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from pipeline import cluster, progress
@@ -32,10 +34,12 @@ from tests.toy.table import CATALOG
 
 ROOT = Path(__file__).parent.parent.parent
 
+PORT = 20000 + os.getpid() % 20000  # of a head of this process's own
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own_clusters")]
 
 
-@pytest.mark.parametrize("case", ["gpus", "queue", "token", "lost"])
+@pytest.mark.parametrize("case", ["gpus", "queue", "token", "lost", "grows"])
 def test_on_a_cluster(case, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "tests.pipeline.test_clusters", case, str(tmp_path)]
@@ -47,7 +51,7 @@ def execution(store, plan):
     said = []
     view = SimpleNamespace(update=lambda *a, **k: None, message=said.append)
     listener = SimpleNamespace(
-        view=view, tracker=None, on_change=None, said=said, log=lambda *a: None, close=lambda: None
+        view=view, tracker=None, on_change=None, said=said, log=lambda *a: None
     )
     return Execution(plan, store, listener, (), git={})
 
@@ -145,17 +149,8 @@ def a_lost_machine_costs_its_shard_only(store, marks):
 
 
 def a_client_without_the_token_is_told_in_one_sentence(store, marks):
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_TMPDIR": short()}
-    port = 20000 + os.getpid() % 20000
-    place = f"127.0.0.1:{port}"
-    options = ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0", "--block"]
-    head = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        check_alive(place, wait_seconds=60)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    with head("--num-cpus=0") as place:
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             del os.environ[name]
         os.environ["HOME"] = str(marks.parent)
@@ -164,9 +159,6 @@ def a_client_without_the_token_is_told_in_one_sentence(store, marks):
         os.environ["RAY_AUTH_TOKEN"] = "b" * 64
         with pytest.raises(UsageError) as another:
             check_alive(place)
-    finally:
-        head.terminate()
-        head.wait()
     for found, what in ((none, "none"), (another, "another")):
         said = str(found.value)
         assert said.startswith(
@@ -175,9 +167,72 @@ def a_client_without_the_token_is_told_in_one_sentence(store, marks):
         assert len(said) < 250
 
 
-def short():
-    """A folder with a short name: Ray's sockets lie in it."""
-    return tempfile.mkdtemp(dir="/tmp", prefix="r")
+@contextlib.contextmanager
+def head(*options):
+    """The address of a head of its own, whose machines are gone at the end."""
+    place = f"127.0.0.1:{PORT}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={PORT}", "--disable-usage-stats"]
+    command += options
+    # Ray's sockets have short names.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r", ignore_cleanup_errors=True) as short:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"RAY_TMPDIR": short},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            check_alive(place, wait_seconds=60)
+            yield place
+        finally:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            process.wait()
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+
+UNUSED = [
+    *("initialization_commands", "setup_commands", "cluster_synced_files"),
+    *("head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands"),
+]
+
+
+def a_cluster_grows_to_what_a_node_needs(store, marks):
+    """Ray's autoscaler with its stand-in for machines; at first there is none that works."""
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_FAKE_CLUSTER": "1"}
+    os.environ["AUTOSCALER_UPDATE_INTERVAL_S"] = "1"
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "large": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 1},
+    }
+    config = {
+        **{"cluster_name": "grows", "max_workers": 1, "available_node_types": kinds},
+        **{"head_node_type": "ray.head.default", "idle_timeout_minutes": 5},
+        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{PORT}"},
+        # It reads these, and has no use for them.
+        **{"auth": {}, "docker": {}, "file_mounts": {}, "upscaling_speed": 1.0},
+        **{name: [] for name in UNUSED},
+    }
+    file = marks.with_suffix(".yaml")
+    file.write_text(json.dumps(config))
+    plan = planning.make(CATALOG, store, Request("chain", overrides=["resources.apply.cpus=2"]))
+    with head("--num-cpus=0", f"--autoscaling-config={file}") as place:
+        have = cluster.connect(place, 0, 0, ROOT, Amount(cpus=2))
+        try:
+            assert cluster.here().cpus == 0
+            planning.check_resources(plan, have, "the cluster")
+            with pytest.raises(UsageError, match="asks for 1 CPU"):
+                planning.check_resources(plan, cluster.here(), "the cluster")
+            made = execution(store, plan)
+            made.run()
+            assert {item.state for item in made.nodes.values()} == {progress.DONE}
+            assert cluster.here().cpus == 2
+        finally:
+            cluster.disconnect()
 
 
 def kill_at_work(machines, other, marks):
@@ -191,6 +246,7 @@ CASES = {
     "gpus": shards_hold_gpus_of_their_own,
     "queue": groups_queue_and_memory_is_counted,
     "token": a_client_without_the_token_is_told_in_one_sentence,
+    "grows": a_cluster_grows_to_what_a_node_needs,
     "lost": a_lost_machine_costs_its_shard_only,
 }
 

@@ -1,15 +1,11 @@
 """MLflow's database deleted, locked or refusing: what was spooled is sent again, and said."""
 
 import contextlib
-import os
-import pwd
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +17,8 @@ from pipeline.track.sender import Sender
 from pipeline.track.server import Away
 from pipeline.track.spool import Spool, State, is_pending
 from pipeline.track.uri import check_uri, default_uri, with_driver
+from tests import serving
+from tests.bench import tracking
 from tests.toy.table import CATALOG
 
 
@@ -207,38 +205,12 @@ def test_a_driver_that_is_missing_is_named(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
     """The port of a PostgreSQL with user ada, password lo/ve."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path("/var/tmp") / f"bench-postgres-{os.getpid()}"
-    folder.mkdir()
-    user = None
-    if os.getuid() == 0:  # it refuses to run as root
-        entry = pwd.getpwnam("postgres")
-        os.chown(folder, entry.pw_uid, entry.pw_gid)
-        user = "postgres"
-    (folder / "word").write_text("lo/ve")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.chmod(folder / "word", 0o644)
-
-    def call(name, *arguments):
-        command = [str(programs[-1] / name), *arguments]
-        subprocess.run(command, check=True, capture_output=True, user=user, cwd="/", timeout=120)
-
-    data = str(folder / "data")
-    word = f"--pwfile={folder / 'word'}"
-    try:
-        call("initdb", "-D", data, "-U", "ada", "-A", "scram-sha-256", word, "--no-sync")
-        log, options = str(folder / "log"), f"-p {port} -h 127.0.0.1 -k {folder} -F"
-        call("pg_ctl", "-D", data, "-w", "-l", log, "-o", options, "start")
+    if not serving.PROGRAMS:
+        pytest.skip(serving.ABSENT)
+    with serving.postgres() as port:
         yield port
-        call("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
@@ -254,3 +226,11 @@ def test_what_a_postgresql_says_is_told(postgres, driver):
     warning = check_uri(f"postgresql{driver}://ada:h4te@127.0.0.1:1/postgres")
     assert "cannot be reached" in warning
     assert "h4te" not in warning
+
+
+@pytest.mark.slow
+def test_a_server_on_postgresql_that_goes_away_loses_and_doubles_nothing(postgres, tmp_path):
+    """It is down when the writers begin, and is killed in the midst of it."""
+    database = f"postgresql://ada:lo%2Fve@127.0.0.1:{postgres}/postgres"
+    found, _ = tracking.measure(database, tmp_path, 3, 60, away_seconds=0.2, serving_processes=1)
+    tracking.check(found, writers=3, points=60)

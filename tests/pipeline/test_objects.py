@@ -98,7 +98,7 @@ def test_keys_that_lead_out_of_a_folder_are_never_followed(server, store, tmp_pa
     assert store.open("number", KEY).load() == 7, "what its manifest does not name is not read"
     place(server, store, f"work/number/{KEY}/{name}", b"owned")
     with pytest.raises(DamagedArtifactError, match="leads elsewhere"):
-        store.work("number", KEY)
+        store.work("number", KEY).pull()
     entry = {"size": 5, "sha256": "0" * 64}
     hostile = manifest({name: entry}).dump().encode()
     place(server, store, f"artifacts/number/{KEY}/manifest.json", hostile)

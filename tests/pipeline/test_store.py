@@ -9,6 +9,7 @@ import pytest
 from pipeline.artifact import MANIFEST, SCHEMA, Manifest, _checksum
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError
 from pipeline.store import Store
+from tests.toy.stages import Number
 
 KEY = "0" * 32
 
@@ -17,7 +18,7 @@ def manifest(files, key=KEY):
     return Manifest(
         key=key,
         stage="number",
-        type="tests.toy.stages:Number",
+        type=Number.type_name(),
         version=1,
         settings={},
         inputs={},

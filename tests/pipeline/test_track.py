@@ -35,6 +35,7 @@ from pipeline.track.spool import (
     read_events,
 )
 from pipeline.track.uri import check_uri, default_uri
+from tests import serving
 
 
 @pytest.fixture(scope="session")
@@ -660,27 +661,21 @@ def test_the_last_words_of_a_killed_command_arrive(tmp_path):
     assert len(history(client, runs["train · run-0"], "loss")) == 50
 
 
+@pytest.fixture
+def port():
+    with serving.held_port() as held:
+        yield held
+
+
 @pytest.mark.slow
-def test_a_server_that_goes_away_and_comes_back(tmp_path, database):
+def test_a_server_that_goes_away_and_comes_back(tmp_path, database, port):
     import mlflow
 
-    # Bound but not listening: servers may take the port, and nobody is given it by chance.
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    port = held.getsockname()[1]
     path = tmp_path / "server.db"
     shutil.copy(database.removeprefix("sqlite:///"), path)
 
     def serve():
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--workers", "1", "--backend-store-uri"]
-        command += [f"sqlite:///{path}", "--artifacts-destination", str(tmp_path / "files")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (tmp_path / "server.log").open("ab") as log:
-            return subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+        return serving.mlflow(f"sqlite:///{path}", port, tmp_path)
 
     uri = f"http://127.0.0.1:{port}"
     said = []
@@ -705,7 +700,6 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path, database):
         wait_for(lambda: track.flush_pending(tmp_path) == 1)
         wait_for(lambda: not is_pending(tmp_path / "runs" / "run-0"))
     finally:
-        held.close()
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,25 @@ class Work:
 
     def push(self) -> None:
         self.pushes += 1
+
+    def pull(self) -> None:
+        pass
+
+    def clear(self) -> None:
+        shutil.rmtree(self.path)
+
+    def tell(self, name: str, text: str) -> None:
+        (self.path / f".{name}").write_text(text)
+
+    def told(self, name: str) -> str | None:
+        file = self.path / f".{name}"
+        return file.read_text() if file.exists() else None
+
+    def forget(self, name: str) -> None:
+        (self.path / f".{name}").unlink(missing_ok=True)
+
+    def shared(self, name: str) -> tuple[str, Any]:
+        return str(self.path / f".{name}"), None
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from pipeline.store import Store
 
 ROOT = Path(__file__).parents[2]
-LINE = '("maskalign", "csflow", "stein", "wavelet", "icr", "combined")'
+LINE = '("maskalign", "csflow", "stein", "wavelet", "icr", "combined", "beyond")'
 
 
 @pytest.fixture

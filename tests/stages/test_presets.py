@@ -56,7 +56,8 @@ def test_icrs_experiment_in_miniature(folder):
     changes = (
         *("train.device=cpu", "extractor.device=cpu", "sample.device=cpu", "scan.device=cpu"),
         *(f"resources.{s}.gpus=0" for s in ("extractor", "features", "train", "sample", "scan")),
-        *("resources.calibrate.gpus=0", "resources.lipschitz.gpus=0"),
+        *(f"resources.{name}.gpus=0" for name in ("calibrate", "lipschitz", "trajectory")),
+        *("resources.follow.gpus=0", "resources.grids.gpus=0"),
         *("extractor.epochs=1", "extractor.min_accuracy=0", "icr.limited=20", "icr.nfe=3"),
         "icr.train={steps: 6, warmup_steps: 1, batch_size: 10, log_every: 2, precision: float32}",
         *(

@@ -23,7 +23,7 @@ def test_a_report_of_the_data_alone(tmp_path, few):
     assert "96 training images and 48 held-out images of 1 x 8 x 8" in page
     found = json.loads((artifact.path / "claims.json").read_text())
     assert {one["claim"]["method"] for one in found} == {
-        *("MaskAlign", "CSFlow", "SteinDiff", "ICR", "Wavelet score", "Together")
+        *("MaskAlign", "CSFlow", "SteinDiff", "ICR", "Wavelet score", "Together", "Ours")
     }
     assert {one["verdict"] for one in found} == {"not measured in this run"}
     assert artifact.metrics["claims/not_measured_in_this_run"] == len(found)

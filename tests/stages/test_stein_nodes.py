@@ -387,7 +387,12 @@ def test_recipes_calibrate_networks_with_class_tokens_on_the_teachers():
             nodes = {node.name: node for node in RECIPES[recipe](bench)}
             Graph(list(nodes.values()), CATALOG.exclude_sources)
             assert set(nodes[f"calibrate/{method}-dpmpp2m-nfe3"].inputs) == inputs
-            assert set(nodes[f"calibrate/{method}-fitted-nfe3"].inputs) == {"model"}
+            followed = {"model", "trajectories"}
+            assert set(nodes[f"follow/{method}-whole-nfe3"].inputs) == followed
+            if recipe == "stein":
+                assert set(nodes[f"calibrate/{method}-fitted-nfe3"].inputs) == {"model"}
+                around = nodes[f"calibrate/{method}-whole-nfe3"].inputs
+                assert set(around) == inputs | {"weights"}
     for override in ("train.method=reg", "train.method=maskalign"):
         bench = config.resolve(CATALOG, "smoke", [override, "stein.source=samples"]).settings
         with pytest.raises(UsageError, match=r"stein\.source=samples and train.method="):

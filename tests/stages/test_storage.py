@@ -68,7 +68,7 @@ def test_storages_are_read_in_threads_after_pickling_and_hold_no_file(packed, tm
     assert not wrong
     assert len(os.listdir("/proc/self/fd")) == before
     np.save(tmp_path / "x.npy", pixels)
-    mapped = Mapped(tmp_path / "x.npy")
+    mapped = Mapped(tmp_path, "x.npy")
     mapped.take(slice(1))
     assert len(pickle.dumps(mapped)) < 1000
     np.testing.assert_array_equal(

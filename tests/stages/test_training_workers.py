@@ -10,10 +10,13 @@ import psutil
 import pytest
 import torch
 
-from pipeline.errors import StageError
+from pipeline.errors import DamagedArtifactError, StageError
+from pipeline.objects import ObjectLocation
+from pipeline.workarea import WorkArea
 from stages.artifacts import network as network_artifact
 from stages.settings.networks import NetworkSettings, config_of
 from stages.training import loop, run, teach, train
+from tests import s3
 from tests.stages.conftest import TEACH, TINY, trained_in
 from tests.stages.context import context, digests, make, sealed
 
@@ -27,6 +30,13 @@ pytestmark = [
 OWN = {"alignment_depth": 1, "projector_width": 8}
 MASKED = TINY.revised(method="maskalign", maskalign=OWN)
 LONG = MASKED.revised(num_workers=2, steps=200, save_every=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """It is there before Ray, whose workers find it."""
+    with s3.server() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +129,55 @@ def test_a_killed_worker_is_survived(tmp_path, few, teacher, two):
     watcher.join(timeout=5)
     assert killed
     assert digests(made.path) == digests(two.path)
+
+
+class Elsewhere(WorkArea):
+    """An area in an object store that each process has in a cache of its own, as machines do."""
+
+    folder = ""
+
+    def __reduce__(self):
+        return elsewhere, (self._location.uri, self.folder)
+
+
+def elsewhere(uri, folder) -> Elsewhere:
+    os.environ["PIPELINE_CACHE"] = f"{folder}/{os.getpid()}"
+    area = Elsewhere(ObjectLocation.of(uri), "train", "0" * 32)
+    area.folder = folder
+    return area
+
+
+def test_a_training_goes_on_on_other_machines(tmp_path, few, server, monkeypatch):
+    """No process sees another's folder, nor what an earlier attempt had on its machines: what was
+    saved comes through the store, and the first worker tells it to the other."""
+    uri, made, short = server.uri(), {}, TINY.revised(steps=10, checkpoint_steps=(7,))
+    for attempt, settings in (("one", short), ("two", TINY)):
+        monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / attempt))
+        at = context(tmp_path / attempt, settings.revised(num_workers=2), data=few)
+        at.work = elsewhere(uri, str(tmp_path / attempt / "caches"))
+        made[attempt] = run.run(at)
+    caches = {p.parent.name for p in (tmp_path / "two/caches").glob("*/*/work")}
+    assert len(caches) == 1, "the first worker alone has a work area"
+    monkeypatch.undo()
+    whole = context(tmp_path / "whole", TINY.revised(num_workers=2), data=few)
+    run.run(whole)
+    assert digests(at.path) == digests(whole.path)
+    times = [made[attempt].timings["step_seconds"] for attempt in ("one", "two")]
+    assert times[1][:2] == times[0][:2], "steps 4 and 8 were not made again"
+    assert [step for step, _ in times[1]] == [4, 8, 12, 16]
+
+
+def test_a_damaged_input_of_workers_is_named(tmp_path, few, server, monkeypatch):
+    """It is made again by the engine, which hears whose it is."""
+
+    class Damaged:
+        def load(self):
+            raise DamagedArtifactError("it is damaged", ("data", "1" * 32))
+
+    settings = TINY.revised(num_workers=2, max_failures=0)
+    with pytest.raises(DamagedArtifactError, match="it is damaged") as error:
+        run.run(context(tmp_path, settings, data=Damaged()))
+    assert error.value.where == ("data", "1" * 32)
 
 
 def test_an_elastic_group_trains_the_same_network(tmp_path, few, teacher):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.graph import Node
+    from stages.methods.solvers.trajectories import Solver
 
 ABSCISSA = "solver_step"
 
@@ -104,7 +105,13 @@ class CalibrationSettings(CalibrationOptions, SolverOptions):
 
     @model_validator(mode="after")
     def _target_fits(self) -> CalibrationSettings:
-        if self.solver in table.FITTED_SOLVERS and self.target == "matched":
+        own_levels = table.SOLVERS[self.solver].own_levels
+        if own_levels and self.target == "trajectory":
+            raise ValueError(
+                f"target=trajectory and solver={self.solver} contradict each other: its weights "
+                "come from the stage follow; set target=matched, for gammas around it"
+            )
+        if self.solver in table.FITTED_SOLVERS and not own_levels and self.target == "matched":
             raise ValueError(
                 f"target=matched and solver={self.solver} contradict each other: its weights are "
                 "fitted to trajectories; set target=trajectory"
@@ -119,13 +126,19 @@ def run(context: Context) -> Result:
     step = settings.step or model.description["steps"][-1]
     with raised_as(StageError, ValueError, FloatingPointError):
         identity = network.model_identity(model, step)
-        levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+        around = context.inputs.get("weights")
+        if around is None:
+            levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+        else:
+            around.check(settings, around.levels, identity)
+            levels = around.levels
         find = _matched if settings.target == "matched" else _on_trajectories
-        values, network_seconds = find(context, levels)
+        values, network_seconds, gains = find(context, levels)
     facts = {
         name: getattr(settings, name)
         for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")
     } | {
+        **({} if around is None else around.fitted),
         "grid": settings.grid_name,
         "levels": levels.tolist(),
         "values": values.tolist(),
@@ -133,6 +146,7 @@ def run(context: Context) -> Result:
         "training_step": step,
         "method": model.description["method"],
         "clip": _clip(settings),
+        **gains,
     }
     Schedule.describe(context.path, facts)
     context.log(f"{settings.solver}, {settings.nfe} evaluations: {_words(values)}")
@@ -149,10 +163,12 @@ def run(context: Context) -> Result:
 
 def _clip(settings: CalibrationSettings) -> tuple[float, float] | None:
     """The bounds that gammas were kept within; None for what is fitted to trajectories."""
-    from stages.methods.stein import bounds
+    from stages.methods.stein import CLIPS, bounds
 
     if settings.target == "trajectory":
         return None
+    if table.SOLVERS[settings.solver].own_levels:
+        return settings.clip or CLIPS["multistep"]
     return bounds(settings.solver, settings.target, settings.clip)
 
 
@@ -162,9 +178,12 @@ def _words(values: Tensor) -> str:
     return "gamma " + " ".join(f"{gamma:.3f}" for gamma in values.tolist())
 
 
-def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str, object]]:
     """gammas (num_steps,) from clean images, the work parted into shards of whole blocks of them,
-    and what the network took."""
+    what the network took, and what gammas gain for either target."""
+    import torch
+
+    from stages.methods.rectified import rectified
     from stages.methods.stein import gammas_from_products
 
     settings: CalibrationSettings = context.settings
@@ -177,11 +196,19 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float]:
             f"{settings.source}; lower num_images"
         )
     items = shards.shards(settings.num_images, settings.block_size, settings.shard_size)
+    around = context.inputs.get("weights")
+    solver = settings.solver if around is None else around.solver()
     taught = (teacher, context.inputs.get("pixels"))
-    parts = context.map(products, items, model, settings, levels, clean, *taught)
-    total = sum(block for blocks, _ in parts for block in blocks)
-    gammas = gammas_from_products(total, levels, settings.solver, clip=settings.clip)
-    return gammas, sum(seconds for _, seconds in parts)
+    parts = context.map(products, items, model, settings, levels, clean, solver, *taught)
+    blocks = torch.stack([block for blocks, _ in parts for block in blocks])
+    sizes = shards.blocks(settings.num_images, settings.block_size)
+    counts = torch.tensor([last - first for first, last in sizes], dtype=torch.float64)
+    gammas = gammas_from_products(blocks.sum(0), levels, solver, clip=settings.clip)
+    gains = {
+        target: rectified(blocks, counts, levels, target).rows()
+        for target in ("matched", "literal")
+    }
+    return gammas, sum(seconds for _, seconds in parts), {"gains": gains}
 
 
 def _teacher(context: Context, token_width: int) -> Teacher | None:
@@ -224,10 +251,11 @@ def products(
     settings: CalibrationSettings,
     levels: Tensor,
     clean: Data | Samples,
+    solver: str | Solver,
     teacher: Teacher | None = None,
     pixels: Data | None = None,
 ) -> tuple[list[Tensor], float]:
-    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 2) float64,
+    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 3) float64,
     and what the network took. Shards of any size so give the same sum, to the last bit.
 
     teacher: has the clean class tokens, where the model carries one beside the image. pixels: as
@@ -252,9 +280,7 @@ def products(
         generator = sampling_problem.stream(settings.seed, "calibration", block[0])
         state = images.double().to(device)
         coordinates = problem.coordinates
-        sums.append(
-            residual_products(denoiser, state, levels, settings.solver, generator, coordinates)
-        )
+        sums.append(residual_products(denoiser, state, levels, solver, generator, coordinates))
     return sums, problem.network_seconds
 
 
@@ -274,7 +300,7 @@ def _images(clean: Data | Samples, which: Tensor) -> tuple[Tensor, Tensor]:
     return (source.images if isinstance(clean, Samples) else source)[which], source.labels[which]
 
 
-def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
+def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str, object]]:
     """gammas, or weights (num_steps, outputs), nearest to the model's own fine solution, and what
     the network took."""
     import torch
@@ -294,15 +320,17 @@ def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float]:
     else:
         more = {"substeps": settings.substeps, "coordinates": problem.coordinates}
         coefficients = fit_gammas(denoiser, state, levels, settings.solver, **more)
-    return coefficients, problem.network_seconds
+    return coefficients, problem.network_seconds, {}
 
 
 def _needs(settings: CalibrationSettings) -> list[str]:
-    return [*solvers.needs(settings), *([settings.source] if settings.target == "matched" else [])]
+    weights = ["weights"] if table.SOLVERS[settings.solver].own_levels else []
+    clean = [settings.source] if settings.target == "matched" else []
+    return [*solvers.needs(settings), *clean, *weights]
 
 
 def _metrics(node: Node) -> tuple[str, ...]:
-    fitted = node.settings.solver in table.FITTED_SOLVERS
+    fitted = node.settings.solver in table.FITTED_SOLVERS and node.settings.target == "trajectory"
     return ("num_steps",) if fitted else ("gamma_min", "gamma_max")
 
 
@@ -317,6 +345,7 @@ STAGE = Stage(
         "samples": Input(Samples, optional=True),
         "teacher": Input(Teacher, optional=True),
         "pixels": Input(Data, optional=True),
+        "weights": Input(Schedule, optional=True),
         "spectrum": Input(Spectrum, optional=True),
     },
     sources=solvers.sources,

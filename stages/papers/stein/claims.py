@@ -24,6 +24,7 @@ from stages.pages.findings import (
     repeating,
     verdict,
 )
+from stages.papers.stein import gains
 
 if TYPE_CHECKING:
     from stages.artifacts.lipschitz import Lipschitz, StepRow
@@ -70,12 +71,15 @@ def findings(
 
 def corrected(curves: Mapping[Which, Any]) -> Iterator[tuple[Which, Which]]:
     """Every corrected curve with the plain one of its solver; a fitted solver with DPM-Solver++
-    2M, or with Heun."""
+    2M, or with Heun, on any grid where its levels are its own."""
     for which in curves:
         other = replace(which, correction=PLAIN)
-        if which.solver in names.FITTED_SOLVERS:
+        if other == which and which.solver in names.FITTED_SOLVERS:
             base = "heun" if names.counted_as(which.solver) == "heun" else "dpmpp2m"
             other = replace(other, solver=base)
+            if names.SOLVERS[which.solver].own_levels:
+                grids = (one for one in curves if replace(one, grid=other.grid) == other)
+                other = next(grids, other)
         if other != which and other in curves:
             yield which, other
 
@@ -155,3 +159,4 @@ def of_run(made: Made) -> Iterator[Finding]:
     """What a run says of SteinDiff's claims."""
     measured = findings(made.over_nfe, list(made.of("lipschitz").values()))
     yield from repeating(measured, made.repeated(made.over_nfe))
+    yield from gains.findings(list(made.of("calibrate").values()))

@@ -11,8 +11,13 @@ if TYPE_CHECKING:
 
 
 def calibrated(given: Given) -> Corrected:
-    stored = given.schedule
-    return given.solver, stein.calibrated(stored.load(), stored.levels, given.settings.solver)
+    stored, solver = given.schedule, given.settings.solver
+    if (gammas := stored.load()).ndim > 1:
+        raise ValueError(
+            f"the schedule holds weights of solver '{solver}' and no gammas; connect gammas that "
+            "were calibrated around them, or set correction=none"
+        )
+    return given.solver, stein.calibrated(gammas, stored.levels, solver)
 
 
 def online(given: Given) -> Corrected:

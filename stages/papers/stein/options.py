@@ -6,11 +6,13 @@ from pydantic import Field
 
 from stages.methods import table
 from stages.papers.stein.calibrate import CalibrationOptions
+from stages.papers.stein.follow import FollowOptions
 from stages.papers.stein.lipschitz import PowerIteration
+from stages.papers.stein.trajectory import TrajectoryOptions
 from stages.settings.solvers import NFE
 
 
-class SteinOptions(CalibrationOptions, PowerIteration):
+class SteinOptions(CalibrationOptions, TrajectoryOptions, FollowOptions, PowerIteration):
     """Which solvers and corrections are compared, what they are calibrated on, contractivity."""
 
     in_full: bool = Field(
@@ -27,7 +29,10 @@ class SteinOptions(CalibrationOptions, PowerIteration):
         description="recipe stein: corrections compared, with every solver they go with",
     )
     fitted: tuple[table.choice("solver", table.FITTED_SOLVERS), ...] = Field(
-        ("fitted",), description="solvers whose weights are fitted to the model"
+        ("whole",), description="recipe full: solvers whose weights are fitted to the model"
+    )
+    more_fitted: tuple[table.choice("solver", table.FITTED_SOLVERS), ...] = Field(
+        ("fitted",), description="recipe stein: and these"
     )
     nfes: tuple[NFE, ...] = Field(
         (3, 5, 6, 8, 10, 20), min_length=1, description="recipe stein: network evaluations compared"

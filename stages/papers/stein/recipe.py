@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.methods import table
-from stages.papers.stein import calibrate, lipschitz
+from stages.papers.stein import calibrate, follow, lipschitz, trajectory
 from stages.papers.stein.calibrate import CalibrationSettings
+from stages.papers.stein.follow import FollowSettings
 from stages.papers.stein.lipschitz import LipschitzSettings
+from stages.papers.stein.trajectory import TrajectorySettings
 from stages.recipes.given import GIVEN, model_node, model_nodes
 from stages.recipes.nodes import (
     curve,
@@ -31,13 +33,13 @@ from stages.recipes.nodes import (
     train_node,
 )
 from stages.sampling import corrections
-from stages.settings.solvers import runnable
+from stages.settings.solvers import UNIFORM, runnable
 
 if TYPE_CHECKING:
     from stages.bench import Bench
     from stages.sampling.sample import SampleSettings
 
-    SolvedSettings = CalibrationSettings | LipschitzSettings | SampleSettings
+    SolvedSettings = CalibrationSettings | FollowSettings | LipschitzSettings | SampleSettings
 
 
 PLAIN, CALIBRATED = "none", "calibrated"
@@ -71,19 +73,61 @@ class Solved:
         """The settings of samples, whose solving a calibration shares.
 
         Fitted solvers share the grid of the one whose evaluations they take, Euler standing for
-        all that need none of their own.
+        all that need none of their own; those with levels of their own need none.
         """
         grid = self.bench.sample.grid_of(table.counted_as(solver))
-        return swept(self.bench, solver=solver, nfe=nfe, grid=grid, **changes)
+        if table.SOLVERS[solver].own_levels:
+            grid = UNIFORM
+        return swept(self.bench, **{"solver": solver, "nfe": nfe, "grid": grid} | changes)
 
     def tags(self, settings: SolvedSettings, correction: str) -> dict[str, str]:
-        own = {"method": self.name, "solver": settings.solver, "grid": settings.grid}
+        own = {"method": self.name, "solver": settings.solver, "grid": settings.grid_name}
         return own | {"correction": correction, "seed": str(settings.seed)}
 
+    def trajectory(self) -> Node:
+        """The model's own fine trajectories, which serve every NFE."""
+        bench, grid = self.bench, self.bench.sample.grid
+        # Only where it starts counts; a flow model's density starts where the uniform grid does.
+        grid = grid if grid in table.GRIDS else UNIFORM
+        solving = swept(bench, grid=grid)
+        return Node(
+            f"trajectory/{self.name}",
+            trajectory.STAGE,
+            settings_of(TrajectorySettings, bench.stein, solving, nfe=1, solver="euler"),
+            {"model": self.model},
+            bench.resources.trajectory,
+            {"method": self.name},
+        )
+
+    def following(self, solver: str, nfe: int) -> Node:
+        """Weights and levels of a solver that has its own, at an NFE."""
+        settings = settings_of(FollowSettings, self.bench.stein, self.solving(solver, nfe))
+        return Node(
+            f"follow/{self.name}-{solver}-nfe{nfe}",
+            follow.STAGE,
+            settings,
+            {"model": self.model, "trajectories": self.trajectory().name},
+            self.bench.resources.follow,
+            {"method": self.name, "solver": solver, "grid": settings.grid_name},
+        )
+
+    def fits(self, solver: str, nfes: Sequence[int]) -> list[Node]:
+        """What samples of a fitted solver over NFE read."""
+        if not table.SOLVERS[solver].own_levels:
+            return [self.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
+        return [self.trajectory(), *(self.following(solver, nfe) for nfe in nfes)]
+
+    def stored(self, solver: str, nfe: int, correction: str) -> str:
+        """The node of the schedule that samples read."""
+        own = table.SOLVERS[solver].own_levels and correction == PLAIN
+        return f"{'follow' if own else 'calibrate'}/{self.name}-{solver}-nfe{nfe}"
+
     def calibration(self, solver: str, nfe: int) -> Node:
-        """The schedule of a solver at an NFE, or a fitted solver's weights."""
+        """The schedule of a solver at an NFE, or a fitted solver's weights; around one with levels
+        of its own the gammas."""
         options, solving = self.bench.stein, self.solving(solver, nfe)
-        fitted = solver in table.FITTED_SOLVERS
+        own_levels = table.SOLVERS[solver].own_levels
+        fitted = solver in table.FITTED_SOLVERS and not own_levels
         if fitted or options.target == "trajectory":
             settings = settings_of(CalibrationSettings, solving, **options.on_trajectories())
         else:
@@ -91,6 +135,8 @@ class Solved:
         inputs = {"model": self.model} | spectrum_input(settings.grid)
         if settings.target == "matched":
             inputs |= self.clean(settings)
+        if own_levels:
+            inputs["weights"] = self.stored(solver, nfe, PLAIN)
         return Node(
             f"calibrate/{self.name}-{solver}-nfe{nfe}",
             calibrate.STAGE,
@@ -146,7 +192,7 @@ class Solved:
         for nfe in runnable(solver, nfes):
             settings = self.solving(solver, nfe, correction=correction, seed=seed)
             stored = {
-                "schedule": f"calibrate/{self.name}-{solver}-nfe{nfe}",
+                "schedule": self.stored(solver, nfe, correction),
                 "data": data_node(bench),
             }
             inputs = {name: stored[name] for name in corrections.inputs(correction, solver)}
@@ -180,7 +226,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
         added += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
         added += made.curve(solver, CALIBRATED, nfes, seed)
     for solver in dict.fromkeys(bench.stein.fitted):
-        added += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]
+        added += made.fits(solver, nfes)
         added += made.curve(solver, PLAIN, nfes, seed)
     return [*added, *made.contractivity([bench.stein.lipschitz_nfe])]
 
@@ -195,10 +241,16 @@ def compared_nodes(bench: Bench) -> list[Node]:
         )
     nodes = []
     curves = [(s, c) for s in options.solvers for c in options.corrections if goes_with(s, c)]
-    curves += [(solver, PLAIN) for solver in options.fitted]
+    for solver in dict.fromkeys((*options.fitted, *options.more_fitted)):
+        nodes += made.fits(solver, options.nfes)
+        curves.append((solver, PLAIN))
+        # Gammas around weights come from clean images, which no other target has.
+        around = options.target == "matched" and CALIBRATED in options.corrections
+        if around and not corrections.refusal(CALIBRATED, solver):
+            curves.append((solver, CALIBRATED))
     curves = list(dict.fromkeys(curves))
     for solver, correction in curves:
-        if "schedule" in corrections.inputs(correction, solver):
+        if "schedule" in table.CORRECTIONS[correction].inputs:
             nodes += [made.calibration(solver, nfe) for nfe in runnable(solver, options.nfes)]
     for seed in range(bench.seed, bench.seed + options.num_seeds):
         nodes.append(made.referred(seed))

@@ -26,6 +26,7 @@ from stages.pages.curves import (
 from stages.pages.figures import Axes, Curve, Figure, plot
 from stages.pages.findings import FAILS, HOLDS
 from stages.pages.page import Section, folded, table
+from stages.papers.stein import gains
 from stages.papers.stein.claims import corrected, peak
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
     schedules = list(inputs.get("schedules", {}).values())
     if gammas := _gammas(schedules, inputs.get("samples", {}).values()):
         parts.append(_steps(gammas))
+    if gains.gains(schedules):
+        parts.append(gains.section(schedules))
     if inputs.get("lipschitz"):
         parts.append(_contractivity(list(inputs["lipschitz"].values())))
     return parts
@@ -194,7 +197,7 @@ def _gammas(schedules: Sequence[Any], samples: Iterator[Any]) -> list[Gammas]:
     gammas = []
     for schedule in schedules:
         facts = schedule.description
-        if facts["solver"] not in names.FITTED_SOLVERS:
+        if not isinstance(facts["values"][0], list):  # weights of a fitted solver
             where = (facts["solver"], schedule.name, facts["grid"], facts["nfe"])
             clip = facts.get("clip")  # schedules of earlier runs do not say it
             values, t = tuple(facts["values"]), _times(facts["levels"][:-1])

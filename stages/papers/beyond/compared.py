@@ -1,0 +1,198 @@
+"""The stage `grids`: CSFlow's grids, as a family of mixture and display size, beside the model's
+best one (ours).
+
+The best grid is searched on one half of the trajectories, from the uniform grid and from CSFlow's;
+all grids are compared on the other half, each with the weights that are best on it, so that the
+grids alone differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline.errors import StageError, raised_as
+from pipeline.stage import Context, Input, Result, Settings, Stage
+from stages.artifacts import network
+from stages.artifacts.compared_grids import ComparedGrids
+from stages.artifacts.network import TrainedNetwork
+from stages.artifacts.spectrum import Spectrum
+from stages.artifacts.trajectories import Trajectories
+from stages.sampling import problem as sampling_problem
+from stages.settings import densities
+from stages.settings.densities import DensityOptions, Display
+from stages.settings.solvers import SolverOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.artifacts.spectrum import PowerSpectrum
+    from stages.methods.path import Denoiser
+    from stages.methods.solvers.whole import Teacher
+
+UNIFORM, CSFLOW, BEST = "uniform", "csflow", "best"
+
+
+class GridOptions(Settings):
+    """Which grids."""
+
+    grid_mixes: tuple[float, ...] = Field(
+        (0.2, 0.4, 0.7, 1.0), min_length=1, description="CSFlow's share a of the density"
+    )
+    grid_displays: tuple[int, ...] = Field(
+        (32, 64, 256, 1024), min_length=1, description="display pixels that an image fills"
+    )
+    grid_rounds: int = Field(12, ge=1, le=1000, description="rounds of the search, from each start")
+
+
+class GridSettings(GridOptions, SolverOptions):
+    """The stage's settings."""
+
+    memory: int = Field(4, ge=1, le=20, description="outputs that a step reads")
+    step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid with what it was made from. levels: (N+1), descending to 0."""
+
+    name: str
+    kind: str
+    levels: tuple[float, ...]
+    mix: float | None = None
+    display_pixels: int | None = None
+
+
+def perceptual(settings: GridSettings, spectrum: PowerSpectrum, top: float) -> Iterator[Grid]:
+    """CSFlow's grids that start at the level `top`; displays on which the eye sees nothing of the
+    images are left out."""
+    from stages.methods.grids import from_times
+
+    for pixels in settings.grid_displays:
+        for mix in settings.grid_mixes:
+            options = DensityOptions(mix=mix, display=Display(display_pixels=pixels))
+            try:
+                density = densities.time_density(options, CSFLOW, spectrum=spectrum)
+                levels = from_times(density.grid(settings.nfe)).tolist()
+            except ValueError:
+                continue
+            inner = [level for level in levels[1:-1] if level < top]
+            if len(inner) == settings.nfe - 1:
+                name = f"csflow a={mix:g}, {pixels} pixels"
+                yield Grid(name, CSFLOW, (top, *inner, 0.0), mix, pixels)
+
+
+def run(context: Context) -> Result:
+    """Search and compare; write every grid with what it leaves."""
+    from stages.methods import grids
+    from stages.methods.path import time_from_level
+    from stages.methods.solvers.best_grid import best_levels
+
+    settings: GridSettings = context.settings
+    model, trajectories = context.inputs["model"], context.inputs["trajectories"]
+    step = settings.step or model.description["steps"][-1]
+    with raised_as(StageError, ValueError, FloatingPointError):
+        trajectories.check(settings, network.model_identity(model, step))
+        of = trajectories.load(settings.device)
+        problem, _ = sampling_problem.problem(model, settings, settings.step)
+        half = len(of.states[0]) // 2
+        found, shown = _part(of, problem, 0, half), _part(of, problem, half, 2 * half)
+        top = of.levels[0].item()
+        uniform = grids.uniform_t(settings.nfe, float(time_from_level(top)))[1:-1].tolist()
+        spectrum = context.inputs["spectrum"].load()
+        tried = [Grid(UNIFORM, UNIFORM, (top, *uniform, 0.0))]
+        tried += perceptual(settings, spectrum, top)
+        more = (settings.memory, settings.grid_rounds, problem.coordinates)
+        for start in _starts(tried, found, settings, problem.coordinates):
+            levels = best_levels(*found, start.levels, *more)
+            tried.append(Grid(f"best, from {start.name}", BEST, levels))
+        rows = _compared(tried, shown, settings, problem.coordinates)
+    facts = {"nfe": settings.nfe, "method": model.description["method"], "training_step": step}
+    facts |= {"num_states": half, "guidance": settings.guidance, "grids": rows}
+    ComparedGrids.describe(context.path, facts)
+    return Result(
+        metrics={
+            f"rms_{kind}": min(row["rms"] for row in rows if row["kind"] == kind)
+            for kind in dict.fromkeys(row["kind"] for row in rows)
+        },
+        timings={"network_seconds": problem.network_seconds},
+    )
+
+
+def _part(of: Teacher, problem: Any, first: int, last: int) -> tuple[Denoiser, Teacher]:
+    """Some of the states, with the denoiser of their labels."""
+    import torch
+
+    from stages.methods.solvers.whole import Teacher
+
+    states = tuple(states[first:last] for states in of.states)
+    return problem.denoiser(problem.labels(torch.arange(first, last))), Teacher(of.levels, states)
+
+
+def _starts(
+    tried: Sequence[Grid],
+    found: tuple[Denoiser, Teacher],
+    settings: GridSettings,
+    coordinates: int | None,
+) -> list[Grid]:
+    """The uniform grid, and the best of CSFlow's."""
+    from stages.methods.solvers.best_grid import left_by
+
+    def left(grid: Grid) -> float:
+        more = (settings.memory, None, coordinates)
+        return left_by(*found, grid.levels, *more).norm().item()
+
+    perceptual = [grid for grid in tried if grid.kind == CSFLOW]
+    return [tried[0], *([min(perceptual, key=left)] if perceptual else [])]
+
+
+def _compared(
+    tried: Sequence[Grid],
+    shown: tuple[Denoiser, Teacher],
+    settings: GridSettings,
+    coordinates: int | None,
+) -> list[dict[str, Any]]:
+    from stages.methods.solvers import named
+    from stages.methods.solvers.best_grid import change_of_rms, left_by
+
+    def left(grid: Grid, solver: Any = None) -> Tensor:
+        return left_by(*shown, grid.levels, settings.memory, solver, coordinates)
+
+    own = [left(grid) for grid in tried]
+    plain = [left(grid, named(settings.solver)) for grid in tried]
+    best = min(
+        (of for grid, of in zip(tried, own, strict=True) if grid.kind == BEST),
+        key=lambda of: of.norm(),
+    )
+    rows = []
+    for grid, ours, others in zip(tried, own, plain, strict=True):
+        log, error = change_of_rms(ours, best)
+        to_uniform, to_uniform_error = change_of_rms(ours, own[0])
+        rms, rms_plain = (of.square().mean().sqrt().item() for of in (ours, others))
+        facts = {"name": grid.name, "kind": grid.kind, "mix": grid.mix, "levels": grid.levels}
+        facts |= {"display_pixels": grid.display_pixels, "rms": rms, "rms_plain": rms_plain}
+        facts |= {"log": log, "log_error": error}
+        facts |= {"log_to_uniform": to_uniform, "log_to_uniform_error": to_uniform_error}
+        rows.append(facts)
+    return rows
+
+
+STAGE = Stage(
+    name="grids",
+    settings=GridSettings,
+    output=ComparedGrids,
+    run="stages.papers.beyond.compared:run",
+    inputs={
+        "model": Input(TrainedNetwork),
+        "trajectories": Input(Trajectories),
+        "spectrum": Input(Spectrum),
+    },
+    sources=lambda settings: [
+        *densities.sources(DensityOptions(), CSFLOW),
+        "stages.methods.solvers.best_grid:best_levels",
+    ],
+    metrics=lambda node: ("rms_*",),
+)

@@ -1,0 +1,299 @@
+"""What of an object store comes to a machine: once, in parts where these will do, in a bound."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import cache, checks, doctor
+from pipeline.artifact import Artifact, Manifest
+from pipeline.errors import DamagedArtifactError, StoreFullError, UsageError
+from pipeline.parts import rows
+from pipeline.payload import Payload
+from pipeline.store import Store
+from tests import s3
+from tests.pipeline.test_store import KEY
+
+pytestmark = pytest.mark.xdist_group("s3")
+MIB = 2**20
+LARGE = int(os.environ.get("TEST_LARGE_MIB", "20")) * MIB
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3.server() as running:
+        yield running
+
+
+@pytest.fixture
+def machine(server, tmp_path, monkeypatch):
+    """A machine of that name, which opens one and the same store."""
+    monkeypatch.setattr(checks, "SETTLED_SECONDS", 0.0)
+    uri = server.uri()
+
+    def at(name):
+        monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / name))
+        return Store(uri)
+
+    return at
+
+
+def put(store, files, key=KEY):
+    """An artifact of files with these bytes."""
+    folder = store.scratch(key)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    plain = {"settings": {}, "inputs": {}, "sources": {}, "threads": 1, "version": 1}
+    kind = Artifact.type_name()
+    return store.commit(
+        folder, lambda files: Manifest(key=key, stage="blob", type=kind, files=files, **plain)
+    )
+
+
+def cached(store):
+    return sorted(p.name for p in (store.local / "artifacts").rglob("*") if p.is_file())
+
+
+def read(arguments):
+    begin, uri, folder = arguments
+    os.environ["PIPELINE_CACHE"] = folder
+    store = Store(uri)
+    store.manifest("blob", KEY)
+    while time.time() < begin:
+        time.sleep(0.001)
+    file = store.open("blob", KEY).path / "large.bin"
+    return int(np.memmap(file, np.uint8, "r")[-1]), os.stat(file).st_ino
+
+
+def test_eight_that_open_a_large_artifact_at_once_download_it_once(server, machine, tmp_path):
+    size = LARGE
+    put(machine("maker"), {"large.bin": bytes(size - 1) + b"\7", "small.json": b"{}"})
+    store = machine("reader")
+    server.way.pause, server.way.passed = 0.001, 0
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    with processes.Pool(8) as pool:
+        task = (time.time() + 2.0, store.uri, str(tmp_path / "reader"))
+        found = pool.map(read, [task] * 8, chunksize=1)
+        assert {last for last, _ in found} == {7}
+        assert len({inode for _, inode in found}) == 1
+        assert size <= server.way.passed < 1.05 * size, "one download"
+        assert cached(store) == ["large.bin"], "what nobody reads does not come, no part is left"
+        server.way.passed = 0
+        assert pool.map(read, [task] * 8, chunksize=1) == found
+    assert server.way.passed < 200_000, "the second reads no payload"
+    server.way.pause = 0.0
+
+
+def test_what_was_made_here_is_not_fetched(server, machine):
+    store = machine("maker")
+    put(store, {"large.bin": bytes(2 * MIB)})
+    server.way.passed = 0
+    assert (store.open("blob", KEY).path / "large.bin").stat().st_size == 2 * MIB
+    assert server.way.passed < 50_000
+
+
+def test_a_kill_while_a_file_comes_leaves_nothing_that_is_taken_for_whole(
+    server, machine, tmp_path
+):
+    data = os.urandom(8 * MIB)
+    put(machine("maker"), {"large.bin": data})
+    store = machine("reader")
+    server.way.pause = 0.02
+    process = multiprocessing.get_context("fork").Process(
+        target=read, args=((0, store.uri, str(tmp_path / "reader")),)
+    )
+    process.start()
+    place = store.local / f"artifacts/blob/{KEY}"
+    while not any(p.stat().st_size > MIB for p in place.glob(".*.part")):
+        assert process.is_alive()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    server.way.pause = 0.0
+    assert [p.name for p in place.iterdir()] == [".large.bin.part"]
+    assert store.leftovers() == [f"artifacts/blob/{KEY}/.large.bin.part"]
+    assert (store.open("blob", KEY).path / "large.bin").read_bytes() == data
+    assert [p.name for p in place.iterdir()] == ["large.bin"]
+
+
+def test_every_byte_is_hashed_once_and_again_where_a_file_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checks, "SETTLED_SECONDS", 0.0)
+    hashed = []
+    real = checks.sha256
+    monkeypatch.setattr(checks, "sha256", lambda file: hashed.append(file.name) or real(file))
+    store = Store(tmp_path / "store")
+    put(store, {"large.bin": bytes(2 * MIB), "small.bin": b"1"})
+    store.open("blob", KEY)
+    assert "large.bin" not in hashed, "it was as it was written"
+    (store.local / f"artifacts/blob/{KEY}/large.bin").touch()
+    for _ in range(3):
+        store.open("blob", KEY)
+    assert hashed.count("large.bin") == 1
+    file = store.local / f"artifacts/blob/{KEY}/large.bin"
+    status = file.stat()
+    with file.open("r+b") as stream:
+        stream.write(b"\1")
+    with pytest.raises(DamagedArtifactError, match=f"artifacts/blob/{KEY}: large.bin does not"):
+        store.open("blob", KEY)
+    # Damage that a disk does changes no time: asked for, it is found, and known from then on.
+    with file.open("r+b") as stream:
+        stream.write(b"\0")
+    store.open("blob", KEY)
+    status = file.stat()
+    with file.open("r+b") as stream:
+        stream.write(b"\1")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    store.open("blob", KEY)
+    (good, text), *_ = list(doctor._verified(store))
+    assert not good
+    assert f"blob/{KEY}: large.bin does not match its SHA-256" in text
+    with pytest.raises(DamagedArtifactError):
+        store.open("blob", KEY)
+    assert store.set_aside_damaged("blob", KEY)
+    assert list(store.artifacts()) == []
+
+
+def test_damage_in_an_object_store_is_found_by_who_reads_and_set_aside(server, machine):
+    store = machine("maker")
+    put(store, {"a.bin": bytes(2 * MIB), "b.bin": b"1"})
+    store.verify("blob", KEY)
+    store.location.write(f"artifacts/blob/{KEY}/a.bin", b"\1" + bytes(2 * MIB - 1))
+    (store.open("blob", KEY).path / "a.bin").read_bytes()  # a copy that is whole stands for it
+    other = machine("other")
+    payload = other.open("blob", KEY).path
+    assert (payload / "b.bin").read_bytes() == b"1"
+    with pytest.raises(DamagedArtifactError, match=r"a.bin does not match") as error:
+        payload / "a.bin"
+    assert error.value.where == ("blob", KEY)
+    assert cached(other) == ["b.bin"]
+    assert pickle.loads(pickle.dumps(error.value)).where == ("blob", KEY)
+    with pytest.raises(DamagedArtifactError, match=r"a.bin does not match"):
+        other.verify("blob", KEY)
+    assert other.set_aside_damaged("blob", KEY).startswith("quarantine/blob-")
+    assert other.manifest("blob", KEY) is None
+
+
+def test_a_damaged_copy_is_fetched_again(machine, capsys):
+    store = machine("maker")
+    put(store, {"a.bin": bytes(2 * MIB)})
+    copy = store.local / f"artifacts/blob/{KEY}/a.bin"
+    copy.write_bytes(b"\1" * 2 * MIB)
+    assert (store.open("blob", KEY).path / "a.bin").read_bytes() == bytes(2 * MIB)
+    status = copy.stat()
+    with copy.open("r+b") as stream:
+        stream.write(b"\1")
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    store.verify("blob", KEY)
+    assert "was damaged and is removed" in capsys.readouterr().out
+    assert not copy.exists()
+
+
+def test_few_rows_come_without_the_rest(server, machine, tmp_path):
+    values = np.arange(4 * MIB, dtype=np.float64).reshape(-1, 1024)
+    np.save(tmp_path / "x.npy", values)
+    store = machine("maker")
+    put(store, {"x.npy": (tmp_path / "x.npy").read_bytes()})
+    store = machine("reader")
+    sent = pickle.dumps(store.open("blob", KEY))
+    payload = pickle.loads(sent).path
+    assert isinstance(payload, Payload)
+    assert payload == store.open("blob", KEY).path
+    server.way.passed = 0
+    assert np.array_equal(rows(payload, "x.npy", slice(7, 9)), values[7:9])
+    assert rows(payload, "x.npy", slice(0)).shape == (0, 1024)
+    assert server.way.passed < 100_000
+    assert cached(store) == []
+    # Who goes on asking for parts gets the file.
+    for start in range(0, 4096, 64):
+        assert np.array_equal(rows(payload, "x.npy", slice(start, start + 64)), values[start:][:64])
+    assert cached(store) == ["x.npy"]
+    assert server.way.passed < 1.1 * values.nbytes
+    whole = rows(payload, "x.npy")
+    assert isinstance(whole, np.memmap)
+
+
+def test_the_cache_keeps_within_its_bound_what_is_held(machine, monkeypatch):
+    maker = machine("maker")
+    keys = [f"{i:032d}" for i in range(4)]
+    for key in keys:
+        put(maker, {"a.bin": os.urandom(MIB)}, key)
+    store = machine("reader")
+    monkeypatch.setenv("PIPELINE_CACHE_GIB", str(2.5 / 1024))
+
+    def files():
+        return sorted(p.parent.name for p in store.local.glob("artifacts/*/*/a.bin"))
+
+    held = store.open("blob", keys[0]).path
+    held / "a.bin"
+    for key in keys[1:]:
+        path = store.open("blob", key).path / "a.bin"
+        assert path.stat().st_size == MIB
+    assert files() == [keys[0], keys[3]], "the first is held, the others were used longer ago"
+    del held
+    path = store.open("blob", keys[1]).path / "a.bin"
+    assert files() == [keys[1], keys[3]]
+    # What all is held is above the bound, and works.
+    said, held = [], []
+    store.location.say = said.append
+    for key in keys:
+        held.append(store.open("blob", key).path)
+        assert (held[-1] / "a.bin").stat().st_size == MIB
+    assert "above its bound of 0.00244 GiB (--cache-gib)" in said[0]
+    monkeypatch.setattr(cache, "free_bytes", lambda: 1000)
+    with pytest.raises(StoreFullError, match=r"has no room for artifacts/blob/0.*--cache"):
+        machine("third").open("blob", keys[0]).path / "a.bin"
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "nan", "inf", "many"])
+def test_a_bound_that_is_none_is_refused(monkeypatch, said):
+    monkeypatch.setenv("PIPELINE_CACHE_GIB", said)
+    with pytest.raises(UsageError, match="--cache-gib"):
+        cache.bound()
+
+
+def test_a_work_area_goes_from_machine_to_machine(server, machine):
+    def state(area, step):
+        (area.path / f"state-{step % 2}").write_text(str(step))
+        (area.path / ".own").write_text("mine")
+
+    def seen(area):
+        return sorted(p.read_text() for p in area.path.glob("state-*"))
+
+    one = machine("one").work("blob", KEY)
+    state(one, 1)
+    one.push()
+    state(one, 2)
+    one.push()
+    machine("two")
+    two = pickle.loads(pickle.dumps(one))
+    assert seen(two) == ["1", "2"]
+    state(two, 3)
+    two.push()
+    again = machine("one").work("blob", KEY)
+    (again._folder / "state-0").write_text("4")  # by one that was killed before it was stored
+    assert seen(again) == ["3", "4"], "what is stored elsewhere comes, what is newer here stays"
+    assert not [n for n in again._location.versions(f"work/blob/{KEY}") if "own" in n]
+    server.way.passed = 0
+    again.pull()
+    assert server.way.passed < 5_000, "nothing comes twice"
+    again.tell("refused", "why")
+    machine("two")
+    assert pickle.loads(pickle.dumps(again)).told("refused") == "why"
+    two.forget("refused")
+    assert again.told("refused") is None
+    path, filesystem = two.shared("ray")
+    filesystem.create_dir(path)
+    with filesystem.open_output_stream(f"{path}/x") as stream:
+        stream.write(b"1")
+    assert Store(one._location.uri).has_work("blob", KEY)
+    Store(one._location.uri).drop_work("blob", KEY)
+    assert one._location._found(f"work/blob/{KEY}") == []
+    assert Path(path).parts[0] == s3.BUCKET
