@@ -14,7 +14,7 @@ from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
 from stages.papers.wavelet.options import PHOTOGRAPHS
 from stages.papers.wavelet.risk import BASELINES, RiskSettings
-from stages.recipes.given import GIVEN, model_nodes
+from stages.recipes.given import GIVEN, model_nodes, sees_images_alone
 from stages.recipes.nodes import (
     data_node,
     prepare_nodes,
@@ -40,7 +40,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     return [
         *_fits_and_risks(bench, bench.wavelet.models, bench.data, remedy="wavelet.in_full=false"),
         *_baseline_risks(bench),
-        *_network_risks(bench, nodes),
+        *_network_risks(bench, nodes if sees_images_alone(bench.networks.facts() or {}) else []),
     ]
 
 
@@ -146,7 +146,7 @@ def _given_risks(bench: Bench, node: Node) -> Iterator[Node]:
     """Of a network from elsewhere, as far as it can be asked: with labels where it knows classes,
     without where it has a null class. Raises UsageError where it carries a class token."""
     facts = bench.networks.facts() or {}
-    if facts.get("config", {}).get("class_token_dim"):
+    if not sees_images_alone(facts):
         raise UsageError(
             f"networks.path={bench.networks.path} denoises image and class token together, and "
             "held-out images come without one; give another network"
