@@ -17,7 +17,7 @@ from pipeline.session import Options, say, tracking_uri
 from pipeline.stage import Catalog
 from pipeline.store import Store
 from pipeline.supervise import RAY_LOST
-from sweeps import record, tuning
+from sweeps import record
 from sweeps.check import Checked, check_resources
 from sweeps.ending import finish
 from sweeps.outcome import Outcome, assigned
@@ -26,8 +26,7 @@ from sweeps.scored import scores_in
 from sweeps.shared import SharedNodes
 from sweeps.space import canonical
 from sweeps.tracking import Curves
-from sweeps.trial import OLD, Past, Shared
-from sweeps.work import FAILED, RUNG, STEP
+from sweeps.work import FAILED, OLD, RUNG, STEP
 
 SAVE_SECONDS = 1.0
 
@@ -148,6 +147,10 @@ class Session:
         return sorted(todo, key=lambda i: not self.entry.trial(self.checked.values[i]).ended)
 
     def _search(self, todo: Sequence[int], concurrent: int) -> None:
+        # Ray reads when it is imported what connecting settled: whether it shows a token.
+        from sweeps import tuning
+        from sweeps.trial import Past, Shared
+
         past = {
             canonical(trial.values): Past(trial.reports, trial.ended, self._objective(trial))
             for trial in self.entry.trials

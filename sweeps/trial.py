@@ -17,10 +17,9 @@ from pipeline.stage import Catalog
 from pipeline.store import Store
 from sweeps.space import canonical, decoded
 from sweeps.target import Sweep
-from sweeps.work import FAILED, OBJECTIVE, RUNG, STEP, Work
+from sweeps.work import FAILED, OBJECTIVE, OLD, RUNG, STEP, Work
 
 TRIAL = "trial"  # the place of a trial in the list, where there is one
-OLD = "old"  # marks what an earlier session knew already
 
 
 @dataclass(frozen=True)

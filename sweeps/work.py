@@ -16,6 +16,7 @@ from pipeline.store import Store
 from sweeps.target import Sweep, targets
 
 FINISHED, FAILED = "finished", "failed"
+OLD = "old"  # marks what an earlier session knew already
 STEP, RUNG, OBJECTIVE = "step", "rung", "objective"  # what Ray Tune's algorithms read
 TELL_SECONDS = 0.5
 LONGEST_SECONDS = 10.0

@@ -27,8 +27,9 @@ class TrainedModel:
     steps: the checkpoints, ascending. method: the training loss. shape: (C, H, W) of images.
     class_counts: the data's training images of each class; none where they are not known.
     guided_channels: the first so many channels are guided, None for all. null_class: whether the
-    network can be asked without a class. open_interval: whether the ends of an interval of guidance
-    are left out. guide: the network that guidance leads away from, where it is another.
+    network can be asked without a class. guided_interval: of t, where guidance acts unless it is
+    said; open_interval: whether its ends are left out. guide: the network that guidance leads away
+    from, where it is another.
     """
 
     folder: Path | Payload
@@ -41,6 +42,7 @@ class TrainedModel:
     class_counts: tuple[int, ...] = ()
     guided_channels: int | None = None
     null_class: bool = True
+    guided_interval: tuple[float, float] = (0.0, 1.0)
     open_interval: bool = False
     guide: TrainedModel | None = None
 
@@ -58,6 +60,7 @@ class TrainedModel:
             class_counts=tuple(facts.get("class_counts", ())),
             guided_channels=facts.get("guided_channels"),
             null_class=facts.get("null_class", True),
+            guided_interval=tuple(facts.get("guided_interval", (0.0, 1.0))),
             open_interval=facts.get("open_interval", False),
             guide=cls.of(folder / GUIDE, guide) if (guide := facts.get("guide")) else None,
         )
@@ -72,6 +75,13 @@ class TrainedModel:
     def noise_scale(self) -> float:
         """Standard deviation of the noise at the end of the network's own path."""
         return self.config.get("noise_scale", 1.0)
+
+    @property
+    def packing(self) -> Packing | None:
+        """How image and class token make one state; None where the state is the image."""
+        from stages.methods.path import Packing
+
+        return Packing(self.shape) if self.config.get("class_token_dim") else None
 
     def network(self, step: int | None = None, device: str = "cpu") -> nn.Module:
         """The network with the EMA weights of a checkpoint (default: the last), frozen.
@@ -104,18 +114,64 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoints/step-{step:06d}.safetensors"
 
 
+@dataclass(frozen=True)
+class Guiding:
+    """Classifier-free guidance as it is asked for; None is as the network's own code has it.
+
+    scale: 1 is none. interval: of t. channels: the first so many of the image. token_scale: of the
+    class token, None for that of the image. See `path.Guidance`.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    channels: int | None = None
+    token_scale: float | None = None
+
+
+NOT_GUIDED = Guiding()
+
+
 def as_denoiser(
     model: TrainedModel,
     network: nn.Module,
     labels: Tensor | None = None,
-    packing: Packing | None = None,
     around: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda call: call,
+    guiding: Guiding = NOT_GUIDED,
+    guide: nn.Module | None = None,
 ) -> Denoiser:
     """A network of `model` as denoiser(y, s) in EDM coordinates; its own numbers are float32.
 
     labels: (B,) of the samples, None for the null class; networks without classes take none.
-    packing: of image and class token. around: wraps what is called for every evaluation.
+    around: wraps what is called for every evaluation. guide: the network of `model.guide`, which
+    guidance then leads away from, under the same labels if it knows classes (Karras et al. 2024).
+    Raises ValueError for guidance of a network that has nothing to be guided away from.
     """
+    from stages.methods.path import Guidance
+
+    conditional = _plain_denoiser(model, network, labels, around)
+    if guiding.scale == 1:
+        return conditional
+    check_guidance(model, guiding.scale)
+    if model.guide is not None:
+        away = _plain_denoiser(model.guide, guide, labels, around)
+    else:
+        away = _plain_denoiser(model, network, None, around)
+    return Guidance(
+        conditional,
+        away,
+        guiding.scale,
+        guiding.interval or model.guided_interval,
+        guiding.channels or model.guided_channels,
+        model.open_interval,
+        model.noise_scale,
+        guiding.token_scale,
+        model.packing,
+    )
+
+
+def _plain_denoiser(
+    model: TrainedModel, network: nn.Module, labels: Tensor | None, around: Callable[..., Any]
+) -> Denoiser:
     import torch
 
     from stages.methods.path import DirectDenoiser, EDMDenoiser, VelocityDenoiser
@@ -128,7 +184,7 @@ def as_denoiser(
         # The preconditioning keeps the precision of the state.
         inner, sigma_data = around(network.inner), network.sigma_data
         return EDMDenoiser(inner, sigma_data, condition, dtype=torch.float32)
-    return VelocityDenoiser(around(network), condition, packing, dtype=torch.float32)
+    return VelocityDenoiser(around(network), condition, model.packing, dtype=torch.float32)
 
 
 def check_guidance(model: TrainedModel, scale: float) -> None:

@@ -22,13 +22,16 @@ class Loss:
 
     sigma_data: standard deviation of the data, in the images' units, as in the network's
     preconditioning. p_mean, p_std: mean and standard deviation of ln sigma in training.
-    label_dropout: probability of training on the null class, in [0, 1].
+    label_dropout: probability of training on the null class, in [0, 1]. uncertainty: the network
+    also gives u(sigma), the logarithm of its error, and is trained on error exp(-u) + u (Karras et
+    al. 2024, equation 21), so that every level counts alike.
     """
 
     sigma_data: float = 0.5
     p_mean: float = -1.2
     p_std: float = 1.2
     label_dropout: float = 0.1
+    uncertainty: bool = False
 
     def __post_init__(self):
         for name in ("sigma_data", "p_std"):
@@ -42,8 +45,19 @@ class Loss:
         drop = dropped_labels(batch, self.label_dropout)
         condition = {} if batch.labels is None else {"labels": batch.labels, "drop": drop}
         sigma = self.sigma(batch.draws.time())
-        denoising = self.denoising(network, batch.images, sigma, noise, **condition).mean()
-        return LossTerms(denoising, {"denoising": denoising})
+        if not self.uncertainty:
+            denoising = self.denoising(network, batch.images, sigma, noise, **condition).mean()
+            return LossTerms(denoising, {"denoising": denoising})
+        said: list[Tensor] = []
+
+        def denoiser(y: Tensor, sigma: Tensor, **condition: Tensor | None) -> Tensor:
+            denoised, log_variance = network(y, sigma, **condition, uncertainty=True)
+            said.append(log_variance.flatten())
+            return denoised
+
+        error = self.denoising(denoiser, batch.images, sigma, noise, **condition)
+        total = (error * (-said[0]).exp() + said[0]).mean()
+        return LossTerms(total, {"denoising": error.mean()})
 
     def sigma(self, uniform: Tensor) -> Tensor:
         """Noise levels (B,) at the quantiles `uniform` (B,) in [0, 1] of their log-normal density.

@@ -82,8 +82,11 @@ PUBLISHED = {
     "python": "stages.networks.python_functions:Called",
 }
 
-# Networks that settings train: these, and of those from elsewhere the ones that EDM's loss trains.
-TRAINED = NETWORKS | {kind: PUBLISHED[kind] for kind in ("song", "dhariwal", "edm2", "jit")}
+# Those of them that are trained, by EDM's loss or JiT's.
+TRAINED_PUBLISHED = {kind: PUBLISHED[kind] for kind in ("song", "dhariwal", "edm2", "jit")}
+
+# Networks that settings train.
+TRAINED = NETWORKS | TRAINED_PUBLISHED
 
 # Networks that are denoisers in EDM coordinates; all others give velocities.
 DENOISERS = EDM_NETWORKS | PUBLISHED.keys()
@@ -95,6 +98,7 @@ LOSSES = {
     "reg": "stages.settings.losses.reg:REGOptions",
     "maskalign": "stages.settings.losses.maskalign:MaskAlignOptions",
     "edm": "stages.settings.losses.edm:EDMOptions",
+    "jit": "stages.settings.losses.jit:JiTOptions",
 }
 
 GRIDS = {

@@ -46,7 +46,7 @@ class NoisePredictor(nn.Module):
         if prediction not in known:
             raise ValueError(f"prediction '{prediction}' is none of {', '.join(known)}")
         self.call, self.prediction, self.channels, self.clip = call, prediction, channels, clip
-        logs = torch.as_tensor(levels, dtype=torch.float64).log()
+        logs = torch.tensor(levels, dtype=torch.float64, device="cpu").log()
         self.register_buffer("logs", logs[torch.isfinite(logs)], persistent=False)
 
     def time(self, sigma: Tensor) -> Tensor:
@@ -134,11 +134,11 @@ def time_of(sigma: Tensor, path: str) -> Tensor:
 
 def levels_of(alphas_cumprod: Sequence[float] | Tensor) -> list[float]:
     """sigma = sqrt((1 - abar) / abar) of a discrete diffusion, ascending."""
-    kept = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+    kept = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
     return ((1 - kept) / kept).sqrt().tolist()
 
 
 def linear_levels(num: int = 1000, first: float = 1e-4, last: float = 0.02) -> list[float]:
     """The levels of DDPM's linear betas (Ho et al. 2020), as DiT and ADM use them."""
-    betas = torch.linspace(first, last, num, dtype=torch.float64)
+    betas = torch.linspace(first, last, num, dtype=torch.float64, device="cpu")
     return levels_of(torch.cumprod(1 - betas, 0))

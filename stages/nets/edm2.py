@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stages.methods.path import per_sample
 from stages.nets.adapters import with_dropped
 from stages.nets.edm.layers import labels_or_zeros
+from stages.nets.edm.levels import built, passed
 
 SMALL = 1e-4  # added to a magnitude before it divides
 
@@ -25,7 +26,7 @@ SMALL = 1e-4  # added to a magnitude before it divides
 def unit(x: Tensor, axes: Sequence[int]) -> Tensor:
     """x over its root mean square along `axes`, plus 1e-4; the magnitude in float32."""
     axes = list(axes)
-    count = math.prod(x.shape[axis] for axis in axes)
+    count = math.prod([x.shape[axis] for axis in axes])
     norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.float32)
     return x / (SMALL + norm / math.sqrt(count)).to(x.dtype)
 
@@ -198,34 +199,16 @@ class UNet(nn.Module):
         self.emb_noise = Layer(noise, embedding)
         self.emb_label = Layer(label_dim, embedding) if label_dim else None
 
-        def block(current: int, width: int, flavour: str, attends: bool = False, resample=None):
+        def block(current: int, width: int, flavour: str, attends=False, resample=None) -> Block:
             heads = width // channels_per_head if attends else 0
             options = {"taps": resample_filter, **block_kwargs}
             return Block(current, width, embedding, flavour, heads, resample, **options)
 
-        self.enc, kept, current = nn.ModuleDict(), [widths[0]], widths[0]
         # A channel of ones stands in for the biases.
-        self.enc[f"{sizes[0]}x{sizes[0]}_conv"] = Layer(img_channels + 1, current, 3)
-        for level, (side, width) in enumerate(zip(sizes, widths, strict=True)):
-            if level:
-                self.enc[f"{side}x{side}_down"] = block(current, current, "enc", resample="down")
-                kept.append(current)
-            for index in range(num_blocks):
-                made = block(current, width, "enc", side in attn_resolutions)
-                self.enc[f"{side}x{side}_block{index}"], current = made, width
-                kept.append(current)
-        self.dec = nn.ModuleDict()
-        for level in range(len(sizes) - 1, -1, -1):
-            name, attends = f"{sizes[level]}x{sizes[level]}", sizes[level] in attn_resolutions
-            if level == len(sizes) - 1:
-                self.dec[f"{name}_in0"] = block(current, current, "dec", True)
-                self.dec[f"{name}_in1"] = block(current, current, "dec")
-            else:
-                self.dec[f"{name}_up"] = block(current, current, "dec", resample="up")
-            for index in range(num_blocks + 1):
-                made = block(current + kept.pop(), widths[level], "dec", attends)
-                self.dec[f"{name}_block{index}"], current = made, widths[level]
-        self.out_conv = Layer(current, img_channels, 3)
+        first = Layer(img_channels + 1, widths[0], 3)
+        attends = set(attn_resolutions).__contains__
+        self.enc, self.dec = built(first, block, sizes, widths, num_blocks, attends)
+        self.out_conv = Layer(widths[0], img_channels, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), c_noise (B,) -> (B, C, H, W). labels: indices (B,), rows (B, label_dim),
@@ -236,14 +219,12 @@ class UNet(nn.Module):
             of_label = self.emb_label(rows * math.sqrt(self.label_dim))
             embedding = mixed(embedding, of_label, self.label_balance)
         embedding = silu(embedding)
-        x, kept = torch.cat([x, torch.ones_like(x[:, :1])], dim=1), []
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            kept.append(x)
-        for name, layer in self.dec.items():
-            if "_block" in name:
-                x = joined(x, kept.pop(), self.concat_balance)
-            x = layer(x, embedding)
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            return joined(a, b, self.concat_balance)
+
+        x = passed(self.enc, self.dec, x, embedding, join)
         return self.out_conv(x, self.out_gain)
 
 
@@ -251,7 +232,8 @@ class EDM2(nn.Module):
     """D(y, sigma, labels) around `unet`, in EDM coordinates, and the uncertainty that training
     weighs its loss by.
 
-    Weights of float16, as published, compute in float32. unet_kwargs: as `UNet`.
+    Weights of float16, as published, compute in float32. train_uncertainty: false leaves the
+    uncertainty out of training. unet_kwargs: as `UNet`.
     """
 
     def __init__(
@@ -261,6 +243,7 @@ class EDM2(nn.Module):
         label_dim: int = 0,
         sigma_data: float = 0.5,
         logvar_channels: int = 128,
+        train_uncertainty: bool = True,
         **unet_kwargs,
     ):
         super().__init__()
@@ -268,8 +251,7 @@ class EDM2(nn.Module):
         self.channels, self.image_size = img_channels, (img_resolution, img_resolution)
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_kwargs)
         self.logvar_fourier = Fourier(logvar_channels)
-        # Kept of files; the loss here reads no uncertainty.
-        self.logvar_linear = Layer(logvar_channels, 1).requires_grad_(False)
+        self.logvar_linear = Layer(logvar_channels, 1).requires_grad_(train_uncertainty)
 
     def forward(
         self,
@@ -277,16 +259,18 @@ class EDM2(nn.Module):
         sigma: Tensor | float,
         labels: Tensor | None = None,
         drop: Tensor | None = None,
-    ) -> Tensor:
+        uncertainty: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """E[x0 | y], (B, C, H, W), at sigma, a scalar or (B,), above 0. drop (B,) bool: labels to
-        leave out."""
+        leave out. uncertainty: with `log_variance` at sigma (B,) beside."""
         sigma, labels = per_sample(sigma, y), with_dropped(labels, drop, self.num_classes)
         total = sigma**2 + self.sigma_data**2
         times = (sigma.log() / 4).flatten().expand(len(y)).float()
         raw = self.unet((y / total.sqrt()).float(), times, labels)
         c_skip, c_out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
-        return c_skip * y + c_out * raw.to(y.dtype)
+        denoised = c_skip * y + c_out * raw.to(y.dtype)
+        return (denoised, self.log_variance(sigma.flatten())) if uncertainty else denoised
 
     def log_variance(self, sigma: Tensor) -> Tensor:
-        """(B, 1, 1, 1) of sigma (B,): the loss is weighted by exp(-this), plus this."""
+        """(B, 1, 1, 1) of sigma (B,), float32: the loss is weighted by exp(-this), plus this."""
         return self.logvar_linear(self.logvar_fourier(sigma.log() / 4))[:, :, None, None]

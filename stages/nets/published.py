@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stages.nets.adapters import Interpolant, NoisePredictor, levels_of, linear_levels
@@ -52,7 +53,8 @@ def diffusers(
 ) -> nn.Module:
     """A `UNet2DModel` or `DiTTransformer2DModel` with the noise schedule of its folder.
 
-    scheduler: its configuration. null_class: what stands for no class, None where there is none.
+    scheduler: its configuration; the prediction "flow" is the linear path's velocity, at times up
+    to 1000. null_class: what stands for no class, None where there is none.
     Raises ValueError for another network, and for a prediction that is not known.
     """
     from stages.methods.torchvision_shim import prepare_torchvision
@@ -64,8 +66,9 @@ def diffusers(
         raise ValueError(f"{part} is not read; UNet2DModel and DiTTransformer2DModel are")
     model = getattr(library, part).from_config(dict(arguments))
     call = DiffusersNetwork(model, null_class)
-    if scheduler.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
-        return Interpolant(call, "linear", "velocity", FLOW_SCALE)
-    kept = library.DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod
     prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction == "flow":
+        return Interpolant(call, "linear", "velocity", FLOW_SCALE)
+    with torch.device("cpu"):  # levels are computed where weights are not allocated, too
+        kept = library.DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod
     return NoisePredictor(call, levels_of(kept), prediction, channels, clip)

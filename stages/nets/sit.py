@@ -45,6 +45,8 @@ class SiT(nn.Module):
     teacher_dim: output of the projector head (REPA), 0 for no projector.
     projector_width: P of its hidden layers. alignment_depth: the projector reads the hidden
         states after this block, counted from 1 and without the mixing blocks.
+    qk_norm: queries and keys are normalised, head by head, by a LayerNorm with weights (REPA's
+        option --qk-norm).
 
     The position table is a frozen parameter, so that counts are the published ones. Raises
     ValueError on sizes that do not fit together.
@@ -65,6 +67,7 @@ class SiT(nn.Module):
         teacher_dim: int = 0,
         projector_width: int = 2048,
         alignment_depth: int = 4,
+        qk_norm: bool = False,
     ):
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -111,8 +114,9 @@ class SiT(nn.Module):
                 nn.Linear(class_token_dim, width), nn.LayerNorm(width, eps=1e-6)
             )
             self.class_head = nn.Linear(width, class_token_dim)
-        self.mixing = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(mix_layers))
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(depth))
+        of_block = (width, num_heads, mlp_ratio, qk_norm)
+        self.mixing = nn.ModuleList(Block(*of_block) for _ in range(mix_layers))
+        self.blocks = nn.ModuleList(Block(*of_block) for _ in range(depth))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_head = nn.Linear(width, patch_dim)
         self.projector = projector(width, projector_width, teacher_dim) if teacher_dim else None
@@ -231,10 +235,12 @@ class SiT(nn.Module):
 class Block(nn.Module):
     """Attention and tanh-GELU MLP, each shifted, scaled and gated by the condition."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // num_heads) if qk_norm else nn.Identity()
         self.attention_out = nn.Linear(width, width)
         self.mlp_in = nn.Linear(width, int(width * mlp_ratio))
         self.mlp_out = nn.Linear(int(width * mlp_ratio), width)
@@ -250,7 +256,7 @@ class Block(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         B, T, width = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.attention_out(out.transpose(1, 2).reshape(B, T, width))
 
     def mlp(self, x: Tensor) -> Tensor:

@@ -102,20 +102,22 @@ class Tap:
 @torch.no_grad()
 def view_features(
     module: nn.Module,
-    denoiser: Callable[[Tensor, float], Tensor],
+    denoiser: Callable[..., Tensor],
     views: Tensor,
     sigma: float,
     layer: str,
     pooling: str,
     batch_size: int = 512,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Features (n, V, d) of views (n, V, C, H, W) at level sigma, for the ICR.
 
-    denoiser(y, sigma) runs the network `module` once on y (B, C, H, W) in EDM coordinates: the
-    U-Net itself, or the adapter of a velocity network; where the network carries a class token,
-    `denoiser` adds it. The pass ends at the layer: what follows it is not computed. The module is
-    put in evaluation mode and its parts are given back in the modes they had. Other arguments as in
-    `pool`; the result is on the CPU.
+    denoiser(y, sigma), or denoiser(y, sigma, labels (B,)) where labels (n,) of the images are
+    given, runs the network `module` once on y (B, C, H, W) in EDM coordinates: the U-Net itself, or
+    the adapter of a velocity network; where the network carries a class token, `denoiser` adds it.
+    The pass ends at the layer: what follows it is not computed. The module is put in evaluation
+    mode and its parts are given back in the modes they had. Other arguments as in `pool`; the
+    result is on the CPU.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -124,9 +126,12 @@ def view_features(
     pieces = []
     try:
         with Tap(module, layer, pooling, stop=True) as tap:
-            for batch in views.flatten(0, 1).split(batch_size):
+            for first in range(0, views.shape[0] * views.shape[1], batch_size):
+                batch = views.flatten(0, 1)[first : first + batch_size]
+                which = torch.arange(first, first + len(batch)) // views.shape[1]
+                told = () if labels is None else (labels[which].to(batch.device),)
                 with suppress(LayerReached):
-                    denoiser(batch, sigma)
+                    denoiser(batch, sigma, *told)
                 pieces.append(tap.features.float().cpu())
     finally:
         for part, training in modes.items():

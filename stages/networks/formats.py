@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from pathlib import Path
 
@@ -22,13 +23,48 @@ def names_a_function(path: str | Path) -> bool:
     return bool(colon) and dotted and not Path(path).exists()
 
 
-def source(function: str) -> Path | None:
-    """The file that the module of `module:function` lies in."""
+def sources(function: str) -> list[Path]:
+    """The file that the module of `module:function` lies in, and those of the modules that it
+    imports from the same folder or package, in functions too. Imports none of them."""
+    name = function.partition(":")[0]
     try:
-        spec = importlib.util.find_spec(function.partition(":")[0])
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin else None
+        return []
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return []
+    first = Path(spec.origin)
+    up = len(name.split(".")) - (first.name != "__init__.py")
+    root, found, waiting = first.parents[up], [], [first]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.append(file)
+            waiting += _imported(file, root)
+    return [first, *sorted(set(found) - {first})]
+
+
+def _imported(file: Path, root: Path) -> list[Path]:
+    """The files below a folder that a module's imports name, the packages they lie in included."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return []
+    dotted: list[tuple[Path, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            dotted += [(root, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = file.parents[node.level - 1] if node.level else root
+            module = f"{node.module}." if node.module else ""
+            dotted += [(start, f"{module}{alias.name}") for alias in node.names]
+    files = []
+    for start, name in dotted:
+        folder = start
+        for part in name.split("."):
+            files += [folder / f"{part}.py", folder / part / "__init__.py"]
+            folder = folder / part
+    return [path for path in files if path.is_file()]
 
 
 def folder_format(folder: Path) -> str:
@@ -45,15 +81,21 @@ def folder_format(folder: Path) -> str:
     )
 
 
+def folder_of(path: Path) -> Path:
+    """Of a converted network's or a diffusers network's weights the folder they lie in, which
+    describes them; any other path as it is."""
+    facts = {CONVERTED_WEIGHTS: CONVERTED_FACTS, **diffusers_folders.DESCRIBED}.get(path.name)
+    return path.parent if facts and (path.parent / facts).is_file() else path
+
+
 def files_of(path: str | Path) -> list[Path]:
     """The files that a network at a path is read from.
 
     Raises ValueError where there is nothing, and for a folder of no known format.
     """
     if names_a_function(path):
-        origin = source(str(path))
-        return [] if origin is None else [origin]
-    path = Path(path).expanduser()
+        return sources(str(path))
+    path = folder_of(Path(path).expanduser())
     if not path.exists():
         raise ValueError(f"there is no network at {path}")
     if not path.is_dir():

@@ -20,8 +20,9 @@ class Found:
     arguments that build it. state: its weights under our names. shape: (C, H, W) of an image.
     num_classes: 0 for none. method: the training loss, as far as it is ours. guided_channels: the
     first so many channels of the image are guided, None for all. null_class: whether it can be
-    asked without a class. open_interval: whether the ends of an interval of guidance are left out,
-    as in its own code. conventions: what was applied, for people to read.
+    asked without a class. guided_interval: of t = s / (noise scale + s), where its own code guides.
+    open_interval: whether the interval's ends are left out. conventions: what was applied, for
+    people to read.
     """
 
     format: str
@@ -33,6 +34,7 @@ class Found:
     method: str = "unknown"
     guided_channels: int | None = None
     null_class: bool = True
+    guided_interval: tuple[float, float] = (0.0, 1.0)
     open_interval: bool = False
     conventions: dict[str, str] = field(default_factory=dict)
 

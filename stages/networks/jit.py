@@ -61,6 +61,7 @@ def read(stored: dict[str, Tensor], arguments: Mapping[str, Any], said: Conventi
         state={f"net.{name}": value for name, value in stored.items()},
         shape=(channels, side * patch, side * patch),
         num_classes=config["num_classes"],
+        guided_interval=(0.0, 0.9),  # its own time runs the other way, from 0.1 to 1
         open_interval=True,
         conventions={
             "prediction": "clean image",

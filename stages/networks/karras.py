@@ -21,6 +21,7 @@ PRECONDITIONINGS = {
     "VEPrecond": "ve",
     "iDDPMPrecond": "iddpm",
 }
+IN_ORDER = ("img_resolution", "img_channels", "label_dim")  # the first arguments of all of them
 UNETS = {"SongUNet": "song", "DhariwalUNet": "dhariwal"}
 # Of the published classes; limits of the level, half precision and what training leaves out are not
 # those of a network.
@@ -33,11 +34,20 @@ CONSTANTS = {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "C_1": 0.001, "C_2": 0.
 def read_pickle(path: Path, said: Conventions) -> Found:
     """The averaged network, `ema`, of a published pickle."""
     ema = _averaged(path)
-    arguments = ema.attribute("_init_kwargs")
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"{path} does not say how its network was built (_init_kwargs)")
+    arguments = _arguments(path, ema)
     stored = {name: value.float() for name, value in pickled.tensors(ema)}
-    return of(ema.class_name, _plain(arguments), stored, said)
+    return of(ema.class_name, arguments, stored, said)
+
+
+def _arguments(path: Path, ema: pickled.Holder) -> dict[str, Any]:
+    """How a network was built, arguments without names under theirs. Raises ValueError where a file
+    does not say it."""
+    given, named = ema.attribute("_init_args") or (), ema.attribute("_init_kwargs")
+    if not isinstance(named, Mapping):
+        raise ValueError(f"{path} does not say how its network was built (_init_kwargs)")
+    if len(given) > len(IN_ORDER):
+        raise ValueError(f"{path} was built with {len(given)} arguments without names")
+    return _plain(dict(zip(IN_ORDER, given, strict=False)) | dict(named))
 
 
 def _averaged(path: Path) -> pickled.Holder:
@@ -90,7 +100,7 @@ def convert(path: Path, folder: Path) -> None:
     ema = _averaged(path)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in pickled.tensors(ema)}, folder / WEIGHTS)
-    facts = {"class_name": ema.class_name, "init_kwargs": _plain(ema.attribute("_init_kwargs"))}
+    facts = {"class_name": ema.class_name, "init_kwargs": _arguments(path, ema)}
     (folder / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
 
 

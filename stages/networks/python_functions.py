@@ -3,7 +3,9 @@
 The function is called once and gives a denoiser, called as denoiser(y, sigma, labels): y (B, C, H,
 W) float32 = x0 + sigma eps, sigma (B,) > 0, labels (B,) long or None; it returns E[x0 | y], as y.
 It may be a torch module (its layers can then be tapped), or any callable. `shape` and
-`num_classes`, as attributes of what it gives or said with the path, say what it takes:
+`num_classes`, as attributes of what it gives or said with the path, say what it takes. Results are
+kept under the code of its module and of what this imports from its own folder; other files that it
+reads, such as weights, do not count: give changed ones another name in the code.
 
     def mine():
         network = torch.jit.load("mine.pt").eval()

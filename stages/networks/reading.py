@@ -4,16 +4,22 @@ tell."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.artifacts.network import TrainedModel, as_denoiser, build_network, checkpoint_name
-from stages.methods.path import Denoiser, Guidance, Packing
+from stages.artifacts.network import (
+    Guiding,
+    TrainedModel,
+    as_denoiser,
+    build_network,
+    checkpoint_name,
+)
+from stages.methods.path import Denoiser, Packing
 from stages.networks import (
     diffusers_folders,
     jit,
@@ -28,6 +34,7 @@ from stages.networks.formats import (
     FORMATS,
     files_of,
     folder_format,
+    folder_of,
     names_a_function,
 )
 from stages.networks.found import Conventions, Found, digest
@@ -39,8 +46,8 @@ class Network:
 
     format: as in `FORMATS`. shape: (C, H, W). num_classes: 0 for none. module: the network itself,
     frozen, whose layers can be tapped by name. conventions: what was applied, in words. digest:
-    SHA-256 of the files it was read from. guide: another network whose unconditional denoiser
-    guidance leads away from, where this one has none.
+    SHA-256 of the files it was read from. guide: another network that guidance leads away from,
+    without classes (EDM2's) or with (autoguidance).
     """
 
     format: str
@@ -50,56 +57,42 @@ class Network:
     model: TrainedModel
     conventions: dict[str, str]
     digest: str
-    guided_channels: int | None = None
     guide: Network | None = None
     files: tuple[Path, ...] = field(default=(), repr=False)
 
     @property
     def packing(self) -> Packing | None:
         """How image and class token make one state (REG); None where the state is the image."""
-        return Packing(self.shape) if self.model.config.get("class_token_dim") else None
+        return self.model.packing
 
     def denoiser(
         self,
         labels: Tensor | int | None = None,
         guidance: float = 1.0,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: tuple[float, float] | None = None,
         channels: int | None = None,
         token_scale: float | None = None,
     ) -> Denoiser:
         """denoiser(y, s) in EDM coordinates: y (B, C, H, W), or packed states; s > 0.
 
-        labels: (B,) or one for all; None is without a class. guidance: classifier-free; it acts in
-        `interval` of t = s / (1 + s), closed but for JiT's, on the first `channels` of the image
-        (None: on those that the format's own code guides), on the class token by `token_scale` (see
-        `Guidance`). Raises ValueError for labels outside 0..num_classes - 1, and for guidance of a
-        network without classes and without a guide.
+        labels: (B,) or one for all; None is without a class. guidance: classifier-free, or away
+        from the guide; it acts in `interval` of t = s / (n + s), n the network's noise scale, on
+        the first `channels` of the image (None for either: as the format's own code does), on the
+        class token by `token_scale` (see `path.Guidance`). Raises ValueError for labels outside
+        0..num_classes - 1, and for guidance of a network that has nothing to be guided away from.
         """
         labels = self._checked(labels)
-        conditional = _of(self, labels)
-        if guidance == 1:
-            return conditional
-        if self.guide is not None:
-            unconditional = self.guide.denoiser()
-        elif self.num_classes and labels is not None and self.model.null_class:
-            unconditional = _of(self, None)
-        else:
-            raise ValueError(
-                f"guidance={guidance:g} needs labels of a network with classes and an input "
-                "without one, or a guide"
-            )
-        where = self.guided_channels if channels is None else channels
-        return Guidance(
-            conditional,
-            unconditional,
-            guidance,
-            interval,
-            where,
-            self.model.open_interval,
-            self.model.noise_scale,
-            token_scale,
-            self.packing,
-        )
+        if guidance != 1 and labels is None and self.guide is None:
+            raise ValueError(f"guidance={guidance:g} needs labels, or a guide")
+        guiding = Guiding(guidance, interval, channels, token_scale)
+        guide = None if self.guide is None else self.guide.module
+
+        def of(labels: Tensor | None) -> Denoiser:
+            return as_denoiser(self.model, self.module, labels, guiding=guiding, guide=guide)
+
+        if labels is not None and labels.ndim == 0:
+            return lambda y, s: of(labels.to(y.device).expand(len(y)))(y, s)
+        return of(labels)
 
     def _checked(self, labels: Tensor | int | None) -> Tensor | None:
         if labels is None:
@@ -111,16 +104,6 @@ class Network:
                 f"{self.num_classes} classes"
             )
         return labels
-
-
-def _of(network: Network, labels: Tensor | None) -> Denoiser:
-    if labels is not None and labels.ndim == 0:
-        return lambda y, s: _denoiser(network, labels.to(y.device).expand(len(y)))(y, s)
-    return _denoiser(network, labels)
-
-
-def _denoiser(network: Network, labels: Tensor | None) -> Denoiser:
-    return as_denoiser(network.model, network.module, labels, network.packing)
 
 
 @dataclass(frozen=True)
@@ -145,7 +128,8 @@ class Read:
     def facts(self) -> dict[str, Any]:
         """What describes the network where it is stored."""
         found = self.found
-        return {
+        more = {} if self.guide is None else {"guide": self.guide.facts}
+        return more | {
             "network": found.kind,
             "config": found.config,
             "method": found.format if found.method == "unknown" else found.method,
@@ -154,6 +138,7 @@ class Read:
             "num_classes": found.num_classes,
             "guided_channels": found.guided_channels,
             "null_class": found.null_class,
+            "guided_interval": list(found.guided_interval),
             "open_interval": found.open_interval,
             "format": found.format,
             "conventions": dict(found.conventions),
@@ -164,30 +149,47 @@ class Read:
 
         Raises ValueError where file and description differ.
         """
-        found = self.found
-        try:
-            module = build_network(found.kind, found.config, seed=0)
-        except TypeError as error:
-            raise ValueError(f"the file's network has arguments unknown here ({error})") from error
-        try:
-            given = module.load_state_dict(found.state, strict=False)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1:2] or [str(error)]
-            raise ValueError(f"the weights do not fit: {reason[0].strip()}") from error
-        for kind, names in (("lacks", given.missing_keys), ("holds", given.unexpected_keys)):
-            if names:
-                raise ValueError(
-                    f"the file {kind} {names[0]}, against its own description of the network"
-                )
+        module = self._built()
+        self._check(module)
+        module.load_state_dict(self.found.state)
         return module.eval().requires_grad_(False)
 
+    def check(self) -> None:
+        """Raise ValueError as `module` does; no weights are allocated."""
+        if self.found.kind != "python":
+            with torch.device("meta"):
+                self._check(self._built())
+        if self.guide is not None:
+            self.guide.check()
 
-def load(path: str | Path, format: str | None = None, **conventions: Any) -> Network:
+    def _built(self) -> nn.Module:
+        try:
+            return build_network(self.found.kind, self.found.config, seed=0)
+        except TypeError as error:
+            raise ValueError(f"the file's network has arguments unknown here ({error})") from error
+
+    def _check(self, module: nn.Module) -> None:
+        ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in self.found.state.items()}
+        for one, other, verb in ((ours, theirs, "lacks"), (theirs, ours, "holds")):
+            if names := [name for name in one if name not in other]:
+                raise ValueError(
+                    f"the file {verb} {names[0]}, against its own description of the network"
+                )
+        for name, shape in ours.items():
+            if shape != theirs[name]:
+                raise ValueError(
+                    f"the weights do not fit: {name} is {theirs[name]} in the file and {shape} in "
+                    "the network that the file describes"
+                )
+
+
+def load(path: str | Path, /, format: str | None = None, **conventions: Any) -> Network:
     """A network from a file, a folder, or `module:function`; arguments and errors as `read`'s."""
     return _network(read(path, format, **conventions))
 
 
-def read(path: str | Path, format: str | None = None, **conventions: Any) -> Read:
+def read(path: str | Path, /, format: str | None = None, **conventions: Any) -> Read:
     """What is known of a network, and its weights, which may still lie in the mapped file.
 
     format: of `FORMATS`; None recognises it. conventions: what the files cannot tell or what is to
@@ -201,13 +203,28 @@ def read(path: str | Path, format: str | None = None, **conventions: Any) -> Rea
         raise ValueError(f"format is '{format}'; it must be one of {', '.join(FORMATS)}")
     guide = conventions.pop("guide", None)
     guide = None if guide is None else read(guide)
+    found = _read(path, format, conventions)
+    if guide is not None:
+        _check_guide(found.found, guide.found)
+    return replace(found, guide=guide)
+
+
+def _check_guide(found: Found, guide: Found) -> None:
+    """Raise ValueError for a guide of other images or classes."""
+    for name in ("shape", "num_classes"):
+        ours, theirs = getattr(found, name), getattr(guide, name)
+        if ours != theirs and not (name == "num_classes" and not theirs):
+            raise ValueError(f"guide has {name} {theirs}, and the network {ours}; they must agree")
+
+
+def _read(path: str | Path, format: str | None, conventions: dict[str, Any]) -> Read:
     said = Conventions(conventions)
     if format == "python" or (format is None and names_a_function(path)):
         found = python_functions.read(str(path), said)
-        return Read(found, tuple(files_of(path)), guide)
-    path = Path(path).expanduser()
+        return Read(found, tuple(files_of(path)))
+    path = folder_of(Path(path).expanduser())
     files = files_of(path)
-    return Read(_reader(path, format)(said), tuple(files), guide)
+    return Read(_reader(path, format)(said), tuple(files))
 
 
 Reader = Callable[[Conventions], Found]
@@ -231,7 +248,7 @@ def _reader(path: Path, format: str | None) -> Reader:
         _agree(path, format, ("jit",))
         return lambda said: jit.read(stored, arguments, said)
     if found == "sit or dit":
-        format = format or ("sit" if {"path_type", "prediction"} <= arguments.keys() else None)
+        format = format or _sit_or_dit(arguments)
         if format is None:
             raise ValueError(
                 f"{path} may be of SiT or of DiT, whose files have the same tensors; say "
@@ -242,6 +259,14 @@ def _reader(path: Path, format: str | None) -> Reader:
         _agree(path, format, (found,))
         format = found
     return lambda said: transformers.read(format, stored, arguments, said)
+
+
+def _sit_or_dit(arguments: Mapping[str, Any]) -> str | None:
+    """What a training file's arguments tell: only SiT has a path and a prediction."""
+    if {"path_type", "prediction"} <= arguments.keys():
+        return "sit"
+    named = str(arguments.get("model", "")).partition("-")[0].lower()
+    return named if named in ("sit", "dit") else None
 
 
 def _folder_reader(path: Path, format: str | None) -> Reader:
@@ -287,6 +312,7 @@ def _bench(path: Path) -> Reader:
             method=facts["method"],
             guided_channels=facts.get("guided_channels"),
             null_class=facts.get("null_class", True),
+            guided_interval=tuple(facts.get("guided_interval", (0.0, 1.0))),
             open_interval=facts.get("open_interval", False),
             conventions={"step": str(step), **facts.get("conventions", {})},
         )
@@ -304,7 +330,6 @@ def _network(given: Read) -> Network:
         model=given.model,
         conventions=dict(found.conventions),
         digest=given.digest,
-        guided_channels=found.guided_channels,
         guide=None if given.guide is None else _network(given.guide),
         files=given.files,
     )

@@ -31,8 +31,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = _content(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a state dict is expected")
-    arguments = content.get("args", {})
-    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else dict(arguments)
+    arguments = content.get("args")
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
     for name in AVERAGES:
         if isinstance(content.get(name), Mapping):
             return _tensors(content[name], path), arguments

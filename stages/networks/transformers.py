@@ -19,6 +19,12 @@ from stages.networks.found import Conventions, Found
 
 # Heads are in no tensor; published sizes are known by width and depth.
 HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
+MLP_RATIO = 4.0
+PUBLISHED_DEPTH = 8  # the block that REPA and REG align, unless it is said
+NEEDED = ("pos_embed", "x_embedder.proj.weight", "y_embedder.embedding_table.weight")
+NEEDED += ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
+# Of t, 1 being noise, where the codes' own commands guide.
+INTERVALS = {"repa": (0.0, 0.7), "reg": (0.0, 0.85)}
 SCALAR_CHANNELS = 3  # SiT's and DiT's guidance leaves further channels as they are
 
 RENAMED = {
@@ -32,6 +38,8 @@ RENAMED = {
 }
 OF_BLOCK = {
     "attn.qkv": "qkv",
+    "attn.q_norm": "q_norm",
+    "attn.k_norm": "k_norm",
     "attn.proj": "attention_out",
     "mlp.fc1": "mlp_in",
     "mlp.fc2": "mlp_out",
@@ -57,72 +65,121 @@ def read(
     Raises ValueError where tensors are missing, left over or of another shape, where heads are not
     known, and for conventions that contradict the file.
     """
-    stored = _current_names(stored, said)
-    if any(".attn.q_norm" in name for name in stored):
-        raise ValueError("the file was trained with --qk-norm, which the network here has not")
-    missing = [
-        n
-        for n in ("pos_embed", "x_embedder.proj.weight", "final_layer.linear.weight")
-        if n not in stored
-    ]
-    if missing:
-        raise ValueError(f"the file holds no {missing[0]}; it is no {format} checkpoint")
+    stored, aligned = _current_names(stored)
+    config, has_null = _sizes(format, stored, arguments, said)
+    channels, patch = config["channels"], config["patch_size"]
+    state = _weights(stored, channels, patch)
+    if not has_null:
+        table = state["label_embedding.weight"]
+        state["label_embedding.weight"] = torch.cat([table, torch.zeros_like(table[:1])])
+    words = {"heads": str(config["num_heads"])}
+    if format in ("repa", "reg"):
+        hidden, teacher = stored["projectors.0.4.weight"].shape[::-1]
+        at = said.take("encoder_depth") or arguments.get("encoder_depth") or aligned
+        at = at or min(PUBLISHED_DEPTH, config["depth"])
+        config |= {"teacher_dim": teacher, "projector_width": hidden, "alignment_depth": at}
+        words["aligned"] = f"after block {at}"
+        if format == "reg":
+            config["class_token_dim"] = stored["cls_projectors2.weight"].shape[1]
+    kind, whole, state, conventions = _conventions(format, config, state, arguments, said)
+    said.check_empty(format)
+    return Found(
+        format=format,
+        kind=kind,
+        config=whole,
+        state=state,
+        shape=(channels, *config["image_size"]),
+        num_classes=config["num_classes"],
+        method={"repa": "repa", "reg": "reg", "sit": "sit"}.get(format, "unknown"),
+        guided_channels=SCALAR_CHANNELS if format in ("sit", "dit") and channels > 3 else None,
+        null_class=has_null,
+        guided_interval=INTERVALS.get(format, (0.0, 1.0)),
+        conventions=words | conventions,
+    )
+
+
+def _sizes(
+    format: str, stored: Mapping[str, Tensor], arguments: Mapping[str, Any], said: Conventions
+) -> tuple[dict[str, Any], bool]:
+    """Keyword arguments of the network, from its tensors' shapes; whether it has a null class."""
+    for name in NEEDED:
+        if name not in stored:
+            raise ValueError(f"the file holds no {name}; it is no {format} checkpoint")
     width, channels, patch, _ = stored["x_embedder.proj.weight"].shape
     depth = 1 + max(int(m[1]) for n in stored if (m := re.match(r"blocks\.(\d+)\.", n)))
-    heads = said.take("num_heads") or said.take("heads") or HEADS.get((width, depth))
-    if heads is None:
+    outputs = stored["final_layer.linear.weight"].shape[0] / patch**2
+    if outputs not in (channels, 2 * channels):
         raise ValueError(
-            f"a network of width {width} and depth {depth} is none of the published sizes, and the "
-            "number of attention heads is in no tensor; say num_heads=N"
+            f"the final layer gives {outputs:g} values a pixel, and {channels} channels, or "
+            f"{2 * channels} with a variance, are expected"
         )
     tokens = stored["pos_embed"].shape[1] - (format == "reg")
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise ValueError(f"pos_embed has {tokens} rows, which are no square of patches")
-    num_classes = stored["y_embedder.embedding_table.weight"].shape[0] - 1
+    rows = stored["y_embedder.embedding_table.weight"].shape[0]
+    asked = said.take("num_classes")
+    num_classes = arguments.get("num_classes") if asked is None else asked
+    if num_classes not in (None, rows, rows - 1):
+        where = "num_classes" if asked is not None else "the file's own argument num_classes"
+        raise ValueError(
+            f"{where} is {num_classes}, and its table of classes has {rows} rows; there must be as "
+            "many, or one more for the null class"
+        )
+    has_null = num_classes != rows
     config: dict[str, Any] = {
         "image_size": [side * patch, side * patch],
         "channels": channels,
         "patch_size": patch,
         "width": width,
         "depth": depth,
-        "num_heads": heads,
-        "num_classes": num_classes,
+        "num_heads": _heads(stored, width, depth, arguments, said),
+        "num_classes": rows - has_null,
     }
-    state = _weights(stored, channels, patch)
-    if format in ("repa", "reg"):
-        hidden, teacher = stored["projectors.0.4.weight"].shape[::-1]
-        at = said.take("encoder_depth") or arguments.get("encoder_depth") or min(8, depth)
-        config |= {"teacher_dim": teacher, "projector_width": hidden, "alignment_depth": at}
-        if format == "reg":
-            config["class_token_dim"] = stored["cls_projectors2.weight"].shape[1]
-    kind, config, state, conventions = _conventions(format, config, state, arguments, said)
-    said.check_empty(format)
-    return Found(
-        format=format,
-        kind=kind,
-        config=config,
-        state=state,
-        shape=(channels, side * patch, side * patch),
-        num_classes=num_classes,
-        method={"repa": "repa", "reg": "reg", "sit": "sit"}.get(format, "unknown"),
-        guided_channels=SCALAR_CHANNELS if format in ("sit", "dit") and channels > 3 else None,
-        conventions={"heads": str(heads)} | conventions,
-    )
+    ratio = stored["blocks.0.mlp.fc1.weight"].shape[0] / width
+    if ratio != MLP_RATIO:
+        config["mlp_ratio"] = ratio
+    if "blocks.0.attn.q_norm.weight" in stored:
+        config["qk_norm"] = True
+    return config, has_null
 
 
-def _current_names(stored: dict[str, Tensor], said: Conventions) -> dict[str, Tensor]:
-    """REPA's first files counted the blocks behind the aligned one anew, as decoder_blocks."""
+def _heads(
+    stored: Mapping[str, Tensor],
+    width: int,
+    depth: int,
+    arguments: Mapping[str, Any],
+    said: Conventions,
+) -> int:
+    """Attention heads, by what is said, by the norms of queries, or as published."""
+    normed = stored.get("blocks.0.attn.q_norm.weight")
+    seen = None if normed is None else width // len(normed)
+    asked = said.take("num_heads")
+    heads = asked or seen or arguments.get("num_heads") or HEADS.get((width, depth))
+    if heads is None:
+        raise ValueError(
+            f"a network of width {width} and depth {depth} is none of the published sizes, and the "
+            "number of attention heads is in no tensor; say num_heads=N"
+        )
+    if width % heads or (seen is not None and heads != seen):
+        fits = f"it has {seen}" if seen else "the one must divide the other"
+        raise ValueError(f"num_heads={heads} and a width of {width} contradict each other: {fits}")
+    return heads
+
+
+def _current_names(stored: dict[str, Tensor]) -> tuple[dict[str, Tensor], int | None]:
+    """REPA's first files counted the blocks behind the aligned one anew, as decoder_blocks: under
+    today's names, and the aligned block where they tell it."""
     legacy = [name for name in stored if name.startswith("decoder_blocks.")]
     if not legacy:
-        return stored
+        return stored, None
     first = 1 + max(int(m[1]) for n in stored if (m := re.match(r"blocks\.(\d+)\.", n)))
 
     def renamed(name: str) -> str:
         found = re.match(r"decoder_blocks\.(\d+)\.(.*)", name)
         return f"blocks.{int(found[1]) + first}.{found[2]}" if found else name
 
-    return {renamed(name): value for name, value in stored.items()}
+    return {renamed(name): value for name, value in stored.items()}, first
 
 
 def _weights(stored: Mapping[str, Tensor], channels: int, patch: int) -> dict[str, Tensor]:

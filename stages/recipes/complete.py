@@ -62,8 +62,8 @@ def _check_given(bench: Bench, nodes: Sequence[Node]) -> None:
     """Raise UsageError where a network from elsewhere is named and the recipe reads none."""
     if bench.networks.path is not None and not any(node.name == GIVEN for node in nodes):
         raise UsageError(
-            f"networks.path={bench.networks.path} is not read by this recipe, which trains its own "
-            "networks; leave it out, or choose stein, csflow, icr, wavelet, evaluate or train"
+            f"networks.path={bench.networks.path} is not read by this recipe; leave it out, or "
+            "choose full, stein, csflow, icr, wavelet, evaluate or train"
         )
 
 

@@ -51,13 +51,25 @@ def check_given(bench: Bench, facts: Mapping[str, Any], named: str) -> None:
                 f"and the data are {' x '.join(map(str, wanted))}; set data to what it was trained "
                 "on"
             )
-    if bench.networks.guide is None and not facts.get("null_class", True):
-        scale = bench.sample.guidance
-        if scale != 1:
-            raise UsageError(
-                f"sample.guidance={scale:g}: {named} knows no input without a class; set "
-                "networks.guide to a network without classes, or sample.guidance=1"
-            )
+    scale = bench.sample.guidance
+    if bench.networks.guide is not None or scale == 1:
+        return
+    if not facts.get("num_classes", 1):
+        raise UsageError(
+            f"sample.guidance={scale:g}: {named} knows no classes, which guidance needs; set "
+            "sample.guidance=1"
+        )
+    if not facts.get("null_class", True):
+        raise UsageError(
+            f"sample.guidance={scale:g}: {named} knows no input without a class; set "
+            "networks.guide to a network without classes, or sample.guidance=1"
+        )
+
+
+def sees_images_alone(facts: Mapping[str, Any]) -> bool:
+    """Whether a network has a denoiser of images alone, without a class token beside."""
+    network = facts.get("config")
+    return not (isinstance(network, dict) and network.get("class_token_dim"))
 
 
 def model_node(bench: Bench) -> Node:

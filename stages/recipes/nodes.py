@@ -298,15 +298,23 @@ def reference_node(bench: Bench, method: str, model: str, seed: int) -> Node:
     return sample_node(bench, name, model, swept(bench, nfe=nfe, seed=seed), tags)
 
 
-def solver_nodes(bench: Bench) -> list[Node]:
-    """Samples of the last checkpoint over solvers and NFE, and their scores over NFE."""
-    method, model = bench.train.method, train_node(bench).name
+def solver_nodes(bench: Bench, given: str | None = None) -> list[Node]:
+    """Samples of the last checkpoint over solvers and NFE, and their scores over NFE.
+
+    given: the node of the network, where it is not the recipe's own training.
+    """
+    model = given or train_node(bench).name
+    method = model.partition("/")[2] if given else bench.train.method
     nodes = [reference := reference_node(bench, method, model, bench.seed)]
     for solver in dict.fromkeys(bench.sample.solvers):
         name, grid = f"{method}-{solver}", bench.sample.grid_of(solver)
         samples = [
             sample_node(
-                bench, f"{name}-nfe{nfe}", model, swept(bench, solver=solver, nfe=nfe, grid=grid)
+                bench,
+                f"{name}-nfe{nfe}",
+                model,
+                swept(bench, solver=solver, nfe=nfe, grid=grid),
+                {"method": method},
             )
             for nfe in bench.sample.nfes_of(solver)
         ]

@@ -29,7 +29,8 @@ def sections(inputs: Mapping[str, Any]) -> Iterator[Section]:
 def lines_of(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What describes a network, line by line."""
     channels = facts.get("guided_channels")
-    interval = "without its ends" if facts.get("open_interval") else "closed"
+    low, high = facts.get("guided_interval", (0.0, 1.0))
+    ends = ", its ends left out" if facts.get("open_interval") else ""
     lines = {
         "format": facts.get("format", "bench"),
         "network": facts["network"],
@@ -37,7 +38,8 @@ def lines_of(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         "classes": facts["num_classes"] or "none",
         "input without a class": "yes" if facts.get("null_class", True) else "none",
         **facts.get("conventions", {}),
-        "guidance": f"on {channels or 'all'} channels, interval {interval}",
+        "guidance, where it is asked for": f"on {channels or 'all'} channels, for t from {low:g} "
+        f"to {high:g}{ends}, unless settings say otherwise",
         "SHA-256 of the files": facts.get("digest", ""),
     }
     return [("what", "as read"), *((k, str(v)) for k, v in lines.items() if v != "")]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import open_artifact
-from stages.artifacts.network import as_denoiser, check_guidance
+from stages.artifacts.network import Guiding, as_denoiser
 from stages.methods import drawn_at
 from stages.settings.solvers import SolverOptions
 
@@ -40,9 +40,7 @@ class Problem:
     @cached_property
     def packing(self) -> Any:
         """How image and class token make one state; None without a token."""
-        from stages.methods.path import Packing
-
-        return Packing(tuple(self.model.shape)) if self.token_width else None
+        return self.model.packing
 
     @property
     def token_width(self) -> int:
@@ -95,29 +93,16 @@ class Problem:
         The state is float64, the network float32. Guidance calls the network twice. Raises
         ValueError for guidance of a network without classes.
         """
-        from stages.methods.path import Guidance
-
-        check_guidance(self.model, self.settings.guidance)
+        options = self.settings
+        guiding = Guiding(
+            options.guidance,
+            options.guidance_interval,
+            options.guidance_channels,
+            options.guidance_token,
+        )
 
         def of(part: Tensor) -> Denoiser:
-            conditional = as_denoiser(self.model, self.network, part, self.packing, self._timed)
-            if self.settings.guidance == 1:
-                return conditional
-            model, network = self.model, self.network
-            if model.guide is not None:
-                model, network = model.guide, self.guide
-            options = self.settings
-            return Guidance(
-                conditional,
-                as_denoiser(model, network, None, self.packing, self._timed),
-                options.guidance,
-                options.guidance_interval,
-                options.guidance_channels or self.model.guided_channels,
-                self.model.open_interval,
-                self.model.noise_scale,
-                options.guidance_token,
-                self.packing,
-            )
+            return as_denoiser(self.model, self.network, part, self._timed, guiding, self.guide)
 
         parts = [of(part) for part in labels.split(self.settings.block_size)]
         return parts[0] if len(parts) == 1 else InBlocks(parts, self.settings.block_size)

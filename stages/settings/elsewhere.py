@@ -52,7 +52,8 @@ class NetworkOptions(Settings):
     )
     prediction: str | None = Field(
         None,
-        description="sit, repa: velocity, noise or score; diffusers: epsilon, v_prediction, sample",
+        description="sit, repa: velocity, noise or score; diffusers: epsilon, v_prediction, "
+        "sample or flow",
     )
     in_context_start: int | None = Field(
         None, ge=0, le=1024, description="jit: the block that the class's tokens enter before"
@@ -71,14 +72,17 @@ class NetworkOptions(Settings):
     step: int | None = Field(None, ge=0, description="bench: the checkpoint; unset is every one")
     guide: Place | None = unkeyed(
         None,
-        description="a network that guidance leads away from, where the first has no null class "
-        "(EDM2's smaller, unconditional one)",
+        description="a network that guidance leads away from, instead of the first without a "
+        "class: EDM2's unconditional one or, for autoguidance, a weaker one with classes",
     )
     shape: tuple[int, int, int] | None = Field(
-        None, description="python: (C, H, W) of an image, where the denoiser does not say"
+        None, description="python, diffusers: (C, H, W) of an image, where they do not say"
     )
     num_classes: int | None = Field(
-        None, ge=0, description="python: its classes, where the denoiser does not say"
+        None,
+        ge=0,
+        description="python: its classes, where the denoiser does not say; sit, repa, reg, dit: "
+        "where a file was trained without a null class, its classes",
     )
 
     @property
@@ -112,10 +116,12 @@ class NetworkOptions(Settings):
         return found
 
     def facts(self, setting: str = "networks.path") -> dict[str, Any] | None:
-        """What describes the network; None where its files are not there yet.
+        """What describes the network; None where there is none, or its files are not there yet.
 
         Raises UsageError where the files cannot be read, or do not say enough.
         """
+        if self.path is None:
+            return None
         try:
             files = self.files(setting)
         except UsageError:
@@ -175,4 +181,6 @@ def _bench_facts(file: Path, setting: str) -> dict[str, Any]:
 @lru_cache(maxsize=16)
 def _facts(path: str, format: str | None, said: str, stamps: tuple) -> dict[str, Any]:
     # Only now does a plan need torch: the file is what says which network it holds.
-    return resolve("stages.networks.reading:read")(path, format, **json.loads(said)).facts
+    given = resolve("stages.networks.reading:read")(path, format, **json.loads(said))
+    given.check()
+    return given.facts

@@ -29,7 +29,7 @@ class NetworkSettings(Settings):
     kind: table.choice("network", table.TRAINED) = Field(
         "sit",
         description="the architecture; song, dhariwal (EDM's U-Nets), edm2 and jit are trained by "
-        "EDM's loss, as unet is",
+        "EDM's loss, as unet is; jit by its own too",
     )
     width: int = Field(
         64,
@@ -139,6 +139,7 @@ def _published(
             "bottleneck_dim": size.bottleneck,
             "in_context_len": size.context,
             "in_context_start": size.depth // 3,
+            **{name: value for name, value in more.items() if name == "noise_scale"},
         }
     return {
         "img_resolution": height,

@@ -64,10 +64,11 @@ class SolverOptions(Settings):
     guidance: float = Field(
         1.0, ge=0, le=100, description="classifier-free guidance scale; 1 is none"
     )
-    guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0),
-        description="times t, 0 (data) to 1 (noise), between which guidance acts; JiT's own "
-        "sampler, whose time runs the other way, leaves out the ends",
+    guidance_interval: tuple[float, float] | None = Field(
+        None,
+        description="times t, 0 (data) to 1 (noise), between which guidance acts; unset is as in "
+        "the network's own code: up to 0.7 for REPA's, 0.85 for REG's and 0.9 for JiT's files, "
+        "everywhere for others (JiT's leaves out the ends)",
     )
     guidance_channels: int | None = Field(
         None,
@@ -115,7 +116,7 @@ class SolverOptions(Settings):
             raise ValueError(
                 f"s_min={self.s_min} is not below s_max={self.s_max}; lower s_min or raise s_max"
             )
-        low, high = self.guidance_interval
+        low, high = self.guidance_interval or (0.0, 1.0)
         if not 0 <= low <= high <= 1:
             raise ValueError(
                 f"guidance_interval={self.guidance_interval} must be (low, high) with "

@@ -73,11 +73,7 @@ def _converted(context: Context, settings: CheckpointSettings, data: Data) -> Tr
     _check_fits(settings.path, facts, data)
     _write(context.path, given)
     if given.guide is not None:
-        other = given.guide.facts
-        if other["shape"] != facts["shape"]:
-            raise ValueError(f"networks.guide has shape {other['shape']}, not {facts['shape']}")
         _write(context.path / GUIDE, given.guide)
-        facts["guide"] = other
     TrainedNetwork.describe(context.path, facts)
     context.log(f"{facts['format']}, SHA-256 {facts['digest']}")
     for name, words in facts["conventions"].items():

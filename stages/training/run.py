@@ -136,7 +136,8 @@ def finish(context: Context) -> Result:
                 "the same command again: it trains from the start"
             )
         shutil.copyfile(context.work.path / name, context.path / name)
-    config = worker.network_config(settings, data, context.inputs.get("teacher"))
+    given = (context.inputs.get(name) for name in ("teacher", "start"))
+    config = worker.network_config(settings, data, *given)
     facts = {
         "network": settings.network.kind,
         "config": config,
@@ -145,7 +146,7 @@ def finish(context: Context) -> Result:
         "shape": list(data.shape),
         "num_classes": data.num_classes,
         "class_counts": data.class_counts,
-        "time_density": settings.density.name,
+        "time_density": settings.drawn.name,
         "steps_before": worker._steps_before(context),
         "seed": settings.seed,
         "num_images": len(worker.training_images(settings, data)),

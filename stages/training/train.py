@@ -19,6 +19,7 @@ from stages.settings.scans import LiveOptions, ScannedOptions
 
 if TYPE_CHECKING:
     from pipeline.graph import Node
+    from stages.settings.losses import LossOptions
 
 
 class TrainOptions(methods.MethodOptions):
@@ -85,6 +86,16 @@ class TrainOptions(methods.MethodOptions):
     )
 
     @property
+    def loss_options(self) -> LossOptions:
+        """The chosen method's own settings, on this network."""
+        return super().loss_options.on(self.network.kind)
+
+    @property
+    def drawn(self) -> DensitySettings:
+        """Where t is drawn."""
+        return self.loss_options.density_of(self.density)
+
+    @property
     def kept_steps(self) -> tuple[int, ...]:
         """The steps whose EMA weights are kept, ascending; the last step is always one."""
         if self.checkpoint_steps:
@@ -118,7 +129,7 @@ class TrainOptions(methods.MethodOptions):
     def _check_network(self) -> None:
         ours = self.loss_options.trains_denoiser
         if ours != (self.network.kind in table.DENOISERS):
-            kind = "unet" if ours else "sit"
+            kind = {"jit": "jit"}.get(self.method, "unet") if ours else "sit"
             gives = "velocities" if ours else "denoised images"
             raise ValueError(
                 f"method={self.method} and network.kind={self.network.kind} contradict each other: "
@@ -178,7 +189,7 @@ class TrainSettings(TrainOptions):
 
 
 def _needs(settings: TrainSettings) -> list[str]:
-    spectrum = ["spectrum"] if densities.needs_spectrum(settings.density.kind) else []
+    spectrum = ["spectrum"] if densities.needs_spectrum(settings.drawn.kind) else []
     teacher = ["teacher"] if settings.loss_options.uses_teacher else []
     return spectrum + teacher + (["start"] if settings.start_step is not None else [])
 
@@ -214,7 +225,7 @@ STAGE = Stage(
         table.LOSSES[settings.method],
         settings.loss_options.mathematics,
         table.TRAINED[settings.network.kind],
-        *densities.sources(settings.density, settings.density.kind, settings.density.base),
+        *densities.sources(settings.drawn, settings.drawn.kind, settings.drawn.base),
         *([] if settings.live is None else [table.WATCH]),
     ],
     needs=_needs,

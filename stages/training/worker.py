@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context
 from stages.artifacts.network import build_network
+from stages.methods import table
 from stages.settings import densities, networks
 from stages.training import watch as training_watch
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stages.artifacts.data import DataSet, Images
+    from stages.artifacts.network import TrainedNetwork
     from stages.artifacts.teacher import Teacher
     from stages.methods.losses import Loss
     from stages.settings.losses import LossOptions
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from stages.training.train import TrainOptions, TrainSettings
 
 ABSCISSA = "training_step"
+# What published networks and their losses share, where files do not say it.
+PUBLISHED_DEFAULTS = {"sigma_data": 0.5, "noise_scale": 1.0}
 # More waiting for data than this is told, once so many seconds were seen.
 WAITING_SHARE, WAITING_SECONDS = 0.1, 30.0
 
@@ -53,7 +58,7 @@ def train_worker(context: Context) -> None:
     settings: TrainSettings = context.settings
     data, teacher = context.inputs["data"].load(), context.inputs.get("teacher")
     first = _is_first()
-    config = network_config(settings, data, teacher)
+    config = network_config(settings, data, teacher, context.inputs.get("start"))
     state, log, watch = _start(context, data, config)
     kept = set(settings.kept_steps)
     # A training that the alarm has ended stays ended when it is resumed.
@@ -139,7 +144,7 @@ def _look(context: Context, watch: Any, log: LossLog, step: int, state: TrainSta
 def _loss(context: Context) -> Loss:
     """The method's loss, t from the density that settings name."""
     settings, spectrum = context.settings, context.inputs.get("spectrum")
-    density = settings.density
+    density = settings.drawn
     with raised_as(StageError):
         loaded = None if spectrum is None else spectrum.load()
         of_time = densities.time_density(density, density.kind, density.base, loaded)
@@ -147,13 +152,36 @@ def _loss(context: Context) -> Loss:
 
 
 def network_config(
-    settings: TrainOptions, data: DataSet, teacher: Teacher | None = None
+    settings: TrainOptions,
+    data: DataSet,
+    teacher: Teacher | None = None,
+    start: TrainedNetwork | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of the network for these data and this teacher."""
+    """Keyword arguments of the network for these data and this teacher; those of the network it
+    goes on from where that was published with more than settings name.
+
+    Raises StageError where the loss does not fit that network.
+    """
     width = 0 if teacher is None else teacher.description["width"]
     own = settings.loss_options.of_network(width)
+    if start is not None and goes_on_as_it_is(start.description):
+        theirs = start.description["config"]
+        for name, usual in PUBLISHED_DEFAULTS.items():
+            value = theirs.get(name, usual)
+            if own.get(name, value) != value:
+                raise StageError(
+                    f"train.{settings.method}.{name}={own[name]:g}, and the network to go on from "
+                    f"was trained with {value:g}; set it to that"
+                )
+        more = {"train_uncertainty": False} if "train_uncertainty" in own else {}
+        return theirs | more
     num_classes = data.num_classes if settings.conditional else 0
     return networks.config_of(settings.network, data.shape, num_classes, **own)
+
+
+def goes_on_as_it_is(facts: Mapping[str, Any]) -> bool:
+    """Whether a network from elsewhere is trained on as its file describes it."""
+    return facts.get("format", "bench") != "bench" and facts["network"] in table.TRAINED_PUBLISHED
 
 
 def training_images(settings: TrainSettings, data: DataSet) -> Images:
@@ -221,9 +249,13 @@ def _take_over(network: nn.Module, context: Context, config: dict[str, Any]) -> 
     if facts["network"] != settings.network.kind:
         raise ValueError(
             f"the network to go on from is a {facts['network']}, not a {settings.network.kind}; a "
-            "training goes on from SiT, REPA and REG files"
+            "training goes on by a method of its own kind"
         )
     weights = context.inputs["start"].load().network().state_dict()
+    if goes_on_as_it_is(facts):
+        network.load_state_dict(weights)
+        context.log(f"goes on from a network of {facts['format']}")
+        return
     fresh = take_over(network, weights, config, facts["config"])
     context.log(f"goes on from a network of {facts['format']}; fresh: {', '.join(fresh) or 'none'}")
 

@@ -55,11 +55,11 @@ def held(module: nn.Module, names=None):
     return _Reduced(names or type(module).__name__, state)
 
 
-def edm_pickle(path, network, class_name, init_kwargs, extra=None):
+def edm_pickle(path, network, class_name, init_kwargs, extra=None, init_args=()):
     """Write {ema, ...} as EDM's training does."""
     with modules():
         ema = held(network, class_name)
-        ema.meta["state"] |= {"_init_args": (), "_init_kwargs": init_kwargs}
+        ema.meta["state"] |= {"_init_args": init_args, "_init_kwargs": init_kwargs}
         content = {"ema": ema, "loss_fn": _Reduced("EDMLoss", {"P_mean": -1.2})}
         content |= {"augment_pipe": None, "dataset_kwargs": {"path": "data.zip"}} | (extra or {})
         stream = io.BytesIO()

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from stages.methods import edm, jit, reg, repa
 from stages.methods import path as paths
-from stages.methods import reg, repa
 from stages.methods.losses import Batch
 from stages.methods.solvers import sde, solve
+from stages.nets.edm2 import EDM2
 from stages.networks import load
 from tests.nets.published import CLOSE, FIXTURES, apart, arguments, tensors
 
@@ -40,7 +41,7 @@ class Stored:
     def class_noise(self, width):
         return self.tokens[self.step - 1]
 
-    def time(self, density):
+    def time(self, density=None):
         return self.times
 
 
@@ -150,3 +151,38 @@ def test_loss_terms(which):
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         assert apart(terms[name], value) < CLOSE
+
+
+def test_jits_loss():
+    io = tensors("jit/io.safetensors")
+    network = load(FIXTURES / "jit/JiT-tiny.pt", in_context_start=1)
+    draws = Stored([io["loss_noise"]], times=1 - io["loss_t"])
+    batch = Batch(io["loss_images"], io["y"], draws)
+    terms = jit.Loss(label_dropout=0.0)(network.module, batch)
+    assert apart(terms.total, io["loss"]) < CLOSE
+    assert terms.terms.keys() == {"velocity"}
+    # Below 1 - t = t_eps errors are divided by t_eps.
+    near = torch.full((4,), 0.99)
+    given = jit.Loss(t_eps=0.1).velocity(network.module, io["loss_images"], near, io["loss_noise"])
+    noise = (0.01 / 0.99) * io["loss_noise"]
+    clean = network.module(io["loss_images"] + noise, 0.01 / 0.99)
+    expected = ((clean - io["loss_images"]) / 0.1).square().flatten(1).mean(1)
+    assert apart(given, expected) < CLOSE
+
+
+def test_edm2s_loss_is_weighed_by_its_uncertainty(tmp_path):
+    """error exp(-u) + u, with u the published log variance at the draws' levels."""
+    network = EDM2(**arguments("edm2/init_kwargs.json")["label3"]["init_kwargs"]).eval()
+    network.load_state_dict(tensors("edm2/weights.safetensors"))
+    io = tensors("edm2/io.safetensors")
+    images, labels = io["x"][0], io["labels"].argmax(1)
+    loss = edm.Loss(label_dropout=0.0, uncertainty=True)
+    draws = Stored([torch.randn_like(images)], times=torch.tensor([0.3, 0.9]))
+    found = loss(network, Batch(images, labels, draws))
+    sigma = loss.sigma(draws.time(None))
+    error = loss.denoising(network, images, sigma, draws.noises[0], labels=labels)
+    u = network.log_variance(sigma).flatten()
+    assert apart(found.total, (error / u.exp() + u).mean()) < CLOSE
+    assert apart(found.terms["denoising"], error.mean()) < CLOSE
+    found.total.backward()
+    assert network.logvar_linear.weight.grad.abs().max() > 0

@@ -51,25 +51,29 @@ def test_compiled_they_compute_the_same(kind):
     y, sigma, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 2.0]), torch.tensor([1, 3])
     with torch.no_grad():
         expected = network(y, sigma, labels)
-        network.compile(backend="eager")
+        network.compile(backend="eager", fullgraph=True)  # as one graph, without breaks
         torch.testing.assert_close(network(y, sigma, labels), expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_trained_by_edms_loss(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "method"), [*((kind, "edm") for kind in KINDS), ("jit", "jit")])
+def test_trained_by_edms_loss_and_jits(tmp_path, kind, method):
     overrides = [
         *(f"train.network.{word}" for word in (f"kind={kind}", *KINDS[kind])),
-        *("train.method=edm", "train.steps=60", "train.num_checkpoints=1", "data.limit=200"),
+        *(f"train.method={method}", "train.steps=60", "train.num_checkpoints=1", "data.limit=200"),
         *("train.lr=0.003", "extractor.epochs=1", "extractor.min_accuracy=0", "scan.live=true"),
         *("sample.num_samples=60", "train.batch_size=16", "scan.num_images=60"),
         *("scan.num_views=8", "sample.grid=edm"),
         *(f"{paper}.in_full=false" for paper in ("maskalign", "csflow", "icr", "wavelet", "stein")),
     ]
     overrides += [] if kind == "jit" else ["train.network.depth=4"]  # the default: unread
-    only = ["sample/edm-step60"]
+    only = [f"sample/{method}-step60"]
     made = run_all(CATALOG, Store(tmp_path / "store"), Request("full", "smoke", overrides, only))
-    losses = [v for name, _, v in made["train/edm"].curves() if name == "loss/denoising"]
+    trained, term = made[f"train/{method}"], "velocity" if method == "jit" else "denoising"
+    losses = [v for name, _, v in trained.curves() if name == f"loss/{term}"]
     assert losses[-1] < 0.8 * losses[0]
-    assert any(name == "icr" for name, _, _ in made["train/edm"].curves())
-    assert made["sample/edm-step60"].load().images.isfinite().all()
+    assert any(name == "icr" for name, _, _ in trained.curves())
+    assert made[only[0]].load().images.isfinite().all()
+    assert trained.description["time_density"] == (
+        "logit_normal a=1" if method == "jit" else "uniform"
+    )

@@ -125,13 +125,15 @@ FILES = {
     "reg": {"reg", "repa"},
     "maskalign": {"maskalign", "reg", "repa"},
     "edm": {"edm"},
+    "jit": {"jit"},
 }
 
 
 @pytest.mark.parametrize("method", table.LOSSES)
 def test_a_training_s_key_covers_the_files_of_its_own_loss(method):
     """Settings that it extends included, and no other mathematics."""
-    network = NetworkSettings(kind="unet" if options_of(method).trains_denoiser else "sit")
+    kind = "unet" if options_of(method).trains_denoiser else "sit"
+    network = NetworkSettings(kind="jit" if method == "jit" else kind)
     settings = train.TrainSettings(method=method, network=network)
     named = (train.STAGE.run, *train.STAGE.sources(settings))
     sources = closure((name.partition(":")[0] for name in named), CATALOG.exclude_sources)
@@ -142,4 +144,4 @@ def test_a_training_s_key_covers_the_files_of_its_own_loss(method):
 
 
 def test_methods_with_settings_of_their_own_have_a_group():
-    assert list(MethodOptions.model_fields) == ["repa", "reg", "maskalign", "edm", "method"]
+    assert list(MethodOptions.model_fields) == ["repa", "reg", "maskalign", "edm", "jit", "method"]

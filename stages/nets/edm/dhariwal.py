@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.nets.edm.layers import Block, Conv, PositionFeatures, group_norm, labels_or_zeros
+from stages.nets.edm.levels import built, passed
 
 HEAD = 64  # channels of an attention head
 
@@ -51,34 +52,20 @@ class DhariwalUNet(nn.Module):
         self.map_label = nn.Linear(label_dim, embedding, bias=False) if label_dim else None
         sizes = [img_resolution >> level for level in range(len(channel_mult))]
         widths = [model_channels * multiplier for multiplier in channel_mult]
-        current = widths[0]
-        self.enc, kept = nn.ModuleDict(), [current]
-        self.enc[f"{sizes[0]}x{sizes[0]}_conv"] = Conv(in_channels, current, 3)
-        for level, (side, width) in enumerate(zip(sizes, widths, strict=True)):
-            if level:
-                self.enc[f"{side}x{side}_down"] = self._block(current, current, resample="down")
-                kept.append(current)
-            for index in range(num_blocks):
-                block = self._block(current, width, side in attn_resolutions)
-                self.enc[f"{side}x{side}_block{index}"], current = block, width
-                kept.append(current)
-        self.dec = nn.ModuleDict()
-        for level in range(len(sizes) - 1, -1, -1):
-            name, attends = f"{sizes[level]}x{sizes[level]}", sizes[level] in attn_resolutions
-            if level == len(sizes) - 1:
-                self.dec[f"{name}_in0"] = self._block(current, current, True)
-                self.dec[f"{name}_in1"] = self._block(current, current)
-            else:
-                self.dec[f"{name}_up"] = self._block(current, current, resample="up")
-            for index in range(num_blocks + 1):
-                block = self._block(current + kept.pop(), widths[level], attends)
-                self.dec[f"{name}_block{index}"], current = block, widths[level]
-        self.out_norm = group_norm(current, 1e-5)
-        self.out_conv = Conv(current, out_channels, 3)
+        first = Conv(in_channels, widths[0], 3)
+        attends = set(attn_resolutions).__contains__
+        self.enc, self.dec = built(first, self._block, sizes, widths, num_blocks, attends)
+        self.out_norm = group_norm(widths[0], 1e-5)
+        self.out_conv = Conv(widths[0], out_channels, 3)
         self.reset_parameters()
 
     def _block(
-        self, channels: int, width: int, attends: bool = False, resample: str | None = None
+        self,
+        channels: int,
+        width: int,
+        flavour: str,
+        attends: bool = False,
+        resample: str | None = None,
     ) -> Block:
         heads = width // HEAD if attends else 0
         return Block(channels, width, heads=heads, resample=resample, **self._options)
@@ -116,12 +103,5 @@ class DhariwalUNet(nn.Module):
             rows = labels_or_zeros(labels, self.label_dim, embedding)
             embedding = embedding + self.map_label(rows)
         embedding = F.silu(embedding).to(x.dtype)
-        kept = []
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            kept.append(x)
-        for name, layer in self.dec.items():
-            if "_block" in name:
-                x = torch.cat([x, kept.pop()], dim=1)
-            x = layer(x, embedding)
+        x = passed(self.enc, self.dec, x, embedding)
         return self.out_conv(F.silu(self.out_norm(x)))

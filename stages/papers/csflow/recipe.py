@@ -68,6 +68,8 @@ def grid_curve(
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Inference only: CSFlow's grid, and the uniform one unless `nodes` have it."""
     method, solver = bench.train.method, bench.sample.solver
+    if bench.networks.path is not None:
+        method = GIVEN.partition("/")[2]
     reference = f"sample/{method}-reference"
     added = grid_curve(bench, method, bench.seed, "csflow", bench.csflow.mix, reference)
     if solver not in bench.sample.solvers or bench.sample.grid_of(solver) != UNIFORM:
@@ -115,7 +117,7 @@ def _grids(bench: Bench, name: str, model: str, seed: int) -> list[Node]:
 def _of_seed(bench: Bench, seed: int, densities: Mapping[str, DensitySettings]) -> list[Node]:
     options, method = bench.csflow, bench.train.method
     nodes = _grids(bench, method, train_node(bench, seed=seed).name, seed)
-    for model, drawn_from in (*densities.items(), (f"{method}-more", bench.train.density)):
+    for model, drawn_from in (*densities.items(), (f"{method}-more", bench.train.drawn)):
         nodes.append(continued(bench, model, seed, drawn_from))
         for grid, mix in ((UNIFORM, None), ("csflow", options.mix)):
             nodes += grid_curve(bench, model, seed, grid, mix)
@@ -127,7 +129,7 @@ def fine_tuned_density(bench: Bench, kind: str = "csflow") -> DensitySettings:
 
     Raises UsageError where that is no base: a mixture itself.
     """
-    base, options = bench.train.density, bench.csflow
+    base, options = bench.train.drawn, bench.csflow
     mixed = base.model_dump(include={"mean", "std"}) | {"base": base.kind}
     if base.kind not in ("uniform", "logit_normal") or base.share(base.kind) < 1:
         raise UsageError(

@@ -46,7 +46,8 @@ class Watch:
         self.options, self.alarm = options, None
         self._subject = measure.subject_of(model, network, options)
         device = next(network.parameters()).device
-        self._viewer = measure.Viewer(measure.images_of(data, options).to(device), options)
+        shown = measure.images_of(data, options), measure.labels_of(data, options)
+        self._viewer = measure.Viewer(shown[0].to(device), options, shown[1])
         self._sigma = options.sigma * data.std
         self._kept = frozenset(kept)
         self._steps: list[int] = []

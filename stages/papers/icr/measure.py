@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,8 @@ from stages.nets.taps import find_layer, view_features
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from stages.artifacts.data import DataSet
+    from stages.artifacts.data import DataSet, Images
     from stages.artifacts.network import TrainedModel
-    from stages.methods.path import Denoiser
     from stages.settings.scans import ScannedOptions, ViewOptions
 
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
@@ -38,12 +37,21 @@ KEPT_BYTES = 2**28  # views that are kept for the next checkpoint, at most
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to scan: the layer whose output is taken, and denoiser(y, s), without classes."""
+    """A network to scan: the layer whose output is taken, and denoiser(y, s), without classes.
+
+    asks_classes: it knows no input without one, and is told the images' own: denoiser(y, s,
+    labels).
+    """
 
     network: nn.Module
-    denoiser: Denoiser
+    denoiser: Callable[..., Tensor]
     layer: str
     pooling: str
+    asks_classes: bool = False
+
+    def told(self, labels: Tensor | None) -> Tensor | None:
+        """What it is told of images with these labels."""
+        return labels if self.asks_classes else None
 
 
 def subject_of(model: TrainedModel, network: nn.Module, options: ViewOptions) -> Subject:
@@ -59,7 +67,13 @@ def subject_of(model: TrainedModel, network: nn.Module, options: ViewOptions) ->
         )
     layer = options.layer or middle_layer(model.kind, network)
     find_layer(network, layer)
-    return Subject(network, as_denoiser(model, network), layer, options.pooling)
+    if not model.known_classes or model.null_class:
+        return Subject(network, as_denoiser(model, network), layer, options.pooling)
+
+    def denoiser(y: Tensor, s: float, labels: Tensor | None = None) -> Tensor:
+        return as_denoiser(model, network, labels)(y, s)
+
+    return Subject(network, denoiser, layer, options.pooling, asks_classes=True)
 
 
 def check(
@@ -75,23 +89,35 @@ def check(
             subject = subject_of(model, network, options)
             one, sigma = data.test[:1][:, None].to(device), options.sigma * data.std
             how = (subject.layer, options.pooling)
-            width = view_features(network, subject.denoiser, one, sigma, *how).shape[-1]
+            told = subject.told(data.test.labels[:1])
+            seen = view_features(network, subject.denoiser, one, sigma, *how, labels=told)
         except ValueError as error:
             raise ValueError(f"scan.layer={options.layer or 'unset'}: {error}") from error
-        _check_degrees(options, width, subject.layer, count)
+        _check_degrees(options, seen.shape[-1], subject.layer, count)
 
 
 def images_of(data: DataSet, options: ViewOptions, seen: int | None = None) -> Tensor:
     """(n, C, H, W): the first held-out images, or of those that were trained on, the first `seen`
     (None: all). Raises ValueError where there are too few held-out ones."""
+    part, first = _viewed(data, options, seen)
+    return part[first]
+
+
+def labels_of(data: DataSet, options: ViewOptions, seen: int | None = None) -> Tensor:
+    """Classes (n,) of `images_of`."""
+    part, first = _viewed(data, options, seen)
+    return part.labels[first]
+
+
+def _viewed(data: DataSet, options: ViewOptions, seen: int | None) -> tuple[Images, slice]:
     count = options.num_images
     if options.images == "training":
-        return data.train[: min(count, seen or len(data.train))]
+        return data.train, slice(min(count, seen or len(data.train)))
     if count > len(data.test):
         raise ValueError(
             f"scan.num_images={count} is above the {len(data.test)} held-out images; lower it"
         )
-    return data.test[:count]
+    return data.test, slice(count)
 
 
 def _check_degrees(options: ScannedOptions, width: int, layer: str, count: int) -> None:
@@ -125,10 +151,11 @@ def middle_layer(kind: str, network: nn.Module) -> str:
 
 
 class Viewer:
-    """Views of images (n, C, H, W), made once for each view seed and noise level where they fit."""
+    """Views of images (n, C, H, W), made once for each view seed and noise level where they fit.
+    labels (n,): the images' classes, for networks that are told them."""
 
-    def __init__(self, images: Tensor, options: ViewOptions) -> None:
-        self.images, self.options = images, options
+    def __init__(self, images: Tensor, options: ViewOptions, labels: Tensor | None = None) -> None:
+        self.images, self.options, self.labels = images, options, labels
         self._kept: dict[tuple[int, float], list[Tensor]] = {}
         size = images.numel() * images.element_size() * options.num_views
         self._keeps = size * len(options.view_seeds) <= KEPT_BYTES
@@ -157,8 +184,13 @@ def features(subject: Subject, viewer: Viewer, seed: int, sigma: float) -> Tenso
     """Features (n, V, d) of one view seed, on the CPU."""
     how = (subject.layer, subject.pooling, viewer.options.batch_size)
     network, denoiser = subject.network, subject.denoiser
-    parts = viewer(seed, sigma)
-    return torch.cat([view_features(network, denoiser, part, sigma, *how) for part in parts])
+    found, first = [], 0
+    for part in viewer(seed, sigma):
+        labels = None if viewer.labels is None else viewer.labels[first : first + len(part)]
+        told = subject.told(labels)
+        found.append(view_features(network, denoiser, part, sigma, *how, labels=told))
+        first += len(part)
+    return torch.cat(found)
 
 
 def contamination(found: Tensor, tau: float | None, components: int | None) -> Contamination:
@@ -228,16 +260,23 @@ def icr_of_seeds(subject: Subject, viewer: Viewer, sigma: float) -> list[float]:
 
 @torch.no_grad()
 def denoising_error(
-    denoiser: Denoiser, images: Tensor, sigma: float, num_draws: int, batch_size: int
+    denoiser: Callable[..., Tensor],
+    images: Tensor,
+    sigma: float,
+    num_draws: int,
+    batch_size: int,
+    labels: Tensor | None = None,
 ) -> tuple[float, float]:
     """Mean squared error per pixel of denoised images (n, C, H, W), and its standard error over
-    images. The noise of an image depends on its index alone."""
+    images. labels (n,): the images' classes, for a denoiser that asks for them. The noise of an
+    image depends on its index alone."""
     draws, errors, shape = Draws(0, torch.arange(len(images))), [], tuple(images.shape[1:])
     for index in torch.arange(len(images)).split(batch_size):
         clean, total = images[index.to(images.device)], 0.0
         for draw in range(num_draws):
             noise = draws[index].at(drawn_at.EVALUATION + draw).noise(shape).to(images)
-            difference = denoiser(clean + sigma * noise, sigma) - clean
+            told = () if labels is None else (labels[index].to(images.device),)
+            difference = denoiser(clean + sigma * noise, sigma, *told) - clean
             total = total + difference.double().square().flatten(1).mean(1).cpu()
         errors.append(total / num_draws)
     each = torch.cat(errors)

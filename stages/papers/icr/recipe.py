@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.data.options import HELD_OUT
 from stages.papers.icr import scan
-from stages.recipes.given import GIVEN, check_given
+from stages.recipes.given import GIVEN, check_given, sees_images_alone
 from stages.recipes.nodes import (
     curve,
     data_node,
@@ -37,8 +37,13 @@ RICH, LIMITED = "unet-rich", "unet-limited"
 
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
-    """Both trainings with samples and scores of their checkpoints, and the three scans."""
+    """Both trainings with samples and scores of their checkpoints, and the three scans; of a
+    network given its own scans alone."""
     _check_held_out(bench)
+    if bench.networks.path is not None:
+        facts = bench.networks.facts() or {}
+        given = [node for node in nodes if node.name == GIVEN] if sees_images_alone(facts) else []
+        return [node for model in given for node in _scans_of(bench, model)]
     return _of_seed(bench.model_copy(update={"icr": bench.icr.shortened()}), bench.seed)
 
 
@@ -91,6 +96,12 @@ def _of_seed(bench: Bench, seed: int) -> list[Node]:
     return nodes
 
 
+def _scans_of(bench: Bench, model: Node) -> list[Node]:
+    """At the noise level of checkpoints, and over noise levels."""
+    name = model.name.partition("/")[2]
+    return [_scan_node(bench, f"scan/{name}", model), _sigma_node(bench, model)]
+
+
 def _names(paths: Sequence[str], own: Container[str]) -> list[str]:
     """A name for each folder that no other network has: its own, with its parent's before it where
     that is not enough, and a number behind where that is not either."""
@@ -138,8 +149,7 @@ def _given(bench: Bench, options: NetworkOptions, name: str, setting: str) -> li
 
 def _check_scanned(named: str, facts: Mapping[str, Any]) -> None:
     """Raise UsageError for a network whose held-out images alone say too little."""
-    network = facts.get("config")
-    if isinstance(network, dict) and network.get("class_token_dim"):
+    if not sees_images_alone(facts):
         raise UsageError(
             f"{named}: a network of method {facts.get('method', 'given')} sees image and class "
             "token together, and held-out images come without one; leave it out"

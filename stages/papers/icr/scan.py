@@ -106,6 +106,8 @@ def depends_on(
         "weights": weights,
         "network": [model.description["network"], model.description["config"], network],
         "num_images": model.description.get("num_images"),
+        # Of networks from elsewhere: code of a person's own is in no weights.
+        "elsewhere": [model.description.get(name) for name in ("digest", "null_class")],
         "data": data.manifest.payload,
         "step": item.step,
         "sigma": item.sigma,
@@ -131,9 +133,12 @@ def scan_item(
     row = measure.measure(subject, viewer, sigma, settings.components)
     how = (sigma, settings.loss_draws, settings.batch_size)
     held_out_images = images.test[: settings.num_images].to(device)
-    held_out, error = measure.denoising_error(subject.denoiser, held_out_images, *how)
+    denoiser, told = subject.denoiser, subject.told
+    held_out, error = measure.denoising_error(
+        denoiser, held_out_images, *how, told(images.test.labels)
+    )
     trained_on = images.train[: min(seen, settings.num_images)].to(device)
-    on_train, _ = measure.denoising_error(subject.denoiser, trained_on, *how)
+    on_train, _ = measure.denoising_error(denoiser, trained_on, *how, told(images.train.labels))
     row |= {
         "step": item.step,
         "sigma": item.sigma,
@@ -141,7 +146,8 @@ def scan_item(
         "denoising_mse_error": error / variance,
         "denoising_mse_train": on_train / variance,
     }
-    if settings.probe and images.num_classes > 1:
+    # What is told the class tells nothing by how well it knows it.
+    if settings.probe and images.num_classes > 1 and not subject.asks_classes:
         first = slice(settings.probe_images)
         train, test = (
             (part[first].to(device), part.labels[first]) for part in (images.train, images.test)
@@ -157,12 +163,14 @@ _LATEST: dict[Any, Viewer] = {}
 
 def _viewer(data: Data, options: ViewOptions, seen: int, device: str) -> Viewer:
     """The views, kept in this process for the next checkpoint."""
-    from stages.papers.icr.measure import Viewer, images_of
+    from stages.papers.icr.measure import Viewer, images_of, labels_of
 
     key = (data.manifest.payload, options, seen, device)
     if key not in _LATEST:
         _LATEST.clear()
-        _LATEST[key] = Viewer(images_of(data.load(), options, seen).to(device), options)
+        loaded = data.load()
+        shown = images_of(loaded, options, seen), labels_of(loaded, options, seen)
+        _LATEST[key] = Viewer(shown[0].to(device), options, shown[1])
     return _LATEST[key]
 
 

@@ -15,8 +15,10 @@ class ComparisonOptions(Settings):
     """Which trainings are compared, at equal steps and settings."""
 
     in_full: bool = Field(True, description="recipe full: train the other methods too")
-    methods: tuple[table.choice("method", dict.fromkeys(METHODS, "")), ...] = Field(
-        METHODS, description="methods compared"
+    methods: tuple[table.choice("method", table.LOSSES), ...] = Field(
+        METHODS,
+        description="methods compared; edm and jit train networks of their own kinds, also on from "
+        "networks.path",
     )
     steps: int = Field(
         1200,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
+from stages.methods import table
 from stages.papers.maskalign import diagnose
 from stages.papers.maskalign.diagnose import DiagnoseSettings
 from stages.papers.maskalign.options import ComparisonOptions
@@ -54,21 +55,8 @@ def going_on(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     given = given_node(bench)
     if given is None:
         return list(nodes)
-    facts, size = bench.networks.facts() or {}, bench.train.network
-    format = facts.get("format", bench.networks.format)
-    if facts.get("network", "sit") != "sit" or format not in (None, "bench", "sit", "repa", "reg"):
-        raise UsageError(
-            f"networks.path={bench.networks.path} is of format {format}; trainings go "
-            "on from SiT, REPA and REG files, others are run by stein, csflow, icr and wavelet"
-        )
-    theirs = facts.get("config", {})
-    for theirs_name, name in SIZES.items():
-        if theirs_name in theirs and theirs[theirs_name] != getattr(size, name):
-            raise UsageError(
-                f"networks.path={bench.networks.path} has {theirs_name} {theirs[theirs_name]}, and "
-                f"train.network.{name} is {getattr(size, name)}; set train.network.{name}="
-                f"{theirs[theirs_name]}"
-            )
+    facts = bench.networks.facts() or {}
+    _check_goes_on(bench, facts, nodes)
     trained = [
         replace(node, inputs={**node.inputs, "start": given.name})
         if node.stage is train.STAGE
@@ -76,6 +64,34 @@ def going_on(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
         for node in nodes
     ]
     return [given, *trained]
+
+
+def _check_goes_on(bench: Bench, facts: Mapping[str, Any], nodes: Sequence[Node]) -> None:
+    """Raise UsageError for a network that a training does not go on from."""
+    named, size = f"networks.path={bench.networks.path}", bench.train.network
+    kind, format = facts.get("network"), facts.get("format", bench.networks.format)
+    if kind in table.TRAINED_PUBLISHED and format != "bench":
+        trained = [node.settings for node in nodes if node.stage is train.STAGE]
+        if wrong := [s for s in trained if s.network.kind != kind]:
+            own = "jit" if kind == "jit" else "edm"
+            raise UsageError(
+                f"{named} is a network of kind {kind}, and {wrong[0].method} would train a "
+                f"{wrong[0].network.kind}; set maskalign.methods=[{own}], train.method={own} and "
+                f"train.network.kind={kind}"
+            )
+        return
+    if kind not in (None, "sit") or format not in (None, "bench", "sit", "repa", "reg"):
+        raise UsageError(
+            f"{named} is of format {format}; trainings go on from files of sit, repa, reg, edm, "
+            "edm2 and jit, others are run by stein, csflow, icr and wavelet"
+        )
+    theirs = facts.get("config", {})
+    for theirs_name, name in SIZES.items():
+        if theirs_name in theirs and theirs[theirs_name] != getattr(size, name):
+            raise UsageError(
+                f"{named} has {theirs_name} {theirs[theirs_name]}, and train.network.{name} is "
+                f"{getattr(size, name)}; set train.network.{name}={theirs[theirs_name]}"
+            )
 
 
 def training(
@@ -141,7 +157,10 @@ def common_steps(own: Sequence[int], options: ComparisonOptions) -> tuple[int, .
 
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
-    """Beside the recipe's own training: the other methods, their scores, and diagnostics."""
+    """Beside the recipe's own training: the other methods, their scores, and diagnostics; of a
+    network given nothing, which takes no part in a comparison of trainings."""
+    if bench.networks.path is not None:
+        return []
     own, seed = bench.train.method, bench.seed
     options, added = bench.maskalign, []
     for method in options.methods:
@@ -173,9 +192,11 @@ def compared_nodes(bench: Bench, with_scores: bool) -> list[Node]:
     for method in options.methods:
         steps = training(bench, method, method, bench.seed).settings.kept_steps
         nodes += step_curve(bench, method, method, steps, seeds)
-    seeds = range(bench.seed, bench.seed + options.ablation_seeds)
+    parts = options.ablation_seeds if bench.train.network.kind == "sit" else 0
+    seeds = range(bench.seed, bench.seed + parts)
     steps = options.ablation_steps or options.steps
-    kept = training(bench, "sit", "sit", bench.seed).settings.kept_steps
+    first = options.methods[0] if options.methods else "sit"
+    kept = training(bench, first, first, bench.seed).settings.kept_steps
     if seeds and steps not in kept:
         raise UsageError(
             f"maskalign.ablation_steps={steps} is not a step that every method is scored at "

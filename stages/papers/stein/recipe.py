@@ -30,7 +30,6 @@ from stages.recipes.nodes import (
     spectrum_input,
     swept,
     teacher_inputs,
-    train_node,
 )
 from stages.sampling import corrections
 from stages.settings.solvers import UNIFORM, runnable
@@ -220,7 +219,7 @@ class Solved:
 
 def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """Beside the recipe's plain solvers: the calibrated and the fitted ones, and contractivity."""
-    made, nfes, seed = Solved(bench, train_node(bench).name), bench.sample.nfes, bench.seed
+    made, nfes, seed = Solved(bench, model_node(bench).name), bench.sample.nfes, bench.seed
     added = []
     for solver in dict.fromkeys(bench.sample.solvers):
         added += [made.calibration(solver, nfe) for nfe in runnable(solver, nfes)]

@@ -9,19 +9,20 @@ from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.data import prepare
 from stages.data.options import PrepareSettings
+from stages.methods import table
 from stages.papers.wavelet import draw, fit, risk
 from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
 from stages.papers.wavelet.options import PHOTOGRAPHS
 from stages.papers.wavelet.risk import BASELINES, RiskSettings
-from stages.recipes.given import GIVEN, model_nodes
+from stages.recipes.given import GIVEN, model_nodes, sees_images_alone
 from stages.recipes.nodes import (
     data_node,
     prepare_nodes,
     settings_of,
     spectrum_input,
 )
-from stages.settings.solvers import runnable_nfe
+from stages.settings.solvers import UNIFORM, runnable_nfe
 from stages.training import train
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def full_nodes(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     return [
         *_fits_and_risks(bench, bench.wavelet.models, bench.data, remedy="wavelet.in_full=false"),
         *_baseline_risks(bench),
-        *_network_risks(bench, nodes),
+        *_network_risks(bench, nodes if sees_images_alone(bench.networks.facts() or {}) else []),
     ]
 
 
@@ -146,7 +147,7 @@ def _given_risks(bench: Bench, node: Node) -> Iterator[Node]:
     """Of a network from elsewhere, as far as it can be asked: with labels where it knows classes,
     without where it has a null class. Raises UsageError where it carries a class token."""
     facts = bench.networks.facts() or {}
-    if facts.get("config", {}).get("class_token_dim"):
+    if not sees_images_alone(facts):
         raise UsageError(
             f"networks.path={bench.networks.path} denoises image and class token together, and "
             "held-out images come without one; give another network"
@@ -163,10 +164,10 @@ def _given_risks(bench: Bench, node: Node) -> Iterator[Node]:
 def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Node]:
     sweep = bench.sample
     for model in bench.wavelet.drawn:
-        for solver in sweep.solvers:
-            options = sweep.options(
-                solver=solver, nfe=runnable_nfe(solver, sweep.nfe), grid=sweep.grid_of(solver)
-            )
+        for solver in dict.fromkeys((*sweep.solvers, *bench.wavelet.drawn_fitted)):
+            grid = UNIFORM if table.SOLVERS[solver].own_levels else sweep.grid_of(solver)
+            nfe = runnable_nfe(solver, sweep.nfe)
+            options = sweep.options(solver=solver, nfe=nfe, grid=grid)
             more = {"guidance": 1.0, "device": "cpu", "num_samples": bench.wavelet.num_samples}
             settings = settings_of(DrawSettings, options, seed=bench.seed, **more)
             inputs = {"score": _named("fit/wavelet", model, end)}

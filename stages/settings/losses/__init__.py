@@ -14,6 +14,7 @@ from pipeline.stage import Settings, resolve
 if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
     from stages.methods.losses import Loss
+    from stages.settings.densities import DensitySettings
     from stages.training.train import TrainOptions
 
 
@@ -39,6 +40,15 @@ class LossOptions(Settings):
     def of_network(self, teacher_dim: int) -> dict[str, Any]:
         """Keyword arguments of the network; teacher_dim: the teacher's width, 0 without one."""
         return {}
+
+    def on(self, kind: str) -> LossOptions:
+        """The settings on a network of this kind, what is unset being as its own training has
+        it."""
+        return self
+
+    def density_of(self, density: DensitySettings) -> DensitySettings:
+        """Where t is drawn, by what settings say; at their defaults as the loss's own paper."""
+        return density
 
     def check(self, training: TrainOptions) -> None:
         """Raise ValueError for a training by this loss that does not fit it."""
