@@ -139,7 +139,7 @@ def sample_shard(
     model: TrainedNetwork,
     settings: SampleSettings,
     plan: Plan,
-    folder: str,
+    folder: Path,
 ) -> dict[str, str]:
     """The files, by name, in the work area `folder`, with what was made of samples first..last-1.
 
@@ -284,10 +284,12 @@ def run(context: Context) -> Result:
     context.progress(0, settings.num_samples, "samples")
     with raised_as(StageError, ValueError, FloatingPointError):
         plan = plan_of(settings, model, **others)
-        parts = context.map(sample_shard, items, model, settings, plan, str(context.work.path))
+        parts = context.map(sample_shard, items, model, settings, plan, context.work)
+    context.work.pull()
 
     def of_all(name: str) -> np.ndarray:
-        return np.concatenate([np.load(part[name], mmap_mode="r") for part in parts])
+        files = [context.work.path / Path(part[name]).name for part in parts]
+        return np.concatenate([np.load(file, mmap_mode="r") for file in files])
 
     images, took = of_all("images"), of_all("took").reshape(-1, 3)
     context.progress(len(images), settings.num_samples, "samples")

@@ -352,6 +352,18 @@ def test_draws_do_not_depend_on_shards(tmp_path, fitted):
     assert len(one.load().images) == 10
 
 
+def test_a_solver_fitted_to_a_score_is_nearer_to_its_own_samples(tmp_path, fitted):
+    settings = draw.DrawSettings(nfe=49, solver="heun", num_samples=24, block_size=24)
+    fine = make(tmp_path / "fine", draw.STAGE, settings, score=fitted).load().images
+    left = {}
+    for solver in ("dpmpp2m", "whole"):
+        few = settings.revised(nfe=3, solver=solver)
+        made = make(tmp_path / solver, draw.STAGE, few, score=fitted)
+        left[solver] = (made.load().images - fine).square().mean().sqrt().item()
+    assert made.description["grid"] == "own levels"
+    assert left["whole"] < 0.5 * left["dpmpp2m"]
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 

@@ -27,6 +27,9 @@ EVERY_MODEL = (
 
 PHOTOGRAPHS = "photographs"
 
+# Solvers that a score is sampled with when they are fitted to it.
+OWN_LEVELS = {name: entry for name, entry in table.SOLVERS.items() if entry.own_levels}
+
 
 class WaveletOptions(Settings):
     """Which wavelet scores are fitted, and how they are scored and sampled."""
@@ -52,6 +55,9 @@ class WaveletOptions(Settings):
     drawn: tuple[str, ...] = Field(
         ("independent-d1", "local-d2", "full-d1", "principal-d3-folds"),
         description="recipe wavelet: scores that are sampled, with all of sample.solvers",
+    )
+    drawn_fitted: tuple[table.choice("solver", OWN_LEVELS), ...] = Field(
+        ("whole",), description="recipe wavelet: and with these, fitted to each score"
     )
     num_samples: int = Field(100, ge=1, le=10**6, description="recipe wavelet: samples of each")
     with_photographs: bool = Field(
