@@ -64,7 +64,7 @@ def fan_out(
     held = ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
     if held or (len(items) == 1 and not (share.gpus or share.memory_gib)):
         # GPUs of a waiting task are not lent: shards would wait for them for ever.
-        return [function(item, *common) for item in items]
+        return worker.run_inline(node, function, items, common)
     task = remote(_run_shard, fresh=share.fresh and share.gpus > 0).options(
         num_cpus=1,
         num_gpus=share.gpus,

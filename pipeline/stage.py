@@ -241,7 +241,11 @@ class Context(Protocol):
         """Keep JSON data for nodes with other inputs, under all that it depends on but the code."""
 
     def map(self, function: Callable[..., Any], items: Sequence[Any], *common: Any) -> list[Any]:
-        """`[function(item, *common) for item in items]`, spread over the workers, in order."""
+        """`[function(item, *common) for item in items]`, spread over the workers, in order.
+
+        The `work` among `common` reaches the function as the area's path where it runs, and what
+        the function leaves there is made safe; `work.pull()` then brings it here.
+        """
 
 
 @dataclass(frozen=True)

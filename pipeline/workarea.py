@@ -4,8 +4,11 @@ store: a node may begin on one machine and go on with its state on another."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ class WorkArea:
         self._folder = (location.cache if self._remote else location.root) / self._name
         self._hold: cache.Hold | None = None
         self._here = False
+        self._left: frozenset[str] = frozenset()  # what earlier attempts had stored
         self._one_thread = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,14 +58,16 @@ class WorkArea:
             if self._hold is None:
                 self._hold = cache.Hold(self._location.cache, self._name)
             with self._one_thread:
-                self._pull()
+                stored = self._location.versions(self._name)
+                if not self._here:
+                    self._left = frozenset(stored)
+                self._pull(stored)
         self._here = True
 
-    def _pull(self) -> None:
-        known = self._known()
-        for relative, (size, version) in self._location.versions(self._name).items():
+    def _pull(self, stored: Mapping[str, tuple[int, str]]) -> None:
+        for relative, (size, version) in stored.items():
             try:
-                self._bring(relative, size, version, known)
+                self._bring(relative, size, version, self._known())
             except OSError as error:
                 if not is_no_name(error):
                     raise
@@ -77,11 +83,10 @@ class WorkArea:
             return
         cache.make_room(size)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.tmp")
+        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._location.download(f"{self._name}/{relative}", part)
         part.replace(path)
-        known[relative] = [version, *_mark(path)]
-        self._write_known(known)
+        self._note(relative, version, _mark(path))
 
     def push(self) -> None:
         """Make what is in `path` safe against the loss of this machine: store what is new."""
@@ -96,8 +101,7 @@ class WorkArea:
                 mark = _mark(path)
                 self._location.upload(path, f"{self._name}/{relative}")
                 _, version = self._location.version(f"{self._name}/{relative}")
-                known[relative] = [version, *mark]
-                self._write_known(known)
+                self._note(relative, version, mark)
 
     def clear(self) -> None:
         """Forget all of it, here and in the store."""
@@ -112,10 +116,31 @@ class WorkArea:
             return {}
         return known if isinstance(known, dict) else {}
 
-    def _write_known(self, known: dict[str, list[Any]]) -> None:
-        temporary = self._folder / f"{STORED}.tmp"
+    def _note(self, relative: str, version: str, mark: list[int]) -> None:
+        """Remember what is stored. What others note at this moment may be lost: it is then stored,
+        or brought, once more."""
+        known = self._known() | {relative: [version, *mark]}
+        temporary = self._folder / f"{STORED}.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(known), encoding="utf-8")
         temporary.replace(self._folder / STORED)
+
+    # Shards on other machines
+
+    def visit(self) -> Path | Visit:
+        """What stands for the area where a shard of its node runs: its folder, or what finds it."""
+        path = self.path
+        if not self._remote:
+            return path
+        return Visit(self._location.uri, self._stage, self._key, self._left)
+
+    def arrive(self, left: frozenset[str]) -> Path:
+        """The folder on a shard's machine, with what earlier attempts had stored, and no more."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._hold = cache.Hold(self._location.cache, self._name)
+        if left:
+            stored = self._location.versions(self._name)
+            self._pull({name: stored[name] for name in left & stored.keys()})
+        return self._folder
 
     # What all machines see at once, beside the files
 
@@ -139,6 +164,33 @@ class WorkArea:
             path = f"{self._location.root}/{self._name}/.{name}"
             return path, self._location.filesystem()
         return str(self._folder / f".{name}"), None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A work area on its way to a machine where a shard of its node runs."""
+
+    uri: str
+    stage: str
+    key: str
+    left: frozenset[str]
+
+    def area(self) -> WorkArea:
+        return WorkArea(location_of(self.uri), self.stage, self.key)
+
+
+def visiting(function: Callable[..., Any], item: Any, common: tuple) -> Any:
+    """`function(item, *common)`, the folder of a work area in the place of its `Visit`; what it
+    leaves there is stored."""
+    areas = {place: value.area() for place, value in enumerate(common) if isinstance(value, Visit)}
+    arrived = [
+        areas[place].arrive(value.left) if place in areas else value
+        for place, value in enumerate(common)
+    ]
+    result = function(item, *arrived)
+    for area in areas.values():
+        area.push()
+    return result
 
 
 def _mark(path: Path) -> list[int]:

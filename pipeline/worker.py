@@ -22,6 +22,7 @@ from pipeline.errors import DamagedArtifactError, PipelineError
 from pipeline.graph import Identity
 from pipeline.stage import Result, Settings, Work, resolve
 from pipeline.store import Store
+from pipeline.workarea import WorkArea, visiting
 
 Send = Callable[[tuple], None]
 Mapper = Callable[[str, Callable[..., Any], Sequence[Any], tuple], list[Any]]
@@ -96,7 +97,8 @@ class WorkerContext:
         self._send(("points", self.node, abscissa, list(rows)))
 
     def map(self, function: Callable[..., Any], items: Sequence[Any], *common: Any) -> list[Any]:
-        return self._mapper(self.node, function, items, common)
+        sent = tuple(v.visit() if isinstance(v, WorkArea) else v for v in common)
+        return self._mapper(self.node, function, items, sent)
 
     def recall(self, what: Mapping[str, Any]) -> Any:
         data = Store(self._store).location.read(self._memory(what))
@@ -124,7 +126,7 @@ def run_inline(
     node: str, function: Callable[..., Any], items: Sequence[Any], common: tuple
 ) -> list:
     """A mapper that stays in this process."""
-    return [function(item, *common) for item in items]
+    return [visiting(function, item, common) for item in items]
 
 
 def execute(job: Job, send: Send, mapper: Mapper = run_inline) -> Outcome:
@@ -268,7 +270,7 @@ def _pump(reader: int, node: str, send: Send) -> None:
 def run_shard(node: str, function: Callable[..., Any], item: Any, common: tuple, send: Send) -> Any:
     """Run one shard of a node's fan-out, its output going to the node's log."""
     with _captured(node, send):
-        return function(item, *common)
+        return visiting(function, item, common)
 
 
 def watch_parent(interval_seconds: float = 0.5) -> None:

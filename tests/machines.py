@@ -12,7 +12,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -60,10 +59,10 @@ def trouble(cluster: Any, lent: list[Any], folder: Path, store: Store, way: s3.W
         lent.append(add(cluster, folder / name))
         print(f"trouble: a machine is lost, {name} comes", flush=True)
 
-    def states() -> list[str]:
-        return [n for n in store.location.versions("work/train") if "/state-" in n]
+    def states() -> bool:
+        return any("/state-" in name for name in store.location.versions("work/train"))
 
-    _wait_for(lambda: states())
+    _wait_for(states)
     replaced("three")
     _wait_for(lambda: store.location.children("artifacts/sample"))
     way.cut()
@@ -100,11 +99,10 @@ def main(folder: Path, recipe: str, overrides: Sequence[str], troubled: bool) ->
     command = [recipe, *RUN, *overrides]
     with s3.server() as server, machines(folder) as (cluster, lent):
         uri = server.uri()
+        driver = start(folder, [*command, "--store", uri, "--address", cluster.address])
         if troubled:
-            told = cluster, lent, folder, Store(uri), server.way
-            threading.Thread(target=trouble, args=told, daemon=True).start()
-        code = start(folder, [*command, "--store", uri, "--address", cluster.address]).wait()
-        if code:
+            trouble(cluster, lent, folder, Store(uri), server.way)
+        if code := driver.wait():
             return code
         ours = payloads(uri)
     here = str(folder / "store")

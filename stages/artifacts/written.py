@@ -250,7 +250,7 @@ def write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> 
 def _own(path: Path, suffix: str) -> Path:
     """A name beside `path` that no other task has, on whatever machine: two may write one shard
     where the first is only thought to be lost, and containers share process numbers."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.{suffix}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{suffix}")
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def _file_size(part: Part, place: int) -> int:
 
 
 def convert_shard(
-    item: tuple[str, int, int, int], parts: dict[str, Part], form: Form, folder: str
+    item: tuple[str, int, int, int], parts: dict[str, Part], form: Form, folder: Path
 ) -> Written:
     """Shard `index` of a part, its images first..last-1, in the work area `folder`.
 

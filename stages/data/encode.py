@@ -7,6 +7,7 @@ order and by this autoencoder.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,9 +105,10 @@ def _made(context: Context, pixels: Data, counts: dict[str, int]) -> dict[str, l
     for start, stop in blocks(len(items), WAVE):
         context.progress(start, len(items), "files")
         wave = items[start:stop]
-        done = context.map(encode_shard, wave, pixels, context.work.path, settings)
+        done = context.map(encode_shard, wave, pixels, context.work, settings)
+        context.work.pull()
         for (part, *_), shard in zip(wave, done, strict=True):
-            made[part].append(shard)
+            made[part].append(replace(shard, folder=context.work.path))
         context.work.push()
     context.progress(len(items), len(items), "files")
     return made

@@ -192,14 +192,16 @@ def _converted(context: Context, parts: dict[str, Part], form: Form) -> dict[str
         for name, part in parts.items()
         for index, shard in enumerate(shards_of(part, form))
     ]
-    common = parts, form, str(context.work.path)
+    common = parts, form, context.work
     at_once = max(1, int(context.settings.memory_gib * 1024 / TASK_MIB))
     if any(map(_is_here, parts.values())):
         at_once = 1  # they are here already: not to be sent
     total, done, made = sum(map(len, parts.values())), 0, []
     context.progress(0, total, "images")
     for start in range(0, len(items), at_once):
-        made += context.map(convert_shard, items[start : start + at_once], *common)
+        shards = context.map(convert_shard, items[start : start + at_once], *common)
+        context.work.pull()
+        made += [replace(shard, folder=context.work.path) for shard in shards]
         context.work.push()
         done = sum(last - first for _, _, first, last in items[: len(made)])
         context.progress(done, total, "images")

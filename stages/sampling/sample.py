@@ -139,7 +139,7 @@ def sample_shard(
     model: TrainedNetwork,
     settings: SampleSettings,
     plan: Plan,
-    folder: str,
+    folder: Path,
 ) -> dict[str, str]:
     """The files, by name, in the work area `folder`, with what was made of samples first..last-1.
 
@@ -229,7 +229,7 @@ def _with_noise(
     """The end points of a stochastic sampler from noise z, in the model's states."""
     sampler = resolve(table.SOLVERS[settings.solver].place)
     if brings_grid(settings.solver):
-        return sampler(denoiser, z, draws, settings.nfe)
+        return sampler(denoiser, z, draws, settings.nfe, t_start=settings.t_start)
     more = {"churn": settings.churn.parameters()} if settings.solver == "churn" else {}
     return sampler(denoiser, levels[0].item() * z, levels, draws, **more)
 
@@ -247,7 +247,7 @@ def plan_of(
     """
     entry = table.SOLVERS[settings.solver]
     if brings_grid(settings.solver):
-        return Plan(_sde_levels(settings.nfe), None, None)
+        return Plan(_sde_levels(settings), None, None)
     if entry.own_levels:
         levels = schedule.levels
     else:
@@ -263,12 +263,12 @@ def plan_of(
     return Plan(levels, *resolve(table.CORRECTIONS[settings.correction].place)(given))
 
 
-def _sde_levels(nfe: int) -> Tensor:
+def _sde_levels(settings: SampleSettings) -> Tensor:
     """Where the SDE's steps begin, and 0."""
-    from stages.methods.path import T_START
+    from stages.methods.path import start
     from stages.methods.solvers.sde import time_grid
 
-    t = time_grid(nfe).clamp(max=T_START)
+    t = time_grid(settings.nfe).clamp(max=start(settings.t_start))
     return t / (1 - t)
 
 
@@ -284,10 +284,12 @@ def run(context: Context) -> Result:
     context.progress(0, settings.num_samples, "samples")
     with raised_as(StageError, ValueError, FloatingPointError):
         plan = plan_of(settings, model, **others)
-        parts = context.map(sample_shard, items, model, settings, plan, str(context.work.path))
+        parts = context.map(sample_shard, items, model, settings, plan, context.work)
+    context.work.pull()
 
     def of_all(name: str) -> np.ndarray:
-        return np.concatenate([np.load(part[name], mmap_mode="r") for part in parts])
+        files = [context.work.path / Path(part[name]).name for part in parts]
+        return np.concatenate([np.load(file, mmap_mode="r") for file in files])
 
     images, took = of_all("images"), of_all("took").reshape(-1, 3)
     context.progress(len(images), settings.num_samples, "samples")

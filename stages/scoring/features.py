@@ -59,11 +59,13 @@ def run(context: Context) -> Result:
     context.progress(0, count, "images")
     _tell_long_search(context, data, samples, count)
     items = shards(count, settings.batch_size, settings.shard_size)
-    common = data, samples, extractor, settings, str(context.work.path)
+    common = data, samples, extractor, settings, context.work
     with raised_as(StageError, ValueError, OSError):
         parts = context.map(embed_shard, items, *common)
+    context.work.pull()
     for name in parts[0]:
-        join_arrays([Path(part[name]) for part in parts], context.path / f"{name}.npy")
+        files = [context.work.path / Path(part[name]).name for part in parts]
+        join_arrays(files, context.path / f"{name}.npy")
     if settings.part != "samples":
         np.save(context.path / "labels.npy", getattr(data.load(), settings.part).labels.numpy())
     facts = {
@@ -122,7 +124,7 @@ def embed_shard(
     samples: Samples | None,
     extractor: Extractor,
     settings: FeatureSettings,
-    folder: str,
+    folder: Path,
 ) -> dict[str, str]:
     """The files with the arrays of images first..last-1, by name, in the work area `folder`."""
     from stages.artifacts.written import write_arrays

@@ -16,6 +16,7 @@ from pipeline.errors import DamagedArtifactError, StoreFullError, UsageError
 from pipeline.parts import rows
 from pipeline.payload import Payload
 from pipeline.store import Store
+from pipeline.workarea import visiting
 from tests import s3
 from tests.pipeline.test_store import KEY
 
@@ -297,3 +298,41 @@ def test_a_work_area_goes_from_machine_to_machine(server, machine):
     Store(one._location.uri).drop_work("blob", KEY)
     assert one._location._found(f"work/blob/{KEY}") == []
     assert Path(path).parts[0] == s3.BUCKET
+
+
+def doubled(item, folder, factor):
+    """A shard, which takes what is there already."""
+    file = folder / f"shard-{item}"
+    if not file.exists():
+        (folder / f".shard-{item}.partial").write_text("half")
+        file.write_text(str(factor * item))
+    return file.name, sorted(path.name for path in folder.glob("shard-*"))
+
+
+def test_a_shard_elsewhere_leaves_what_it_made_in_the_store(machine):
+    area = machine("node").work("blob", KEY)
+    sent = pickle.dumps(area.visit())
+    machine("other")
+    assert visiting(doubled, 4, (pickle.loads(sent), 2)) == ("shard-4", ["shard-4"])
+    assert visiting(doubled, 5, (pickle.loads(sent), 2)) == ("shard-5", ["shard-4", "shard-5"])
+    machine("third")
+    _, seen = visiting(doubled, 6, (pickle.loads(sent), 2))
+    assert seen == ["shard-6"], "others' fresh shards are not brought to every machine"
+    machine("node")
+    area.pull()
+    assert [(area.path / f"shard-{i}").read_text() for i in (4, 5, 6)] == ["8", "10", "12"]
+    assert not list(area.path.glob("*.partial"))
+    # Another attempt, with the node and its shards on yet other machines.
+    again = machine("fourth").work("blob", KEY)
+    sent = pickle.dumps(again.visit())
+    machine("fifth")
+    assert visiting(doubled, 5, (pickle.loads(sent), 0)) == (
+        "shard-5",
+        ["shard-4", "shard-5", "shard-6"],
+    )
+
+
+def test_on_a_disk_a_shard_works_in_the_area_itself(tmp_path):
+    area = Store(tmp_path).work("blob", KEY)
+    assert visiting(doubled, 4, (area.visit(), 2)) == ("shard-4", ["shard-4"])
+    assert (area.path / "shard-4").read_text() == "8"

@@ -78,7 +78,8 @@ class Context:
         self.memory[json.dumps(what, sort_keys=True)] = json.loads(json.dumps(value))
 
     def map(self, function: Callable[..., Any], items: Any, *common: Any) -> list[Any]:
-        return [function(item, *common) for item in items]
+        arrived = [value.path if isinstance(value, Work) else value for value in common]
+        return [function(item, *arrived) for item in items]
 
 
 def context(folder: Path, settings: Settings, **inputs: Any) -> Context:

@@ -541,7 +541,7 @@ def test_the_recipe_stein_has_all_solvers_corrections_and_seeds():
     nodes = graph("stein", preset="digits")
     curves = {n for n in nodes.nodes if n.startswith("evaluate/") and "seed" not in n}
     names = {name.removeprefix("evaluate/sit-") for name in curves}
-    assert {"dpmpp3m-lookahead", "unipc-calibrated", "heun-literal", "fitted"} <= names
+    assert {"dpmpp3m-lookahead", "unipc-calibrated", "heun-literal", "fitted", "whole"} <= names
     assert {"deis", "ipndm", "dpm2", "ancestral", "churn"} <= names
     assert not nodes["evaluate/sit-churn"].slot("reference")  # its noise is not the reference's
     assert nodes["sample/sit-churn-nfe9"].settings.grid == "edm"

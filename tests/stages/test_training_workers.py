@@ -46,6 +46,13 @@ def two(tmp_path_factory, few, teacher):
     return make(folder, train.STAGE, LONG, data=few, teacher=teacher)
 
 
+@pytest.fixture(scope="module")
+def tiny_two(tmp_path_factory, few):
+    """The same of the small network that one process trains in other tests."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return make(folder, train.STAGE, TINY.revised(num_workers=2), data=few)
+
+
 def reduced_gradient(data, teacher) -> torch.Tensor:
     """Of one step at global batch 20, by this process's share of it."""
     dataset = data.load()
@@ -96,8 +103,8 @@ def test_two_workers_reduced_gradients_are_those_of_one(tmp_path, few, teacher, 
         assert (found - whole).norm() < 1e-6 * whole.norm()
 
 
-def test_two_ray_workers_train_as_one(tmp_path, few, model):
-    two = make(tmp_path, train.STAGE, TINY.revised(num_workers=2), data=few)
+def test_two_ray_workers_train_as_one(tiny_two, model):
+    two = tiny_two
     # Rounding grows: AdamW normalises even gradients that are nothing but rounding.
     for step, tolerance in ((7, 2e-6), (18, 1e-4)):
         pairs = [artifact.load().network(step).parameters() for artifact in (two, model)]
@@ -147,7 +154,7 @@ def elsewhere(uri, folder) -> Elsewhere:
     return area
 
 
-def test_a_training_goes_on_on_other_machines(tmp_path, few, server, monkeypatch):
+def test_a_training_goes_on_on_other_machines(tmp_path, few, tiny_two, server, monkeypatch):
     """No process sees another's folder, nor what an earlier attempt had on its machines: what was
     saved comes through the store, and the first worker tells it to the other."""
     uri, made, short = server.uri(), {}, TINY.revised(steps=10, checkpoint_steps=(7,))
@@ -158,10 +165,7 @@ def test_a_training_goes_on_on_other_machines(tmp_path, few, server, monkeypatch
         made[attempt] = run.run(at)
     caches = {p.parent.name for p in (tmp_path / "two/caches").glob("*/*/work")}
     assert len(caches) == 1, "the first worker alone has a work area"
-    monkeypatch.undo()
-    whole = context(tmp_path / "whole", TINY.revised(num_workers=2), data=few)
-    run.run(whole)
-    assert digests(at.path) == digests(whole.path)
+    assert digests(at.path) == digests(tiny_two.path)
     times = [made[attempt].timings["step_seconds"] for attempt in ("one", "two")]
     assert times[1][:2] == times[0][:2], "steps 4 and 8 were not made again"
     assert [step for step, _ in times[1]] == [4, 8, 12, 16]
