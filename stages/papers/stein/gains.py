@@ -18,6 +18,7 @@ from stages.pages.findings import (
     verdict,
 )
 from stages.pages.page import Section, folded, table
+from stages.settings.solvers import OWN
 
 if TYPE_CHECKING:
     from stages.artifacts.schedule import Schedule
@@ -100,6 +101,8 @@ def _limit(of_models: Gains, claim: Claim, target: str) -> Finding:
     rows: list[tuple[Any, ...]] = [("solver", "grid", "NFE", "share that gammas can take away")]
     logs = []
     for (_, solver, grid), by_nfe in of_models.items():
+        if grid == OWN:  # whose steps do not shrink alike
+            continue
         shares = {nfe: max(share(targets[target]), 1e-12) for nfe, targets in by_nfe.items()}
         rows += [(solver, grid, nfe, value) for nfe, value in shares.items()]
         if len(shares) > 1:

@@ -32,7 +32,7 @@ class SteinOptions(CalibrationOptions, TrajectoryOptions, FollowOptions, PowerIt
         ("whole",), description="recipe full: solvers whose weights are fitted to the model"
     )
     more_fitted: tuple[table.choice("solver", table.FITTED_SOLVERS), ...] = Field(
-        ("fitted",), description="recipe stein: and these"
+        ("fitted",), description="recipe stein: and these; fitted is step by step to fine solutions"
     )
     nfes: tuple[NFE, ...] = Field(
         (3, 5, 6, 8, 10, 20), min_length=1, description="recipe stein: network evaluations compared"

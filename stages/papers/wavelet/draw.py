@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from stages.methods.solvers.trajectories import Solver
+    from stages.methods.solvers.whole import WholeMultistep
+
+FOLLOWED = 128  # trajectories that a solver with levels of its own is fitted to
+FOLLOWED_TRIES = 40
+
 
 class DrawSettings(SolverOptions):
     """The solver, and how many samples."""
@@ -42,7 +48,7 @@ class DrawSettings(SolverOptions):
                 f"guidance={self.guidance:g}: a fitted score knows no classes to be guided by; "
                 "set guidance=1"
             )
-        if self.solver in table.FITTED_SOLVERS:
+        if self.solver in table.FITTED_SOLVERS and not table.SOLVERS[self.solver].own_levels:
             raise ValueError(
                 f"solver={self.solver} is fitted to a trained network; choose one of "
                 f"{', '.join(table.PLAIN_SOLVERS)}"
@@ -53,7 +59,11 @@ class DrawSettings(SolverOptions):
 
 
 def draw_shard(
-    shard: tuple[int, int], score: FittedScore, settings: DrawSettings, levels: Tensor
+    shard: tuple[int, int],
+    score: FittedScore,
+    settings: DrawSettings,
+    levels: Tensor,
+    solver: str | Solver,
 ) -> np.ndarray:
     """Samples first..last-1, (n, C, H, W) float32, in whole blocks of block_size."""
     import numpy as np
@@ -68,9 +78,22 @@ def draw_shard(
     for start in range(first, last, settings.block_size):
         indices = torch.arange(start, start + settings.block_size)
         z = Draws(settings.seed, indices, drawn_at.INITIAL_NOISE).noise(shape).double()
-        images = solve(denoiser, levels[0].item() * z, levels, settings.solver)
+        images = solve(denoiser, levels[0].item() * z, levels, solver)
         parts.append(images[: last - start].float().numpy())
     return np.concatenate(parts)
+
+
+def followed(score: FittedScore, settings: DrawSettings) -> WholeMultistep:
+    """The solver fitted to the score's own trajectories, from noise that no sample starts from."""
+    import torch
+
+    from stages.methods.draws import Draws
+    from stages.methods.grids import S_START
+    from stages.methods.solvers import fit_whole
+
+    draws = Draws(settings.seed, torch.arange(FOLLOWED), drawn_at.FITTING_NOISE)
+    noise = draws.noise(tuple(score.description["shape"])).double()
+    return fit_whole(score.denoiser(), noise, settings.nfe, S_START, tries=FOLLOWED_TRIES)
 
 
 def run(context: Context) -> Result:
@@ -83,8 +106,13 @@ def run(context: Context) -> Result:
     items = shards.shards(settings.num_samples, settings.block_size, settings.shard_size)
     context.progress(0, settings.num_samples, "samples")
     with raised_as(StageError, ValueError, FloatingPointError):
-        levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
-        images = np.concatenate(context.map(draw_shard, items, score, settings, levels))
+        if table.SOLVERS[settings.solver].own_levels:
+            solver = followed(score, settings)
+            levels = solver.levels
+        else:
+            levels = solvers.levels_of(settings, None if spectrum is None else spectrum.load())
+            solver = settings.solver
+        images = np.concatenate(context.map(draw_shard, items, score, settings, levels, solver))
     context.progress(len(images), settings.num_samples, "samples")
     facts = {
         "training_step": 0,

@@ -17,14 +17,18 @@ from stages.papers.wavelet.risk import RiskOptions
 MODEL = re.compile(rf"({'|'.join(table.FAMILIES)})-d([1-9])(-folds)?")
 
 # Without cross terms degree 1 is that of local.
-_DEGREES = {"additive": (2, 3), "full": (1,)}
+_DEGREES = {"additive": (2, 3), "full": (1,), "principal": (), "residual": ()}
 
 EVERY_MODEL = (
     *(f"{family}-d{n}" for family in table.FAMILIES for n in _DEGREES.get(family, (1, 2, 3))),
     "local-d2-folds",
+    "principal-d3-folds",
 )
 
 PHOTOGRAPHS = "photographs"
+
+# Solvers that a score is sampled with when they are fitted to it.
+OWN_LEVELS = {name: entry for name, entry in table.SOLVERS.items() if entry.own_levels}
 
 
 class WaveletOptions(Settings):
@@ -40,6 +44,7 @@ class WaveletOptions(Settings):
             "local-d2",
             "additive-d3",
             "full-d1",
+            "principal-d3-folds",
         ),
         description="recipe full: scores as FAMILY-dDEGREE, and -folds behind it to choose the "
         "ridge by folds",
@@ -48,8 +53,11 @@ class WaveletOptions(Settings):
         EVERY_MODEL, min_length=1, description="recipe wavelet: scores"
     )
     drawn: tuple[str, ...] = Field(
-        ("independent-d1", "local-d2", "full-d1"),
+        ("independent-d1", "local-d2", "full-d1", "principal-d3-folds"),
         description="recipe wavelet: scores that are sampled, with all of sample.solvers",
+    )
+    drawn_fitted: tuple[table.choice("solver", OWN_LEVELS), ...] = Field(
+        ("whole",), description="recipe wavelet: and with these, fitted to each score"
     )
     num_samples: int = Field(100, ge=1, le=10**6, description="recipe wavelet: samples of each")
     with_photographs: bool = Field(

@@ -9,6 +9,7 @@ from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.data import prepare
 from stages.data.options import PrepareSettings
+from stages.methods import table
 from stages.papers.wavelet import draw, fit, risk
 from stages.papers.wavelet.draw import DrawSettings
 from stages.papers.wavelet.fit import FitSettings, check_levels
@@ -21,7 +22,7 @@ from stages.recipes.nodes import (
     settings_of,
     spectrum_input,
 )
-from stages.settings.solvers import runnable_nfe
+from stages.settings.solvers import UNIFORM, runnable_nfe
 from stages.training import train
 
 if TYPE_CHECKING:
@@ -163,10 +164,10 @@ def _given_risks(bench: Bench, node: Node) -> Iterator[Node]:
 def _drawn(bench: Bench, images: PrepareSettings, end: str = "") -> Iterator[Node]:
     sweep = bench.sample
     for model in bench.wavelet.drawn:
-        for solver in sweep.solvers:
-            options = sweep.options(
-                solver=solver, nfe=runnable_nfe(solver, sweep.nfe), grid=sweep.grid_of(solver)
-            )
+        for solver in dict.fromkeys((*sweep.solvers, *bench.wavelet.drawn_fitted)):
+            grid = UNIFORM if table.SOLVERS[solver].own_levels else sweep.grid_of(solver)
+            nfe = runnable_nfe(solver, sweep.nfe)
+            options = sweep.options(solver=solver, nfe=nfe, grid=grid)
             more = {"guidance": 1.0, "device": "cpu", "num_samples": bench.wavelet.num_samples}
             settings = settings_of(DrawSettings, options, seed=bench.seed, **more)
             inputs = {"score": _named("fit/wavelet", model, end)}
