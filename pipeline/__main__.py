@@ -110,12 +110,16 @@ def build_parser() -> argparse.ArgumentParser:
         default="nearest",
         help="to 8 bits: nearest as SiT, DiT, EDM, JiT; down as REPA, REG, ADM",
     )
-    reference = add("reference", "make an ADM-style reference .npz of your own images")
+    reference = add("reference", "make a reference .npz for published protocols of your own images")
     reference.add_argument("data", metavar="IMAGES", help="a folder of images, or an archive")
     reference.add_argument("--to", metavar="FILE", help="where to (default: reference.npz)")
     reference.add_argument(
-        "--weights", metavar="FILE", help="inception-2015-12-05.pt, or its folder"
+        "--protocol",
+        choices=("adm", "fd-dinov2"),
+        default="adm",
+        help="adm: of Inception, in ADM's layout, for edm too (default); fd-dinov2: of DINOv2-L",
     )
+    reference.add_argument("--weights", metavar="FILE", help="the network's file, or its folder")
     reference.add_argument("--size", type=int, metavar="N", help="bring images to N pixels a side")
     reference.add_argument(
         "--crop", choices=("adm", "lanczos", "resize"), default="adm", help="how (default: adm)"

@@ -210,8 +210,8 @@ def show(root: Root, options: Namespace) -> int:
         return DONE
     revision = data["git"].get("revision", "unknown")[:12]
     dirty = " with uncommitted changes" if data["git"].get("dirty") else ""
-    begun = data["created"][:19]
-    print(f"{run.id}: {data['recipe']}/{data['preset']}, {run.state}, begun {begun} UTC")
+    begun, preset = data["created"][:19], printable(data["preset"])
+    print(f"{run.id}: {data['recipe']}/{preset}, {run.state}, begun {begun} UTC")
     print(f"command: {printable(data['command'])}\ncode: {printable(revision)}{dirty}\n")
     width = max(map(len, names), default=0)
     for name in names:
@@ -311,6 +311,8 @@ def compare(root: Root, options: Namespace) -> int:
     beside = store.run_path(comparison.runs[0].id) / comparing.file_name(comparison.runs)
     path = Path(options.html).expanduser() if options.html else beside
     try:
+        if not options.html and path.is_symlink():
+            path.unlink()  # laid there by others: what it leads to stays
         path.write_text(resolve_name(catalog.compare_page)(comparison), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--html {path} cannot be written: {error.strerror}") from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import progress, results
 from pipeline.config import flatten
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, printable
 from pipeline.stage import Catalog, resolve
 
 if TYPE_CHECKING:
@@ -209,7 +209,8 @@ def headline(run: results.Run) -> str:
     """A run in one line."""
     data = run.data
     begun = data["created"][:19].replace("T", " ")
-    return f"{run.id}  {data['recipe']}/{data['preset']}, {run.state}, begun {begun} UTC"
+    preset = printable(data["preset"])
+    return f"{run.id}  {data['recipe']}/{preset}, {run.state}, begun {begun} UTC"
 
 
 def node_words(of: Comparison) -> str:
@@ -248,7 +249,7 @@ def _table(title: str, heading: Iterable[str], rows: Iterable[Sequence[str]]) ->
     for name in heading:
         table.add_column(name, overflow="fold")
     for row in islice(rows, LONGEST):
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     parts: list[RenderableType] = [Text(title, style="bold"), table]
     if len(rows) > LONGEST:
         parts.append(Text(f"... and {len(rows) - LONGEST} more lines: see the HTML page"))

@@ -21,6 +21,8 @@ MOST_BYTES = 2**28
 _NO_NAME = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and no characters
 
 
+_KEY = re.compile("[0-9a-f]{32,}")
+
 # Names of what is being written or removed, by the process that does it.
 BEGUN = re.compile(r"\..+\.(\d+(\.tmp)?|removed-\d+-\d+)")
 BEGUN_AT_ROOT = re.compile(r"\.probe\.\d+|\.mlflow\.db\.new(-\w+)?")
@@ -96,6 +98,29 @@ def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
 
 
+def belongs(path: Path, store: Path) -> bool:
+    """Whether a file is a store's own, wherever links lead: those of a stage's folder, which may
+    lie on another disk, to folders named as artifacts are."""
+    real, root = path.resolve(), store.resolve()
+    if real.is_relative_to(root):
+        return True
+    parts = path.relative_to(store).parts if path.is_relative_to(store) else ()
+    if len(parts) < 4 or parts[0] != "artifacts" or not _KEY.fullmatch(parts[2]):
+        return False
+    return real.is_relative_to((root / "artifacts" / parts[1]).resolve() / parts[2])
+
+
+def write_own(path: Path, text: str) -> None:
+    """Write a text file of a store anew. Where others laid a link, what it leads to stays."""
+    path.unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def append_only(path: str | Path, flags: int) -> int:
+    """As `opener` of `open`: adds to a file of a store, and never to what a link leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 def quarantine_name(name: str) -> str:
     """A new place for something that is set aside."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
@@ -159,7 +184,7 @@ class LocalLocation:
     def append(self, name: str, data: bytes) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as stream:
+        with open(path, "ab", buffering=0, opener=append_only) as stream:
             stream.write(data)
 
     def appended(self, name: str) -> bytes:
@@ -213,10 +238,7 @@ class LocalLocation:
 
     def remove(self, name: str) -> None:
         path = self.root / name
-        if path.is_symlink() and path.is_dir():  # a folder on another disk: the link stays
-            for child in path.iterdir():
-                self.remove(f"{name}/{child.name}")
-        elif path.is_dir():
+        if path.is_dir() and not path.is_symlink():  # of a link, what it leads to stays
             # Gone at once: a removal that is cut off leaves no half of an artifact under its name.
             # It stays beside it: the store's own folder may be on another disk.
             doomed = path.with_name(f".{path.name}.removed-{os.getpid()}-{time.monotonic_ns()}")

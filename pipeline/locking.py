@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -24,10 +25,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.errors import UsageError
+
 BEAT_SECONDS = 20.0
 FRESH_SECONDS = 120.0
 POLL_SECONDS = 0.05
 MARK = ".by-creation"  # in a folder of locks whose disk has none of its own
+# What opening a folder, a pipe, or something below a file says.
+NO_FILE = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
 HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 # Options of mounts where a lock counts on one machine only.
 LOCAL_ONLY = {"nolock", "local_lock=flock", "local_lock=all", "localflock"}
@@ -37,9 +42,11 @@ LOCAL_ONLY = {"nolock", "local_lock=flock", "local_lock=all", "localflock"}
 def lock_file(path: Path, wait_seconds: float = 0.0) -> Iterator[bool]:
     """Try to hold a lock; yields whether it is held, within `wait_seconds`.
 
-    Raises OSError where the disk refuses what locks are made of.
+    Raises:
+        UsageError: something else is at that place.
+        OSError: the disk refuses what locks are made of.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     kind = _created if by_creation(path.parent) else _flocked
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -55,9 +62,9 @@ def is_locked(path: Path) -> bool:
     if (path.parent / MARK).exists():
         return _lives(_sign_of(path), _read(_sign_of(path)), time.time())
     try:
-        with path.open(encoding="utf-8") as stream:
+        with _opened(path, os.O_RDONLY) as stream:
             return not _try(stream, fcntl.LOCK_SH)
-    except FileNotFoundError:
+    except (FileNotFoundError, UsageError):
         return False
 
 
@@ -69,9 +76,34 @@ def drop(path: Path) -> None:
         if not _lives(path, _read(path), time.time()):
             path.unlink(missing_ok=True)
         return
-    with path.open("a", encoding="utf-8") as stream:
+    with _opened(path, os.O_WRONLY | os.O_CREAT) as stream:
         if _try(stream, fcntl.LOCK_EX):
             path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _in_the_way(folder) from error
+
+
+def _opened(path: Path, flags: int) -> IO[bytes]:
+    """The file of a lock. Others may have put a folder or a pipe there: nobody waits for it."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise _in_the_way(path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _in_the_way(path)
+    return open(descriptor, "rb" if flags == os.O_RDONLY else "ab")
+
+
+def _in_the_way(path: Path) -> UsageError:
+    return UsageError(f"{path} is in the way of a lock; move it elsewhere")
 
 
 def by_creation(folder: Path) -> bool:
@@ -131,7 +163,7 @@ def _try(stream: IO[Any], kind: int) -> bool:
 @contextlib.contextmanager
 def _flocked(path: Path) -> Iterator[bool]:
     while True:
-        with path.open("a", encoding="utf-8") as stream:
+        with _opened(path, os.O_WRONLY | os.O_CREAT) as stream:
             held = _try(stream, fcntl.LOCK_EX)
             if held and not _is_at(stream, path):  # `drop` has removed it meanwhile
                 continue
@@ -235,6 +267,8 @@ def _space() -> str:
 
 def _read(sign: Path) -> dict[str, Any]:
     try:
+        if not sign.is_file():  # a pipe would be waited for
+            return {}
         found = json.loads(sign.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

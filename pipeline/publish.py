@@ -20,6 +20,7 @@ from pipeline import drawing, progress, worker
 from pipeline.artifact import Artifact
 from pipeline.errors import DamagedArtifactError, UsageError
 from pipeline.graph import Graph, Node
+from pipeline.locations import write_own
 from pipeline.results import Run
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
@@ -71,13 +72,14 @@ def publish(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Publishe
             if node is None:
                 return None
             output = node.stage.output
-        tables = _copy(source, folder, output.tables)
-        files = _copy(source, folder, output.tracked)
+        known = set(made.manifest.files) if made else None
+        tables = _copy(source, folder, output.tables, known)
+        files = _copy(source, folder, output.tracked, known)
         text = (source / PAGE).read_text(encoding="utf-8")
     timed = Timed()
     if catalog.report_timed:
         timed = resolve_name(catalog.report_timed)(Run(store, dict(data)))
-    page.write_text(text.replace(MARKER, section(store, data, timed.text)), encoding="utf-8")
+    write_own(page, text.replace(MARKER, section(store, data, timed.text)))
     own = _write(folder / FIGURES, {**timed.figures, "graph": drawing.picture(data)})
     return Published(page, own) if made else Published(page, [*files, *own], tables)
 
@@ -91,13 +93,18 @@ def _finished(store: Store, data: Mapping[str, Any]) -> Artifact | None:
     return None
 
 
-def _copy(source: Path, folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """Copy the files that match into a folder; what an earlier report left there goes."""
+def _copy(
+    source: Path, folder: Path, patterns: Sequence[str], known: set[str] | None
+) -> list[Path]:
+    """Copy the files that match, of those that are known, into a folder; what an earlier report
+    left there goes."""
     copied = []
     for pattern in patterns:
-        fresh = {path.relative_to(source): path for path in sorted(source.glob(pattern))}
+        found = {path.relative_to(source): path for path in sorted(source.glob(pattern))}
+        fresh = {n: p for n, p in found.items() if known is None or n.as_posix() in known}
         for name, path in fresh.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).unlink(missing_ok=True)  # a link is not written through
             copied.append(Path(shutil.copyfile(path, folder / name)))
         for path in folder.glob(pattern):
             if path.relative_to(folder) not in fresh:
@@ -110,7 +117,7 @@ def _write(folder: Path, figures: Mapping[str, str]) -> list[Path]:
     paths = []
     for name, svg in figures.items():
         paths.append(folder / f"{name}.svg")
-        paths[-1].write_text(svg, encoding="utf-8")
+        write_own(paths[-1], svg)
     return paths
 
 
@@ -118,12 +125,14 @@ def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any], folder: Pa
     """Run the report stage into a folder; its node, None if the recipe has none."""
     try:
         settings = catalog.settings.model_validate(data["settings"])
-    except ValueError as error:
+        recipe = catalog.recipes[data["recipe"]]
+    except (ValueError, KeyError) as error:
+        other = "without this recipe" if isinstance(error, KeyError) else "with other settings"
         raise UsageError(
-            f"run {data['id']} was made by a version with other settings, and its report was not "
-            "finished; run the recipe again"
+            f"run {data['id']} was made by a version {other}, and its report was not finished; run "
+            "the recipe again"
         ) from error
-    graph = Graph(catalog.recipes[data["recipe"]](settings), catalog.exclude_sources)
+    graph = Graph(recipe(settings), catalog.exclude_sources)
     for node in graph:
         if node.stage.name == STAGE:
             _render(store, data, node, graph, folder)

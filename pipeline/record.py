@@ -18,6 +18,7 @@ from pipeline import progress, provenance
 from pipeline.graph import Node
 from pipeline.holding import hold
 from pipeline.journal import Journal
+from pipeline.locations import write_own
 from pipeline.plan import Plan
 from pipeline.store import RUNNING, Store
 from pipeline.track.redaction import PUT_BACK, redact
@@ -65,9 +66,7 @@ class Record:
         self._store, self.data = store, data
         self._journal = Journal(store, data["id"])
         self.folder = store.run_path(data["id"])
-        (self.folder / "settings.yaml").write_text(
-            yaml.safe_dump(data["settings"]), encoding="utf-8"
-        )
+        write_own(self.folder / "settings.yaml", yaml.safe_dump(data["settings"]))
         self._save()
 
     @property

@@ -6,6 +6,7 @@ import base64
 import html
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,26 +49,31 @@ class RunNode:
     def state(self) -> str:
         return self.data["state"]
 
+    @cached_property
+    def _read(self) -> tuple[Manifest | None, DamagedArtifactError | None]:
+        """Its manifest as it was when it was first asked for, or what is wrong with it."""
+        try:
+            return self._store.manifest(self.data["stage"], self.data["key"]), None
+        except DamagedArtifactError as error:
+            return None, error
+
     @property
     def manifest(self) -> Manifest | None:
-        return self._store.manifest(self.data["stage"], self.data["key"])
+        """Raises DamagedArtifactError where there is one that cannot be read."""
+        manifest, damage = self._read
+        if damage is not None:
+            raise damage
+        return manifest
 
     @property
     def damage(self) -> str:
         """What is wrong with its manifest, "" if nothing is."""
-        try:
-            self.manifest  # noqa: B018
-        except DamagedArtifactError as error:
-            return str(error)
-        return ""
+        return str(self._read[1] or "")
 
     @property
     def metrics(self) -> dict[str, float]:
         """Headline numbers; empty while the node has not finished, or where they are damaged."""
-        try:
-            manifest = self.manifest
-        except DamagedArtifactError:
-            return {}
+        manifest = self._read[0]
         return dict(manifest.metrics) if manifest else {}
 
     @property

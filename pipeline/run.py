@@ -14,6 +14,7 @@ from pipeline.artifact import Manifest
 from pipeline.capacity import LOOKAHEAD, Amount, Room
 from pipeline.errors import RayLostError
 from pipeline.graph import Node
+from pipeline.locations import append_only
 from pipeline.plan import CACHED, Plan
 from pipeline.record import log_path
 from pipeline.store import Store
@@ -59,7 +60,7 @@ def open_log(folder: Path, node: str) -> IO[str]:
     """The log of one node of the run whose folder this is, to add to."""
     path = log_path(folder, node)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a", encoding="utf-8")
+    return open(path, "a", encoding="utf-8", opener=append_only)
 
 
 @dataclass

@@ -41,8 +41,18 @@ def _without_controls(name: str) -> str:
 Name = Annotated[str, pydantic.AfterValidator(_without_controls)]
 Part = Annotated[str, pydantic.AfterValidator(_one_part)]
 Place = Annotated[str, pydantic.AfterValidator(_plain)]
+# No more than three centuries: sums of them stay numbers.
+Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 Row = Annotated[list[float | None], Field(min_length=2, max_length=2)]
 Timing = float | list[Row]
+
+
+class Git(TypedDict):
+    """The state of the code."""
+
+    __pydantic_config__ = _OPEN
+    revision: NotRequired[str]
+    dirty: NotRequired[bool]
 
 
 class File(TypedDict):
@@ -73,11 +83,11 @@ class ManifestFields(TypedDict):
     abscissa: Name | None
     curves: dict[Name, int]
     packages: dict[str, str]
-    git: dict[str, Any]
+    git: Git
     host: dict[str, Any]
     started: Name
     finished: Name
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: Seconds
     schema: int
 
 
@@ -90,7 +100,7 @@ class NodeFields(TypedDict):
     upstream: list[Name]
     tags: dict[Name, str]
     state: Name
-    seconds: float | None
+    seconds: Seconds | None
     error: str
     timings: NotRequired[dict[Name, Timing]]
 
@@ -107,7 +117,7 @@ class RecordFields(TypedDict):
     created: Name
     state: Name
     settings: dict[str, Any]
-    git: dict[str, Any]
+    git: Git
     nodes: dict[Name, NodeFields]
 
 

@@ -76,7 +76,8 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise `UsageError` if the store, or its local side, cannot be written."""
-        locations.LocalLocation(self.local).check_writable()
+        if self.remote:
+            locations.LocalLocation(self.local).check_writable()
         self.location.check_writable()
 
     # Artifacts
@@ -218,9 +219,10 @@ class Store:
 
     def leftovers(self) -> list[str]:
         """What killed commands left half written, on this machine's side too."""
-        return sorted(
-            {*self.location.leftovers(), *locations.LocalLocation(self.local).leftovers()}
-        )
+        found = set(self.location.leftovers())
+        if self.remote:
+            found |= set(locations.LocalLocation(self.local).leftovers())
+        return sorted(found)
 
     def size(self, name: str) -> int:
         """Bytes of a file, or below a folder."""

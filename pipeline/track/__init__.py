@@ -310,7 +310,7 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "ab") as stderr:
         os.fchmod(descriptor, 0o600)
         return subprocess.Popen(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.locations import belongs
 from pipeline.track import views
 from pipeline.track.database import identity, is_lost
 from pipeline.track.server import Batch, Server
@@ -272,7 +273,10 @@ class Sender:
         return [lambda: self._server.client.log_inputs(run, datasets=inputs)]
 
     def _on_artifact(self, event: dict[str, Any]) -> list[Action]:
-        path = Path(event["path"])
+        path, store = Path(event["path"]), self._run_dir.absolute().parents[1]
+        if not all(belongs(file, store) for file in (path, *path.rglob("*"))):
+            # Others may have written this spool: nobody's files are sent for them.
+            return [lambda: self._warn(f"{path} is not in the store, and is not sent to MLflow")]
         run = self._state.runs.get(event["node"]) or self._state.runs[PARENT]
         send = (
             self._server.client.log_artifacts if path.is_dir() else self._server.client.log_artifact

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.track.database import is_lost
 from pipeline.track.uri import sqlite_path
 
+MOST_STEPS = 10_000_000  # of one curve
 SPOOL, STATE, LOCK = "mlflow.spool.jsonl", "mlflow.state.json", "mlflow.lock"
 
 
@@ -31,7 +32,7 @@ class Spool:
         path = run_dir / SPOOL
         torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
         # A tracking URI may hold a password: the file is for its owner alone.
-        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
         self._lock = threading.Lock()
         if torn:
             os.write(self._file, b"\n")
@@ -87,13 +88,17 @@ def last_begin(run_dir: Path) -> dict[str, Any] | None:
 
 
 class Steps:
-    """The steps of one curve that were sent: a set, stored as [first, last, stride] ranges."""
+    """The steps of one curve that were sent: a set, stored as [first, last, stride] ranges.
+
+    Raises ValueError for more of them than any run sends: a stored state is no more than text.
+    """
 
     def __init__(self, ranges: Iterable[list[int]] = ()) -> None:
         self.ranges = [list(r) for r in ranges]
-        self._steps = {
-            step for first, last, stride in self.ranges for step in range(first, last + 1, stride)
-        }
+        every = [range(first, last + 1, stride) for first, last, stride in self.ranges]
+        if sum((steps.stop - steps.start) // steps.step for steps in every) > MOST_STEPS:
+            raise ValueError(f"more than {MOST_STEPS} steps")
+        self._steps = {step for steps in every for step in steps}
 
     def __contains__(self, step: int) -> bool:
         return step in self._steps

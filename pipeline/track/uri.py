@@ -145,6 +145,8 @@ def _check_sqlite(uri: str) -> None:
         raise UsageError(f"tracking URI '{uri}' keeps nothing; write sqlite:////path/to/mlflow.db")
     if path.is_dir():
         raise UsageError(f"tracking URI '{uri}' names a folder; add a file name such as mlflow.db")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"tracking URI '{uri}' names no ordinary file; choose another path")
     folder = path.parent
     if not folder.is_dir():
         if folder.exists():

@@ -19,7 +19,7 @@ STATISTICS = "statistics.safetensors"
 
 class FittedScore(DescribedArtifact):
     """The statistics of a wavelet score, and the ridge at each level it was chosen for. Facts:
-    method, family, degree, wavelet, shape, standard deviation, ridges, ..."""
+    method, family, degree, components, wavelet, shape, standard deviation, ridges, ..."""
 
     facts = "score.json"
 

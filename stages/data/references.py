@@ -7,7 +7,6 @@ numbers and NumPy arrays only.
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from stages.data.readers.mapped import FileArray, open_npz
+from stages.networks import unpickling
 
 INCEPTION, SPATIAL, DINO = 2048, 2023, 1024  # features of each kind
 
@@ -48,41 +48,6 @@ class ReferenceFile:
     resizer: str = ""
 
 
-class _RefusedError(ValueError):
-    """A pickle asks for something that it may not make."""
-
-
-class _Plain(pickle.Unpickler):
-    """Makes NumPy arrays and numbers and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        from numpy import _core
-
-        allowed = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): _latin1,
-        }
-        for place in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            for member in ("_reconstruct", "scalar"):
-                allowed[place, member] = getattr(_core.multiarray, member)
-        for place in ("numpy.core.numeric", "numpy._core.numeric"):
-            allowed[place, "_frombuffer"] = _core.numeric._frombuffer
-        if (module, name) not in allowed:
-            raise _RefusedError(f"it asks for {module}.{name}, which is not allowed")
-        return allowed[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _RefusedError("it refers to objects outside the file")
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How old protocols keep bytes."""
-    if encoding not in ("latin1", "latin-1"):
-        raise _RefusedError(f"it asks for the codec {encoding}, which is not allowed")
-    return text.encode("latin1")
-
-
 def read(path: str | Path, setting: str = "evaluate.reference") -> ReferenceFile:
     """What a file holds.
 
@@ -102,11 +67,11 @@ def read(path: str | Path, setting: str = "evaluate.reference") -> ReferenceFile
 def _plain(path: Path) -> Any:
     try:
         with path.open("rb") as stream:
-            return _Plain(stream).load()
-    except _RefusedError:
+            return unpickling.load(stream, unpickling.arrays())
+    except unpickling.RefusedError:
         raise
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(f"it is neither an .npz nor a pickle of arrays ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it is neither an .npz nor a pickle of arrays: {error}") from error
 
 
 def _of_npz(arrays: Mapping[str, FileArray], path: Path, setting: str) -> ReferenceFile:

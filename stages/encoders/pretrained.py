@@ -23,6 +23,7 @@ __all__ = ["load"]
 DINO_SIDE = 224
 
 RESIZED = f"antialiased bicubic to {DINO_SIDE}"
+TAUGHT = f"bicubic to {DINO_SIDE}, not antialiased, of normalised pixels"
 
 
 def load(
@@ -95,26 +96,36 @@ def _dinov2(name: str, path: Path, device: torch.device) -> FeatureNetwork:
 
 
 class _DINOv2(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> the class token and the patches (B, 1 + 256, width)."""
+    """Images (B, C, H, W) in [-1, 1] -> the class token and the patches (B, 1 + 256, width).
 
-    def __init__(self, network: nn.Module):
+    teaches: resize as the codes of REPA and REG do, pixels normalised first, neither antialiased
+    nor clamped; otherwise as an extractor does.
+    """
+
+    def __init__(self, network: nn.Module, teaches: bool):
         super().__init__()
+        self.teaches = teaches
         self.network, self.width = network.eval().requires_grad_(False), network.num_features
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        resized = F.interpolate(
-            _rgb(images), size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True
-        )
-        scaled = ((resized.clamp(-1, 1) + 1) / 2 - self.mean) / self.std
+        sizes = {"size": (DINO_SIDE, DINO_SIDE), "mode": "bicubic"}
+        if self.teaches:
+            scaled = F.interpolate(self._normalised(_rgb(images)), **sizes)
+        else:
+            resized = F.interpolate(_rgb(images), antialias=True, **sizes)
+            scaled = self._normalised(resized.clamp(-1, 1))
         tokens = self.network.forward_features(scaled)
         return torch.cat([tokens[:, :1], tokens[:, self.network.num_prefix_tokens :]], dim=1)
 
+    def _normalised(self, images: Tensor) -> Tensor:
+        return ((images + 1) / 2 - self.mean) / self.std
 
-def dinov2_network(name: str, path: Path | None) -> _DINOv2:
-    """With the weights of the file, or freshly initialised."""
+
+def dinov2_network(name: str, path: Path | None, teaches: bool = False) -> _DINOv2:
+    """With the weights of the file, or freshly initialised; teaches: see `_DINOv2`."""
     prepare_torchvision()
     import timm
 
@@ -126,7 +137,7 @@ def dinov2_network(name: str, path: Path | None) -> _DINOv2:
         img_size=DINO_SIDE,
         **more,
     )
-    return _DINOv2(network)
+    return _DINOv2(network, teaches)
 
 
 def _rgb(images: Tensor) -> Tensor:

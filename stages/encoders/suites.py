@@ -22,11 +22,12 @@ from stages.encoders.weights import weight_file
 from stages.methods import tf_resize
 from stages.methods.torchvision_shim import prepare_torchvision
 
-__all__ = ["Suite", "hub_positions", "load"]
+__all__ = ["RESIZES", "Suite", "hub_positions", "load"]
 
 MIXED = "mixed_6"  # the block whose first branch sFID reads
 TOLERANCE = 1e-3  # of the largest value, between the file's own passes and those made here
 HUB_OFFSET = 0.1
+DINO_DEPTH = 24  # blocks of DINOv2-L
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Suite:
         found = self.compute(pixels.expand(-1, 3, -1, -1).to(self.device).float())
         parts = (getattr(found, name) for name in Features.__annotations__)
         return Features(*(None if part is None else part.float().cpu() for part in parts))
+
+
+RESIZES = {
+    "inception": f"TensorFlow's bilinear to {tf_resize.SIDE}, x = i W / {tf_resize.SIDE}",
+    "dinov2-large": f"antialiased bicubic to {DINO_SIDE}, neither clipped nor rounded",
+}
 
 
 @lru_cache(maxsize=1)
@@ -93,8 +100,7 @@ def _inception(path: Path, device: torch.device) -> Suite:
 
     with torch.inference_mode():
         _check_inception(network, compute, device)
-    resize = f"TensorFlow's bilinear to {tf_resize.SIDE}, x = i W / {tf_resize.SIDE}"
-    return Suite("inception", file_hash(path), resize, compute, device)
+    return Suite("inception", file_hash(path), RESIZES["inception"], compute, device)
 
 
 def _check_inception(
@@ -140,14 +146,14 @@ def hub_positions(table: Tensor, side: int, offset: float = HUB_OFFSET) -> Tenso
     return torch.cat([own, grid.permute(0, 2, 3, 1).flatten(1, 2).to(table)], dim=1)
 
 
-def _dinov2(path: Path, device: torch.device, model: str = "vit_large_patch14_dinov2") -> Suite:
+def _dinov2(path: Path, device: torch.device) -> Suite:
     prepare_torchvision()
     import timm
 
-    overlay = {"pretrained_cfg_overlay": {"file": str(path)}}
+    own = {"model_name": "vit_large_patch14_dinov2", "num_classes": 0, "depth": DINO_DEPTH}
     # At the size that its positions were trained at, so that timm leaves these as they are.
-    full = timm.create_model(model, pretrained=True, num_classes=0, **overlay)
-    network = timm.create_model(model, num_classes=0, img_size=DINO_SIDE)
+    full = timm.create_model(**own, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    network = timm.create_model(**own, img_size=DINO_SIDE)
     state = full.state_dict()
     side = DINO_SIDE // network.patch_embed.patch_size[0]
     state["pos_embed"] = hub_positions(state["pos_embed"], side)
@@ -165,5 +171,4 @@ def _dinov2(path: Path, device: torch.device, model: str = "vit_large_patch14_di
         tokens = network.forward_features((x / 255 - mean) / std)
         return Features(tokens[:, 0])
 
-    resize = f"antialiased bicubic to {DINO_SIDE}, neither clipped nor rounded"
-    return Suite("dinov2-large", file_hash(path), resize, compute, device)
+    return Suite("dinov2-large", file_hash(path), RESIZES["dinov2-large"], compute, device)

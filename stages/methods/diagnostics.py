@@ -4,11 +4,13 @@ a mask disturbs the alignment. Both work on networks of REPA, REG and MaskAlign 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.methods import path
+from stages.methods.density import TimeDensity
 from stages.methods.losses import (
     Batch,
     aligned_patches,
@@ -58,19 +60,24 @@ class Heatmap:
 
 
 def alignment_heatmap(
-    network: nn.Module, batch: Batch, keep: Tensor | None = None, top: float = 0.1
+    network: nn.Module,
+    batch: Batch,
+    keep: Tensor | None = None,
+    top: float = 0.1,
+    time_density: TimeDensity | None = None,
 ) -> Heatmap:
     """Count the patches in the top share of |d L_alignment / d h|, per token of an image.
 
     h: hidden states at the alignment depth. keep: (B, K) patches of a masked run, such as
     `maskalign.Loss(...).keep(batch)`; None for all. top: share of the present patches, at least
-    one. Labels are not dropped. network: bare, not wrapped for workers. Raises ValueError where
-    there is one patch only, which nothing can be compared with, or a mask that keeps none.
+    one. time_density: of t, the training's own; uniform if None. Labels are not dropped. network:
+    bare, not wrapped for workers. Raises ValueError where there is one patch only, which nothing
+    can be compared with, or a mask that keeps none.
     """
     if not 0 < top <= 1:
         raise ValueError(f"top is {top}; it must lie in (0, 1]")
     _check_patches(batch, keep)
-    output = _run(network, batch, keep)
+    output = _run(network, batch, keep, time_density)
     has_class = output.class_velocity is not None
     # The gradient stops at h, so only the projector is differentiated.
     hidden = output.hidden.detach().requires_grad_()
@@ -88,17 +95,19 @@ def alignment_heatmap(
     )
 
 
-def stability_gap(network: nn.Module, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
+def stability_gap(
+    network: nn.Module, batch: Batch, keep: Tensor, time_density: TimeDensity | None = None
+) -> tuple[Tensor, Tensor]:
     """L_alignment(masked input) and L_alignment(full input), two scalars; the gap G of the paper
     is the first minus the second.
 
     keep: (B, K) the patches of the masked run. The full run's loss is taken over the same class
     token and patches (ours): its mean over masks is that of all tokens, without the spread from
-    which tokens a mask happens to leave. network: bare; labels are not dropped. Raises ValueError
-    as `alignment_heatmap` does.
+    which tokens a mask happens to leave. time_density, network and labels: as `alignment_heatmap`.
+    Raises ValueError as `alignment_heatmap` does.
     """
     _check_patches(batch, keep)
-    masked, full = _run(network, batch, keep), _run(network, batch, None)
+    masked, full = (_run(network, batch, which, time_density) for which in (keep, None))
     has_class = full.class_velocity is not None
     targets = alignment_targets(batch, keep, has_class)
     projection = take_kept(full.projection, keep, has_class)
@@ -116,9 +125,11 @@ def _check_patches(batch: Batch, keep: Tensor | None) -> None:
 
 
 @torch.no_grad()
-def _run(network: nn.Module, batch: Batch, keep: Tensor | None):
+def _run(
+    network: nn.Module, batch: Batch, keep: Tensor | None, time_density: TimeDensity | None
+) -> Any:
     """The network's output in training, at the batch's draws of t and noise."""
-    t = batch.draws.time()
+    t = batch.draws.time(time_density)
     x = path.interpolate(batch.images, batch.draws.noise(batch.images.shape[1:]), t)
     class_token = None
     if network.class_token_dim:

@@ -8,24 +8,29 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average of a network's weights, with a warm-up of the decay.
+    """Exponential moving average of a network's weights.
 
-    After update k = 0, 1, ...: average <- d average + (1-d) weights, d = min(decay, (1+k)/(10+k)).
-    `network` is a frozen copy in eval mode, ready to sample from. Give it the bare network, not
-    one wrapped for compilation or for many workers.
+    After update k = 0, 1, ...: average <- d average + (1-d) weights, d = decay; with `warm_up`
+    (ours) min(decay, (1+k)/(10+k)), which forgets fresh weights sooner. The codes of SiT, REPA and
+    REG hold d constant from the first update on. `network` is a frozen copy in eval mode, ready to
+    sample from. Give it the bare network, not one wrapped for compilation or for many workers.
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.9999, num_updates: int = 0):
+    def __init__(
+        self, network: nn.Module, decay: float = 0.9999, num_updates: int = 0, warm_up: bool = True
+    ):
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must lie in [0, 1)")
-        self.decay = decay
+        self.decay, self.warm_up = decay, warm_up
         self.num_updates = num_updates
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take in the network's present weights; call it after each optimizer step."""
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        decay = self.decay
+        if self.warm_up:
+            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
         average, weights = _trained(self.network, network)
         torch._foreach_lerp_(average, weights, 1 - decay)
         for buffer, source in zip(self.network.buffers(), network.buffers(), strict=True):

@@ -33,13 +33,17 @@ from stages.methods.strata import in_turn
 
 __all__ = [
     "FrechetResult",
+    "Gaussian",
     "distance_from_features",
     "distance_to",
+    "distance_with_influence",
     "frechet_distance",
     "from_features",
     "real_floor",
     "reference_gaussian",
 ]
+
+ROWS = 5000  # images whose features are looked at, or held in float64, at a time
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class FrechetResult:
 
 
 @dataclass(frozen=True)
-class _Gaussian:
+class Gaussian:
+    """Mean and covariance, as factored."""
+
     mean: Tensor  # (d,)
     trace: float
     factor: Tensor  # (d, k), covariance = factor factor^T
@@ -92,23 +98,36 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     return max(_distance(first, second), 0.0)
 
 
-def reference_gaussian(mean: Tensor, cov: Tensor) -> _Gaussian:
+def reference_gaussian(mean: Tensor, cov: Tensor) -> Gaussian:
     """A reference's mean (d,) and covariance (d, d), factored once for any number of
     `distance_to`; errors as in frechet_distance."""
     checked = _check_gaussian(mean, cov, "mean", "cov")
     return _from_covariance(*checked, name="cov")
 
 
-def distance_to(x: Tensor, reference: _Gaussian) -> float:
+def distance_to(x: Tensor, reference: Gaussian) -> float:
     """The distance of features x (n, d) to a `reference_gaussian`. Raises ValueError as
     from_features does, and for another dimension."""
+    return max(_distance(_sample_for(x, reference).gaussian(), reference), 0.0)
+
+
+def distance_with_influence(x: Tensor, reference: Gaussian) -> tuple[float, Tensor]:
+    """`distance_to` and psi (n,) of x, see `influence.frechet`."""
+    sample = _sample_for(x, reference)
+    covariance = sample.scatter() / (sample.n - 1) if sample.n > sample.d else None
+    known = sample.mean, covariance, reference.mean, reference.factor
+    psi = influence.frechet_to(sample.x, *known, rows=ROWS)
+    return max(_distance(sample.gaussian(), reference), 0.0), psi
+
+
+def _sample_for(x: Tensor, reference: Gaussian) -> _Sample:
     x = _check_features(x, "x")
     if x.shape[1] != len(reference.mean):
         raise ValueError(
             f"x has {x.shape[1]} dimensions and the reference {len(reference.mean)}; both must "
             "come from the same extractor"
         )
-    return max(_distance(_Sample(x, 1).gaussian(), reference), 0.0)
+    return _Sample(x, math.ceil(len(x) / ROWS))
 
 
 def distance_from_features(x1: Tensor, x2: Tensor) -> float:
@@ -261,7 +280,7 @@ class _Sample:
     def _centred(self, block: Tensor) -> Tensor:
         return self.x[block].double() - self.mean
 
-    def gaussian(self, without: int | None = None) -> _Gaussian:
+    def gaussian(self, without: int | None = None) -> Gaussian:
         left_out = self.blocks[without] if without is not None else self.blocks[0][:0]
         gone = self._centred(left_out)
         n, total = self.n - len(left_out), gone.sum(0)
@@ -269,7 +288,7 @@ class _Sample:
         if n <= self.d:
             kept = torch.cat([b for i, b in enumerate(self.blocks) if i != without])
             factor = (self.x[kept].double() - mean).T / math.sqrt(n - 1)
-            return _Gaussian(mean, factor.square().sum().item(), factor)
+            return Gaussian(mean, factor.square().sum().item(), factor)
         scatter = self.scatter()
         if len(gone):
             scatter = scatter - _gram(gone) - torch.outer(total, total) / n
@@ -280,7 +299,7 @@ class _Sample:
         return sum(self.n / (self.n - len(b)) for b in self.blocks) / len(self.blocks) - 1
 
 
-def _from_covariance(mean: Tensor, cov: Tensor, name: str) -> _Gaussian:
+def _from_covariance(mean: Tensor, cov: Tensor, name: str) -> Gaussian:
     factor, failed = torch.linalg.cholesky_ex(cov)
     if failed:
         values, vectors = torch.linalg.eigh(cov)
@@ -292,10 +311,10 @@ def _from_covariance(mean: Tensor, cov: Tensor, name: str) -> _Gaussian:
             )
         kept = values > largest * len(values) * torch.finfo(cov.dtype).eps
         factor = vectors[:, kept] * values[kept].sqrt()
-    return _Gaussian(mean, cov.trace().item(), factor)
+    return Gaussian(mean, cov.trace().item(), factor)
 
 
-def _distance(a: _Gaussian, b: _Gaussian) -> float:
+def _distance(a: Gaussian, b: Gaussian) -> float:
     means = (a.mean - b.mean).square().sum().item()
     return means + a.trace + b.trace - 2 * _nuclear_norm(a.factor.T @ b.factor)
 
@@ -340,14 +359,15 @@ def _check_features(x: Tensor, name: str) -> Tensor:
             f"{name} has {len(x)} images; a distance needs at least {FEWEST_IMAGES}: give more, or "
             "where they are held-out images hold out more"
         )
-    bad = (~torch.isfinite(x).all(1)).nonzero().flatten().tolist()
-    if bad:
+    finite = [part.isfinite().all(1) for part in x.split(ROWS)]
+    if bad := (~torch.cat(finite)).nonzero().flatten().tolist():
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
             f"{name} has NaN or infinite features in {len(bad)} of {len(x)} images (rows {shown}); "
             "look at these images, or at the network that made them"
         )
-    given.check_size(x, name)
+    for part in x.split(ROWS):
+        given.check_size(part, name)
     return x
 
 

@@ -1,7 +1,8 @@
 """Grids of noise levels: 1-D float64 tensors that descend to 0 (EDM coordinates, s = t / (1 - t)).
 
 `num_levels` counts the levels above 0, which is the number of solver steps; a grid has
-num_levels + 1 entries, the last of them 0. A flow model starts at t = 0.999, s = 999 (`path.py`).
+num_levels + 1 entries, the last of them 0. A flow model starts at t = 0.999, s = 999, or at
+t_start = 1, for which `path.AT_NOISE` stands (`path.py`).
 """
 
 import math
@@ -71,17 +72,17 @@ def log_snr(num_levels: int, s_max: float = S_START, s_min: float = 0.002) -> Te
 def uniform_t(num_levels: int, t_start: float = path.T_START) -> Tensor:
     """Equal steps in t from t_start down to 0."""
     _check_range(num_levels)
-    return from_times(torch.linspace(t_start, 0, num_levels + 1, dtype=torch.float64))
+    return from_times(torch.linspace(t_start, 0, num_levels + 1, dtype=torch.float64), t_start)
 
 
 def from_times(times: Tensor, t_start: float = path.T_START) -> Tensor:
     """Levels of any grid of times that descends to 0, such as `csflow.time_grid`.
 
-    times: (num_levels + 1,), t from noise to data; a first time above t_start is set to t_start,
-    where s is finite. Raises ValueError as `check` does, and where more times than the first lie
-    there, which would make equal levels.
+    times: (num_levels + 1,), t from noise to data; a first time above t_start is set to t_start (1:
+    to `path.AT_NOISE`), where s is finite. Raises ValueError as `check` does, and where more times
+    than the first lie there, which would make equal levels.
     """
-    times = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    times, t_start = torch.as_tensor(times).detach().to("cpu", torch.float64), path.start(t_start)
     if bool((times < 0).any() or (times > 1).any()):
         raise ValueError("times must lie in [0, 1], with t=1 noise and t=0 data")
     if times.ndim == 1 and len(above := times[1:][times[1:] >= t_start]):

@@ -29,6 +29,7 @@ __all__ = [
     "coverage",
     "density_and_precision",
     "frechet",
+    "frechet_to",
     "kernel",
     "kernel_means",
     "neighbour_distances",
@@ -120,16 +121,53 @@ class Principal:
         return max((distance - 2 * levels.sum()).item(), 0.0), psi
 
 
+def frechet_to(
+    samples: Tensor,
+    center: Tensor,
+    covariance: Tensor | None,
+    mean: Tensor,
+    factor: Tensor,
+    rows: int,
+) -> Tensor:
+    """`frechet` of samples (n, d), n > 1, whose mean and covariance are known, to a reference of
+    mean (d,) and covariance factor factor^T, factor (d, k); so many rows are in double precision at
+    a time. covariance: (d, d); None for n <= d."""
+    n, parts = len(samples), samples.split(rows)
+    if covariance is None:
+        axes, values = _principal(samples.double() - center)
+    else:
+        axes, values = _axes(covariance, n)
+    roots, shift = values.sqrt(), center - mean
+    half = axes.T @ factor * roots[:, None]
+    levels, turned = torch.linalg.eigh(half @ half.T)
+    # z^T A z = |outward^T z|^2.
+    outward = axes / roots @ turned * levels.clamp_min(0).sqrt().sqrt()
+    psi = []
+    for part in parts:
+        z = part.double() - center
+        apart = z.square().sum(1) - (z @ outward).square().sum(1)
+        psi.append(2 * z @ shift + n / (n - 1) * apart)
+    return of_mean(torch.cat(psi))
+
+
 def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
     """Axes (d, r) and variances (r,) of centred samples (n, d), without those of rounding."""
     n, d = z.shape
     if n > d:
-        values, axes = torch.linalg.eigh(z.T @ z / (n - 1))
-    else:
-        squares, left = torch.linalg.eigh(z @ z.T / (n - 1))
-        values = squares
-        axes = z.T @ left / (squares.clamp_min(torch.finfo(z.dtype).tiny) * (n - 1)).sqrt()
-    kept = values > values[-1] * max(n, d) * torch.finfo(z.dtype).eps
+        return _axes(z.T @ z / (n - 1), n)
+    values, left = torch.linalg.eigh(z @ z.T / (n - 1))
+    axes = z.T @ left / (values.clamp_min(torch.finfo(z.dtype).tiny) * (n - 1)).sqrt()
+    return _kept(axes, values, d)
+
+
+def _axes(covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """`_principal` of n > d samples of this covariance (d, d)."""
+    values, axes = torch.linalg.eigh(covariance)
+    return _kept(axes, values, n)
+
+
+def _kept(axes: Tensor, values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    kept = values > values[-1] * most * torch.finfo(values.dtype).eps
     return axes[:, kept], values[kept]
 
 

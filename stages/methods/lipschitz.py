@@ -35,7 +35,10 @@ def step_norms(
 
     For a solver of one evaluation a step this is the **one-step map with its history held
     constant**, J = r I + b_0 dD/dy at the point of the evaluation; for Heun J runs through both
-    evaluations. Samples must not interact in the denoiser (no batch statistics).
+    evaluations. With a look-ahead corrector (UniPC) the state that the step starts from is the
+    redone one, r' y_prev + c_0 D + ..., of which D alone moves with the point: J = (r c_0 + b_0)
+    dD/dy, from one predicted state to the next (**ours**: r I + b_0 dD/dy there is the map of no
+    step). Samples must not interact in the denoiser (no batch statistics).
     y: (B, ...) at levels[0]. iterations: of the power method; 20 serve the mean, 40 the maximum.
     The estimate is a lower bound that rises with the iterations. Errors as `solvers.solve`.
     generator: draws the first vectors; None is a fresh one with seed 0.
@@ -54,11 +57,13 @@ def step_norms(
     with sdpa_kernel(SDPBackend.MATH):
         for advance in trajectory(denoiser, y, levels, solver):
             step = advance.step
+            redo = solver.corrector(grid, step.index)
 
-            def one_step(point: Tensor, step=step) -> Tensor:
+            def one_step(point: Tensor, step=step, redo=redo) -> Tensor:
                 guarded = checked(denoiser, step.index, len(grid) - 1)
                 output = solver.evaluate(guarded, point, grid, step.index)
-                return step.ratio * point + step.weights[0] * output
+                start = point if redo is None else redo[0] * output
+                return step.ratio * start + step.weights[0] * output
 
             largest = largest_singular(one_step, step.outputs[0].point, iterations, generator)
             if not torch.isfinite(largest).all():

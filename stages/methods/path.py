@@ -9,7 +9,7 @@ Solvers and corrections work in EDM coordinates (Karras et al. 2022) only:
     y = x / alpha = x0 + s eps,   s = sigma / alpha = t / (1 - t),
 
 with a denoiser D(y, s) = E[x0 | y]. Every network enters through an adapter below. s is infinite
-at t=1, so a flow model starts at `T_START`.
+at t=1, so a flow model starts at `T_START`, or at `AT_NOISE`, which stands for 1.
 
 In this module `t` and `s` are floats, scalar tensors, or tensors of shape (B,), one per sample.
 """
@@ -23,6 +23,10 @@ from torch import Tensor
 
 T_START = 0.999
 """The time at which sampling from a flow model starts: s = 999 instead of infinity."""
+
+AT_NOISE = 1 - 2.0**-26
+"""What stands for t = 1, where the papers' samplers start: s is 2^26 - 1, states go to it and back
+without a rounding in float64, and in float32 a network is asked at exactly 1."""
 
 ROUNDING = 1e-9
 """How far a time may have moved on its way t -> s -> t; in float64 it is below 1e-13."""
@@ -78,6 +82,13 @@ def level_from_time(t: float | Tensor) -> float | Tensor:
 def time_from_level(s: float | Tensor) -> float | Tensor:
     """t = s / (1 + s), for s >= 0."""
     return s / (1 + s)
+
+
+def start(t_start: float) -> float:
+    """A time in (0, 1] to start from, whose level is finite."""
+    if not 0 < t_start <= 1:
+        raise ValueError(f"t_start is {t_start}; it must be above 0 and at most 1")
+    return min(t_start, AT_NOISE)
 
 
 def to_edm(x: Tensor, t: float | Tensor) -> tuple[Tensor, float | Tensor]:

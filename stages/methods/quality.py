@@ -1,14 +1,11 @@
 """Scores of sample quality beside the Fréchet distance, each with its error.
 
-What libraries compute well is called: prdc for precision, recall, density and coverage. The kernel
-distance comes from the sums that its error needs; the Inception score is two lines and has no light
-library.
+Precision, recall, density and coverage come from the distances that their errors need, the kernel
+distance from such sums; the Inception score is two lines and has no light library.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,8 +79,7 @@ def precision_recall(
     labels: Tensor | None = None,
     radii: Tensor | None = None,
 ) -> Manifolds:
-    """Precision, recall, density and coverage from k-th neighbour balls: without errors by prdc,
-    with them from the distances that the errors need, which give the same values.
+    """Precision, recall, density and coverage from k-th neighbour balls, with errors or without.
 
     samples: (n, d), reference: (m, d). All in [0, 1] but density, which may exceed 1. They depend
     on n and m: compare at equal sizes only. Standard errors (**ours**) are of the samples, the
@@ -105,18 +101,17 @@ def precision_recall(
         raise ValueError(
             f"neighbours is {neighbours} with {fewest} images; use 1 to {largest} neighbours"
         )
-    if not errors:
-        values = _prdc(samples, reference, neighbours)
-        return Manifolds(**{name: Estimate(value, None) for name, value in values.items()})
     balls = influence.Balls.of(samples.cpu(), reference.cpu(), neighbours, radii)
-    density, precision = influence.density_and_precision(balls)
-    psi = {"density": density, "precision": precision}
     values = {
         "precision": balls.inside_reference.any(0).double().mean().item(),
         "recall": balls.inside_samples.any(1).double().mean().item(),
         "density": balls.inside_reference.sum().item() / (neighbours * len(samples)),
         "coverage": balls.inside_reference.any(1).double().mean().item(),
     }
+    if not errors:
+        return Manifolds(**{name: Estimate(value, None) for name, value in values.items()})
+    density, precision = influence.density_and_precision(balls)
+    psi = {"density": density, "precision": precision}
     psi |= {"recall": influence.recall(balls), "coverage": influence.coverage(balls)}
     return Manifolds(**{n: _estimate(value, psi[n], labels) for n, value in values.items()})
 
@@ -180,18 +175,6 @@ def _inception_score(logits: Tensor) -> float:
     log_p = logits.log_softmax(1)
     log_mean = log_p.logsumexp(0) - np.log(len(logits))
     return (log_p.exp() * (log_p - log_mean)).sum(1).mean().exp().item()
-
-
-def _prdc(samples: Tensor, reference: Tensor, neighbours: int) -> dict[str, float]:
-    from prdc import compute_prdc
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
-        scores = compute_prdc(_numpy(reference), _numpy(samples), nearest_k=neighbours)
-    return {name: float(value) for name, value in scores.items()}
-
-
-def _numpy(x: Tensor) -> np.ndarray:
-    return x.double().cpu().numpy()
 
 
 def _pair(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

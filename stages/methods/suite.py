@@ -4,17 +4,26 @@ precision; the published tables of SiT, DiT, REPA and REG are made with it.
 They are other numbers than those of quality.py: the Inception score is a mean over splits and its
 classifier has no bias, precision and recall are of squared distances with "at most", between sets
 of different sizes, and sFID flattens maps place by place.
+
+Beside every value stand what each sample contributes to it (ours; see influence.py). Sets may be
+arrays mapped from files: a block of them is in memory at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from stages.methods import given
+from stages.methods import given, influence
+from stages.methods.frechet import Gaussian, distance_with_influence
 
 __all__ = [
+    "Measured",
     "Sums",
+    "distance",
     "flattened",
     "inception_score",
     "moments",
@@ -25,8 +34,17 @@ __all__ = [
 SPLIT = 5000  # images of one split of the Inception score
 NEIGHBOURS = 3
 BLOCK = 1000  # rows of distances in memory at once
+COLUMNS = 10_000
 
 ROUNDINGS = ("nearest", "down")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score, and psi (n,) of its n samples; the reference is fixed."""
+
+    value: float
+    psi: Tensor = field(compare=False, repr=False)
 
 
 def rounded(images: Tensor, rule: str) -> Tensor:
@@ -91,57 +109,126 @@ class Sums:
         return self._shift + mean, scatter / (self.count - 1)
 
 
-def inception_score(logits: Tensor, split: int = SPLIT) -> float:
+def distance(features: Tensor, reference: Gaussian) -> Measured:
+    """The Fréchet distance of features (n, d) to a `reference_gaussian`; errors as `distance_to`
+    has them."""
+    return Measured(*distance_with_influence(features, reference))
+
+
+def inception_score(logits: Tensor, split: int = SPLIT) -> Measured:
     """Mean over consecutive splits of exp E KL(p(class | image) || p(class)).
 
     logits: (n, classes) of the classifier without its bias, in the images' order. The last split
-    may be shorter. Raises ValueError for a split below 1.
+    may be shorter. A sample's psi is that of its split's score S, S (KL_i - E KL), by how much of
+    the mean the split is. Raises ValueError for a split below 1.
     """
     if split < 1:
         raise ValueError(f"split is {split}; give at least 1 image")
-    scores = []
-    for part in given.tensor(logits, "logits").double().split(split):
-        log_p = part.log_softmax(1)
+    logits = given.tensor(logits, "logits")
+    parts, count = logits.split(split), len(logits)
+    scores, psi = [], []
+    for part in parts:
+        log_p = part.double().log_softmax(1)
         log_mean = log_p.exp().mean(0).log()
-        scores.append((log_p.exp() * (log_p - log_mean)).sum(1).mean().exp())
-    return torch.stack(scores).mean().item()
+        divergence = (log_p.exp() * (log_p - log_mean)).sum(1)
+        scores.append(divergence.mean().exp())
+        share = count / (len(parts) * len(part))
+        psi.append(share * scores[-1] * (divergence - divergence.mean()))
+    return Measured(torch.stack(scores).mean().item(), torch.cat(psi))
 
 
 def precision_recall(
     samples: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS
-) -> tuple[float, float]:
+) -> tuple[Measured, Measured]:
     """The share of samples within a ball of the reference, and of the reference within one of the
     samples; a ball reaches to its centre's k-th nearest other image.
 
     samples: (n, d), reference: (m, d); n and m may differ. Squared distances, a point at the ball's
     edge counts. The original takes half precision where its numbers fit.
     """
-    samples, reference = (given.tensor(x, "features").double() for x in (samples, reference))
+    samples, reference = (given.tensor(x, "features") for x in (samples, reference))
     for name, x in (("samples", samples), ("reference", reference)):
         if len(x) <= neighbours:
             raise ValueError(f"{name} are {len(x)} images; {neighbours} neighbours need more")
-    own, theirs = _radii(samples, neighbours), _radii(reference, neighbours)
+    own, theirs = _Neighbours.of(samples, neighbours), _Neighbours.of(reference, neighbours)
     precise = torch.zeros(len(samples), dtype=torch.bool)
-    recalled = torch.zeros(len(reference), dtype=torch.bool)
-    for start in range(0, len(samples), BLOCK):
-        part = slice(start, start + BLOCK)
-        squares = _squares(samples[part], reference)
-        precise[part] = (squares <= theirs).any(1)
-        recalled |= (squares <= own[part, None]).any(0)
-    return precise.double().mean().item(), recalled.double().mean().item()
+    # Of every reference image in how many balls it lies, and in whose where that is one.
+    counts, holder = (torch.zeros(len(reference), dtype=torch.long) for _ in range(2))
+    for rows, columns, squares in _blocks(samples, reference):
+        precise[rows] |= (squares <= theirs.reach[columns]).any(1)
+        inside = squares <= own.reach[rows, None]
+        counts[columns] += inside.sum(0)
+        holder[columns] += (inside * torch.arange(rows.start, rows.stop)[:, None]).sum(0)
+    recall = (counts > 0).double().mean().item()
+    return (
+        Measured(precise.double().mean().item(), influence.of_mean(precise.double())),
+        Measured(recall, _recall_psi(samples, reference, own, counts, holder)),
+    )
 
 
-def _radii(x: Tensor, neighbours: int) -> Tensor:
-    """(n,): the squared distance of every row to its k-th nearest other row."""
-    parts = []
-    for start in range(0, len(x), BLOCK):
-        squares = _squares(x[start : start + BLOCK], x)
-        rows = torch.arange(len(squares))
-        squares[rows, start + rows] = torch.inf
-        parts.append(squares.kthvalue(neighbours, dim=1).values)
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class _Neighbours:
+    """Of every image of a set the nearest others: squares (n, k + 1) of distances, ascending, and
+    which; without the last column in a set of k + 1 images."""
+
+    squares: Tensor
+    index: Tensor
+    neighbours: int
+
+    @property
+    def reach(self) -> Tensor:
+        """(n,) squared radius of the balls."""
+        return self.squares[:, self.neighbours - 1]
+
+    @property
+    def grown(self) -> Tensor:
+        """(n,) squared radius of the balls without one of the neighbours within."""
+        return self.squares[:, self.neighbours :].amax(1)
+
+    @classmethod
+    def of(cls, x: Tensor, neighbours: int) -> _Neighbours:
+        kept = min(neighbours + 1, len(x) - 1)
+        nearest = torch.full((len(x), kept), torch.inf, dtype=torch.float64)
+        index = torch.zeros((len(x), kept), dtype=torch.long)
+        for rows, columns, squares in _blocks(x, x):
+            names = torch.arange(columns.start, columns.stop).expand(len(squares), -1)
+            squares[names == torch.arange(rows.start, rows.stop)[:, None]] = torch.inf
+            squares = torch.cat([nearest[rows], squares], 1)
+            nearest[rows], chosen = squares.topk(kept, largest=False)
+            index[rows] = torch.cat([index[rows], names], 1).gather(1, chosen)
+        return cls(nearest, index, neighbours)
 
 
-def _squares(a: Tensor, b: Tensor) -> Tensor:
-    squares = a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)
-    return squares.clamp_min(0)
+def _recall_psi(
+    samples: Tensor, reference: Tensor, own: _Neighbours, counts: Tensor, holder: Tensor
+) -> Tensor:
+    """psi (n,) of recall by the leave-one-out difference, as `influence.recall` has it: images that
+    a sample's ball alone holds are lost, and the balls of its neighbours grow."""
+    n, m, k = len(samples), len(reference), own.neighbours
+    lost = torch.bincount(holder[counts == 1], minlength=n).double()
+    pairs = []  # an image may be gained through several balls, and counts once
+    if own.squares.shape[1] > k:
+        rare = (counts <= 1).nonzero().flatten()
+        for rows, columns, squares in _blocks(samples, reference[rare]):
+            reach, grown = own.reach[rows, None], own.grown[rows, None]
+            ball, image = ((squares > reach) & (squares <= grown)).nonzero(as_tuple=True)
+            image = rare[columns][image].repeat_interleave(k)
+            without = own.index[rows][ball, :k].flatten()
+            new = (counts[image] == 0) | (holder[image] == without)
+            pairs.append(without[new] * m + image[new])
+    gained = torch.bincount(torch.cat(pairs).unique() // m, minlength=n) if pairs else 0
+    return influence.of_mean((n - 1) * (lost - gained) / m)
+
+
+def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Squared distances (b, c) in double precision between rows of x (n, d) and of y (m, d), in
+    blocks, and of which rows they are."""
+    for first in range(0, len(y), COLUMNS):
+        columns = slice(first, min(first + COLUMNS, len(y)))
+        other = y[columns].double()
+        lengths = other.square().sum(1)
+        for start in range(0, len(x), BLOCK):
+            rows = slice(start, min(start + BLOCK, len(x)))
+            part = x[rows].double()
+            squares = part.square().sum(1)[:, None] - 2 * part @ other.T + lengths
+            yield rows, columns, squares.clamp_min(0)

@@ -107,7 +107,7 @@ GRIDS = {
     "log_snr": "stages.methods.grids:log_snr",
 }
 
-# Grids that run between two levels of the user's choice; the others start at t=0.999.
+# Grids that run between two levels of the user's choice; the others start at t_start.
 BOUNDED_GRIDS = frozenset({"edm", "log_snr"})
 
 # Densities over t: each makes one from its own arguments.
@@ -231,7 +231,10 @@ SCAN_CHECK = "stages.papers.icr.measure:check"
 FAMILIES = dict.fromkeys(
     ("independent", "band-tied", "local", "additive", "parent", "full"),
     "stages.methods.wavelet:WaveletStatistics",
-)
+) | {
+    "principal": "stages.methods.wavelet.principal:PrincipalStatistics",
+    "residual": "stages.methods.wavelet.residual:ResidualStatistics",
+}
 
 
 def choice(kind: str, table: Mapping[str, object]) -> type[str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import collections
 import io
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from stages.networks import unpickling
 
 PERSISTENT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
 LARGEST = 32 * 2**30  # bytes of a file
@@ -47,12 +47,6 @@ def _tensors_only(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _numpy(name: str) -> Any:
-    from numpy import _core
-
-    return getattr(_core.multiarray, name)
-
-
 ALLOWED: dict[tuple[str, str], Any] = {
     PERSISTENT: Holder,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
@@ -60,33 +54,13 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.storage", "_load_from_bytes"): _tensors_only,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("dnnlib.util", "EasyDict"): EasyDict,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): __import__("_codecs").encode,
-    **{
-        (module, name): _numpy(name)
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("scalar", "_reconstruct")
-    },
+    **unpickling.arrays(),
     # Containers of torch are pickled as ordinary classes.
     **{
         ("torch.nn.modules.container", name): type(name, (Holder,), {})
         for name in ("ModuleDict", "ModuleList", "Sequential", "ParameterDict", "ParameterList")
     },
 }
-
-
-class Reader(pickle.Unpickler):
-    """Makes what is in `ALLOWED` and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = ALLOWED.get((module, name))
-        if found is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
-        return found
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def read(path: Path) -> Any:
@@ -98,11 +72,11 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path} is larger than {LARGEST // 2**30} GiB, above what is read")
     try:
         with path.open("rb") as stream:
-            return Reader(stream).load()
-    except pickle.UnpicklingError as error:
+            return unpickling.load(stream, ALLOWED)
+    except unpickling.RefusedError as error:
         raise ValueError(f"{path} is refused: {error}") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(f"{path} is no readable pickle ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def tensors(module: Holder, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
-from stages.data import prepare
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.given import GIVEN
 from stages.recipes.nodes import (
@@ -21,12 +20,12 @@ from stages.recipes.nodes import (
     spectrum_nodes,
     teacher_nodes,
 )
+from stages.recipes.published import is_published, under_protocol, without_unread_data
 from stages.report import report
 from stages.report.report import ReportSettings
 from stages.sampling import sample
 from stages.scoring import evaluate, external, extractor, published
 from stages.scoring.evaluate import features_node
-from stages.settings.protocols import CLEAN
 from stages.training import checkpoint, teach, train
 
 if TYPE_CHECKING:
@@ -37,25 +36,18 @@ def completed(place: str) -> Callable[[Bench], list[Node]]:
     """The recipe at `"module:function"`, read when it is asked for, with what all end with."""
 
     def build(bench: Bench) -> list[Node]:
-        nodes = _with_needed(bench, resolve(place)(bench))
-        _check_protocol(bench, nodes)
+        nodes = resolve(place)(bench)
+        if is_published(bench):
+            nodes = under_protocol(bench, nodes)
+        nodes = _with_needed(bench, nodes)
         _check_given(bench, nodes)
         _check_guidance(nodes)
         nodes = with_features(bench, [*nodes, report_node(bench, nodes)])
+        if is_published(bench):
+            nodes = without_unread_data(bench, nodes)
         return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in nodes]
 
     return build
-
-
-def _check_protocol(bench: Bench, nodes: Sequence[Node]) -> None:
-    """Raise UsageError where a published protocol is asked for and nothing is scored under it."""
-    name = bench.evaluate.protocol
-    if name != CLEAN and not any(node.stage is published.STAGE for node in nodes):
-        raise UsageError(
-            f"evaluate.protocol={name} is for the recipe evaluate: run this recipe without it, "
-            "write its samples with `python -m pipeline export`, and score these with "
-            f"`run evaluate evaluate.protocol={name} evaluate.path=FILE`"
-        )
 
 
 def _check_given(bench: Bench, nodes: Sequence[Node]) -> None:
@@ -127,7 +119,8 @@ def _decoded(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """The nodes with scores and pictures of decoded samples, where there is an autoencoder."""
     if bench.latents.autoencoder is None:
         return list(nodes)
-    slots = {evaluate.STAGE.name: ("samples", "reference"), report.STAGE.name: ("samples",)}
+    slots = dict.fromkeys((evaluate.STAGE.name, published.STAGE.name), ("samples", "reference"))
+    slots[report.STAGE.name] = ("samples",)
     sampled = {node.name: node for node in nodes if node.stage is sample.STAGE}
     pictures: dict[str, Node] = {}
 
@@ -220,8 +213,6 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
         "samples": shown_samples(bench, nodes) + of(external.STAGE.name),
         "papers": of(*shown),
     }
-    if not of(prepare.STAGE.name):
-        del inputs["data"]
     settings = settings_of(
         ReportSettings,
         bench.report,

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from stages.data.recognised import SUFFIXES
@@ -22,11 +20,10 @@ from stages.recipes.nodes import (
     sample_node,
     settings_of,
 )
-from stages.scoring import evaluate, external, published
+from stages.recipes.published import is_published
+from stages.scoring import evaluate, external
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.external import ExternalSettings
-from stages.scoring.published import PublishedSettings
-from stages.settings.protocols import CLEAN
 
 if TYPE_CHECKING:
     from stages.bench import Bench
@@ -60,32 +57,6 @@ def external_nodes(bench: Bench) -> list[Node]:
     return [samples, scores]
 
 
-def published_nodes(bench: Bench) -> list[Node]:
-    """The samples at `evaluate.path` and their scores under a published protocol; no data set."""
-    if bench.networks.path is not None:
-        raise UsageError(
-            f"networks.path={bench.networks.path} and evaluate.protocol={bench.evaluate.protocol} "
-            "do not go together: score the network's samples without it, write them with `python "
-            "-m pipeline export`, and set evaluate.path to them in place of networks.path"
-        )
-    samples = samples_node(bench, {})
-    try:
-        settings = settings_of(PublishedSettings, bench.evaluate)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        words = problem.get("ctx", {}).get("error", problem["msg"])
-        raise UsageError(f"evaluate: {words}") from error
-    scores = Node(
-        "published/external",
-        published.STAGE,
-        settings,
-        {"samples": [samples.name]},
-        bench.resources.published,
-        tags={"method": name_of(Path(bench.evaluate.path)), "protocol": settings.protocol},
-    )
-    return [samples, scores]
-
-
 def name_of(path: Path) -> str:
     """What samples made elsewhere are called: as their folder, or as their archive but for its
     suffix."""
@@ -97,19 +68,21 @@ def name_of(path: Path) -> str:
 
 def recipe(bench: Bench) -> list[Node]:
     """Samples made elsewhere, or those of a network trained elsewhere: their scores under the
-    preset's protocol; of samples made elsewhere under a published one too."""
-    if bench.evaluate.protocol != CLEAN:
-        return published_nodes(bench)
-    if bench.networks.path is None:
-        return [*pixel_nodes(bench), *extractor_nodes(bench), *external_nodes(bench)]
-    nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *given_nodes(bench)]
-    return nodes if bench.evaluate.path is None else [*nodes, *external_nodes(bench)]
+    preset's protocol; a published one reads no data set."""
+    given = bench.networks.path is not None
+    if is_published(bench):
+        nodes = given_nodes(bench) if given else []
+    elif given:
+        nodes = [*prepare_nodes(bench), *extractor_nodes(bench), *given_nodes(bench)]
+    else:
+        nodes = [*pixel_nodes(bench), *extractor_nodes(bench)]
+    return nodes if given and bench.evaluate.path is None else [*nodes, *external_nodes(bench)]
 
 
 def given_nodes(bench: Bench) -> list[Node]:
     """The network given, its samples as those of a training's checkpoints are made, and their
     scores."""
-    given, options = given_node(bench), bench.sample
+    given, options = given_node(bench, with_data=not is_published(bench)), bench.sample
     settings = options.options(seed=bench.seed, **options.of_checkpoints())
     name = GIVEN.partition("/")[2]
     tags = {"method": given.tags["method"], "solver": settings.solver, "grid": settings.grid}

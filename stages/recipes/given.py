@@ -17,23 +17,28 @@ if TYPE_CHECKING:
 GIVEN = "checkpoint/given"
 
 
-def given_node(bench: Bench) -> Node | None:
+def given_node(bench: Bench, with_data: bool = True) -> Node | None:
     """`checkpoint/given`, the network at `networks.path`; None where one is trained.
 
-    Raises UsageError where the file does not say enough, or is of another network than the data's.
+    with_data: whether the preset's data set is read, which the network then has to fit. Raises
+    UsageError where it does not, or the file does not say enough.
     """
     options = bench.networks
     if options.path is None:
         return None
     facts = options.facts() or {}
-    check_given(bench, facts, f"networks.path={options.path}")
+    named = f"networks.path={options.path}"
+    if with_data:
+        check_given(bench, facts, named)
+    else:
+        check_guided(bench, facts, named)
     settings = CheckpointSettings(**options.model_dump())
     tags = {"method": str(facts.get("method", options.format or "given"))}
     return Node(
         GIVEN,
         checkpoint.STAGE,
         settings,
-        {"data": data_node(bench)},
+        {"data": data_node(bench)} if with_data else {},
         bench.resources.checkpoint,
         tags,
     )
@@ -41,7 +46,7 @@ def given_node(bench: Bench) -> Node | None:
 
 def check_given(bench: Bench, facts: Mapping[str, Any], named: str) -> None:
     """Raise UsageError for a network whose images have another shape than the data's, as far as
-    both are known, and for guidance of one that has nothing to be guided away from."""
+    both are known, and as `check_guided` does."""
     size, channels = bench.network_shape
     if (shape := facts.get("shape")) and size is not None:
         wanted = (shape[0] if channels is None else channels, size, size)
@@ -51,6 +56,11 @@ def check_given(bench: Bench, facts: Mapping[str, Any], named: str) -> None:
                 f"and the data are {' x '.join(map(str, wanted))}; set data to what it was trained "
                 "on"
             )
+    check_guided(bench, facts, named)
+
+
+def check_guided(bench: Bench, facts: Mapping[str, Any], named: str) -> None:
+    """Raise UsageError for guidance of a network that has nothing to be guided away from."""
     scale = bench.sample.guidance
     if bench.networks.guide is not None or scale == 1:
         return

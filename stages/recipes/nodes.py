@@ -162,12 +162,12 @@ def _check_encoded(bench: Bench, images: PrepareSettings) -> None:
 
 
 def decode_node(bench: Bench, samples: Node) -> Node:
-    """`decode/NAME`: the pictures of samples."""
-    options = bench.latents
+    """`decode/NAME`: the pictures of samples, rounded as a published protocol may state."""
+    options, rounding = bench.latents, bench.evaluate.rounding_stated
     return Node(
         f"decode/{samples.name.partition('/')[2]}",
         decode.STAGE,
-        settings_of(DecodeSettings, options, shard_size=options.decode_shard),
+        settings_of(DecodeSettings, options, shard_size=options.decode_shard, rounding=rounding),
         {"samples": samples.name, "data": data_node(bench)},
         bench.resources.decode,
         samples.tags,

@@ -26,7 +26,7 @@ HEADLINES = {
 }
 OVER = {"training_step": "training step", "nfe": "NFE"}
 METHOD = "METHOD"
-PUBLISHED = f"{published.STAGE.name}/"
+SCORING = (evaluate.STAGE.name, published.STAGE.name)
 REFUSED = "refused"
 
 
@@ -100,7 +100,7 @@ def opened(run: Run, name: str) -> Artifact | None:
 
 def _rows(run: Run, names: Mapping[str, str]) -> Iterator[tuple[Place, Row]]:
     for common, name in names.items():
-        if run[name].data["stage"] not in (evaluate.STAGE.name, published.STAGE.name):
+        if run[name].data["stage"] not in SCORING:
             continue
         artifact = opened(run, name)
         if artifact is None:
@@ -121,7 +121,7 @@ def _load(artifact: Any) -> list[Row]:
 def _refusals(runs: Sequence[Run]) -> Iterator[Line]:
     """A line for each run whose scores another version stored."""
     for place, run in enumerate(runs):
-        evaluations = [name for name in run if run[name].data["stage"] == evaluate.STAGE.name]
+        evaluations = [name for name in run if run[name].data["stage"] in SCORING]
         try:
             for artifact in filter(None, (opened(run, name) for name in evaluations)):
                 artifact.load()
@@ -143,7 +143,7 @@ def _line(place: Place, rows: Sequence[Row | None], headline: bool) -> Line:
         tuple(value(score) for score in scores),
         tuple(difference_in_words(scores[0], score) for score in scores[1:]),
         headline,
-        node=place.curve if place.curve.startswith(PUBLISHED) else f"evaluate/{place.curve}",
+        node=f"evaluate/{place.curve}",
     )
 
 

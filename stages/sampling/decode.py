@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Place, Result, Stage, unkeyed
@@ -31,6 +33,9 @@ class DecodeSettings(CodingOptions):
     """The stage's settings."""
 
     autoencoder: Place = unkeyed(description="folder of the autoencoder")
+    rounding: Literal["nearest", "down"] = Field(
+        "nearest", description="how pictures become 8 bits, see evaluate.rounding"
+    )
     shard_size: int = unkeyed(
         1_000, ge=1, description="samples of one task; rounded up to whole batches"
     )
@@ -41,7 +46,7 @@ def run(context: Context) -> Result:
     import numpy as np
 
     settings: DecodeSettings = context.settings
-    samples, data = context.inputs["samples"], context.inputs["data"]
+    samples, data = context.inputs["samples"], context.inputs.get("data")
     begun, facts = time.perf_counter(), samples.description
     count = facts["num_samples"]
     items = iter(shards(count, settings.batch_size, settings.shard_size))
@@ -49,12 +54,13 @@ def run(context: Context) -> Result:
     with raised_as(StageError, ValueError, OSError):
         shape = _shape(samples, settings)
         scale = _checked_scale(data, settings)
+        unit = data is not None and data.of_unit_pixels
         pictures = np.lib.format.open_memmap(
             context.path / "samples.npy", "w+", np.uint8, (count, *shape)
         )
         rows = max(1, HELD_BYTES // (settings.shard_size * int(np.prod(shape))))
         while wave := list(islice(items, rows)):
-            parts = context.map(decode_shard, wave, samples, scale, settings, data.of_unit_pixels)
+            parts = context.map(decode_shard, wave, samples, scale, settings, unit)
             for (first, last), part in zip(wave, parts, strict=True):
                 pictures[first:last] = part
             context.progress(wave[-1][1], count, "samples")
@@ -62,7 +68,8 @@ def run(context: Context) -> Result:
     steps = samples.path / "steps.json"
     if steps.is_file():
         (context.path / steps.name).write_bytes(steps.read_bytes())
-    Samples.complete(context.path, np.load(samples.path / "labels.npy"), _facts(facts, data))
+    facts = _facts(facts, data) | {"rounding": settings.rounding}
+    Samples.complete(context.path, np.load(samples.path / "labels.npy"), facts)
     taken = {k: v for k, v in samples.manifest.timings.items() if k.endswith("_seconds")}
     return Result(timings={**taken, "decoding_seconds": time.perf_counter() - begun})
 
@@ -74,7 +81,7 @@ def decode_shard(
     settings: DecodeSettings,
     unit: bool = False,
 ) -> np.ndarray:
-    """(n, C, H, W) uint8 pictures of samples first..last-1, black to white rounded to 0 to 255.
+    """(n, C, H, W) uint8 pictures of samples first..last-1, black to white brought to 0 to 255.
 
     Every block is computed at its full size, so that a picture does not depend on how many follow.
     """
@@ -92,18 +99,20 @@ def decode_shard(
         # Repeated beyond the end.
         whole = latents[torch.arange(settings.batch_size) % len(latents)]
         images = network.decode(whole / scaling + shift)[: len(latents)]
-        parts.append(_bytes(images).cpu().numpy())
+        parts.append(_bytes(images, settings.rounding).cpu().numpy())
     return np.concatenate(parts)
 
 
-def _bytes(images: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] as 0 to 255, rounded, values beyond clipped; ValueError for what is not finite."""
+def _bytes(images: torch.Tensor, rounding: str) -> torch.Tensor:
+    """[-1, 1] as 0 to 255, values beyond clipped; ValueError for what is not finite."""
+    from stages.methods.suite import rounded
+
     if not images.isfinite().all():
         raise ValueError(
             "decoded pictures hold NaN or infinity: samples are not finite, or the autoencoder "
             "overflows; set latents.precision=float32"
         )
-    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+    return rounded(images, rounding)
 
 
 def _shape(samples: Samples, settings: DecodeSettings) -> tuple[int, int, int]:
@@ -117,27 +126,30 @@ def _shape(samples: Samples, settings: DecodeSettings) -> tuple[int, int, int]:
     return (known.channels, *(side * known.factor for side in sides))
 
 
-def _checked_scale(data: Data, settings: DecodeSettings) -> LatentScale:
-    """The scale of the latents that were trained on; ValueError where they are of another
-    autoencoder."""
+def _checked_scale(data: Data | None, settings: DecodeSettings) -> LatentScale:
+    """The scale of the latents that were trained on, without them the autoencoder's own;
+    ValueError where they are of another autoencoder."""
     from stages.artifacts.storage import LatentScale
     from stages.encoders import autoencoder
 
     known = autoencoder.known(settings.autoencoder)
+    own = LatentScale(known.scaling, known.shift)
+    if data is None:
+        return own
     made_by = (data.description.get("latents") or {}).get("autoencoder") or {}
     if made_by.get("sha256") not in (None, known.identity):
         raise ValueError(
             f"the latents were made by the autoencoder {made_by['sha256'][:12]}, and this one is "
             f"{known.identity[:12]}; set latents.autoencoder to the one that made them"
         )
-    return data.latents or LatentScale(known.scaling, known.shift)
+    return data.latents or own
 
 
-def _facts(samples: dict[str, Any], data: Data) -> dict[str, Any]:
+def _facts(samples: dict[str, Any], data: Data | None) -> dict[str, Any]:
     """What is known of the latents. Copies are sought among the pictures, which mirrored ones are
     not among."""
     facts = dict(samples)
-    seen, known = facts.get("num_training_images"), data.description
+    seen, known = facts.get("num_training_images"), {} if data is None else data.description
     if seen is not None and known.get("flips"):
         facts["num_training_images"] = min(seen, known["num_train"] // 2)
     return facts
@@ -154,7 +166,7 @@ STAGE = Stage(
     output=Samples,
     run="stages.sampling.decode:run",
     fans_out=True,
-    inputs={"samples": Input(Samples), "data": Input(Data)},
+    inputs={"samples": Input(Samples), "data": Input(Data, optional=True)},
     files=files_of,
     estimate="stages.settings.costs:decode",
     metrics=lambda node: (),

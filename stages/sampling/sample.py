@@ -229,7 +229,7 @@ def _with_noise(
     """The end points of a stochastic sampler from noise z, in the model's states."""
     sampler = resolve(table.SOLVERS[settings.solver].place)
     if brings_grid(settings.solver):
-        return sampler(denoiser, z, draws, settings.nfe)
+        return sampler(denoiser, z, draws, settings.nfe, t_start=settings.t_start)
     more = {"churn": settings.churn.parameters()} if settings.solver == "churn" else {}
     return sampler(denoiser, levels[0].item() * z, levels, draws, **more)
 
@@ -247,7 +247,7 @@ def plan_of(
     """
     entry = table.SOLVERS[settings.solver]
     if brings_grid(settings.solver):
-        return Plan(_sde_levels(settings.nfe), None, None)
+        return Plan(_sde_levels(settings), None, None)
     if entry.own_levels:
         levels = schedule.levels
     else:
@@ -263,12 +263,12 @@ def plan_of(
     return Plan(levels, *resolve(table.CORRECTIONS[settings.correction].place)(given))
 
 
-def _sde_levels(nfe: int) -> Tensor:
+def _sde_levels(settings: SampleSettings) -> Tensor:
     """Where the SDE's steps begin, and 0."""
-    from stages.methods.path import T_START
+    from stages.methods.path import start
     from stages.methods.solvers.sde import time_grid
 
-    t = time_grid(nfe).clamp(max=T_START)
+    t = time_grid(settings.nfe).clamp(max=start(settings.t_start))
     return t / (1 - t)
 
 

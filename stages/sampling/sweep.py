@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, ValidationError, model_validator
 
 from stages.methods import table
@@ -14,6 +16,12 @@ from stages.settings.solvers import NFE, runnable
 class SampleSweep(SampleOptions):
     """How samples are made, and over which solvers and NFE on the last checkpoint."""
 
+    classes: Literal["balanced", "random"] | None = Field(
+        None,
+        description="balanced: classes in turn, in the shares that labels says; random: drawn for "
+        "each sample, each as often, as in most papers; unset is balanced, under a published "
+        "protocol evaluate.classes",
+    )
     solvers: tuple[table.choice("solver", table.PLAIN_SOLVERS), ...] = Field(
         ("euler", "heun", "dpmpp2m"), min_length=1, description="solvers compared over nfes"
     )
@@ -116,6 +124,7 @@ class SampleSweep(SampleOptions):
 
     def options(self, **changes: object) -> SampleSettings:
         """The settings of one sample node."""
-        chosen = self.shared_with(SampleOptions) | changes
+        own = {"classes": self.classes or "balanced"}
+        chosen = self.shared_with(SampleOptions) | own | changes
         kinds = densities.of_grids([chosen["grid"]])
         return SampleSettings(**chosen | {"density": chosen["density"].read_by(kinds)})

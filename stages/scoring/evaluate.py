@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -99,18 +99,18 @@ def run(context: Context) -> Result:
         for score in of_set
     ]
     rows = mean_over_seeds(singles, facts)
-    for line in _summaries(rows):
+    for line in summaries(rows):
         context.log(line)
     write(context.path, singles, rows)
     return Result(
         metrics=headline(rows),
         curves=[(r.score.metric, getattr(r, settings.abscissa), r.score.value) for r in rows],
         abscissa=settings.abscissa,
-        timings=_times(samples, settings.abscissa),
+        timings=times(samples, settings.abscissa),
     )
 
 
-def _times(samples: Mapping[str, Samples], abscissa: str) -> dict[str, list[tuple[int, float]]]:
+def times(samples: Mapping[str, Samples], abscissa: str) -> dict[str, list[tuple[int, float]]]:
     """What a sample took when the sets were made, in milliseconds, beside the scores."""
     times: dict[str, list[tuple[int, float]]] = {}
     for artifact in samples.values():
@@ -141,16 +141,19 @@ def _check(
                 f"{node} holds {facts['num_samples']} samples, fewer than "
                 f"evaluate.num_samples={settings.num_samples}; lower it, or give more samples"
             )
-        if reference is None:
-            continue
-        expected = reference.description
-        differing = [k for k in ("seed", "method", "training_step") if facts[k] != expected[k]]
-        if differing:
-            raise StageError(
-                f"{node} and the reference differ in {differing[0]} ({facts[differing[0]]} against "
-                f"{expected[differing[0]]}); trajectory_rms compares samples of one model from "
-                "the same noise"
-            )
+        if reference is not None:
+            check_noise(node, facts, reference.description)
+
+
+def check_noise(node: str, facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise StageError where samples are not of the reference's model and noise."""
+    differing = [k for k in ("seed", "method", "training_step") if facts[k] != expected[k]]
+    if differing:
+        raise StageError(
+            f"{node} and the reference differ in {differing[0]} ({facts[differing[0]]} against "
+            f"{expected[differing[0]]}); trajectory_rms compares samples of one model from "
+            "the same noise"
+        )
 
 
 def _check_reference(train: FeatureSet, settings: EvaluateSettings) -> None:
@@ -184,7 +187,8 @@ def _shards(
     return [pairs[i : i + size] for i in range(0, len(pairs), size)]
 
 
-def _summaries(rows: Sequence[Row]) -> Iterator[str]:
+def summaries(rows: Sequence[Row]) -> Iterator[str]:
+    """The scores of every set in words, and its cautions."""
     for node in dict.fromkeys(row.node for row in rows):
         scores = [row.score for row in rows if row.node == node]
         yield f"{node}: " + ", ".join(f"{s.metric} {s.value:.4g}" for s in scores)

@@ -41,7 +41,11 @@ def command(run: Run, options: Namespace) -> None:
     if options.form == "adm" and to.suffix != ".npz":
         raise UsageError(f"--to {to}: the form adm is an .npz file; end its name so")
     count = WRITERS[options.form](samples, to, options.rounding)
-    print(f"{to}: {count} samples of {options.node}, rounded {options.rounding} to 8 bits")
+    # Decoded pictures and those of others are of 8 bits already.
+    rounding = options.rounding
+    if samples.is_rounded:
+        rounding = samples.description.get("rounding", "by whoever made them")
+    print(f"{to}: {count} samples of {options.node}, rounded {rounding} to 8 bits")
 
 
 STAGES = ("sample", "decode", "external", "draw")

@@ -34,10 +34,11 @@ MANIFOLDS = ("precision", "recall", "density", "coverage")
 
 @dataclass(frozen=True)
 class Scored:
-    """The first `count` samples of a set, as what a score says of them."""
+    """`count` samples of a set from `first` on, as what a score says of them."""
 
     samples: Samples
     count: int
+    first: int = 0
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -47,7 +48,7 @@ class Scored:
 
         if self.samples.description.get("classes") == "random":
             return np.zeros(self.count, np.int64)
-        return np.load(self.samples.path / "labels.npy")[: self.count]
+        return np.load(self.samples.path / "labels.npy")[self.first : self.first + self.count]
 
     def influence(self, psi: Tensor) -> Influence:
         """psi (n,) of the first n samples, and what those were made from."""
@@ -63,11 +64,11 @@ class Scored:
 
     def _made_from(self, n: int) -> str:
         """Noise and labels of the first n samples; of samples made elsewhere the set itself."""
-        facts = self.samples.description
+        facts, since = self.samples.description, [self.first] if self.first else []
         if "labels" not in facts:
-            return f"{n} of {self.samples.manifest.key}"
+            return " of ".join(map(str, [n, *since, self.samples.manifest.key]))
         digest = hashlib.sha256(self.labels[:n].tobytes()).hexdigest()[:16]
-        return json.dumps([n, facts["seed"], list(self.samples.shape), digest])
+        return json.dumps([n, facts["seed"], list(self.samples.shape), digest, *since])
 
 
 @dataclass(frozen=True)
@@ -341,17 +342,26 @@ def _trajectories(scored: Scored, reference: Samples, judge: Judge) -> Iterator[
 
     from stages.methods import influence
 
+    rms, psi, details = apart(scored, reference)
+    error = influence.standard_error(psi, torch.from_numpy(scored.labels))
+    yield judge.score("trajectory_rms", rms, error, scored.influence(psi), details=details)
+
+
+def apart(scored: Scored, reference: Samples) -> tuple[float, Tensor, str]:
+    """Root mean square distance per pixel of samples to the reference's from the same noise, psi
+    (n,), and what the reference is in words."""
+    import torch
+
+    from stages.methods import influence
+
     parts = []
-    for start in range(0, scored.count, BLOCK):
-        which = slice(start, min(start + BLOCK, scored.count))
+    for start in range(scored.first, scored.first + scored.count, BLOCK):
+        which = slice(start, min(start + BLOCK, scored.first + scored.count))
         difference = scored.samples.images(which).double() - reference.images(which).double()
         parts.append(difference.square_().flatten(1).mean(1))
     squares = torch.cat(parts)
-    psi = influence.of_root(squares)
-    error = influence.standard_error(psi, torch.from_numpy(scored.labels))
     facts = reference.description
     details = f"to {facts['solver']}, NFE {facts['nfe']}, grid {facts['grid']}"
     if facts["correction"] != "none":
         details += f", correction {facts['correction']}"
-    rms = squares.mean().sqrt().item()
-    yield judge.score("trajectory_rms", rms, error, scored.influence(psi), details=details)
+    return squares.mean().sqrt().item(), influence.of_root(squares), details

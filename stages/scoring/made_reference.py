@@ -1,9 +1,9 @@
-"""`python -m pipeline reference DATA`: a file of the ADM suite's layout from a user's images."""
+"""`python -m pipeline reference DATA`: a file for published protocols, from a user's images."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stages.data.readers.source import Listing
+    from stages.encoders.embedded import Features
+    from stages.methods.suite import Sums
 
 KEPT = 10_000  # images for precision and recall, as in ADM's files
 BATCH = 50
@@ -33,10 +35,17 @@ def command(options: Namespace) -> None:
     if not path.exists():
         raise UsageError(f"{path} does not exist; give a folder of images, or an archive of them")
     with raised_as(UsageError, MissingWeightsError, ValueError, OSError):
-        count = make(path, to, options.weights, options.size, options.crop, options.device, print)
+        how = options.weights, options.size, options.crop, options.device, print
+        if options.protocol == "adm":
+            count = make(path, to, *how)
+            held = (
+                f"mu, sigma, mu_s, sigma_s of {count} images, {min(count, KEPT)} of them in arr_0"
+            )
+        else:
+            held = f"mu, sigma of DINOv2-L of {make_dinov2(path, to, *how)} images"
     print(
-        f"{to}: mu, sigma, mu_s, sigma_s of {count} images, {min(count, KEPT)} of them in arr_0; "
-        f"score against it with evaluate.protocol=adm evaluate.reference={to}"
+        f"{to}: {held}; score against it with evaluate.protocol={options.protocol} "
+        f"evaluate.reference={to}"
     )
 
 
@@ -47,7 +56,7 @@ def make(
     size: int | None = None,
     crop: str = "adm",
     device: str = "cpu",
-    say=lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Write mu, sigma, mu_s, sigma_s over all images of a place, and arr_0 of the first 10,000 in
     mixed order; the number of images.
@@ -57,34 +66,79 @@ def make(
     MissingWeightsError with what is wrong.
     """
     import numpy as np
+
+    from stages.methods import suite as scores
+
+    pools, spatial, kept = scores.Sums(), scores.Sums(), []
+    for found, pixels in _seen("inception", path, weights, size, crop, device, say):
+        pools.add(found.features)
+        spatial.add(scores.flattened(found.spatial))
+        missing = KEPT - sum(map(len, kept))
+        if missing > 0:
+            kept.append(pixels[:missing].transpose(0, 2, 3, 1))
+    arrays = {"arr_0": np.concatenate(kept)}
+    for sums, end in ((pools, ""), (spatial, "_s")):
+        arrays |= _moments(sums, end)
+    _write(to, arrays, pools.count, crop if size else "none")
+    return pools.count
+
+
+def make_dinov2(
+    path: Path,
+    to: Path,
+    weights: str | None = None,
+    size: int | None = None,
+    crop: str = "adm",
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> int:
+    """Write mu and sigma of DINOv2-L over all images of a place, as `make` does those of
+    Inception."""
+    from stages.methods import suite as scores
+
+    sums = scores.Sums()
+    for found, _ in _seen("dinov2-large", path, weights, size, crop, device, say):
+        sums.add(found.features)
+    _write(to, _moments(sums), sums.count, crop if size else "none")
+    return sums.count
+
+
+def _moments(sums: Sums, end: str = "") -> dict[str, np.ndarray]:
+    mean, cov = sums.moments()
+    return {f"mu{end}": mean.numpy(), f"sigma{end}": cov.numpy()}
+
+
+def _write(to: Path, arrays: dict[str, np.ndarray], count: int, crop: str) -> None:
+    import numpy as np
+
+    np.savez(to, **arrays, crop=np.array(crop), num_images=np.array(count))
+
+
+def _seen(
+    kind: str,
+    path: Path,
+    weights: str | None,
+    size: int | None,
+    crop: str,
+    device: str,
+    say: Callable[[str], None],
+) -> Iterator[tuple[Features, np.ndarray]]:
+    """Features of all images of a place in batches, in mixed order, and their pixels."""
     import torch
 
     from stages.data.image_files import listed
     from stages.data.readers.order import mixed_order
     from stages.encoders import suites
-    from stages.methods import suite as scores
 
-    suite = suites.load("inception", weights, device, "--weights")
+    suite = suites.load(kind, weights, device, "--weights")
     with listed(path, (3, 0, 0)) as listing:
         order = mixed_order(len(listing.images))
         if len(order) < FEWEST:
             raise ValueError(f"{path} holds {len(order)} images; a reference takes {FEWEST}")
-        pools, spatial, kept = scores.Sums(), scores.Sums(), []
         for done, pixels in _batches(listing, order, size, crop):
-            found = suite(torch.from_numpy(pixels))
-            pools.add(found.features)
-            spatial.add(scores.flattened(found.spatial))
-            missing = KEPT - sum(map(len, kept))
-            if missing > 0:
-                kept.append(pixels[:missing].transpose(0, 2, 3, 1))
+            yield suite(torch.from_numpy(pixels)), pixels
             if done % (BATCH * 100) == 0:
                 say(f"{done} of {len(order)} images")
-    arrays = {"arr_0": np.concatenate(kept), "crop": np.array(crop if size else "none")}
-    for (mean, cov), end in ((pools.moments(), ""), (spatial.moments(), "_s")):
-        arrays |= {f"mu{end}": mean.numpy(), f"sigma{end}": cov.numpy()}
-    arrays["num_images"] = np.array(len(order))
-    np.savez(to, **arrays)
-    return len(order)
 
 
 def _batches(

@@ -6,8 +6,8 @@ file's; the images that ADM's files hold serve precision and recall alone, as pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,16 +15,17 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, unkeyed
-from stages.artifacts.samples import ExternalSamples, Samples
-from stages.artifacts.scores import Scores, row_of, write
+from stages.artifacts.samples import Samples
+from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
 from stages.encoders.weights import MissingWeightsError, weight_file
+from stages.scoring.against import Job, scores
+from stages.scoring.evaluate import check_noise, summaries, times
+from stages.scoring.judge import Scored, apart
 from stages.settings.protocols import CLEAN, PUBLISHED, ProtocolOptions, Published
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pipeline.graph import Node
-    from stages.data.references import ReferenceFile, Statistics
+    from stages.data.references import ReferenceFile
     from stages.methods.protocol import Protocol, Score
 
 AS_GIVEN = "before, by whoever made the files"
@@ -33,8 +34,8 @@ AS_GIVEN = "before, by whoever made the files"
 class PublishedSettings(ProtocolOptions):
     """The stage's settings."""
 
-    abscissa: Literal["training_step"] = Field(
-        "training_step", description="what the sets differ in"
+    abscissa: Literal["training_step", "nfe"] = Field(
+        "training_step", description="what the sets differ in, and the curves are drawn over"
     )
     batch_size: int = unkeyed(50, ge=1, le=65536, description="images in one pass")
     shard_size: int = unkeyed(5000, ge=1, description="images of one task")
@@ -112,23 +113,60 @@ def reference_of(settings: PublishedSettings) -> ReferenceFile:
 
 
 def run(context: Context) -> Result:
-    """Features of all sets and of the reference's images, and the scores."""
+    """The scores of every set of samples, in the order of the abscissa."""
     settings: PublishedSettings = context.settings
     samples: Mapping[str, Samples] = context.inputs["samples"]
+    other: Samples | None = context.inputs.get("reference")
+    over = settings.abscissa
+    sets = sorted(samples, key=lambda name: (samples[name].description[over], name))
     with raised_as(StageError, UsageError, ValueError, OSError):
-        reference = reference_of(settings)
-        rows = []
-        for node, artifact in samples.items():
-            _check_count(node, artifact, settings)
-            protocol = protocol_of(settings, reference, artifact)
-            context.log(f"{node}: protocol {protocol.name}, {protocol.rules}")
-            for score in _scores(context, artifact, reference, protocol):
-                rows.append(row_of(node, artifact.description, score))
-    for row in rows:
-        context.log(f"{row.node}: {row.score}")
-    write(context.path, rows, rows)
+        job = Job(context, reference_of(settings))
+        singles = []
+        for done, node in enumerate(sets):
+            context.progress(done, len(sets), "sets")
+            singles += _rows(job, node, samples[node], other)
+    context.progress(len(sets), len(sets), "sets")
+    rows = mean_over_seeds(singles, {node: samples[node].description for node in sets})
+    for line in summaries(rows):
+        context.log(line)
+    write(context.path, singles, rows)
     return Result(
-        metrics={row.score.metric: row.score.value for row in rows if row.node == rows[-1].node}
+        metrics={name: value for name, value in headline(rows).items() if value is not None},
+        curves=[(row.score.metric, getattr(row, over), row.score.value) for row in rows],
+        abscissa=over,
+        timings=times(samples, over),
+    )
+
+
+def _rows(job: Job, node: str, samples: Samples, other: Samples | None) -> Iterator[Row]:
+    """The scores of one set; other: the samples that trajectory_rms refers to."""
+    settings = job.settings
+    _check_count(node, samples, settings)
+    protocol = protocol_of(settings, job.reference, samples)
+    job.context.log(f"{node}: protocol {protocol.name}, {protocol.rules}")
+    for score in scores(job, node.replace("/", "-"), samples, protocol, _caution(settings)):
+        yield row_of(node, samples.description, score)
+    if other is not None:
+        check_noise(node, samples.description, other.description)
+        score = trajectory(Scored(samples, settings.protocol_samples), other, protocol)
+        yield row_of(node, samples.description, score)
+
+
+def trajectory(scored: Scored, other: Samples, protocol: Protocol) -> Score:
+    """trajectory_rms, which is no part of any published protocol: of samples alone."""
+    import torch
+
+    from stages.methods.influence import standard_error
+    from stages.methods.protocol import Score
+
+    value, psi, details = apart(scored, other)
+    return Score(
+        metric="trajectory_rms",
+        value=value,
+        protocol=replace(protocol, details=details),
+        error=standard_error(psi, torch.from_numpy(scored.labels)),
+        error_kind="influence",
+        influence=scored.influence(psi),
     )
 
 
@@ -150,72 +188,41 @@ def _check_count(node: str, samples: Samples, settings: PublishedSettings) -> No
 def protocol_of(
     settings: PublishedSettings, reference: ReferenceFile, samples: Samples
 ) -> Protocol:
-    """How the scores of a set are measured."""
+    """How the scores of a set are measured.
+
+    Raises StageError for samples of this project that were drawn or rounded in another way than
+    the settings state.
+    """
     from stages.encoders import suites
     from stages.encoders.pretrained import file_hash
     from stages.methods.protocol import Protocol
 
-    suite = suites.load(settings.published.extractor, settings.weights, settings.device)
+    kind = settings.published.extractor
+    with raised_as(StageError, MissingWeightsError):
+        weights = weight_file(kind, settings.weights, "evaluate.weights")
+    told = samples.description
+    for name in ("rounding", "classes"):
+        if told.get(name, stated := settings.stated(name)) != stated:
+            raise StageError(
+                f"evaluate.protocol={settings.protocol} takes {name} {stated}, and the samples' is "
+                f"{told[name]}; set evaluate.{name}={told[name]}, or make them anew"
+            )
     rounding = settings.stated("rounding")
-    if settings.rounding is None and samples.is_rounded:
+    if settings.rounding is None and samples.is_rounded and "rounding" not in told:
         rounding = AS_GIVEN
     return Protocol(
         name=f"{settings.protocol}-{settings.protocol_samples}",
-        extractor=suite.name,
-        extractor_hash=suite.weights_hash,
-        resize=suite.resize,
+        extractor=kind,
+        extractor_hash=file_hash(weights),
+        resize=suites.RESIZES[kind],
         reference=f"reference file {file_hash(Path(settings.reference))[:12]}",
         num_reference=reference.num_images,
         num_samples=settings.protocol_samples,
         rounding=rounding,
         crop=settings.crop or reference.crop or settings.published.crop,
-        classes=settings.classes
-        or samples.description.get("classes")
-        or settings.published.classes,
+        classes=settings.stated("classes"),
         best_of=settings.stated("best_of"),
     )
-
-
-@dataclass(frozen=True)
-class Found:
-    """Features of one set; arrays as `Features` holds them."""
-
-    features: np.ndarray
-    spatial: np.ndarray | None
-    logits: np.ndarray | None
-
-
-def _scores(
-    context: Context, samples: Samples, reference: ReferenceFile, protocol: Protocol
-) -> Iterator[Score]:
-    """The scores of the set of the least distance."""
-    from stages.methods.protocol import Score
-
-    settings: PublishedSettings = context.settings
-    statistics = reference.dinov2 if settings.protocol == "fd-dinov2" else reference.inception
-    sets = [
-        range(i * settings.protocol_samples, (i + 1) * settings.protocol_samples)
-        for i in range(protocol.best_of)
-    ]
-    found = [_features(context, samples, which) for which in sets]
-    gaussian = _gaussian(statistics)
-    distances = [_distance(one.features, gaussian) for one in found]
-    best = min(range(len(sets)), key=distances.__getitem__)
-    values = {"fid": (distances[best], "")}
-    if len(sets) > 1:
-        # No part of the protocol: two scores of it may be compared.
-        context.log("distances of the sets: " + ", ".join(f"{one:.6g}" for one in distances))
-    if settings.protocol == "adm":
-        values |= _adm(context, found[best], reference)
-    for metric, (value, details) in values.items():
-        yield Score(
-            metric=metric,
-            value=value,
-            protocol=replace(protocol, details=details),
-            error=None,
-            error_kind="none",
-            caution=_caution(settings),
-        )
 
 
 def _caution(settings: PublishedSettings) -> str:
@@ -228,116 +235,9 @@ def _caution(settings: PublishedSettings) -> str:
     )
 
 
-def _gaussian(statistics: Statistics) -> Any:
-    import torch
-
-    from stages.methods.frechet import reference_gaussian
-
-    mean, cov = torch.tensor(statistics.mean), torch.tensor(statistics.cov)
-    return reference_gaussian(mean, cov)
-
-
-def _distance(features: np.ndarray, reference: Any) -> float:
-    import torch
-
-    from stages.methods.frechet import distance_to
-
-    return distance_to(torch.from_numpy(features), reference)
-
-
-def _adm(context: Context, found: Found, reference: ReferenceFile) -> dict[str, tuple[float, str]]:
-    """sFID and the Inception score, and precision and recall where the file holds images."""
-    import torch
-
-    from stages.methods import suite
-
-    maps = suite.flattened(torch.from_numpy(found.spatial))
-    values = {
-        "sfid": (_distance(maps.numpy(), _gaussian(reference.spatial)), ""),
-        "inception_score": (
-            suite.inception_score(torch.from_numpy(found.logits)),
-            f"splits of {suite.SPLIT}, classifier without bias",
-        ),
-    }
-    if reference.images is not None:
-        theirs = _features(context, reference, range(len(reference.images)))
-        shares = suite.precision_recall(
-            torch.from_numpy(found.features), torch.from_numpy(theirs.features)
-        )
-        details = f"k={suite.NEIGHBOURS}, against {len(reference.images)} images"
-        for metric, share in zip(("precision", "recall"), shares, strict=True):
-            values[metric] = (share, details)
-    return values
-
-
-def _features(context: Context, of: Samples | ReferenceFile, which: range) -> Found:
-    """Features of the images `which`, computed in shards of whole batches."""
-    import numpy as np
-
-    from stages.shards import shards
-
-    settings: PublishedSettings = context.settings
-    spans = [
-        which[first:last]
-        for first, last in shards(len(which), settings.batch_size, settings.shard_size)
-    ]
-    parts = context.map(features_shard, spans, of, settings)
-
-    def joined(name: str) -> np.ndarray | None:
-        arrays = [getattr(part, name) for part in parts]
-        return None if arrays[0] is None else np.concatenate(arrays)
-
-    return Found(*(joined(name) for name in Found.__annotations__))
-
-
-def features_shard(span: range, of: Samples | ReferenceFile, settings: PublishedSettings) -> Found:
-    """Features of images span.start to span.stop - 1."""
-    import torch
-
-    from stages.encoders import suites
-    from stages.encoders.embedded import Features
-    from stages.shards import blocks
-
-    suite = suites.load(settings.published.extractor, settings.weights, settings.device)
-    parts = []
-    for first, last in blocks(len(span), settings.batch_size):
-        pixels = torch.from_numpy(pixels_of(of, span[first:last], settings.stated("rounding")))
-        part = suite(pixels)
-        if not part.features.isfinite().all():
-            raise StageError(
-                f"features of images {span[first]} to {span[last - 1]} are NaN or infinite; look "
-                "at what made them"
-            )
-        parts.append(part)
-    arrays = {}
-    for name in Features.__annotations__:
-        tensors = [getattr(part, name) for part in parts]
-        arrays[name] = None if tensors[0] is None else torch.cat(tensors).numpy()
-    return Found(**arrays)
-
-
-def pixels_of(of: Samples | ReferenceFile, which: Sequence[int], rounding: str) -> np.ndarray:
-    """uint8 (n, C, H, W) of images, those of an archive or folder in the order of its files."""
-    import numpy as np
-    import torch
-
-    from stages.data.readers.order import mixed_order
-    from stages.methods import suite
-
-    if not isinstance(of, Samples):
-        return np.ascontiguousarray(of.images.array[which[0] : which[-1] + 1].transpose(0, 3, 1, 2))
-    stored = of.stored()
-    at = np.asarray(which)
-    if isinstance(of, ExternalSamples):
-        at = np.argsort(mixed_order(len(stored)))[at]
-    taken = np.array(stored[at])
-    if taken.dtype == np.uint8:
-        return taken
-    return suite.rounded(torch.from_numpy(taken), rounding).numpy()
-
-
 def _metrics(node: Node) -> tuple[str, ...]:
-    return node.settings.published.metrics
+    more = ("trajectory_rms",) if node.slot("reference") else ()
+    return node.settings.published.metrics + more
 
 
 STAGE = Stage(
@@ -345,7 +245,10 @@ STAGE = Stage(
     settings=PublishedSettings,
     output=Scores,
     run="stages.scoring.published:run",
-    inputs={"samples": Input(Samples, many=True)},
+    fans_out=True,
+    inputs={"samples": Input(Samples, many=True), "reference": Input(Samples, optional=True)},
+    version=2,
     files=files_of,
+    estimate="stages.settings.costs:published",
     metrics=_metrics,
 )

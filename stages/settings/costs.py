@@ -80,7 +80,8 @@ PUBLISHED = {
 
 def checkpoint(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
     """Of a network from elsewhere what its file's name tells, or its size and kind."""
-    facts = {"shape": given["data"]["shape"]} if "shape" in given["data"] else {}
+    data = given.get("data", {})
+    facts = {"shape": data["shape"]} if "shape" in data else {}
     # The name of a file, or of the folder that it came in.
     names = [n.lower().replace("img512-", "").replace("img64-", "") for n in _last(settings.path)]
     found = settings.facts(settings.setting) or {}
@@ -122,3 +123,10 @@ def features(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
     flops = costs.INCEPTION_FLOPS if inception else costs.dinov2(settings.kind)
     spatial = 0 if inception else 7 * 256
     return {"bytes": 4 * count * (width + spatial), "flops": count * flops}
+
+
+def published(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
+    """One pass of the protocol's network over one of the sets, with those of the minimum rule."""
+    kind = settings.published.extractor
+    flops = costs.INCEPTION_FLOPS if kind == "inception" else costs.dinov2(kind)
+    return {"flops": settings.stated("best_of") * settings.protocol_samples * flops}

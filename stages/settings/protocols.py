@@ -69,7 +69,9 @@ class ProtocolOptions(Settings):
         None, description="published protocols: how the reference's images were cropped"
     )
     classes: Literal["random", "balanced"] | None = Field(
-        None, description="published protocols: how the samples' classes were drawn"
+        None,
+        description="published protocols: how samples' classes are drawn; "
+        "unset is as published, random",
     )
     best_of: int | None = Field(
         None,
@@ -82,11 +84,18 @@ class ProtocolOptions(Settings):
         PUBLISHED_SAMPLES,
         ge=10,
         le=10**7,
-        description="published protocols: samples of a set, the first ones",
+        description="published protocols: samples of a set; a run samples as many of them as its "
+        "protocol takes, whatever sample.num_samples and sample.sweep_samples say",
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="published protocols: where features are computed"
     )
+
+    @property
+    def rounding_stated(self) -> str:
+        """How samples become 8 bits."""
+        own = "nearest" if self.protocol == CLEAN else PUBLISHED[self.protocol].rounding
+        return self.rounding or own
 
     @model_validator(mode="after")
     def _protocol_fits(self) -> ProtocolOptions:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 UNIFORM = "uniform_t"
 OWN = "own levels"  # what tables call the grid of a solver that was fitted with its levels
 
-# Where a flow model starts; path.T_START, whose module imports torch.
-T_START = 0.999
+# Where a flow model starts, and what stands for 1; of path.py, which imports torch.
+T_START, AT_NOISE = 0.999, 1 - 2.0**-26
 
 
 class ChurnOptions(Settings):
@@ -56,6 +56,13 @@ class SolverOptions(Settings):
     )
     density: densities.DensityOptions = Field(
         densities.DensityOptions(), description="grids of a time density, over a uniform base"
+    )
+    t_start: float = Field(
+        T_START,
+        gt=0,
+        le=1,
+        description="other grids, and solver sde: the time, 1 being noise, at which the network is "
+        "asked first; 1 as in the papers' codes",
     )
     s_max: float = Field(
         80.0, gt=0, le=1e4, description="grids edm, log_snr: the first level, s = t / (1 - t)"
@@ -104,6 +111,12 @@ class SolverOptions(Settings):
                 f"solver={self.solver} takes an odd number of evaluations, nfe={self.nfe} is "
                 f"even; set nfe to {self.nfe - 1} or {self.nfe + 1}"
             )
+        if self._divides_by_ratios():
+            raise ValueError(
+                f"t_start={self.t_start:g} and solver={self.solver} on grid={self.grid} contradict "
+                "each other: its steps divide by the ratio of neighbouring levels, which vanishes "
+                f"there; set t_start to at most {T_START}, or its grid to edm"
+            )
         if table.SOLVERS[self.solver].own_levels and self.grid != UNIFORM:
             raise ValueError(
                 f"grid={self.grid} and solver={self.solver} contradict each other: its levels are "
@@ -124,16 +137,22 @@ class SolverOptions(Settings):
             )
         return self
 
+    def _divides_by_ratios(self) -> bool:
+        """Whether the first step's second evaluation would decide everything."""
+        starts = self.t_start > T_START and self.grid not in table.BOUNDED_GRIDS
+        return starts and _per_step(self.solver) == 2
+
     def _check_start(self) -> None:
         """Raise ValueError where the settings alone put several times of a density's grid before
         the start of a flow model."""
         num_levels = 1 + (self.nfe - 1) // _per_step(self.solver)
-        above = densities.least_share_above(self.density, self.grid, T_START)
+        start = min(self.t_start, AT_NOISE)
+        above = densities.least_share_above(self.density, self.grid, start)
         if above * num_levels > 1 + 1e-9:
             raise ValueError(
                 f"grid={self.grid} with density.shift={self.density.shift:g} and nfe={self.nfe} "
-                f"puts {1 + int(above * num_levels)} of its times at or above t={T_START}, where a "
-                "flow model starts; lower nfe, or density.shift"
+                f"puts {1 + int(above * num_levels)} of its times at or above "
+                f"t={self.t_start:g}, where a flow model starts; lower nfe, or density.shift"
             )
 
     @property
@@ -179,10 +198,11 @@ def levels_of(settings: SolverOptions, spectrum: PowerSpectrum | None = None) ->
     num_levels = levels_for_evaluations(table.counted_as(settings.solver), settings.nfe)
     if settings.grid in table.DENSITY_GRIDS:
         density = densities.time_density(settings.density, settings.grid, spectrum=spectrum)
-        return from_times(density.grid(num_levels))
-    bounds = {"s_max": settings.s_max, "s_min": settings.s_min}
-    bounded = settings.grid in table.BOUNDED_GRIDS
-    return resolve(table.GRIDS[settings.grid])(num_levels, **(bounds if bounded else {}))
+        return from_times(density.grid(num_levels), settings.t_start)
+    bounds = {"t_start": settings.t_start}
+    if settings.grid in table.BOUNDED_GRIDS:
+        bounds = {"s_max": settings.s_max, "s_min": settings.s_min}
+    return resolve(table.GRIDS[settings.grid])(num_levels, **bounds)
 
 
 def _per_step(solver: str) -> int:

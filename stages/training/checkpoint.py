@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,10 @@ def sources_of(settings: CheckpointSettings) -> list[Path]:
 
 
 def run(context: Context) -> Result:
-    """Read the network, check that it fits the data, and write it as a training would."""
+    """Read the network, check that it fits the data, if there are any, and write it as a training
+    would."""
     settings: CheckpointSettings = context.settings
-    files, data = sources_of(settings), context.inputs["data"]
+    files, data = sources_of(settings), context.inputs.get("data")
     (context.path / "checkpoints").mkdir()
     with raised_as(StageError):
         if files[0].name == BENCH_FACTS:
@@ -63,13 +64,13 @@ def run(context: Context) -> Result:
     return Result(metrics={"step": model.steps[-1]})
 
 
-def _converted(context: Context, settings: CheckpointSettings, data: Data) -> TrainedModel:
+def _converted(context: Context, settings: CheckpointSettings, data: Data | None) -> TrainedModel:
     """A network of the field's formats under our names and layout."""
     from stages.networks.reading import read
 
     given = read(settings.path, settings.format, **settings.conventions)
     facts = given.facts | {"steps_before": 0, "digest": given.digest}
-    facts["class_counts"] = data.load().class_counts
+    facts["class_counts"] = _class_counts(data)
     _check_fits(settings.path, facts, data)
     _write(context.path, given)
     if given.guide is not None:
@@ -91,7 +92,7 @@ def _write(folder: Path, given: Read) -> None:
 
 
 def _copied(
-    folder: Path, settings: CheckpointSettings, facts_file: Path, data: Data
+    folder: Path, settings: CheckpointSettings, facts_file: Path, data: Data | None
 ) -> TrainedModel:
     """A folder laid out as a training's artifact, all its checkpoints or the one asked for."""
     facts = _facts(facts_file, data)
@@ -108,7 +109,7 @@ def _copied(
     if (facts_file.parent / GUIDE).is_dir():
         shutil.copytree(facts_file.parent / GUIDE, folder / GUIDE)
     named = {"format": "bench", "digest": digest(sources_of(settings))}
-    named["class_counts"] = data.load().class_counts
+    named["class_counts"] = _class_counts(data)
     TrainedNetwork.describe(folder, {**facts, **named})
     model = TrainedModel.of(folder, facts)
     for step in model.steps:
@@ -131,7 +132,7 @@ def _reason(error: Exception) -> str:
     return rest[0].rstrip(".") + more
 
 
-def _facts(file: Path, data: Data) -> dict[str, Any]:
+def _facts(file: Path, data: Data | None) -> dict[str, Any]:
     """The description of the network. Raises ValueError where it is not one for these data."""
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
@@ -153,8 +154,14 @@ def _facts(file: Path, data: Data) -> dict[str, Any]:
     return facts
 
 
-def _check_fits(named: str, facts: Mapping[str, Any], data: Data) -> None:
+def _class_counts(data: Data | None) -> Sequence[int]:
+    return () if data is None else data.load().class_counts
+
+
+def _check_fits(named: str, facts: Mapping[str, Any], data: Data | None) -> None:
     """Raise ValueError where a network was trained on other data; one without classes fits all."""
+    if data is None:
+        return
     ours = {"shape": data.description["shape"], "num_classes": data.load().num_classes}
     for name, value in ours.items():
         if facts[name] != value and not (name == "num_classes" and not facts[name]):
@@ -169,7 +176,7 @@ STAGE = Stage(
     settings=CheckpointSettings,
     output=TrainedNetwork,
     run="stages.training.checkpoint:run",
-    inputs={"data": Input(Data)},
+    inputs={"data": Input(Data, optional=True)},
     sources=lambda settings: (
         *table.NETWORKS.values(),
         *table.PUBLISHED.values(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stages.encoders.pretrained import DINO_SIDE, RESIZED, dinov2_network, file_hash
+from stages.encoders.pretrained import DINO_SIDE, TAUGHT, dinov2_network, file_hash
 from stages.encoders.weights import weight_file
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def teacher(context: Context, data: DataSet) -> TeacherNetwork:
     settings = context.settings
     path = weight_file(settings.kind, settings.weights, "teach.weights")
     try:
-        trained = dinov2_network(settings.kind, path)
+        trained = dinov2_network(settings.kind, path, teaches=True)
     except Exception as error:  # every loader has errors of its own
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
@@ -38,11 +38,11 @@ def teacher(context: Context, data: DataSet) -> TeacherNetwork:
     trained = trained.to(settings.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = dinov2_network(settings.kind, None).to(settings.device)
+        untrained = dinov2_network(settings.kind, None, teaches=True).to(settings.device)
     return TeacherNetwork(
         name=settings.kind,
         weights_hash=file_hash(path),
-        resize=RESIZED,
+        resize=TAUGHT,
         grid=(DINO_SIDE // 14, DINO_SIDE // 14),
         width=trained.width,
         tokens=trained,
@@ -56,4 +56,4 @@ def frozen(
 ) -> Callable[[Tensor], Tensor]:
     """The network of a teacher's artifact: images (B, C, H, W) in [-1, 1] -> all its tokens."""
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before these are read
-        return dinov2_network(facts["name"], folder / facts["weights"]).to(device)
+        return dinov2_network(facts["name"], folder / facts["weights"], teaches=True).to(device)

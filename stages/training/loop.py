@@ -43,6 +43,7 @@ class Optimization:
     warmup_steps: int = 0
     clip: float | None = 1.0
     ema_decay: float = 0.9999
+    ema_warm_up: bool = True
     precision: str = "float32"
     accumulate: int = 1
     decay_steps: int | None = None
@@ -75,7 +76,7 @@ class TrainState:
     def __init__(self, network: nn.Module, optimization: Optimization) -> None:
         self.network = network
         self.optimization = optimization
-        self.ema = EMA(network, optimization.ema_decay)
+        self.ema = EMA(network, optimization.ema_decay, warm_up=optimization.ema_warm_up)
         self.optimizer = adamw(
             network.parameters(), optimization.lr, optimization.betas, optimization.weight_decay
         )

@@ -44,6 +44,11 @@ class TrainOptions(methods.MethodOptions):
     batch_size: int = Field(64, ge=1, le=2**20, description="images a step, over all workers")
     steps: int = Field(1200, ge=1, le=10**8, description="optimizer steps")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the weights' moving average")
+    ema_warm_up: bool = Field(
+        True,
+        description="let the decay grow to ema, as min(ema, (1+k)/(10+k)) after k updates; false "
+        "holds it constant from the first update on, as the papers' codes do",
+    )
     num_checkpoints: int = Field(
         4, ge=1, le=1000, description="checkpoints at equal distances, where none are listed"
     )

@@ -280,6 +280,7 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
         warmup_steps=settings.warmup_steps,
         clip=settings.clip,
         ema_decay=settings.ema,
+        ema_warm_up=settings.ema_warm_up,
         precision=settings.precision,
         accumulate=settings.accumulate,
     )

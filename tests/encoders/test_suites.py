@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from stages.encoders import suites
 from stages.encoders.weights import MissingWeightsError
-from tests import inception_like
+from tests import dinov2_like, inception_like
 
 
 def pixels(count, side, seed=0):
@@ -82,23 +82,23 @@ def test_positions_are_resampled_at_the_hubs_points():
     assert suites.hub_positions(table, 7) is table
 
 
-def test_dinov2_reads_its_file_at_full_size_and_resamples(tmp_path):
-    from stages.methods.torchvision_shim import prepare_torchvision
-
-    prepare_torchvision()
+def test_dinov2_reads_its_file_at_full_size_and_resamples(tmp_path, monkeypatch):
     import timm
-    from safetensors.torch import save_file
 
-    torch.manual_seed(0)
-    model = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
-    file = tmp_path / "vit_small_patch14_dinov2.safetensors"
-    save_file(model.state_dict(), file)
-    made = suites._dinov2(file, torch.device("cpu"), "vit_small_patch14_dinov2")
+    file = dinov2_like.write(tmp_path / "dinov2_vitl14_pretrain.pth")
+    with pytest.raises(ValueError, match="cannot be read as the weights of 'dinov2-large'"):
+        suites.load("dinov2-large", str(file))  # which has 24 blocks
+    monkeypatch.setattr(suites, "DINO_DEPTH", dinov2_like.DEPTH)
+    made = suites.load("dinov2-large", str(file))
     images = pixels(2, 40)
     found = made(images).features
+    assert found.shape == (2, 1024)
     # With the positions put in by hand.
-    by_hand = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=224).eval()
-    state = model.state_dict()
+    by_hand = timm.create_model(
+        "vit_large_patch14_dinov2", num_classes=0, img_size=224, depth=dinov2_like.DEPTH
+    ).eval()
+    state = torch.load(file, weights_only=True)
+    del state["mask_token"]
     state["pos_embed"] = suites.hub_positions(state["pos_embed"], 16)
     by_hand.load_state_dict(state)
     x = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True) / 255

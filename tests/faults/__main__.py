@@ -8,18 +8,21 @@ S3, killed twice, against a local disk. Prints a table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import plan as planning
 from pipeline.plan import Request
 from pipeline.store import Store
+from pipeline.track import send_pending
 from tests import s3
 from tests.faults import kinds
 from tests.faults.running import Command
@@ -48,40 +51,73 @@ def payloads(store: Store) -> dict[str, str]:
     }
 
 
-def play(fault, folder: Path, draws: random.Random, expected: Mapping, server=None) -> Tally:
+def play(
+    fault: kinds.Fault,
+    folder: Path,
+    draws: random.Random,
+    expected: Mapping[str, str],
+    server: s3.Server | None = None,
+) -> Tally:
     """One round; its tally."""
     tally, begun = Tally(rounds=1), time.monotonic()
     folder.mkdir()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    uri = server.uri() if server else str(folder / "store")
-    store = Store(uri)
-    marks = folder / "marks"
+    if fault.place == kinds.SMALL_DISK:
+        kinds.small_disk(folder / "store")
+    uri = server.uri() if fault.place == kinds.S3 else str(folder / "store")
+    marks, clock, store = folder / "marks", folder / "clock", Store(uri)
     command = ("tests.toy", "run", *GRAPH, "a.seconds=1", f"a.marks={marks}", "--jobs", "2")
-    command += ("--store", uri)
-    disturbed = Command(command, folder / "log")
-    disturbed.wait_for(" done in ", draws.randrange(1, WIDTH))
-    time.sleep(draws.random())
-    whole_before = set(payloads(store))
-    fault(kinds.Scene(disturbed, store.local, draws, server))
-    code = disturbed.wait()
-    runs = [disturbed]
-    while code != 0 and len(runs) < ATTEMPTS:
-        runs.append(Command(command, folder / "log"))
-        code = runs[-1].wait()
-    if code != 0:
-        tally.problems.append(f"ended with {code}: {runs[-1].said()[-400:]}")
-    found = payloads(Store(uri))
-    if found != expected:
-        differ = sorted(n for n in expected if found.get(n) != expected[n])
-        tally.problems.append(f"lost or other bytes: {', '.join(differ)}")
-    begun_nodes = marks.read_text().split()
-    tally.repeated = sum(begun_nodes.count(n) > 1 for n in whole_before if n.startswith("number"))
-    for run in runs:
-        if orphans := run.orphans():
-            tally.problems.append(f"left behind: {orphans}")
-        run.end()
+    environment = kinds.wrong_clock(folder, clock) if fault.clock else {}
+    runs = [Command((*command, "--store", uri), folder / "log", environment)]
+    try:
+        runs[0].wait_for(" done in ", draws.randrange(1, WIDTH))
+        time.sleep(draws.random())
+        whole, begun_before = set(payloads(store)), len(_lines(marks))
+        scene = kinds.Scene(runs[0], store.local, clock, draws, server, store.location)
+        fault.do(scene)
+        runs += scene.others
+        codes = [run.wait() for run in runs]
+        while codes[0] != 0 and len(runs) - len(scene.others) < ATTEMPTS:
+            runs.append(runs[0].again())
+            codes[0] = runs[-1].wait()
+        if any(codes):
+            tally.problems.append(f"ended with {codes}: {runs[-1].said()[-400:]}")
+        tally.repeated = len(whole.intersection(_lines(marks)[begun_before:]))
+        if tally.repeated > fault.repeats:
+            tally.problems.append(f"{tally.repeated} finished nodes were made again")
+        tally.problems += _judged(Store(uri), expected, runs)
+    finally:
+        for run in runs:
+            run.end()
+        if fault.place == kinds.SMALL_DISK:
+            kinds.unmount(folder / "store")
     tally.seconds = time.monotonic() - begun
     return tally
+
+
+def _judged(store: Store, expected: Mapping[str, str], runs: Sequence[Command]) -> list[str]:
+    """What is wrong with a store, and with what commands said and left behind."""
+    problems = [f"says {said}" for run in runs if (said := _traceback(run.said()))]
+    found = payloads(store)
+    if found != expected:
+        differ = sorted(n for n in expected if found.get(n) != expected[n])
+        problems.append(f"lost or other bytes: {', '.join(differ)}")
+    for run in runs:
+        run.wait_for_sender()
+    _, left = send_pending(store.local)
+    if left:
+        problems.append(f"MLflow lacks some of {', '.join(left)}")
+    return problems + [f"left behind: {o}" for run in runs if (o := run.orphans())]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").split() if file.exists() else []
+
+
+def _traceback(said: str) -> str:
+    """A traceback of ours in what a command said, "" if there is none."""
+    _, found, rest = said.partition("Traceback (most recent call last)")
+    return (found + rest)[:600]
 
 
 def smoke(folder: Path, server: s3.Server) -> Tally:
@@ -118,32 +154,45 @@ def table(tallies: Mapping[str, Tally]) -> str:
         result = f"{len(tally.problems)} failed" if tally.problems else "same bytes, none left"
         each = tally.seconds / tally.rounds
         lines.append(f"| {name} | {tally.rounds} | {tally.repeated} | {each:.0f} | {result} |")
+    count = sum(tally.rounds for tally in tallies.values())
+    failed = sum(len(tally.problems) for tally in tallies.values())
+    lines.append(f"\n{count} rounds, {failed} problems")
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=100, metavar="N")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--only", metavar="WORDS", help="faults whose names hold these")
     parser.add_argument("--smoke", action="store_true", help="also the whole smoke graph on S3")
     options = parser.parse_args()
-    faults = {**kinds.LOCAL, **kinds.REMOTE}
-    faults = {name: f for name, f in faults.items() if (options.only or "") in name}
+    faults = {name: f for name, f in kinds.FAULTS.items() if (options.only or "") in name}
     order = list(faults)
     random.Random(options.seed).shuffle(order)
     tallies: dict[str, Tally] = {}
-    with tempfile.TemporaryDirectory() as place, s3.server() as server:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the rounds so far are told
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory() as place,
+        s3.server() as server,
+    ):
         run_all(CATALOG, Store(f"{place}/expected"), Request(GRAPH[0], overrides=GRAPH[1:]))
         expected = payloads(Store(f"{place}/expected"))
-        for number in range(options.rounds):
+        for number in range(options.first, options.first + options.rounds):
             name = order[number % len(order)]
             draws = random.Random(f"{options.seed} {number}")
-            where = server if name in kinds.REMOTE else None
-            tally = play(faults[name], Path(place) / str(number), draws, expected, where)
+            at = Path(place) / str(number)
+            try:
+                tally = play(faults[name], at, draws, expected, server)
+            except kinds.NotHereError as error:
+                print(f"{number + 1} {name}: left out, {error}", file=sys.stderr, flush=True)
+                continue
             _add(tallies, name, tally)
             said = "; ".join(tally.problems) or "ok"
-            print(f"{number + 1}/{options.rounds} {name}: {said}", file=sys.stderr, flush=True)
+            took = f"{tally.seconds:.0f} s"
+            print(f"{number + 1} {name}: {said} ({took})", file=sys.stderr, flush=True)
         if options.smoke:
             _add(tallies, "S3: the smoke graph, killed twice", smoke(Path(place), server))
     print(table(tallies))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -16,21 +18,34 @@ LIMIT_SECONDS = 300.0
 
 
 class Command:
-    """One command line of the toy catalog, all of whose processes carry a mark."""
+    """One command line, all of whose processes carry a mark.
 
-    def __init__(self, arguments: tuple[str, ...], log: Path) -> None:
-        self.mark, self.log = secrets.token_hex(8), log
-        self._from = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as out:
+    Args:
+        log: what it says is written to this file's sibling, `LOG.NUMBER`.
+        environment: variables that its processes have beside ours.
+    """
+
+    _count = itertools.count()
+
+    def __init__(
+        self, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.mark, self._made_of = secrets.token_hex(8), (arguments, log, environment)
+        self.log = log.with_name(f"{log.name}.{next(self._count)}")
+        with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {MARK: self.mark},
+                env=os.environ | (environment or {}) | {MARK: self.mark},
             )
 
+    def again(self) -> Command:
+        """The same command, begun once more."""
+        return Command(*self._made_of)
+
     def said(self) -> str:
-        return self.log.read_bytes()[self._from :].decode(errors="replace")
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def wait(self) -> int | None:
         """Its exit code; None if it does not end."""
@@ -86,6 +101,12 @@ class Command:
             left = [p for p in self.family() if p.is_running() and not _is_sender(p)]
             if not left or time.monotonic() > deadline:
                 return [_line(process) for process in left]
+            time.sleep(0.2)
+
+    def wait_for_sender(self, patience_seconds: float = 90.0) -> None:
+        """Wait until nobody sends its records to MLflow any more."""
+        deadline = time.monotonic() + patience_seconds
+        while any(map(_is_sender, self.family())) and time.monotonic() < deadline:
             time.sleep(0.2)
 
     def end(self) -> None:

@@ -3,15 +3,46 @@
 import argparse
 import os
 import random
+import resource
+import signal
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from pipeline.errors import PipelineError
 
-SLOW_SECONDS = 2.0
+SLOW_SECONDS, LATE_SECONDS = 2.0, 20
+
+
+MOST_BYTES = 2 * 2**30  # that a reader may take
+
+
+class _Late:
+    """Ends what takes too long, as a fault."""
+
+    def __init__(self) -> None:
+        signal.signal(signal.SIGALRM, self._end)
+
+    def __enter__(self) -> None:
+        signal.alarm(LATE_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        signal.alarm(0)
+
+    @staticmethod
+    def _end(*_: object) -> None:
+        raise AssertionError(f"was not done after {LATE_SECONDS} s")
+
+
+def _limit_memory() -> None:
+    """From now on, what takes much memory gets a MemoryError, which is a fault."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + MOST_BYTES
+    hardest = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hardest))
 
 
 def run(count: int, seed: int, only: str | None = None, most: int = 5) -> dict[str, list[str]]:
@@ -20,16 +51,18 @@ def run(count: int, seed: int, only: str | None = None, most: int = 5) -> dict[s
     from tests.fuzz.targets import targets
 
     with tempfile.TemporaryDirectory() as place:
-        os.environ["XDG_CACHE_HOME"] = f"{place}/cache"
+        os.environ["XDG_CACHE_HOME"], tempfile.tempdir = f"{place}/cache", place
         known = targets(Path(place))
         chosen = {name: known[name] for name in known if only in (None, name)}
-        guard, faults = Guard(Path(place)), {name: [] for name in chosen}
+        guard, late, faults = Guard(Path(place)), _Late(), {name: [] for name in chosen}
+        _limit_memory()
         for number in range(count):
             name = list(chosen)[number % len(chosen)]
             draws, begun = random.Random(f"{seed} {number}"), time.monotonic()
             guard.on = True
             try:
-                chosen[name](draws)
+                with late:
+                    chosen[name](draws)
             except PipelineError as error:
                 if not str(error) or "Traceback" in str(error):
                     faults[name].append(f"{number}: says {str(error)[:200]!r}")
@@ -52,15 +85,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--only", metavar="TARGET")
     options = parser.parse_args()
+    warnings.simplefilter("ignore")  # libraries of damaged files have much to say
     begun = time.monotonic()
     faults = run(options.count, options.seed, options.only)
+    lines = ["| what reads it | inputs | faults |", "| --- | ---: | ---: |"]
     for name, found in faults.items():
         share = options.count // len(faults)
-        print(f"| {name} | {share} | {len(found)} |")
+        lines.append(f"| {name} | {share:,} | {len(found)} |")
         for text in found:
             print(text, file=sys.stderr)
+    print(*lines, sep="\n")
     total = sum(map(len, faults.values()))
-    print(f"{options.count} inputs, {total} faults, {time.monotonic() - begun:.0f} s")
+    print(f"\n{options.count} inputs, {total} faults, {time.monotonic() - begun:.0f} s")
     return 1 if total else 0
 
 

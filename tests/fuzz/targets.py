@@ -24,6 +24,7 @@ from pipeline.results import Run
 from pipeline.store import Store
 from pipeline.track.spool import SPOOL, STATE, State, is_pending, last_begin, read_events
 from sweeps import space
+from tests.fuzz import files
 from tests.fuzz.making import as_json, atom, changed, flipped, value, yaml_text
 from tests.inline import run_all
 from tests.toy.table import CATALOG
@@ -46,6 +47,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "key": _key(folder),
         "spool": _spool(folder / "run"),
         "lock": _lock(folder),
+        **files.targets(folder / "files"),
     }
 
 

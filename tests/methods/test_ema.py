@@ -39,6 +39,17 @@ def test_the_average_follows_its_recursion_with_the_warm_up():
         torch.testing.assert_close(p.double(), expected[name], rtol=1e-5, atol=1e-5)
 
 
+def test_the_papers_hold_the_decay_constant():
+    network = network_of()
+    ema = EMA(network, decay=0.9999, warm_up=False)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    wander(network, 0)
+    ema.update(network)
+    for name, p in ema.network.named_parameters():
+        expected = 0.9999 * before[name] + 0.0001 * network.get_parameter(name)
+        torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_the_average_is_a_frozen_copy_of_its_own():
     network = network_of()
     ema = EMA(network)

@@ -3,20 +3,31 @@ import torch
 
 from stages.methods import grids, lipschitz, solvers
 from stages.methods.path import VelocityDenoiser
-from stages.methods.solvers.trajectories import trajectory
+from stages.methods.solvers.trajectories import combine, trajectory
 from stages.nets.sit import SiT
 from tests import oracle
 
 
 def exact_norms(denoiser, y, levels, solver):
-    """Largest singular values from whole Jacobians, history held constant: (num_steps, B)."""
+    """Largest singular values from whole Jacobians, history held constant: (num_steps, B).
+
+    Every step is made again from its point, with earlier states and outputs held, and must come out
+    as the loop made it.
+    """
     solver, grid = solvers.named(solver), grids.check(levels).tolist()
-    norms = []
+    norms, previous = [], None
     for advance in trajectory(denoiser, y, levels, solver):
         step = advance.step
         point = step.outputs[0].point.clone().requires_grad_()
         output = solver.evaluate(denoiser, point, grid, step.index)
-        proposal = (step.ratio * point + step.weights[0] * output).flatten(1)
+        start, outputs = point, [output, *(past.output for past in step.outputs[1:])]
+        if redo := solver.corrector(grid, step.index):
+            start = combine(grid[step.index] / grid[step.index - 1], previous, redo, outputs)
+            assert torch.allclose(start, step.state)
+        previous = step.state
+        proposal = combine(step.ratio, start, step.weights, outputs)
+        assert torch.allclose(proposal, step.proposal)
+        proposal = proposal.flatten(1)
         rows = [
             torch.autograd.grad(proposal[:, i].sum(), point, retain_graph=True)[0].flatten(1)
             for i in range(proposal.shape[1])
@@ -35,6 +46,35 @@ def test_norms_are_those_of_the_exact_jacobian_at_d_16(solver):
     norms = lipschitz.step_norms(data.denoiser, y, levels, solver, 40)
     assert torch.allclose(norms.maximum, exact.amax(1), rtol=0.02)
     assert (norms.maximum <= exact.amax(1) * (1 + 1e-9)).all()  # a lower bound
+
+
+def test_unipcs_norms_are_those_of_the_map_that_moves_its_samples():
+    """On Gaussian data D is linear, so that moving the output of one evaluation by J_D v moves the
+    state after that step by J v."""
+    levels, y = grids.edm(5, 80, 0.02), 80 * oracle.noise((3, 1), 0)
+    scales = torch.tensor([[0.2], [1.0], [3.0]], dtype=torch.float64)
+
+    def denoiser(y, s):
+        return scales**2 / (scales**2 + s**2) * y
+
+    def states(moved=-1):
+        """After every step, the evaluation of one step made at a point moved by 1."""
+        calls, seen = [], []
+
+        def given(y, s):
+            calls.append(s)
+            return denoiser(y + (len(calls) - 1 == moved), s)
+
+        for advance in trajectory(given, y, levels, solvers.named("unipc")):
+            seen.append(advance.state)
+        return seen
+
+    norms = lipschitz.step_norms(denoiser, y, levels, "unipc", 1)
+    plain = states()
+    for k in range(1, 5):  # of the first step, which has no corrector, the state itself moves too
+        slopes = (states(moved=k)[k] - plain[k]).abs()
+        assert norms.maximum[k].item() == pytest.approx(slopes.max().item(), rel=1e-6)
+        assert norms.mean[k].item() == pytest.approx(slopes.mean().item(), rel=1e-6)
 
 
 def test_more_iterations_never_lower_the_estimate():

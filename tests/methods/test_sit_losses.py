@@ -6,10 +6,11 @@ from torch.nn import functional as F
 
 from stages.methods import maskalign, reg, repa, sit
 from stages.methods.draws import Draws
-from stages.methods.losses import Batch, check_fit, patch_targets
+from stages.methods.losses import Batch, alignment_loss, check_fit, patch_targets
 from stages.nets.sit import SiT
 from stages.settings.losses import LossOptions
 from stages.settings.methods import options_of
+from tests.nets.published import tensors
 
 Z = 6
 LOSSES = [sit.Loss(), repa.Loss(), reg.Loss(), maskalign.Loss()]
@@ -219,6 +220,21 @@ def test_time_density_reaches_the_draws(loss_type):
     with pytest.raises(InterruptedError) as caught:
         loss_type(time_density=Fixed())(Spy(), batch_of())
     assert (caught.value.args[0] == 0.25).all()
+
+
+def test_autocast_leaves_the_alignment_in_float32():
+    """Loss and gradient are those of cosines in float64: products in bfloat16 are off by 1e-3."""
+    io = tensors("reg/loss.safetensors")
+    targets = F.normalize(io["teacher"], dim=-1)
+    projection = tensors("reg/io.safetensors")["projection"].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = alignment_loss(projection, targets)
+    (gradient,) = torch.autograd.grad(found, projection)
+    exact = projection.detach().double().requires_grad_()
+    expected = -torch.cosine_similarity(exact, targets.double(), dim=-1).mean()
+    (slope,) = torch.autograd.grad(expected, exact)
+    assert abs(found.item() - expected.item()) < 1e-7
+    assert (gradient - slope).norm() < 1e-6 * slope.norm()
 
 
 def test_patch_targets_have_unit_length_and_keep_their_place():

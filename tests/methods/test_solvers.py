@@ -199,6 +199,38 @@ def test_orders_of_convergence_on_the_exact_gaussian_flow(name, lowest, highest)
     assert lowest < order < highest
 
 
+@pytest.fixture(scope="module")
+def mixture_flow():
+    """The exact mixture, states of it at level 80, and their flow to .1."""
+    mixture, y = oracle.bench_mixture(0), 80 * oracle.noise((16, 16), 0)
+    return mixture, y, oracle.runge_kutta(mixture.denoiser, y, 80, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("euler", 0.9, 1.3),
+        ("heun", 1.8, 2.2),
+        ("dpmpp2m", 1.7, 2.2),
+        ("dpmpp3m", 1.9, 3.0),
+        ("unipc", 2.6, 3.2),
+        ("deis", 3.7, 4.5),
+        ("ipndm", 1.8, 2.3),
+        ("dpm2", 1.8, 2.2),
+    ],
+)
+def test_orders_of_convergence_on_the_exact_mixture(mixture_flow, name, lowest, highest):
+    """Uniform log-SNR, short of s=0, against 2,000 Runge-Kutta steps."""
+    mixture, y, end = mixture_flow
+    errors = []
+    for num_levels in (81, 161):
+        levels = grids.log_snr(num_levels, 80, 0.1)
+        *_, before, last = trajectory(mixture.denoiser, y, levels, solvers.named(name))
+        redone = solvers.named(name).corrector(levels.tolist(), num_levels - 1) is not None
+        errors.append(oracle.rms((last.step.state if redone else before.state) - end))
+    assert lowest < math.log2(errors[0] / errors[1]) < highest
+
+
 def test_ipndm_has_order_four_where_steps_are_equal():
     data, y, errors = gaussian(), 10 * oracle.noise((64, 4), 0), []
     for num_levels in (160, 320):

@@ -98,6 +98,26 @@ def test_churn_has_order_two_where_noise_is_the_same():
     assert 1.7 < math.log2(errors[0] / errors[1]) < 2.4
 
 
+def test_churn_has_order_two_on_the_exact_mixture():
+    """Noise at the first level alone, as above; uniform log-SNR, short of s=0."""
+    mixture, draws, errors = oracle.bench_mixture(0), Draws(1, torch.arange(16)), []
+    y = 80 * draws.at(0).noise((16,)).double()
+    for n in (80, 160):
+        raised = 80 * (1 + 1 / n)
+        risen = y + math.sqrt(raised**2 - 80**2) * draws.at(1).noise((16,)).double()
+        levels, seen = grids.log_snr(n, 80, 0.1), []
+
+        def watched(state, s, seen=seen):
+            seen.append((s, state))
+            return mixture.denoiser(state, s)
+
+        churned(watched, y, levels, draws, Churn(1.0, lowest=79.9, highest=80.1, noise=1.0))
+        last = next(state for s, state in reversed(seen) if s == levels[-2].item())
+        end = oracle.runge_kutta(mixture.denoiser, risen, raised, 0.1, 1000)
+        errors.append(oracle.rms(last - end))
+    assert 1.7 < math.log2(errors[0] / errors[1]) < 2.3
+
+
 def moments(levels, step):
     """Mean and standard deviation that an affine step leaves of N(0, levels[0]^2)."""
     mean, variance = 0.0, levels[0] ** 2

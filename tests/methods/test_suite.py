@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torch.nn import functional as F
 
-from stages.methods import suite, tf_resize
+from stages.methods import frechet, influence, suite, tf_resize
 from stages.methods.frechet import distance_to, frechet_distance, reference_gaussian
 from tests import oracle
 
@@ -57,9 +57,13 @@ def test_the_inception_score_is_a_mean_over_consecutive_splits():
         part = p[start : start + 100]
         kl = part * (np.log(part) - np.log(part.mean(0, keepdims=True)))
         scores.append(np.exp(kl.sum(1).mean()))
-    assert suite.inception_score(logits, split=100) == pytest.approx(np.mean(scores), rel=1e-12)
-    assert suite.inception_score(logits, split=230) != pytest.approx(np.mean(scores), rel=1e-3)
-    assert suite.inception_score(torch.zeros(10, 5)) == pytest.approx(1)
+    assert suite.inception_score(logits, 100).value == pytest.approx(np.mean(scores), rel=1e-12)
+    assert suite.inception_score(logits, 230).value != pytest.approx(np.mean(scores), rel=1e-3)
+    assert suite.inception_score(torch.zeros(10, 5)).value == pytest.approx(1)
+
+
+def shares(*sets, **options):
+    return tuple(one.value for one in suite.precision_recall(*sets, **options))
 
 
 def by_loops(samples, reference, k=3):
@@ -83,22 +87,94 @@ def by_loops(samples, reference, k=3):
 
 def test_precision_and_recall_of_sets_of_different_sizes(monkeypatch):
     monkeypatch.setattr(suite, "BLOCK", 17)
+    monkeypatch.setattr(suite, "COLUMNS", 23)
     samples, reference = features(90, 3, 0) * 1.4, features(40, 3, 1)
-    found = suite.precision_recall(samples, reference)
+    found = shares(samples, reference)
     assert found == pytest.approx(by_loops(samples.numpy(), reference.numpy()))
     assert min(found) > 0
     assert max(found) < 1
-    assert found != suite.precision_recall(samples, reference, neighbours=1)
+    assert found != shares(samples, reference, neighbours=1)
 
 
 def test_a_point_at_a_balls_edge_counts_and_a_point_is_not_its_own_neighbour():
     line = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     # Every ball of the line has radius 2 or 3: at 6 the last one's edge is met exactly.
     samples = torch.tensor([[6.0], [6.01], [-3.0], [-3.01]])
-    precision, _ = suite.precision_recall(samples, line)
-    assert precision == 0.5
+    assert shares(samples, line)[0] == 0.5
     with pytest.raises(ValueError, match="reference are 3 images; 3 neighbours need more"):
         suite.precision_recall(samples, line[:3])
+
+
+def weighted_distance(x, weights, mean, cov):
+    """The distance of weighted samples, whose weights sum to n."""
+    n = len(x)
+    center = weights @ x / n
+    z = x - center
+    own = (z.T * weights) @ z / (n - 1)
+    root = scipy.linalg.sqrtm(own @ cov).real
+    apart = center - mean
+    return apart @ apart + np.trace(own + cov - 2 * root)
+
+
+@pytest.mark.parametrize("count", [60, 30_000])
+def test_what_a_sample_contributes_to_the_distance_is_the_derivative_by_its_weight(
+    count, monkeypatch
+):
+    monkeypatch.setattr(frechet, "ROWS", 7_000)
+    x, (mean, cov) = features(count, 6, 0).float(), suite.moments(features(150, 6, 1) * 1.3 + 0.2)
+    found = suite.distance(x, reference_gaussian(mean, cov))
+    assert found.value == pytest.approx(distance_to(x, reference_gaussian(mean, cov)))
+    assert found.psi.sum() == pytest.approx(0, abs=1e-6 * count)
+    mean, cov, x = mean.numpy(), cov.numpy(), x.double().numpy()
+    for i in (0, 17, 59):
+        ends = []
+        for step in (1, -1):
+            weights = np.full(count, 1 - step * 1e-3 / count)
+            weights[i] += step * 1e-3
+            ends.append(weighted_distance(x, weights * count / weights.sum(), mean, cov))
+        assert found.psi[i] / count == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-3, abs=1e-8)
+
+
+def test_the_distances_psi_is_that_of_the_features_whatever_their_number():
+    for count, width in ((40, 6), (6, 9)):
+        x, y = features(count, width, 0), features(50, width, 1) + 0.1
+        gaussian = reference_gaussian(*suite.moments(y))
+        expected = influence.frechet(x, y)
+        assert torch.allclose(suite.distance(x, gaussian).psi, expected, atol=1e-7)
+
+
+def test_what_a_sample_contributes_to_the_inception_score():
+    logits = 2 * oracle.noise((250, 12), 3)
+    found = suite.inception_score(logits, split=100)
+
+    def weighted(weights):
+        scores = []
+        for part, own in zip(logits.split(100), weights.split(100), strict=True):
+            p, own = part.softmax(1), own / own.sum()
+            mean = own @ p
+            scores.append((own @ (p * (p.log() - mean.log())).sum(1)).exp())
+        return torch.stack(scores).mean()
+
+    assert found.psi.sum() == pytest.approx(0, abs=1e-9)
+    weights = torch.ones(250, dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(weighted(weights), weights)
+    assert torch.allclose(found.psi, 250 * slopes, atol=1e-9)
+
+
+def test_what_a_sample_contributes_to_precision_and_recall(monkeypatch):
+    monkeypatch.setattr(suite, "BLOCK", 17)
+    monkeypatch.setattr(suite, "COLUMNS", 23)
+    samples, reference = features(60, 3, 0) * 1.4, features(40, 3, 1)
+    precision, recall = suite.precision_recall(samples, reference)
+    others = [torch.cat([samples[:i], samples[i + 1 :]]) for i in range(60)]
+    without = torch.tensor([shares(rest, reference) for rest in others], dtype=torch.float64)
+    # Precision's ball are the reference's: its mean without a sample is exact.
+    assert torch.allclose(precision.value - without[:, 0], precision.psi / 59)
+    changes = 59 * (recall.value - without[:, 1])
+    assert torch.allclose(recall.psi, changes - changes.mean())
+    assert changes.abs().max() > 0
+    few = suite.precision_recall(samples[:4], reference)[1]  # there is no further neighbour
+    assert few.psi.shape == (4,)
 
 
 def test_rounding_to_eight_bits():

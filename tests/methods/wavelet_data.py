@@ -13,13 +13,14 @@ from stages.methods.wavelet import WaveletStatistics, first_pass, second_pass
 from stages.methods.wavelet.model import WaveletModel
 
 
-def standardised_digits() -> tuple[Tensor, Tensor]:
-    """Digits at 16x16 in float64: 1,500 to train and 297 held out, in units of the training
-    pixels' standard deviation about their mean."""
+def standardised_digits(side: int = 16) -> tuple[Tensor, Tensor]:
+    """Digits at 8x8, or 16x16 by interpolation, in float64: 1,500 to train and 297 held out, in
+    units of the training pixels' standard deviation about their mean."""
     from sklearn.datasets import load_digits
 
     images = torch.from_numpy(load_digits().images / 16)[:, None]
-    images = F.interpolate(images, size=(16, 16), mode="bicubic", align_corners=False)
+    if side != images.shape[-1]:
+        images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
     images = images[np.random.RandomState(0).permutation(len(images))]
     train, held_out = images[:1500], images[1500:]
     mean, std = train.mean(), train.std(correction=0)

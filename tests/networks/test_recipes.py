@@ -29,7 +29,7 @@ SMALL = [
     *("stein.iterations=2", "stein.num_trajectories=2", "stein.num_images=20"),
     *("sample.num_samples=40", "sample.sweep_samples=40", "sample.block_size=40"),
     *("sample.reference_nfe=6", "evaluate.num_samples=40", "extractor.epochs=1"),
-    *("extractor.min_accuracy=0", "stein.fitted=[]"),
+    *("extractor.min_accuracy=0", "stein.fitted=[]", "stein.more_fitted=[]"),
 ]
 
 
@@ -299,6 +299,8 @@ MINIATURE = [
     *("data.size=null", "networks.format=null", "scan.num_views=8", "scan.view_seeds=[0,1]"),
     *(f"resources.{s}.gpus=0" for s in ("extractor", "features", "sample", "calibrate", "scan")),
     *("resources.lipschitz.gpus=0", "stein.num_states=4", "stein.substeps=2"),
+    *(f"resources.{name}.gpus=0" for name in ("trajectory", "follow", "grids")),
+    *("stein.teacher_states=4", "stein.teacher_steps=4", "stein.tries=2"),
 ]
 LATENT = [
     *("latents.device=cpu", "resources.encode.gpus=0", "resources.decode.gpus=0"),

@@ -15,6 +15,7 @@ from stages.catalog import PAPERS
 from stages.methods.protocol import Influence, Protocol, Score
 from stages.pages import findings as f
 from stages.pages.made import Made
+from stages.pages.page import with_error
 from stages.papers.combined import claims
 from stages.papers.combined import section as combined_section
 from stages.papers.csflow import claims as csflow_claims
@@ -325,7 +326,26 @@ def test_wavelet():
     assert narrows.effect.error == pytest.approx(100 * spread)
     assert narrows.verdict == f.FAILS
     assert {one.verdict for one in wavelet_claims.findings([])} == {f.ABSENT}
-    assert len(list(wavelet_claims.findings([*risks, *photographs(risks)]))) == 3
+    assert len(list(wavelet_claims.findings([*risks, *photographs(risks)]))) == 5
+
+
+def test_what_the_principal_family_finds_is_marked_as_ours():
+    risks = [
+        risk("principal-d3", "score", (1.0, 1.1, 0.9), (1.6, 1.5, 1.7)),
+        risk("wiener", "wiener", (1.2, 1.3, 1.1), (2.0, 1.9, 2.1)),
+        risk("sit", "network", (0.5, 0.45, 0.55), (2.0, 1.9, 2.1)),
+    ]
+    risks[0].folds = True
+    found = by_text(wavelet_claims.findings([*risks, *photographs(risks)]))
+    below = found["Ours: polynomials of principal coordinates are below the Wiener filter"]
+    logs = [math.log(1.0 / 1.2), math.log(1.6 / 2.0)]
+    assert below.effect.value == pytest.approx(100 * sum(logs) / 2)
+    network = found["Ours: from sigma 1 on they are below a trained network that is told no class"]
+    assert network.effect.value == pytest.approx(100 * logs[1])  # at 2 alone
+    assert [row[0] for row in network.details[1:]] == [2.0]
+    for one in (below, network):
+        assert one.verdict == f.HOLDS
+        assert (one.claim.method, one.claim.paper) == ("Wavelet score", "ours, no paper's")
 
 
 def photographs(risks):
@@ -450,6 +470,22 @@ def test_the_stability_gap_is_paired_over_seeds():
     assert gap.effect.error == pytest.approx(1 / math.sqrt(3))
     assert (gap.effect.error_kind, gap.effect.num_seeds) == ("seeds of training", 3)
     assert "MaskAlign 3.67, REG 5.67" in gap.what
+    # (1 + 2 + 8) / (3 + 5 + 9); parts 1 - 3r, 2 - 5r and 8 - 9r of r = 11/17
+    r = 11 / 17
+    parts = [own - r * reg for reg, own in gaps.values()]
+    assert sum(parts) == pytest.approx(0)
+    error = math.sqrt(sum(part**2 for part in parts) / 2 / 3) / (17 / 3)
+    assert f"a ratio of {with_error(100 * r, 100 * error)} %" in gap.what
+
+
+def test_the_ratio_of_the_stability_gaps_of_one_seed():
+    diagnoses = {"diagnose/reg": diagnosis(0.00169), "diagnose/maskalign": diagnosis(0.00046)}
+    (what,) = (one.what for one in maskalign_claims.findings({}, diagnoses) if one.effect)
+    error = 100 * math.hypot(0.0001, 0.0001 * 46 / 169) / 0.00169
+    assert f"a ratio of {with_error(100 * 46 / 169, error)} %" in what
+    none = {"diagnose/reg": diagnosis(-0.1), "diagnose/maskalign": diagnosis(0.1)}
+    (what,) = (one.what for one in maskalign_claims.findings({}, none) if one.effect)
+    assert "ratio" not in what
 
 
 def test_the_cost_of_a_step():

@@ -99,6 +99,22 @@ def test_scores_of_different_protocols_are_not_subtracted():
     assert "not subtracted: extractor_hash 'aaaaaaaaaaaa' against 'bbbbbbbbbbbb'" in line.group
 
 
+def test_scores_of_a_published_protocol_are_not_subtracted_from_others():
+    def published(key, *rows):
+        return Node("published", key, settings={"abscissa": "nfe"}, load=lambda: list(rows))
+
+    clean = Run("a", {"evaluate/sit-euler": scores("1", row("fid", 5.0))})
+    own = {"name": "adm-50", "rounding": "nearest", "classes": "random"}
+    adm = Run("b", {"evaluate/sit-euler": published("2", row("fid", 1.0, **own))})
+    down = Run("c", {"evaluate/sit-euler": published("3", row("fid", 2.0, **own, crop="adm"))})
+    same = Run("d", {"evaluate/sit-euler": published("4", row("fid", 3.0, **own))})
+    (line,) = lines(clean, adm).values()
+    assert line.differences == ("refused",)
+    assert "not subtracted: name 'p' against 'adm-50'" in line.group
+    assert next(iter(lines(adm, down).values())).differences == ("refused",)
+    assert next(iter(lines(adm, same).values())).differences[0].startswith("+2.00")
+
+
 def test_runs_of_other_methods_are_aligned():
     a = Run("a", {"evaluate/sit-euler": scores("1", row("fid", 5.0))}, "sit")
     b = Run("b", {"evaluate/repa-euler": scores("2", row("fid", 5.0, error=None))}, "repa")

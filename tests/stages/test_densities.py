@@ -10,7 +10,7 @@ from stages.settings.solvers import SolverOptions
 
 
 def test_the_start_of_a_flow_model_is_the_paths():
-    assert solvers.T_START == path.T_START
+    assert (solvers.T_START, solvers.AT_NOISE) == (path.T_START, path.AT_NOISE)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,25 @@ def test_grids_are_refused_as_settings_where_they_cannot_be_made(solver, density
         with pytest.raises(ValueError, match=words):
             SolverOptions(**options)
     assert 0 < refused < 40
+
+
+@pytest.mark.parametrize("grid", ["uniform_t", "logit_normal"])
+def test_networks_are_asked_at_noise_itself_where_settings_say_so(grid):
+    """As the papers' samplers do; in float32 the first time is 1."""
+    levels = solvers.levels_of(SolverOptions(nfe=4, grid=grid, t_start=1))
+    assert path.time_from_level(levels[0].item()) == path.AT_NOISE
+    assert path.time_from_level(levels).float()[0] == 1
+    later = solvers.levels_of(SolverOptions(nfe=4, grid=grid))
+    assert later[0].item() == pytest.approx(999)
+    if grid == "uniform_t":
+        times = path.time_from_level(levels)
+        assert torch.allclose(times, torch.linspace(1, 0, 5, dtype=torch.float64), atol=1e-7)
+
+
+def test_heun_does_not_start_at_noise_itself():
+    with pytest.raises(ValueError, match=r"t_start=1 and solver=heun on grid=uniform_t contradict"):
+        SolverOptions(solver="heun", nfe=5, t_start=1)
+    assert SolverOptions(solver="heun", nfe=5, t_start=1, grid="edm").t_start == 1
 
 
 def test_a_base_alone_can_decide_it():

@@ -14,9 +14,10 @@ from stages.artifacts import data as artifacts_data
 from stages.catalog import CATALOG, RECIPES
 from stages.data import prepare
 from stages.methods import table
-from stages.methods.wavelet import WaveletStatistics, baselines, neighbours
+from stages.methods.wavelet import WaveletStatistics, baselines, model, neighbours
 from stages.methods.wavelet.basis import WaveletBasis
-from stages.methods.wavelet.ridge import choose_ridge
+from stages.methods.wavelet.model import WaveletModel
+from stages.methods.wavelet.ridge import choose_principal, choose_ridge
 from stages.papers.wavelet import draw, fit, risk
 from stages.papers.wavelet.risk import RiskSettings
 from stages.training import train
@@ -128,6 +129,54 @@ def test_the_ridge_is_the_one_that_folds_choose(tmp_path, few, shard_size):
     assert made.description["name"] == "local-d2-folds"
 
 
+@pytest.fixture(scope="module")
+def principal(tmp_path_factory, few):
+    """Components, degree and ridges by folds, from shards."""
+    settings = SETTINGS.revised(
+        family="principal",
+        degree=3,
+        ridge=None,
+        ridge_sigmas=(0.1, 1.0),
+        num_folds=3,
+        components_tried=(2, 5),
+        couple_channels=True,  # of the other families
+        shard_size=20,
+    )
+    return make(tmp_path_factory.mktemp("principal"), fit.STAGE, settings, data=few)
+
+
+def test_folds_choose_the_principal_family_s_size_and_ridges(few, principal):
+    data = few.load()
+    std, images = data.std, data.train[:]
+    folds = collect_folds(images, WaveletModel("principal", 3, components=5), 3)
+    ridges = principal.settings["ridges"]
+    choice = choose_principal(folds, (0.1 * std, std), ridges, (2, 5), (1, 2, 3))
+    facts, loaded = principal.description, principal.load()
+    assert (facts["components"], facts["degree"]) == (choice.components, choice.degree)
+    assert [ridge for _, ridge in facts["ridges"]] == list(choice.ridges)
+    assert facts["name"] == "principal-d3-folds"
+    direct = WaveletStatistics.collect(
+        images, "principal", choice.degree, components=choice.components
+    )
+    y = data.test[:5].double()
+    expected = direct.at(std, choice.ridges[1]).denoise(y)
+    torch.testing.assert_close(principal.denoiser()(y, std), expected, rtol=0, atol=1e-9)
+    assert loaded.count == 96
+
+
+def test_its_risk_is_exact_and_its_maps_are_of_the_bands(tmp_path, few, principal):
+    found = risks(tmp_path, few, inputs={"score": principal})
+    data = few.load()
+    at = principal.denoiser().at(found.sigmas[0] * data.std)
+    expected = at.risk(data.test[:]) / data.std**2
+    assert found.exact
+    assert found.mse[0] == pytest.approx(expected, rel=1e-6)
+    assert (found.family, found.folds, found.responses) == ("principal", True, {})
+    assert found.maps.shape == (len(found.sigmas), 1, 8, 8)
+    assert found.maps.mean((1, 2, 3)).tolist() == pytest.approx(list(found.mse), rel=0.2)
+    assert found.filters.shape == found.maps.shape
+
+
 def test_the_first_images_only(tmp_path, few):
     made = make(tmp_path, fit.STAGE, SETTINGS.revised(num_images=30, degree=1), data=few)
     direct = WaveletStatistics.collect(few.load().train[:30], "local", 1)
@@ -135,7 +184,7 @@ def test_the_first_images_only(tmp_path, few):
 
 
 def test_names_are_those_of_the_mathematics_and_of_pywavelets():
-    assert set(table.FAMILIES) == set(neighbours.FAMILIES)
+    assert set(table.FAMILIES) == {*neighbours.FAMILIES, model.PRINCIPAL, model.RESIDUAL}
     assert set(table.WAVELETS) == set(pywt.wavelist(kind="discrete"))
     orthonormal = {w for w in table.WAVELETS if WaveletBasis(w, 2, 1, 16, 16).is_orthonormal}
     assert set(table.ORTHONORMAL_WAVELETS) == orthonormal

@@ -68,6 +68,9 @@ resources:
   sample: *cpu
   calibrate: *cpu
   lipschitz: *cpu
+  trajectory: *cpu
+  follow: *cpu
+  grids: *cpu
 """
 
 

@@ -219,7 +219,13 @@ def test_pictures_are_those_of_diffusers(tmp_path, folder, samples, latents):
     with torch.no_grad():
         expected = network.decode(samples.images() / 0.5 + 0.1).sample.clamp(-1, 1)
     torch.testing.assert_close(found.images(), expected, atol=1 / 255 + 1e-4, rtol=0)
-    assert found.description == samples.description
+    assert found.description == samples.description | {"rounding": "nearest"}
+    settings = DecodeSettings(autoencoder=str(folder), batch_size=3, rounding="down")
+    down = make(tmp_path / "down", decode.STAGE, settings, samples=samples)  # its own scale
+    expected = ((expected.double() + 1) * 127.5).clamp(0, 255).numpy()
+    inner = np.abs(expected - np.rint(expected)) > 0.01
+    assert (down.stored() == np.floor(expected))[inner].all()
+    assert down.description["rounding"] == "down"
     assert found.steps == samples.steps
     assert found.manifest.timings["sampling_seconds"] == 1.5
 

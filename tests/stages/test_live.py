@@ -87,7 +87,7 @@ def test_a_watched_training_that_is_interrupted_ends_the_same(
 
 
 def test_the_alarm_is_said_once_and_taken_back(tmp_path, few, monkeypatch):
-    watched(monkeypatch, [0.8, 0.76, 0.72, 0.74, 0.76, 0.6, 0.44, 0.6, 0.76])
+    watched(monkeypatch, [0.8, 0.74, 0.68, 0.74, 0.8, 0.6, 0.44, 0.6, 0.76])
     at = context(tmp_path, LIVE.revised(live=VIEWS | {"every": 2}), data=few)
     worker.train_worker(at)
     assert [message.partition(" (")[0] for message, _ in at.noticed] == [
@@ -112,7 +112,7 @@ def test_an_alarm_that_was_never_confirmed_is_none_in_mlflow(tmp_path, few, monk
 
 def test_training_stops_when_the_alarm_stands(tmp_path, few, monkeypatch):
     options = VIEWS | {"every": 2, "stop": True, "stop_confirmations": 2}
-    watched(monkeypatch, [0.8, 0.76, 0.72, 0.74, 0.76, 0.78])
+    watched(monkeypatch, [0.8, 0.74, 0.68, 0.74, 0.8, 0.86])
     at = context(tmp_path, LIVE.revised(live=options), data=few)
     worker.train_worker(at)
     result = run.finish(at)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from pipeline import config
 from pipeline.errors import StageError
@@ -17,6 +18,7 @@ from stages.artifacts.storage import LatentScale
 from stages.artifacts.teacher import OnlineTeacher, TeacherFeatures
 from stages.catalog import CATALOG, RECIPES
 from stages.data import prepare
+from stages.encoders.pretrained import dinov2_network
 from stages.methods import table
 from stages.methods.losses import Batch
 from stages.methods.statistics import from_arrays
@@ -29,6 +31,7 @@ from tests.stages.conftest import TEACH, TINY, trained_in
 from tests.stages.context import context, digests, make, sealed
 from tests.stages.test_training import METHODS, settings_of
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ONLINE = TEACH.revised(mode="online")
 
 
@@ -102,6 +105,22 @@ def save_dinov2(folder, suffix):
         torch.save(state, folder / "dinov2_vits14_pretrain.pth")
     else:
         save_file(state, folder / "vit_small_patch14_dinov2.safetensors")
+
+
+def test_dinov2_teaches_as_repas_code_asks_it():
+    """Pixels are normalised, then resized without antialiasing and without clamping."""
+    taught, extracts = (dinov2_network("dinov2-small", None, teaches=t) for t in (True, False))
+    images = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
+    seen = []
+    for network in (taught, extracts):
+        network.network.forward_features = lambda x: seen.append(x) or torch.zeros(1, 257, 384)
+        network(images)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = (images + 1) / 2 * 255  # as they come from files
+    expected = F.interpolate((pixels / 255 - mean) / std, 224, mode="bicubic")
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
+    assert (seen[0] > (1 - mean) / std).any()  # beyond white
+    assert (seen[0] - seen[1]).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("suffix", ["pth", pytest.param("safetensors", marks=pytest.mark.slow)])

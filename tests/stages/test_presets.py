@@ -84,7 +84,10 @@ def test_maskaligns_comparison_on_glyphs_in_miniature(folder):
         *(f"{section}.device=cpu" for section in devices),
         *(
             f"resources.{stage}.gpus=0"
-            for stage in (*devices, "features", "calibrate", "lipschitz")
+            for stage in (
+                *(*devices, "features", "calibrate", "lipschitz"),
+                *("trajectory", "follow", "grids"),
+            )
         ),
         *("data.limit=124", "data.limit_held_out=62", "extractor.epochs=1"),
         *(

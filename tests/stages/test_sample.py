@@ -16,6 +16,9 @@ from stages.methods.path import VelocityDenoiser
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
 from stages.settings import solvers as solver_settings
+from stages.training import checkpoint
+from tests.nets.published import FIXTURES
+from tests.networks.test_recipes import edm
 from tests.stages.context import digests, make
 
 SETTINGS = sample.SampleSettings(nfe=3, num_samples=44, block_size=8)
@@ -311,6 +314,55 @@ def test_samplers_with_noise_on_a_grid(tmp_path, model, solver, nfe):
         calm = make(tmp_path / "3", sample.STAGE, calm, model=model)
         heun = make(tmp_path / "4", sample.STAGE, settings.revised(solver="heun"), model=model)
         torch.testing.assert_close(calm.load().images, heun.load().images, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """REG's network of the fixtures, with a class token beside the image, and EDM's."""
+    folder = tmp_path_factory.mktemp("networks")
+    places = {"reg": FIXTURES / "reg/0000010.pt", "edm": edm(folder / "made", "edm/ddpmpp")}
+    heads = {"reg": {"num_heads": 3}, "edm": {}}
+    return {
+        which: make(
+            folder / which,
+            checkpoint.STAGE,
+            checkpoint.CheckpointSettings(path=str(place), **heads[which]),
+        )
+        for which, place in places.items()
+    }
+
+
+@pytest.mark.parametrize("which", ["reg", "edm"])
+def test_every_solver_runs_with_class_tokens_guidance_and_edm_networks(
+    networks, which, monkeypatch
+):
+    """Solvers of the ODE with many evaluations end where Heun's steps do, guided or not; those
+    that add noise end elsewhere, and guidance moves them too."""
+    given = networks[which]
+    scale = {"guidance": 1.6, "guidance_interval": (0.1, 0.9)}
+    tokens = given.load().config.get("class_token_dim", 0)
+    assert bool(tokens) == (which == "reg")
+    guided = [{}, scale, scale | {"guidance_token": 0.0}] if tokens else [{}]
+    ends = []
+    for changes in guided:
+        common = {"grid": "edm", "s_max": 20.0, "num_samples": 4, "block_size": 4} | changes
+        settings = sample.SampleSettings(solver="heun", nfe=61, **common)
+        network = sampling_problem.warm_network(given.path, given.load().steps[-1], "cpu")
+        end = block(network, given, settings)
+        for solver in ("deis", "ipndm", "dpm2"):
+            found = block(network, given, settings.revised(solver=solver, nfe=41))
+            apart = (found - end).square().mean().sqrt()
+            assert apart < 0.02 * end.std(), solver
+        for solver, nfe in (("ancestral", 20), ("churn", 21)):
+            found = block(network, given, settings.revised(solver=solver, nfe=nfe))
+            assert found.isfinite().all()
+            ends.append(found)
+    for i, one in enumerate(ends):
+        for other in ends[i + 1 :]:
+            assert (one - other).abs().max() > 1e-4
+    if which == "edm":
+        with pytest.raises(ValueError, match="without a class"):
+            block(network, given, settings.revised(guidance=2.0))
 
 
 def test_labels_take_equal_turns_on_request(tmp_path, model):

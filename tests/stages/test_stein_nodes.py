@@ -24,6 +24,7 @@ from stages.sampling import sample
 from stages.scoring import evaluate
 from stages.settings.solvers import runnable
 from stages.training import checkpoint
+from tests.networks.test_recipes import edm
 from tests.stages.context import context, digests, make, sealed
 
 SAMPLES = sample.SampleSettings(nfe=3, num_samples=24, block_size=8)
@@ -552,6 +553,23 @@ def test_the_recipe_stein_has_all_solvers_corrections_and_seeds():
     assert {"lipschitz/sit-dpmpp2m-nfe6", "lipschitz/sit-dpmpp2m-nfe100"} <= set(nodes.nodes)
 
 
+@pytest.mark.parametrize("method", ["reg", "given"])
+def test_the_new_solvers_are_curves_with_class_tokens_guidance_and_edm_networks(method, tmp_path):
+    new, scale = ("deis", "ipndm", "dpm2", "ancestral", "churn"), 1.0
+    if method == "reg":
+        own, scale = ["train.method=reg", "sample.guidance=1.5", "stein.target=trajectory"], 1.5
+    else:
+        network = f"networks.path={edm(tmp_path / 'network', 'edm/ddpmpp')}"
+        own = [network, "networks.format=edm", "data.dataset=npz", "data.path=nowhere.npz"]
+    nodes = graph("stein", *own, f"stein.solvers=[{', '.join(new)}]")
+    for solver in new:
+        samples = nodes[f"evaluate/{method}-{solver}"].slot("samples")
+        assert len(samples) == 2
+        for name in samples:
+            settings = nodes[name].settings
+            assert (settings.solver, settings.guidance) == (solver, scale)
+
+
 def test_a_calibration_of_own_samples_reads_the_reference():
     nodes = graph("stein", "stein.source=samples")
     node = nodes["calibrate/sit-unipc-nfe3"]
@@ -623,7 +641,7 @@ def test_times_stand_in_manifests_and_beside_the_scores(tmp_path, model):
     made = sealed(at, sample.STAGE, result)
     timings = made.manifest.timings
     assert 0 < timings["network_seconds"] < timings["sampling_seconds"]
-    found = evaluate._times({"a": made}, "nfe")
+    found = evaluate.times({"a": made}, "nfe")
     assert found == {
         f"{name}_milliseconds_per_sample": [(3, 1000 * timings[f"{name}_seconds"] / 24)]
         for name in ("sampling", "network")

@@ -12,7 +12,7 @@ from stages.artifacts import data as artifacts_data
 from stages.artifacts import network as network_artifact
 from stages.artifacts.teacher import Teacher
 from stages.catalog import STAGES
-from stages.methods import diagnostics, drawn_at, table
+from stages.methods import density, diagnostics, drawn_at, table
 from stages.methods.draws import Draws
 from stages.papers.maskalign import diagnose
 from stages.sampling import sample
@@ -288,6 +288,31 @@ def test_diagnostics_are_the_mathematics_on_every_checkpoint(
     assert found[1].gap_error == pytest.approx(abs(gaps[0] - gaps[1]) / 2, abs=1e-7)
     assert made.metrics["alignment_gap"] == found[-1].gap
     assert made.manifest.timings["step_seconds"] > 0
+
+
+def test_alignment_is_diagnosed_where_it_was_trained(tmp_path, few, teacher, models):
+    """t is drawn with the training's own density, and another one is refused."""
+    logit_normal = {"kind": "logit_normal", "mean": 2.0, "std": 0.1}
+    trained = settings_of("repa", steps=4, checkpoint_steps=(4,), density=logit_normal)
+    model = trained_in(context(tmp_path / "train", trained, data=few, teacher=teacher))
+    settings = diagnose.DiagnoseSettings(num_images=30, batch_size=30, density=logit_normal)
+    inputs = {"model": model, "data": few, "teacher": teacher}
+    (found,) = make(tmp_path / "own", diagnose.STAGE, settings, **inputs).load()
+    data, indices = few.load(), torch.arange(30)
+    targets, tokens = teacher.load().batch(indices)
+    draws = Draws(0, indices, drawn_at.DIAGNOSIS)
+    batch = diagnostics.Batch(data.train[:30], data.train.labels[:30], draws, targets, tokens)
+    network, keep = model.load().network(4), draws.keep(4, 3)
+    of_time = density.LogitNormal(2.0, 0.1)
+    losses = [
+        [x.item() for x in diagnostics.stability_gap(network, batch, keep, which)]
+        for which in (of_time, None)
+    ]
+    assert [found.masked_alignment, found.full_alignment] == pytest.approx(losses[0], abs=1e-7)
+    assert abs(losses[0][1] - losses[1][1]) > 1e-5
+    plain = settings.revised(density={"kind": "uniform"})
+    with pytest.raises(StageError, match="density is uniform, and the network was trained with"):
+        make(tmp_path / "uniform", diagnose.STAGE, plain, **inputs)
 
 
 def test_patches_that_no_mask_left_in_are_null_and_in_no_summary(tmp_path, few, teacher, models):

@@ -41,8 +41,11 @@ def test_trajectories_are_the_models_own_and_shards_do_not_matter(tmp_path, mode
     denoiser = problem.denoiser(problem.labels(indices))
     end = solvers.solve(denoiser, of.states[0], of.levels, "heun")
     torch.testing.assert_close(of.states[-1], end, rtol=1e-3, atol=1e-3)
-    cut = make(tmp_path, trajectory.STAGE, FINE.revised(teacher_shard=8), model=model)
+    cut = make(tmp_path / "cut", trajectory.STAGE, FINE.revised(teacher_shard=8), model=model)
     assert digests(cut.path) == digests(trajectories.path)
+    # Heun's steps cannot start at noise itself; the fitted solver starts where its teacher does.
+    later = make(tmp_path / "t1", trajectory.STAGE, FINE.revised(t_start=1), model=model)
+    assert digests(later.path) == digests(trajectories.path)
 
 
 def test_samples_follow_the_trajectories(tmp_path, model, trajectories, whole):

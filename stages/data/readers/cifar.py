@@ -4,7 +4,6 @@ restrictedly, unpacked or in their archive."""
 from __future__ import annotations
 
 import io
-import pickle
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,9 @@ from typing import Any
 import numpy as np
 
 from stages.data.readers.source import InMemory, Part, Source, required
+from stages.networks import unpickling
 
 SIDE = 32
-ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
 
 
 @dataclass(frozen=True)
@@ -55,17 +48,6 @@ CIFAR100 = Kind(
     b"fine_labels",
     b"fine_label_names",
 )
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Reads what this format needs: containers, bytes, numbers, NumPy arrays. Nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
-        if name == "_reconstruct":
-            module = "numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray"
-        return super().find_class(module, name)
 
 
 def read(settings) -> Source:
@@ -112,8 +94,8 @@ def _batch(place: Path, name: str, kind: Kind) -> Part:
 def _unpickle(place: Path, name: str, kind: Kind) -> dict[bytes, Any]:
     data = _bytes(place, name, kind)
     try:
-        content = RestrictedUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises nearly anything
+        content = unpickling.load(io.BytesIO(data), unpickling.arrays(), encoding="bytes")
+    except ValueError as error:
         raise ValueError(f"{place / name} is not a {kind.title} batch: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{place / name} is not a {kind.title} batch: it holds no dictionary")

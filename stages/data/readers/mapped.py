@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+import shutil
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -15,8 +18,15 @@ import numpy as np
 
 # What NumPy and zipfile raise on archives that are cut short, changed or encrypted.
 UNREADABLE = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RuntimeError),
-    *(struct.error, zlib.error, zipfile.BadZipFile, NotImplementedError, MemoryError),
+    *(OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RuntimeError, OverflowError),
+    *(
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        MemoryError,
+        tokenize.TokenError,
+    ),
 )
 BLOCK = 2**24  # bytes that are copied at once
 CHECKED = 2**28  # bytes of a stored member whose check sum is compared
@@ -138,8 +148,13 @@ def _unpacked(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     """A compressed member, unpacked into a file that is gone when the process ends."""
     with archive.open(member) as stream, tempfile.TemporaryFile() as unpacked:
         shape, fortran, dtype = _header(stream)
+        size = math.prod(shape) * dtype.itemsize
+        if size > shutil.disk_usage(tempfile.gettempdir()).free:
+            raise ValueError(f"it announces {size} bytes, for which there is no room")
         while block := stream.read(BLOCK):
             unpacked.write(block)
+            if unpacked.tell() > size:  # it may grow without bounds
+                raise ValueError(f"it holds more than the {size} bytes that it announces")
         unpacked.flush()
         return _map(unpacked, dtype, 0, shape, fortran)
 

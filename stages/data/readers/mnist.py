@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from stages.data.readers.source import InMemory, Part, Source, required
 from stages.data.recognised import mnist_folder
 
 UNSIGNED_BYTES = 0x08
+LARGEST = 2**32  # bytes of an array, which is held in memory
 STEMS = {"train": "train", "test": "t10k"}
 
 
@@ -42,23 +45,40 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     Raises ValueError for another type, another number of dimensions, or a wrong length.
     """
+    header = 4 + 4 * dimensions
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            data = stream.read()
-    except (OSError, EOFError) as error:
+            head = stream.read(header)
+            shape = _shape(head, dimensions, path)
+            # What is packed may grow without bounds: no more is taken than was announced.
+            data = _at_most(stream, math.prod(shape) + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    header = 4 + 4 * dimensions
-    if len(data) < header or data[:2] != b"\0\0":
-        raise ValueError(f"{path} is not an IDX file")
-    if data[2] != UNSIGNED_BYTES or data[3] != dimensions:
+    if len(data) != math.prod(shape):
+        more = "more than " if len(data) > math.prod(shape) else ""
         raise ValueError(
-            f"{path} holds type 0x{data[2]:02x} in {data[3]} dimensions; unsigned bytes (0x08) in "
+            f"{path} holds {more}{min(len(data), math.prod(shape))} bytes of data where its header "
+            f"says {math.prod(shape)}; it is truncated or damaged"
+        )
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _shape(head: bytes, dimensions: int, path: Path) -> list[int]:
+    if len(head) < 4 + 4 * dimensions or head[:2] != b"\0\0":
+        raise ValueError(f"{path} is not an IDX file")
+    if head[2] != UNSIGNED_BYTES or head[3] != dimensions:
+        raise ValueError(
+            f"{path} holds type 0x{head[2]:02x} in {head[3]} dimensions; unsigned bytes (0x08) in "
             f"{dimensions} are expected"
         )
-    shape = np.frombuffer(data, ">u4", dimensions, offset=4).tolist()
-    if len(data) - header != math.prod(shape):
-        raise ValueError(
-            f"{path} holds {len(data) - header} bytes of data where its header says "
-            f"{math.prod(shape)}; it is truncated or damaged"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
+    shape = np.frombuffer(head, ">u4", dimensions, offset=4).tolist()
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"{path} announces {math.prod(shape)} bytes, more than {LARGEST} are read")
+    return shape
+
+
+def _at_most(stream: IO[bytes], count: int) -> bytearray:
+    data = bytearray()
+    while len(data) < count and (part := stream.read(min(2**20, count - len(data)))):
+        data += part
+    return data

@@ -47,11 +47,11 @@ def sample(
     are used, so that the initial state may be `draws.at(0).noise(shape)`.
     last_time: where the last step, which adds no noise, begins.
 
-    The network is evaluated at `t_start` = 0.999 in place of 1 (ours), where y = x / (1-t) is
-    finite.
+    t_start: where the network is evaluated in place of 1: 0.999 by default (ours); 1, as the
+    papers' codes do, is `path.AT_NOISE`, where y = x / (1-t) is finite.
     """
     check_state(denoiser, x, "x")
-    times = time_grid(num_steps, last_time).tolist()
+    times, t_start = time_grid(num_steps, last_time).tolist(), path.start(t_start)
     for step, (t, t_next) in enumerate(pairwise(times), start=1):
         t_network = min(t, t_start)
         clean = checked(denoiser, step - 1, num_steps)(*path.to_edm(x, t_network))

@@ -33,30 +33,43 @@ import torch
 from torch import Tensor
 
 from stages.methods import given
+from stages.methods.wavelet.basis import WaveletBasis
+from stages.methods.wavelet.denoiser import ScoreDenoiser
 from stages.methods.wavelet.hermite import hermite
-from stages.methods.wavelet.model import CHUNK_BYTES, GIB, Layout, WaveletModel
+from stages.methods.wavelet.model import (
+    CHUNK_BYTES,
+    COMPONENTS,
+    GIB,
+    PRINCIPAL,
+    RESIDUAL,
+    Layout,
+    WaveletModel,
+)
 from stages.methods.wavelet.moments import (
     ALIKE,
     CoefficientMoments,
     check_shape,
     checked_images,
+    coefficient_moments,
     coefficient_products,
-    first_pass,
     hermite_moments,
     varies,
 )
+from stages.methods.wavelet.principal import PrincipalMoments, PrincipalStatistics
+from stages.methods.wavelet.residual import ResidualStatistics
 from stages.methods.wavelet.system import (
     NoisyMoments,
     change_reference,
     checked_level,
-    checked_levels,
     checked_ridge,
     solve,
 )
 
 PENALTIES = ("scaled", "raw", "pixel")
 CENTRES = ("wiener", "zero")
-SAMPLING_REACH = 4.0
+
+# Families whose statistics are others: they begin with the full Wiener score.
+BEYOND = {PRINCIPAL: PrincipalStatistics, RESIDUAL: ResidualStatistics}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +102,20 @@ class WaveletStatistics:
         *,
         couple_channels: bool = False,
         allow_biorthogonal: bool = False,
+        components: int = COMPONENTS,
         max_bytes: int = 2 * GIB,
-    ) -> WaveletStatistics:
-        """Both passes over images (B, C, H, W). Raises ValueError for images or settings that
-        cannot be, and, before any work, when the fit would need more than `max_bytes`.
+    ) -> Statistics:
+        """Both passes over images (B, C, H, W). components: leading principal coordinates that
+        family `principal` looks at (see `principal`), which takes no wavelet.
+
+        Raises ValueError for images or settings that cannot be, and, before any work, when the fit
+        would need more than `max_bytes`.
 
         One image, or equal ones, are collected as a shard of more (at scale 1); `at` refuses what
         in the end does not vary."""
-        model = WaveletModel(family, degree, wavelet, levels, couple_channels, allow_biorthogonal)
+        model = WaveletModel(
+            family, degree, wavelet, levels, couple_channels, allow_biorthogonal, components
+        )
         images = checked_images(images)
         model.check_memory(tuple(images.shape[1:]), max_bytes)
         return second_pass(images, model, first_pass(images, model))
@@ -104,6 +123,11 @@ class WaveletStatistics:
     @property
     def layout(self) -> Layout:
         return self.model.layout(self.shape)
+
+    @property
+    def bands(self) -> WaveletBasis:
+        """The basis whose bands its coefficients are of."""
+        return self.layout.basis
 
     def of(self, images: Tensor) -> WaveletStatistics:
         """Statistics of other images (held out, say) about the same reference."""
@@ -194,19 +218,23 @@ class WaveletStatistics:
         """The moments at noise level sigma."""
         return NoisyMoments(self.layout, self.scale, self.moments, self.count, sigma)
 
-    def denoiser(self, ridge: float = 1e-2, reach: float | None = None) -> WaveletDenoiser:
-        """A denoiser(y, s) over all levels, for the solvers.
+    def risks(self, scores: Sequence[WaveletScore]) -> Tensor:
+        """Exact risks (scores, num_coefficients) on these images of scores of one sigma, for which
+        the moments under noise are assembled once."""
+        fitted = scores[0].statistics
+        fitted.check_same_model(self)
+        data = self.about(fitted.mean, fitted.scale)
+        system = data.noisy(scores[0].sigma)
+        risks: list[list[Tensor]] = [[] for _ in scores]
+        for block in system.blocks:
+            gram, slopes = system.assemble(block)
+            for score, out in zip(scores, risks, strict=True):
+                out.append(system.risk(gram, slopes, score.beta[block]))
+        return torch.stack([data.layout.scatter(torch.cat(out)) for out in risks])
 
-        reach: see `WaveletScore`. None: `SAMPLING_REACH` from degree 3 on, where the polynomial's
-        growth outside the data makes trajectories diverge, and infinite below (**ours**; on digits
-        and photograph patches it changes no held-out error by more than 1 %, but at sigma 0.1,
-        where it lowers that of patches).
-        """
-        if reach is None:
-            reach = SAMPLING_REACH if self.model.degree >= 3 else math.inf
-        if not reach > 0:
-            raise ValueError(f"reach must be above 0, got {reach}: use math.inf for no limit.")
-        return WaveletDenoiser(self, checked_ridge(ridge), reach)
+    def denoiser(self, ridge: float = 1e-2, reach: float | None = None) -> ScoreDenoiser:
+        """A denoiser(y, s) over all levels, for the solvers; reach: see `ScoreDenoiser.of`."""
+        return ScoreDenoiser.of(self, ridge, reach)
 
     def state(self) -> dict[str, Tensor]:
         """A plain dictionary of tensors, from which `from_state` makes the statistics again."""
@@ -223,8 +251,11 @@ class WaveletStatistics:
         }
 
     @staticmethod
-    def from_state(state: dict[str, Tensor]) -> WaveletStatistics:
+    def from_state(state: dict[str, Tensor]) -> Statistics:
         """Inverse of `state`. Raises ValueError when an entry is missing or does not fit."""
+        family = bytes(state["family"].tolist()).decode() if "family" in state else ""
+        if family in BEYOND:
+            return BEYOND[family].from_state(state)
         needed = {"moments", "mean", "scale", "settings", "family", "wavelet"}
         if needed - set(state):
             missing = ", ".join(sorted(needed - set(state)))
@@ -338,42 +369,23 @@ class WaveletScore:
             data = self.statistics
         elif not isinstance(data, WaveletStatistics):
             data = self.statistics.of(data)
-        return coefficient_risks([self], data)[0]
+        return data.risks([self])[0]
 
 
-@dataclass(frozen=True, eq=False)
-class WaveletDenoiser:
-    """denoiser(y, s) for the solvers; fits a level when it is first asked for, then keeps it.
-
-    y: (B, C, H, W); s: a number, a tensor of one element, or one level per sample (B,) or
-    (B, 1, 1, 1). s is in the units of the images the statistics were collected from. Raises
-    ValueError for another number of levels and for a level that is not above 0 and finite.
-    """
-
-    statistics: WaveletStatistics
-    ridge: float = 1e-2
-    reach: float = math.inf
-    levels: dict[float, WaveletScore] = field(default_factory=dict, repr=False)
-
-    def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
-        values = checked_levels(s, len(y))
-        if len(set(values)) == 1:
-            return self.at(values[0]).denoise(y)
-        return torch.cat([self.at(v).denoise(y[i : i + 1]) for i, v in enumerate(values)])
-
-    def at(self, sigma: float) -> WaveletScore:
-        """The fitted score at one level."""
-        if sigma not in self.levels:
-            fitted = self.statistics.at(sigma, self.ridge)
-            self.levels[sigma] = replace(fitted, reach=self.reach)
-        return self.levels[sigma]
+def first_pass(images: Tensor, model: WaveletModel) -> CoefficientMoments | PrincipalMoments:
+    """Map over a shard of images (B, C, H, W): mean and spread, which `+` merges."""
+    if model.family in BEYOND:
+        return PrincipalMoments.of(images)
+    return coefficient_moments(images, model)
 
 
 def second_pass(
-    images: Tensor, model: WaveletModel, reference: CoefficientMoments
-) -> WaveletStatistics:
+    images: Tensor, model: WaveletModel, reference: CoefficientMoments | PrincipalMoments
+) -> Statistics:
     """Map over a shard of images (B, C, H, W): additive statistics about the first pass's merged
     result."""
+    if model.family in BEYOND:
+        return BEYOND[model.family].collect(images, model, reference)
     images = checked_images(images)
     shape = tuple(images.shape[1:])
     layout, mean, scale = model.layout(shape), reference.mean, reference.scale
@@ -391,16 +403,4 @@ def merge(shards: Sequence[WaveletStatistics]) -> WaveletStatistics:
     return total
 
 
-def coefficient_risks(scores: Sequence[WaveletScore], data: WaveletStatistics) -> Tensor:
-    """Exact risks (scores, num_coefficients) on `data` of scores of one sigma, for which the
-    moments under noise are assembled once."""
-    fitted = scores[0].statistics
-    fitted.check_same_model(data)
-    data = data.about(fitted.mean, fitted.scale)
-    system = data.noisy(scores[0].sigma)
-    risks: list[list[Tensor]] = [[] for _ in scores]
-    for block in system.blocks:
-        gram, slopes = system.assemble(block)
-        for score, out in zip(scores, risks, strict=True):
-            out.append(system.risk(gram, slopes, score.beta[block]))
-    return torch.stack([data.layout.scatter(torch.cat(out)) for out in risks])
+Statistics = WaveletStatistics | PrincipalStatistics | ResidualStatistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -13,6 +14,8 @@ from stages.methods.wavelet.basis import WaveletBasis, check_wavelet
 from stages.methods.wavelet.hermite import PolynomialFeatures, num_features, polynomial_features
 from stages.methods.wavelet.neighbours import FAMILIES, MISSING, groups, max_variables
 
+PRINCIPAL, RESIDUAL = "principal", "residual"
+COMPONENTS = 10  # leading principal coordinates
 GIB = 2**30
 SHARD_IMAGES = 512  # images whose coefficients are held at once
 CHUNK_BYTES = 2**21  # features of one block of groups: they stay in the processor's cache
@@ -25,11 +28,13 @@ WORKING_BYTES = 2**28  # blocks of features and the allocator's slack
 class WaveletModel:
     """Settings of a wavelet score. Shape- and data-free; hashable.
 
-    family: one of `FAMILIES` (stages.methods.wavelet.neighbours). degree: total polynomial
+    family: one of `FAMILIES` (stages.methods.wavelet.neighbours), or `principal`, which takes no
+    wavelet, or `residual`, each in the file of its name (**ours**). degree: total polynomial
     degree, 1 to 3 in the paper, any here. wavelet: a PyWavelets name. levels: of the transform.
     couple_channels: look at the same place in the other channels too. allow_biorthogonal: accept
     a wavelet that is not orthonormal; family `full` only, since the others need the noise to be
-    independent between coefficients. Raises ValueError for settings that cannot be.
+    independent between coefficients. components: leading principal coordinates of `principal`;
+    the others leave it alone. Raises ValueError for settings that cannot be.
     """
 
     family: str = "local"
@@ -38,16 +43,32 @@ class WaveletModel:
     levels: int = 2
     couple_channels: bool = False
     allow_biorthogonal: bool = False
+    components: int = COMPONENTS
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            near = difflib.get_close_matches(str(self.family), FAMILIES, n=1) or ["local"]
+        known = (*FAMILIES, PRINCIPAL, RESIDUAL)
+        if self.family not in known:
+            near = difflib.get_close_matches(str(self.family), known, n=1) or ["local"]
             raise ValueError(
                 f"family {self.family!r} is unknown: did you mean {near[0]!r}? "
-                f"There are {', '.join(FAMILIES)}."
+                f"There are {', '.join(known)}."
             )
         if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
             raise ValueError(f"degree must be a whole number of at least 1, got {self.degree!r}.")
+        if isinstance(self.components, bool) or not isinstance(self.components, int):
+            raise ValueError(f"components must be a whole number, got {self.components!r}.")
+        if self.components < 1:
+            raise ValueError(f"components must be at least 1, got {self.components}.")
+        if self.components != COMPONENTS and self.family != PRINCIPAL:
+            raise ValueError(
+                f"components={self.components} needs family='principal', got {self.family!r}: only "
+                "that one looks at leading principal coordinates."
+            )
+        if self.couple_channels and self.family == PRINCIPAL:
+            raise ValueError(
+                "couple_channels=True needs another family than 'principal', whose coordinates are "
+                "of all channels together: leave it out."
+            )
         if self.family == "full" and self.degree != 1:
             raise ValueError(
                 f"family 'full' has degree 1 only, got degree={self.degree}: pass degree=1."
@@ -67,9 +88,15 @@ class WaveletModel:
 
     def statistics_bytes(self, shape: tuple[int, int, int]) -> int:
         """Size of the additive statistics for images of `shape` (C, H, W)."""
+        if self.family == PRINCIPAL:
+            features, pixels = num_features(self.components, self.degree), math.prod(shape)
+            return 8 * (features**2 + features * pixels + pixels**2)
         basis = WaveletBasis(self.wavelet, self.levels, *shape)
         variables = max_variables(basis, self.family, self.couple_channels)
-        features = num_features(variables, self.degree, self.family == "additive")
+        features = num_features(variables, self.degree, self._is_additive)
+        if self.family == RESIDUAL:
+            d = basis.num_coefficients
+            return 8 * d * (features**2 + features * d + 2 * d)
         return 8 * self._num_groups(basis) * features**2
 
     def predict_bytes(self, shape: tuple[int, int, int], copies: int = 1) -> int:
@@ -78,6 +105,10 @@ class WaveletModel:
         Leaves out the caller's images and Python with its libraries.
         """
         statistics = self.statistics_bytes(shape)
+        if self.family == PRINCIPAL:  # the eigenvectors, and features of a shard and their sums
+            features = num_features(self.components, self.degree)
+            working = 3 * math.prod(shape) ** 2 + features * (SHARD_IMAGES + 12 * features)
+            return copies * statistics + 8 * working + WORKING_BYTES
         basis = WaveletBasis(self.wavelet, self.levels, *shape)
         one_group = statistics // self._num_groups(basis)
         coefficients = 8 * basis.num_coefficients * SHARD_IMAGES * (self.degree + 6)
@@ -110,9 +141,23 @@ class WaveletModel:
             f"What fits instead: {instead}; or raise {limit}"
         )
 
+    def check_components(self, shape: tuple[int, int, int]) -> None:
+        """Raise ValueError unless images of `shape` (C, H, W) have so many coordinates."""
+        if self.components > math.prod(shape):
+            raise ValueError(
+                f"components={self.components} is above the {math.prod(shape)} pixels of the images"
+                ": lower it."
+            )
+
     def describe(self) -> str:
+        if self.family == PRINCIPAL:
+            return f"family='principal', degree={self.degree}, components={self.components}"
         coupled = ", couple_channels=True" if self.couple_channels else ""
         return f"family={self.family!r}, degree={self.degree}{coupled}"
+
+    @property
+    def _is_additive(self) -> bool:
+        return self.family in ("additive", RESIDUAL)
 
     def _num_groups(self, basis: WaveletBasis) -> int:
         if self.family == "full":
@@ -126,11 +171,13 @@ class WaveletModel:
     def _smaller(self) -> list[WaveletModel]:
         """Lesser settings, the nearest first."""
         family = "local" if self.family == "full" else self.family
-        plain = {"allow_biorthogonal": False}
+        plain = {"allow_biorthogonal": False, "components": COMPONENTS}
+        fewer = [5] if self.family == PRINCIPAL and self.components > 5 else []
         lower = [
             replace(self, family=family, degree=n, **plain) for n in range(self.degree - 1, 0, -1)
         ]
         options = [
+            *(replace(self, components=k) for k in fewer),
             *([replace(self, couple_channels=False)] if self.couple_channels else []),
             *lower,
             *(replace(other, couple_channels=False) for other in lower if self.couple_channels),
@@ -208,7 +255,6 @@ def _layout(model: WaveletModel, shape: tuple[int, int, int]) -> Layout:
     order = torch.empty(basis.num_coefficients, dtype=torch.long)
     valid = targets != MISSING
     order[targets[valid]] = torch.arange(len(targets))[valid]
-    additive = model.family == "additive"
-    features = polynomial_features(index.shape[1], model.degree, additive)
+    features = polynomial_features(index.shape[1], model.degree, model._is_additive)
     index = index.clamp(min=0)
     return Layout(basis, features, index, present, num_targets, order, noise)

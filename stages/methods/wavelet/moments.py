@@ -58,7 +58,7 @@ def varies(variance: Tensor, mean: Tensor) -> bool:
     return float(variance.mean()) > 1e-20 * float((mean**2).mean())
 
 
-def first_pass(images: Tensor, model: WaveletModel) -> CoefficientMoments:
+def coefficient_moments(images: Tensor, model: WaveletModel) -> CoefficientMoments:
     """Map over a shard of images (B, C, H, W): mean and spread of every clean coefficient."""
     images = checked_images(images)
     basis = model.layout(tuple(images.shape[1:])).basis

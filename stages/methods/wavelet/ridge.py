@@ -1,13 +1,16 @@
-"""Ridge of a wavelet score by cross-validation on statistics: no image is read again (**ours**)."""
+"""Ridge of a wavelet score, and size of a principal one, by cross-validation on statistics: no
+image is read again (**ours**)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from stages.methods.wavelet import WaveletStatistics, coefficient_risks, merge
+from stages.methods.wavelet import WaveletStatistics, merge
+from stages.methods.wavelet.principal import PrincipalStatistics
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class RidgeChoice:
 
 
 def choose_ridge(
-    folds: Sequence[WaveletStatistics], sigma: float, ridges: Sequence[float]
+    folds: Sequence[WaveletStatistics | PrincipalStatistics], sigma: float, ridges: Sequence[float]
 ) -> RidgeChoice:
     """The ridge of least cross-validated risk at `sigma` (**ours**).
 
@@ -36,6 +39,37 @@ def choose_ridge(
     risks = torch.zeros(len(ridges), dtype=torch.float64)
     for fold in folds:
         scores = (total - fold).at_ridges(sigma, ridges)
-        risks += fold.count / total.count * coefficient_risks(scores, fold).mean(1).cpu()
+        risks += fold.count / total.count * fold.risks(scores).mean(1).cpu()
     best = int(risks.argmin())
     return RidgeChoice(float(ridges[best]), tuple(map(float, ridges)), tuple(risks.tolist()))
+
+
+@dataclass(frozen=True)
+class PrincipalChoice:
+    """components, degree: of the least cross-validated risk, the geometric mean over sigmas, and
+    ridges: the best one at each of them. risks: that mean of every (components, degree) tried."""
+
+    components: int
+    degree: int
+    ridges: tuple[float, ...]
+    risks: dict[tuple[int, int], float]
+
+
+def choose_principal(
+    folds: Sequence[PrincipalStatistics],
+    sigmas: Sequence[float],
+    ridges: Sequence[float],
+    components: Sequence[int],
+    degrees: Sequence[int],
+) -> PrincipalChoice:
+    """Components, degree and the ridge of each sigma, by folds of the largest model among them."""
+    found = {}
+    for size in ((k, n) for k in components for n in degrees):
+        parts = [fold.restricted(*size) for fold in folds]
+        found[size] = [choose_ridge(parts, sigma, ridges) for sigma in sigmas]
+    risks = {
+        size: math.exp(math.fsum(math.log(min(c.risks)) for c in chosen) / len(chosen))
+        for size, chosen in found.items()
+    }
+    best = min(risks, key=risks.get)
+    return PrincipalChoice(*best, tuple(choice.ridge for choice in found[best]), risks)

@@ -16,8 +16,11 @@ from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts.data import Data
 from stages.artifacts.diagnosis import FILE, Diagnosis, Measured
 from stages.artifacts.network import TrainedNetwork
+from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.methods import drawn_at, table
+from stages.settings import densities
+from stages.settings.densities import DensitySettings
 from stages.settings.methods import options_of
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from stages.artifacts.data import DataSet
     from stages.artifacts.teacher import OnlineTeacher, TeacherFeatures
+    from stages.methods.density import TimeDensity
     from stages.methods.diagnostics import Heatmap
     from stages.methods.losses import Batch
 
@@ -51,6 +55,9 @@ class DiagnoseOptions(Settings):
 class DiagnoseSettings(DiagnoseOptions):
     """The stage's settings."""
 
+    density: DensitySettings = Field(
+        DensitySettings(), description="where t is drawn; it must be the training's"
+    )
     seed: int = Field(0, ge=0, description="of t, noise and masks; the same for every network")
 
 
@@ -69,6 +76,7 @@ def run(context: Context) -> Result:
             f"method {model.method} aligns with no teacher, so there is nothing to diagnose; "
             f"connect a training of {', '.join(sorted(aligned))}"
         )
+    of_time = _time_density(context)
     diagnoses = []
     for step in model.steps:
         context.progress(len(diagnoses), len(model.steps), "checkpoints")
@@ -79,7 +87,7 @@ def run(context: Context) -> Result:
                 "train.network.patch"
             )
         diagnoses.append(
-            measure(network, step, _batches(data, features, network, settings), settings)
+            measure(network, step, _batches(data, features, network, settings), settings, of_time)
         )
         context.log(_line(diagnoses[-1]))
     lines = [asdict(measured) for measured in diagnoses]
@@ -92,8 +100,27 @@ def run(context: Context) -> Result:
     )
 
 
+def _time_density(context: Context) -> TimeDensity | None:
+    """That of the training. Raises StageError where settings name another."""
+    settings: DiagnoseSettings = context.settings
+    density, spectrum = settings.density, context.inputs.get("spectrum")
+    trained = DensitySettings(**context.inputs["model"].settings["density"])
+    if trained != density:
+        raise StageError(
+            f"density is {density.name}, and the network was trained with {trained.name}; "
+            "alignment is diagnosed where it was trained: set density to the training's"
+        )
+    with raised_as(StageError):
+        loaded = None if spectrum is None else spectrum.load()
+        return densities.time_density(density, density.kind, density.base, loaded)
+
+
 def measure(
-    network: nn.Module, step: int, batches: Iterator[Batch], settings: DiagnoseOptions
+    network: nn.Module,
+    step: int,
+    batches: Iterator[Batch],
+    settings: DiagnoseOptions,
+    time_density: TimeDensity | None,
 ) -> Measured:
     """Heatmaps and gap of a frozen network over batches."""
     from stages.methods.diagnostics import alignment_heatmap, stability_gap
@@ -102,10 +129,11 @@ def measure(
     pairs: list[tuple[float, float]] = []
     for batch in batches:
         keep = _keep(batch, settings.mask_ratio)
-        one = alignment_heatmap(network, batch, None, settings.top)
-        other = alignment_heatmap(network, batch, keep, settings.top)
+        one = alignment_heatmap(network, batch, None, settings.top, time_density)
+        other = alignment_heatmap(network, batch, keep, settings.top, time_density)
         full, masked = (one, other) if full is None else (full + one, masked + other)
-        pairs.append(tuple(value.item() for value in stability_gap(network, batch, keep)))
+        losses = stability_gap(network, batch, keep, time_density)
+        pairs.append(tuple(value.item() for value in losses))
     gaps = [with_mask - without for with_mask, without in pairs]
     return Measured(
         step=step,
@@ -217,7 +245,12 @@ STAGE = Stage(
         "data": Input(Data),
         "teacher": Input(Teacher),
         "pixels": Input(Data, optional=True),
+        "spectrum": Input(Spectrum, optional=True),
     },
-    sources=lambda settings: ["stages.nets.sit:SiT"],
+    sources=lambda settings: [
+        "stages.nets.sit:SiT",
+        *densities.sources(settings.density, settings.density.kind, settings.density.base),
+    ],
+    needs=lambda settings: ["spectrum"] if densities.needs_spectrum(settings.density.kind) else [],
     metrics=lambda node: METRICS,
 )

@@ -21,6 +21,7 @@ from stages.recipes.nodes import (
     prepare_nodes,
     seed_suffix,
     settings_of,
+    spectrum_input,
     step_curve,
     teacher_inputs,
     train_node,
@@ -134,12 +135,17 @@ def diagnosis(bench: Bench, method: str, seed: int) -> Node:
             f"train.network.patch={patch} makes an image of {size} pixels a side one patch, "
             f"and diagnostics of {method} compare patches; lower train.network.patch"
         )
-    name = f"{method}{seed_suffix(bench, seed)}"
+    name, density = f"{method}{seed_suffix(bench, seed)}", bench.train.density
     return Node(
         f"diagnose/{name}",
         diagnose.STAGE,
-        settings_of(DiagnoseSettings, bench.diagnose, seed=bench.seed),
-        {"model": f"train/{name}", "data": data_node(bench), **teacher_inputs(bench, method)},
+        settings_of(DiagnoseSettings, bench.diagnose, seed=bench.seed, density=density),
+        {
+            "model": f"train/{name}",
+            "data": data_node(bench),
+            **teacher_inputs(bench, method),
+            **spectrum_input(density.kind),
+        },
         bench.resources.diagnose,
         tags={"method": method, "seed": str(seed)},
     )

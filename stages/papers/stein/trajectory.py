@@ -78,10 +78,12 @@ def followed(
     import numpy as np
     import torch
 
+    from stages.methods.grids import S_START
     from stages.methods.solvers.whole import teacher
 
     problem, _ = sampling_problem.problem(model, settings, settings.step)
-    top = solvers.levels_of(settings)[0].item()
+    # Heun's steps cannot start at noise itself, as t_start=1 asks of others.
+    top = min(solvers.levels_of(settings)[0].item(), S_START)
     first, last = shard
     parts, made = [], None
     for begin, end in shards.blocks(last - first, settings.block_size):

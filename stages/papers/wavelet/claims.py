@@ -7,11 +7,11 @@ flatter it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stages.pages.findings import LOWER, Claim, Effect, Finding, verdict
-from stages.papers.wavelet.denoisers import SMALLER, by_dataset, highest
+from stages.papers.wavelet.denoisers import PRINCIPAL, SMALLER, by_dataset, highest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,19 @@ NARROWS = Claim(
     "no number stated here",
     ("full", "wavelet"),
 )
+NO_PAPER = "ours, no paper's"
+BELOW_WIENER = Claim(
+    "Wavelet score",
+    "Ours: polynomials of principal coordinates are below the Wiener filter",
+    NO_PAPER,
+    ("full", "wavelet"),
+)
+BELOW_NETWORK = Claim(
+    "Wavelet score",
+    "Ours: from sigma 1 on they are below a trained network that is told no class",
+    NO_PAPER,
+    ("full", "wavelet"),
+)
 NOTE = "error over held-out images, image by image on one noise"
 
 
@@ -42,6 +55,34 @@ def findings(risks: Sequence[Risk]) -> Iterator[Finding]:
     yield from map(_reliable, datasets) if datasets else [Finding(RELIABLE)]
     narrows = [_narrows(of) for of in datasets if any(risk.kind == "network" for risk in of)]
     yield from narrows or [Finding(NARROWS)]
+    yield from _found(BELOW_WIENER, datasets, "wiener", 0.0)
+    yield from _found(BELOW_NETWORK, datasets, "network", MODERATE)
+
+
+def _found(
+    claim: Claim, datasets: Collection[Sequence[Risk]], kind: str, least: float
+) -> Iterator[Finding]:
+    """The claim on every data set with the principal family and a denoiser of the kind; once where
+    there is none."""
+    found = [one for of in datasets if (one := _principal(claim, of, kind, least)) is not None]
+    yield from found or [Finding(claim)]
+
+
+def _principal(claim: Claim, risks: Sequence[Risk], kind: str, least: float) -> Finding | None:
+    """Mean over sigma, from `least` on, of the principal family's log risk minus the other's."""
+    ours = highest([risk for risk in risks if risk.kind == "score"], PRINCIPAL)
+    other = next((risk for risk in risks if risk.kind == kind), None)
+    every = [] if ours is None else [i for i, s in enumerate(ours.sigmas) if s >= least]
+    if other is None or not every:
+        return None
+    effect = _effect(ours, other, dict.fromkeys(every, 1 / len(every)))
+    what = (
+        f"{ours.dataset}: risk of {ours.name} against {other.name}, geometric mean over sigma "
+        f"{ours.sigmas[every[0]]:g} to {ours.sigmas[every[-1]]:g}"
+    )
+    heading = ("sigma", ours.name, other.name, "ratio")
+    rows = [(ours.sigmas[i], ours.mse[i], other.mse[i], ours.mse[i] / other.mse[i]) for i in every]
+    return Finding(claim, what, effect, verdict(effect, LOWER), NOTE, (heading, *rows))
 
 
 def _reliable(risks: Sequence[Risk]) -> Finding:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
+PRINCIPAL = "principal"
+
 
 class FitOptions(Settings):
     """The basis of a wavelet score, its ridge, and what it may use."""
@@ -48,7 +50,9 @@ class FitOptions(Settings):
         "score; unset is chosen by folds at each of ridge_sigmas",
     )
     ridges: tuple[float, ...] = Field(
-        (1e-4, 1e-3, 1e-2, 1e-1, 1.0), min_length=1, description="ridge unset: candidates"
+        (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0),
+        min_length=1,
+        description="ridge unset: candidates",
     )
     ridge_sigmas: tuple[float, ...] = Field(
         (0.1, 0.25, 0.5, 1.0, 2.0, 4.0),
@@ -57,6 +61,16 @@ class FitOptions(Settings):
         "training pixels; others take the nearest one's",
     )
     num_folds: int = Field(5, ge=2, le=100, description="ridge unset: folds")
+    components: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="family principal: leading principal coordinates; unset is 10, or, where ridge "
+        "is unset, chosen by folds among components_tried, and the degree up to the family's",
+    )
+    components_tried: tuple[int, ...] = Field(
+        (5, 10, 15), min_length=1, description="components and ridge unset: candidates"
+    )
     num_images: int | None = Field(
         None, ge=2, description="training images used, the first ones; unset takes all"
     )
@@ -72,6 +86,10 @@ class FitOptions(Settings):
         if any(not math.isfinite(ridge) or ridge < 0 for ridge in self.ridges):
             raise ValueError(f"ridges has {min(self.ridges)}; a ridge is 0 or above and finite")
         check_sigmas(self.ridge_sigmas, "ridge_sigmas")
+        if not all(1 <= k <= 100 for k in self.components_tried):
+            raise ValueError(
+                f"components_tried={self.components_tried} must hold numbers from 1 to 100"
+            )
         if self.wavelet not in table.ORTHONORMAL_WAVELETS and not self.allow_biorthogonal:
             raise ValueError(
                 f"wavelet={self.wavelet} is not orthonormal; choose one that is, such as db2 or "
@@ -102,6 +120,8 @@ class FitSettings(FitOptions):
         """The score's own settings. Raises ValueError for what cannot be."""
         from stages.methods.wavelet.model import WaveletModel
 
+        if self.family == PRINCIPAL:
+            return WaveletModel(self.family, self.degree, components=self.most_components)
         return WaveletModel(
             self.family,
             self.degree,
@@ -123,6 +143,16 @@ class FitSettings(FitOptions):
         return 1 + free // (2 * self.folds * model.statistics_bytes(shape))
 
     @property
+    def sizes_are_chosen(self) -> bool:
+        """Whether folds choose the components, and the degree up to the given one."""
+        return self.family == PRINCIPAL and self.ridge is None and self.components is None
+
+    @property
+    def most_components(self) -> int:
+        """Principal coordinates that statistics are collected of."""
+        return max(self.components_tried) if self.sizes_are_chosen else self.components or 10
+
+    @property
     def folds(self) -> int:
         """Parts whose statistics are kept apart: 1 where the ridge is given."""
         return self.num_folds if self.ridge is None else 1
@@ -138,7 +168,25 @@ class FitSettings(FitOptions):
 
         Imports no mathematics unless a bound on the memory comes near what is allowed.
         """
+        if self.family == PRINCIPAL:
+            pixels, most = channels * size**2, self.most_components
+            if most > pixels:
+                raise ValueError(
+                    f"{most} principal components are more than the {pixels} pixels of the images; "
+                    "lower components, or components_tried"
+                )
+            features = math.comb(most + self.degree, self.degree)
+            bound = 8 * (self._kept(1) + 3) * (features + pixels) ** 2 + 96 * features**2 + GIB // 2
+            if bound > self.max_gib * GIB:
+                self.check_memory((channels, size, size))
+            return
         check_levels(self.levels, size)
+        if self.family == "residual":
+            pixels, features = channels * size**2, 1 + (8 + channels) * self.degree
+            one = 8 * pixels * (features**2 + (features + 2) * pixels)
+            if self._kept(1) * one + GIB // 2 > self.max_gib * GIB:
+                self.check_memory((channels, size, size))
+            return
         variables = {"independent": 1, "band-tied": 3, "parent": 12, "full": size**2}
         count = variables.get(self.family, 9) + channels - 1
         groups = channels * size**2
@@ -185,7 +233,8 @@ Shard = tuple[int, int]  # the first and last of its images
 
 def first_shard(shard: Shard, data: Data, settings: FitSettings) -> CoefficientMoments:
     """Mean and spread of every coefficient over a shard."""
-    from stages.methods.wavelet.moments import SHARD_IMAGES, first_pass
+    from stages.methods.wavelet import first_pass
+    from stages.methods.wavelet.model import SHARD_IMAGES
 
     images, model, total = data.load().train, settings.model(), None
     # Cut as first_pass cuts, so that the sum is that of the whole shard to the last bit.
@@ -222,7 +271,7 @@ def run(context: Context) -> Result:
     settings: FitSettings = context.settings
     data: Data = context.inputs["data"]
     with raised_as(StageError):
-        folds = collect(context, data)
+        folds = sized(collect(context, data), settings, data.description["std"])
         ridges, curves = choose(folds, settings, data.description["std"])
     statistics = folds[0]
     for fold in folds[1:]:
@@ -232,7 +281,8 @@ def run(context: Context) -> Result:
         "method": f"wavelet-{settings.name}",
         "name": settings.name,
         "family": settings.family,
-        "degree": settings.degree,
+        "degree": statistics.model.degree,
+        "components": statistics.model.components if settings.family == PRINCIPAL else None,
         "wavelet": settings.wavelet,
         "levels": settings.levels,
         "couple_channels": settings.couple_channels,
@@ -244,12 +294,14 @@ def run(context: Context) -> Result:
     }
     FittedScore.describe(context.path, facts)
     size = statistics.moments.numel() * statistics.moments.element_size()
+    *groups, features, _ = statistics.moments.shape
+    parts = f"{groups[0]} groups of" if groups else f"{statistics.model.describe()},"
     context.log(
-        f"{settings.name} of {statistics.count} images: {statistics.moments.shape[0]} groups of "
-        f"{statistics.moments.shape[1]} features, {size / 2**20:.1f} MiB, ridge "
+        f"{settings.name} of {statistics.count} images: {parts} "
+        f"{features} features, {size / 2**20:.1f} MiB, ridge "
         + ", ".join(f"{ridge:g}" for _, ridge in ridges)
     )
-    metrics = {"num_images": statistics.count, "features": statistics.moments.shape[1]}
+    metrics = {"num_images": statistics.count, "features": features}
     return Result(metrics=metrics, curves=curves, abscissa=ABSCISSA if curves else None)
 
 
@@ -285,6 +337,18 @@ def _sum(total: Any, one: Any) -> Any:
     if one is None or total is None:
         return one if total is None else total
     return total + one
+
+
+def sized(folds: list[Any], settings: FitSettings, std: float) -> list[Any]:
+    """The folds' statistics, of the components and degree of least risk where folds choose them."""
+    if not settings.sizes_are_chosen:
+        return folds
+    from stages.methods.wavelet.ridge import choose_principal
+
+    sigmas, degrees = [s * std for s in settings.ridge_sigmas], range(1, settings.degree + 1)
+    tried = settings.components_tried
+    best = choose_principal(folds, sigmas, settings.ridges, tried, degrees)
+    return [fold.restricted(best.components, best.degree) for fold in folds]
 
 
 def choose(

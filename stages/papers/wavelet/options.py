@@ -17,11 +17,12 @@ from stages.papers.wavelet.risk import RiskOptions
 MODEL = re.compile(rf"({'|'.join(table.FAMILIES)})-d([1-9])(-folds)?")
 
 # Without cross terms degree 1 is that of local.
-_DEGREES = {"additive": (2, 3), "full": (1,)}
+_DEGREES = {"additive": (2, 3), "full": (1,), "principal": (), "residual": ()}
 
 EVERY_MODEL = (
     *(f"{family}-d{n}" for family in table.FAMILIES for n in _DEGREES.get(family, (1, 2, 3))),
     "local-d2-folds",
+    "principal-d3-folds",
 )
 
 PHOTOGRAPHS = "photographs"
@@ -43,6 +44,7 @@ class WaveletOptions(Settings):
             "local-d2",
             "additive-d3",
             "full-d1",
+            "principal-d3-folds",
         ),
         description="recipe full: scores as FAMILY-dDEGREE, and -folds behind it to choose the "
         "ridge by folds",
@@ -51,7 +53,7 @@ class WaveletOptions(Settings):
         EVERY_MODEL, min_length=1, description="recipe wavelet: scores"
     )
     drawn: tuple[str, ...] = Field(
-        ("independent-d1", "local-d2", "full-d1"),
+        ("independent-d1", "local-d2", "full-d1", "principal-d3-folds"),
         description="recipe wavelet: scores that are sampled, with all of sample.solvers",
     )
     drawn_fitted: tuple[table.choice("solver", OWN_LEVELS), ...] = Field(

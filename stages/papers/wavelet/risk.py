@@ -214,15 +214,16 @@ class ScoredDenoiser:
 
         score = self.denoiser.at(sigma)
         risks = score.coefficient_risk(self.statistics)
-        centres = band_centres(score, channel=self.held_out.shape[1] // 2)
-        curves = response_curves(score, list(centres.values()))
-        parts = zip(curves.w, curves.score, curves.linear, strict=True)
-        responses = {b: Response(*part) for b, part in zip(centres, parts, strict=True)}
+        basis, responses = self.statistics.bands, {}
+        if basis is not None:
+            centres = band_centres(score, channel=self.held_out.shape[1] // 2)
+            curves = response_curves(score, list(centres.values()))
+            parts = zip(curves.w, curves.score, curves.linear, strict=True)
+            responses = {b: Response(*part) for b, part in zip(centres, parts, strict=True)}
         # Coefficients of other bands, or of one that is not orthonormal, are no parts of these.
         # The exact risk is that of the polynomials without the reach that samples are drawn with.
         everywhere = replace(score, reach=math.inf)
         sampled = self._sampled(sigma, lambda which: lambda y, s: everywhere.denoise(y))
-        basis = self.statistics.layout.basis
         maps = risks if basis == self.basis else sampled.coefficients
         exact = float(risks.mean())
         return Level(exact, None, score.risk(), maps, sampled.per_image, None, responses)

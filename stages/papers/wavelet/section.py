@@ -60,8 +60,8 @@ class Compared:
 
     @cached_property
     def local(self) -> list[Risk]:
-        """The wavelet scores of local families: all but full."""
-        return [risk for risk in self.wavelets if risk.family != "full"]
+        """The wavelet scores of local families."""
+        return [risk for risk in self.wavelets if risk.family not in denoisers.FAR]
 
     @cached_property
     def best(self) -> list[Risk]:
@@ -120,6 +120,17 @@ def _seen(of: Compared) -> str:
     said += denoisers.gap_in_words(of.wavelets, of.others, of.sigmas)
     if any(risk.family == "full" for risk in of.wavelets):
         said += " Family full of degree 1 is the Wiener filter but for its ridge."
+    if any(risk.family == denoisers.PRINCIPAL for risk in of.wavelets):
+        said += (
+            " Family principal (ours, not the paper's) is the Wiener filter and polynomials of "
+            "leading principal coordinates, in closed form too; with -folds its size and ridge are "
+            "those of least risk on training folds."
+        )
+    if any(risk.family == "residual" for risk in of.wavelets):
+        said += (
+            " Family residual (ours) is the Wiener filter and additive local polynomials of what "
+            "it leaves."
+        )
     return said
 
 
@@ -162,8 +173,8 @@ def _absolute(of: Compared) -> Figure:
     shown = [*of.others, *of.best]
     curves = [Curve(r.name, of.sigmas, r.mse, r.standard_error) for r in shown]
     caption = (
-        f"{of.dataset}: held-out error over noise, of baselines, networks, family full, and every "
-        "other wavelet score that is the lowest of its kind somewhere."
+        f"{of.dataset}: held-out error over noise, of baselines, networks, families full and "
+        "principal, and every other wavelet score that is the lowest of its kind somewhere."
     )
     axes = Axes(SIGMA, MSE, log_x=True, log_y=True, ticks=of.sigmas)
     return plot(of.figure("risk"), caption, curves, axes)

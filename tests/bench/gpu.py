@@ -1,0 +1,431 @@
+"""What a quarter of an hour on one GPU is for: `python -m tests.bench.gpu --seconds 440 --out DIR`.
+
+Phases in order of worth, each a JSON line in DIR/gpu.jsonl as soon as it is measured; a phase that
+fails says why and the next one begins; none begins after the time is up. Needs torch 2.11 or newer,
+and neither Ray nor MLflow. `--device cpu --tiny` runs all of it small. `--show FILE` prints the
+lines beside their targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from stages.methods import maskalign, reg, repa
+from stages.methods.draws import Draws
+from stages.methods.path import VelocityDenoiser
+from stages.methods.solvers import solve
+from stages.methods.torchvision_shim import prepare_torchvision
+from stages.nets.sit import SiT
+from tests.bench.training import TEACHER, Training, data, training_flops
+from tests.nets.sizes import SIZES
+
+Record = dict[str, Any]
+PEAK = 989e12  # dense bfloat16 flops a second of an H100 SXM; --peak says another card's
+PAPER_RATIO = 0.883  # MaskAlign's step over REG's (arXiv 2606.08788)
+TARGETS = {  # of a record's value, by its name: least or most
+    "training/B/compiled/maskalign_over_reg": ("at most", 0.88),
+    "training/XL/compiled/maskalign_over_reg": ("at most", 0.88),
+    "training/B/compiled/reg/utilisation": ("at least", 0.40),
+    "sampling/XL/bfloat16_compiled_over_float32": ("at least", 6.0),
+    "training/waits_a_step": ("at most", 0),
+    "correctness/float32": ("at most", 1e-4),
+    "correctness/bfloat16": ("at most", 3e-2),
+    "correctness/compiled": ("at most", 1e-4),
+    "correctness/draws": ("at most", 1e-6),
+    "resume/difference": ("at most", 0),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it runs, how large, and until when."""
+
+    device: str
+    tiny: bool
+    deadline: float
+    peak: float = PEAK
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    def sizes(self) -> tuple[str, ...]:
+        return ("tiny",) if self.tiny else ("B", "XL")
+
+    def network(self, size: str, method: str = "sit", channels: int = 4) -> SiT:
+        """A SiT of 256 tokens (tiny: 16), for a method of the bench; heads are not left at 0."""
+        shape = {"width": 32, "depth": 4, "num_heads": 2} if size == "tiny" else SIZES[size]
+        more: Record = {"alignment_depth": 4 if size in ("tiny", "B") else 8}
+        if method != "sit":
+            more |= {"class_token_dim": TEACHER, "teacher_dim": TEACHER}
+        if method == "repa":
+            del more["class_token_dim"]
+        if method == "maskalign":
+            more |= {"mix_layers": 2}
+        torch.manual_seed(0)
+        side = 8 if size == "tiny" else 32
+        network = SiT(image_size=side, channels=channels, num_classes=1000, **shape, **more)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.requires_grad and not parameter.any():
+                    parameter.normal_(std=0.02)
+        return network.to(self.device)
+
+    def seconds(self, call: Callable[[], object], least: int = 3, most: float = 4.0) -> float:
+        """Median seconds of a call, after one that warms up, over about `most` seconds."""
+        call()
+        self.wait()
+        taken: list[float] = []
+        begun = time.perf_counter()
+        while len(taken) < least or time.perf_counter() - begun < (0.2 if self.tiny else most):
+            start = time.perf_counter()
+            call()
+            self.wait()
+            taken.append(time.perf_counter() - start)
+        return median(taken)
+
+    def compiled(self, network: torch.nn.Module) -> Callable[..., Any]:
+        """As the trainings compile; small ones are only traced, which takes no compiler."""
+        return torch.compile(network, backend="eager" if self.tiny else "inductor")
+
+    def wait(self) -> None:
+        if self.is_gpu:
+            torch.cuda.synchronize()
+
+    def memory(self) -> float:
+        """GiB at most since the last call."""
+        if not self.is_gpu:
+            return 0.0
+        most = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+        return most
+
+
+def ceilings(bench: Bench) -> Iterator[tuple[str, float]]:
+    """What the card gives at best: copies and a product in bfloat16."""
+    n = 256 if bench.tiny else 8192
+    a = torch.randn(n, n, device=bench.device, dtype=torch.bfloat16)
+    yield "tflops_bfloat16", 2 * n**3 / bench.seconds(lambda: a @ a) / 1e12
+    b = torch.empty_like(a)
+    yield "copy_gb_a_second", 2 * a.numel() * 2 / bench.seconds(lambda: b.copy_(a)) / 1e9
+
+
+def correctness(bench: Bench) -> Iterator[tuple[str, float]]:
+    """One network on the CPU and on the device, in each precision; draws; attention's kernels."""
+    size = bench.sizes()[0]
+    network = bench.network(size).eval()
+    side, count = network.image_size[0], 2
+    x, t = torch.randn(count, 4, side, side), torch.tensor([0.3, 0.8])
+    labels = torch.tensor([1, 2])
+    there = [one.to(bench.device) for one in (x, t, labels)]
+    with torch.no_grad():
+        ours = network(*there).float().cpu()
+        if bench.is_gpu:
+            expected = bench.network(size).cpu().eval()(x, t, labels)
+        else:
+            expected = network.double()(x.double(), t.double(), labels).float()
+            network.float()
+
+        def apart(found: torch.Tensor) -> float:
+            return float((found.float().cpu() - expected).norm() / expected.norm())
+
+        yield "float32", apart(ours)
+        with torch.autocast(bench.device, torch.bfloat16):
+            yield "bfloat16", apart(network(*there))
+        yield "compiled", apart(bench.compiled(network)(*there))
+    rows = torch.arange(64)
+    here, far = (Draws(0, r).noise((4, 8, 8)).cpu() for r in (rows, rows.to(bench.device)))
+    yield "draws", float((here - far).abs().max())
+    for tokens in (257, 193):
+        q = torch.randn(2, 6, tokens, 64, device=bench.device)
+        q = q.bfloat16() if bench.is_gpu else q
+        kernel = "FLASH_ATTENTION" if bench.is_gpu else "MATH"
+        backend = getattr(torch.nn.attention.SDPBackend, kernel)
+        with torch.nn.attention.sdpa_kernel(backend):
+            fast = F.scaled_dot_product_attention(q, q, q)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            exact = F.scaled_dot_product_attention(*[q.float()] * 3)
+        yield f"attention_{tokens}", float((fast.float() - exact).abs().max())
+
+
+METHODS = {"repa": repa.Loss, "reg": reg.Loss, "maskalign": maskalign.Loss}
+
+
+def _trained(bench: Bench, size: str, method: str, batch: int) -> Training:
+    network = bench.network(size, method)
+    inputs = data(batch, 4 if size == "tiny" else 16, 4, bench.device)
+    return Training(network, METHODS[method](), *inputs, bfloat16=bench.is_gpu)
+
+
+def training(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Steps a second, flops utilisation and memory of each size and method, compiled and not."""
+    batch = 4 if bench.tiny else 64
+    for size in bench.sizes():
+        tokens = 17 if size == "tiny" else 257
+        for how in ("eager", "compiled"):
+            seconds = {}
+            for method in ("reg", "maskalign"):
+                one = _trained(bench, size, method, batch)
+                if how == "compiled":
+                    one.run = bench.compiled(one.network)
+                bench.memory()
+                seconds[method] = bench.seconds(one.step)
+                kept = tokens if method == "reg" else 1 + (tokens - 1) * 3 // 4
+                flops = training_flops(one.network, kept, mixed_tokens=tokens) * batch
+                name = f"{size}/{how}/{method}"
+                yield f"{name}/steps_a_second", 1 / seconds[method]
+                yield f"{name}/utilisation", flops / seconds[method] / bench.peak
+                yield f"{name}/memory_gib", bench.memory()
+                del one
+            yield f"{size}/{how}/maskalign_over_reg", seconds["maskalign"] / seconds["reg"]
+
+
+def waits(bench: Bench) -> Iterator[tuple[str, float]]:
+    """How often a step of each method waits for the device: it raises where one does."""
+    for method in METHODS:
+        one = _trained(bench, bench.sizes()[0], method, 4)
+        one.step()
+        bench.wait()
+        if bench.is_gpu:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            one.step()
+        except RuntimeError:
+            yield "waits_a_step", 1.0
+            raise
+        finally:
+            if bench.is_gpu:
+                torch.cuda.set_sync_debug_mode("default")
+    yield "waits_a_step", 0.0
+
+
+def sampling(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Images a second of 10 steps of DPM-Solver++ 2M in each precision, compiled and not."""
+    size, count = bench.sizes()[-1], 4 if bench.tiny else 64
+    network = bench.network(size).eval().requires_grad_(False)
+    side = 8 if size == "tiny" else 32
+    levels = torch.cat([torch.logspace(2, -2, 10, dtype=torch.float64), torch.zeros(1)])
+    noise = levels[0].item() * torch.randn(count, 4, side, side, device=bench.device)
+    labels = torch.arange(count, device=bench.device) % 1000
+    rates = {}
+    for precision in ("float32", "tf32", "bfloat16"):
+        for how in ("eager", "compiled"):
+            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            called = bench.compiled(network) if how == "compiled" else network
+            denoiser = VelocityDenoiser(called, {"labels": labels}, dtype=torch.float32)
+
+            @torch.no_grad()
+            def draw(denoiser=denoiser, low=precision == "bfloat16") -> None:
+                with torch.autocast(bench.device, torch.bfloat16, enabled=low):
+                    solve(denoiser, noise, levels, "dpmpp2m")
+
+            rates[precision, how] = count / bench.seconds(draw, least=2)
+            yield f"{size}/{precision}/{how}/images_a_second", rates[precision, how]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    best, plain = rates["bfloat16", "compiled"], rates["float32", "eager"]
+    yield f"{size}/bfloat16_compiled_over_float32", best / plain
+
+
+def features(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Images a second of the extractors' networks, freshly initialised."""
+    prepare_torchvision()
+    import timm
+    import torchvision
+
+    count = 2 if bench.tiny else 128
+    nets = {
+        "inception": (torchvision.models.inception_v3(weights=None, init_weights=False), 299),
+        "dinov2-base": (timm.create_model("vit_base_patch14_dinov2", img_size=224), 224),
+    }
+    for name, (network, side) in nets.items():
+        network = network.eval().to(bench.device)
+        images = torch.randn(count, 3, side, side, device=bench.device)
+
+        @torch.no_grad()
+        def embed(network=network, images=images) -> None:
+            network(images)
+
+        yield f"{name}/images_a_second", count / bench.seconds(embed, least=1)
+
+
+def decoding(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Images a second of an autoencoder of Stable Diffusion's size, freshly initialised."""
+    prepare_torchvision()
+    from diffusers import AutoencoderKL
+
+    widths = (32, 32) if bench.tiny else (128, 256, 512, 512)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * len(widths)}
+    kinds["up_block_types"] = ("UpDecoderBlock2D",) * len(widths)
+    network = AutoencoderKL(block_out_channels=widths, latent_channels=4, **kinds).eval()
+    network, count = network.to(bench.device), 2 if bench.tiny else 16
+    latents = torch.randn(count, 4, *(8, 8) if bench.tiny else (32, 32), device=bench.device)
+
+    @torch.no_grad()
+    def decode() -> None:
+        with torch.autocast(bench.device, torch.bfloat16, enabled=bench.is_gpu):
+            network.decode(latents)
+
+    yield "images_a_second", count / bench.seconds(decode, least=1)
+
+
+def resume(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Four steps, and two, a save, a load and two more: how far the weights are apart."""
+    size = bench.sizes()[0]
+
+    def run(steps: Sequence[int], state: Record | None = None) -> tuple[Training, Record]:
+        one = _trained(bench, size, "reg", 4)
+        if state is not None:
+            one.network.load_state_dict(state["network"])
+            one.optimizer.load_state_dict(state["optimizer"])
+        for step in steps:
+            one.batch = replace(one.batch, draws=one.batch.draws.at(step))
+            one.step()
+        return one, {"network": one.network.state_dict(), "optimizer": one.optimizer.state_dict()}
+
+    torch.manual_seed(1)
+    whole, _ = run(range(4))
+    torch.manual_seed(1)
+    half, state = run(range(2))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.pt"
+        start = time.perf_counter()
+        torch.save(state, path)
+        yield "save_seconds", time.perf_counter() - start
+        torch.manual_seed(1)
+        again, _ = run(range(2, 4), torch.load(path, map_location=bench.device, weights_only=True))
+    del half
+    pairs = zip(whole.network.parameters(), again.network.parameters(), strict=True)
+    yield "difference", max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+def stages(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Every node of the smoke preset on the device, in this process."""
+    from pipeline.plan import Request
+    from pipeline.store import Store
+    from stages.bench import Bench as Settings
+    from stages.catalog import CATALOG
+    from tests.inline import run_all
+
+    sections = [
+        name
+        for name, one in Settings.model_fields.items()
+        if "device" in getattr(one.annotation, "model_fields", {})
+    ]
+    devices = tuple(f"{name}.device={bench.device}" for name in sections)
+    recipe = ("wavelet", "wavelet.in_full=true") if bench.tiny else ("full",)
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        request = Request(recipe[0], "smoke", (*devices, *recipe[1:]))
+        yield "nodes", len(run_all(CATALOG, Store(folder), request))
+        yield "seconds", time.perf_counter() - begun
+
+
+def nccl(bench: Bench) -> Iterator[tuple[str, float]]:
+    """A group of one process: that its collectives work here."""
+    import torch.distributed as dist
+
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "nccl" if bench.is_gpu else "gloo"
+        place = f"file://{folder}/group"
+        dist.init_process_group(backend, init_method=place, rank=0, world_size=1)
+        try:
+            ones = torch.ones(8, device=bench.device)
+            dist.all_reduce(ones)
+            yield "sum", float(ones.sum())
+        finally:
+            dist.destroy_process_group()
+
+
+PHASES = (
+    *(ceilings, correctness, training, sampling, waits, resume, nccl),
+    *(features, decoding, stages),
+)
+
+
+def run(bench: Bench, out: Path) -> list[Record]:
+    """Every phase that there is time for; its records, also written as they come."""
+    records: list[Record] = []
+    with out.open("a", encoding="utf-8") as stream:
+
+        def write(name: str, **said: Any) -> None:
+            record = {"name": name, **said}
+            records.append(record)
+            stream.write(json.dumps(record) + "\n")
+            stream.flush()
+
+        card = torch.cuda.get_device_name() if bench.is_gpu else "cpu"
+        write("device", text=f"{card}, torch {torch.__version__}")
+        for phase in PHASES:
+            if time.monotonic() > bench.deadline:
+                write(phase.__name__, error="no time was left")
+                continue
+            prefix = "training" if phase is waits else phase.__name__
+            try:
+                for name, value in phase(bench):
+                    write(f"{prefix}/{name}", value=value)
+                    if time.monotonic() > bench.deadline:
+                        write(phase.__name__, error="ended early: the time was up")
+                        break
+            except Exception as error:
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{Path(last.filename).name}:{last.lineno}"
+                write(phase.__name__, error=f"{type(error).__name__}: {error} ({where})")
+            if bench.is_gpu:
+                torch.cuda.empty_cache()
+    return records
+
+
+def shown(records: Sequence[Record]) -> str:
+    """Records as a table beside their targets."""
+    lines = ["| measured | value | target | |", "|---|---|---|---|"]
+    for record in records:
+        name = record["name"]
+        if "value" not in record:
+            lines.append(f"| {name} | {record.get('text', record.get('error'))} | | |")
+            continue
+        side, target = TARGETS.get(name, ("", None))
+        value = record["value"]
+        verdict = ""
+        if target is not None:
+            verdict = (
+                "met" if (value <= target if side == "at most" else value >= target) else "MISSED"
+            )
+        aim = f"{side} {target:g}" if target is not None else ""
+        lines.append(f"| {name} | {value:.4g} | {aim} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=440, help="when no phase begins any more")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder of gpu.jsonl")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="everything small")
+    parser.add_argument("--peak", type=float, default=PEAK, help="bfloat16 flops a second")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print what was measured before")
+    options = parser.parse_args()
+    if options.show:
+        lines = options.show.read_text(encoding="utf-8").splitlines()
+        print(shown([json.loads(line) for line in lines]))
+        return
+    deadline = time.monotonic() + options.seconds
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.device, options.tiny, deadline, options.peak)
+    print(shown(run(bench, options.out / "gpu.jsonl")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The GPU's benchmark runs small on a CPU: every phase but those that the recipes' tests cover."""
+
+import json
+import time
+
+import pytest
+
+from tests.bench import gpu
+
+SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.nccl)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "PHASES", (*SHORT, gpu.decoding))
+        out = tmp_path_factory.mktemp("out") / "gpu.jsonl"
+        bench = gpu.Bench("cpu", tiny=True, deadline=time.monotonic() + 300)
+        found = gpu.run(bench, out)
+        assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == found
+    return {record["name"]: record for record in found}
+
+
+def test_every_phase_measures_and_none_fails(records):
+    assert not [record for record in records.values() if "error" in record]
+    assert records["decoding/images_a_second"]["value"] > 0
+    assert records["nccl/sum"]["value"] == 8
+
+
+def test_what_has_a_target_here_meets_it(records):
+    for name in ("correctness/float32", "correctness/compiled", "correctness/draws"):
+        assert records[name]["value"] <= gpu.TARGETS[name][1]
+    assert 0 < records["correctness/bfloat16"]["value"] <= gpu.TARGETS["correctness/bfloat16"][1]
+    assert records["resume/difference"]["value"] == 0
+    assert records["training/waits_a_step"]["value"] == 0
+
+
+def test_the_table_says_what_met_its_target():
+    table = gpu.shown(
+        [
+            {"name": "training/B/compiled/maskalign_over_reg", "value": 0.9},
+            {"name": "sampling/XL/bfloat16_compiled_over_float32", "value": 7.0},
+            {"name": "stages", "error": "no time was left"},
+        ]
+    )
+    assert "| 0.9 | at most 0.88 | MISSED |" in table
+    assert "| 7 | at least 6 | met |" in table
+    assert "| stages | no time was left | | |" in table
+
+
+def test_no_phase_begins_when_the_time_is_up(tmp_path):
+    found = gpu.run(gpu.Bench("cpu", tiny=True, deadline=time.monotonic() - 1), tmp_path / "x")
+    assert all("value" not in record for record in found)
+    assert len(found) == 1 + len(gpu.PHASES)
