@@ -1,4 +1,4 @@
-"""Every command that README shows is one that can be planned."""
+"""Every command that a README shows is one that can be planned."""
 
 import json
 import re
@@ -14,7 +14,13 @@ from pipeline.__main__ import main
 from stages.catalog import CATALOG
 from stages.encoders.weights import FOLDER, WEIGHT_FILES
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path
+    for place in (".", "pipeline", "stages", "sweeps")
+    for path in (ROOT / place).glob("README.md" if place == "." else "**/README.md")
+)
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 START = "python -m pipeline "
 PLANNED = ("run", "plan", "sweep")
 BROUGHT = (".pt", "last.pth", "--preset edm-")  # published checkpoints, which nobody downloads
@@ -22,10 +28,12 @@ IMAGENET = [f"data/imagenet/{side}/n0000000{i}" for side in ("train", "val") for
 
 
 def commands() -> list[str]:
-    """What README calls with `run`, `plan` or `sweep`, without the words beside it."""
-    fenced = [line[line.index(START) :] for line in README.splitlines() if START in line]
+    """What READMEs call with `run`, `plan` or `sweep`, without the words beside it."""
+    lines = [line for text in TEXTS.values() for line in text.splitlines()]
+    fenced = [line[line.index(START) :] for line in lines if START in line]
     found = [re.split(r"\s{2,}|`|\)", text.removeprefix(START))[0] for text in fenced]
-    return list(dict.fromkeys(text for text in found if text.split()[0] in PLANNED))
+    whole = (text for text in found if "PROTOCOL" not in text)  # which stands for settings below it
+    return list(dict.fromkeys(text for text in whole if text.split()[0] in PLANNED))
 
 
 @pytest.fixture
@@ -72,10 +80,17 @@ def test_it_can_be_planned(text, places, capsys):
 
 
 def test_one_version_everywhere():
-    root = Path(__file__).parents[1]
+    root = ROOT
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     changes = re.findall(r"^## (\S+)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert project["version"] == str(citation["version"]) == changes[0]
     assert project["license"] == citation["license"]
     assert project["name"] in CATALOG.packages  # so that manifests carry it
+
+
+def test_the_first_page_is_short_and_its_links_lead_somewhere():
+    assert len(TEXTS[ROOT / "README.md"].splitlines()) <= 250
+    for path, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (path.parent / target).exists() or (ROOT / target).exists(), (path, target)
