@@ -198,6 +198,7 @@ def send(root: Root, options: Namespace) -> int:
     if not left:
         return DONE
     print(f"MLflow still lacks some of {', '.join(left)}; see runs/mlflow-pending.log in the store")
+    print("a server is shown your credentials only where MLFLOW_TRACKING_URI names it")
     return NODE_FAILED
 
 

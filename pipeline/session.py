@@ -283,7 +283,7 @@ def _start_tracker(
         warn=view.message,
     )
     tracker.start()
-    track.flush_pending(store.local, exclude=entry.folder)
+    track.flush_pending(store.local, exclude=entry.folder, uri=uri)
     return tracker
 
 

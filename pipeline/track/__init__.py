@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.locking import lock_file
 from pipeline.track.redaction import redact
-from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending
+from pipeline.track.spool import LOCK, SPOOL, Spool, is_pending, last_begin
 from pipeline.track.uri import check_chosen_uri, check_uri, chosen_uri, default_uri
 
 __all__ = [
@@ -238,16 +238,34 @@ class Tracker:
             )
 
 
-def flush_pending(store_dir: Path, exclude: Path | None = None) -> int:
+# What MLflow's client shows a server to prove who asks.
+CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+def flush_pending(store_dir: Path, exclude: Path | None = None, uri: str | None = None) -> int:
     """Send, in the background, what earlier runs of a store could not; return how many runs.
 
     Runs that another command is sending at this moment are left to it. Runs that never told
     their end, because they were killed, end as KILLED; resuming one opens it again.
+
+    uri: the server that this command has chosen. A store from somebody else may name another one,
+        which is shown no credentials of ours.
     """
     idle = _idle(store_dir, exclude)
-    if idle:
-        _spawn(idle, log=Path(store_dir) / "runs" / "mlflow-pending.log", live=False)
+    _send(store_dir, idle, uri)
     return len(idle)
+
+
+def _send(store_dir: Path, idle: Sequence[str], uri: str | None) -> list[subprocess.Popen[str]]:
+    chosen = uri or chosen_uri(None)
+    own = [run for run in idle if (last_begin(Path(run)) or {}).get("uri") == chosen]
+    others = [run_dir for run_dir in idle if run_dir not in own]
+    log = Path(store_dir) / "runs" / "mlflow-pending.log"
+    return [
+        _spawn(run_dirs, log=log, live=False, trusted=run_dirs is own)
+        for run_dirs in (own, others)
+        if run_dirs
+    ]
 
 
 def send_pending(store_dir: Path) -> tuple[int, list[str]]:
@@ -256,8 +274,8 @@ def send_pending(store_dir: Path) -> tuple[int, list[str]]:
     Returns how many runs were sent, and the names of those of which MLflow still lacks something.
     """
     idle = _idle(store_dir, None)
-    if idle:
-        _spawn(idle, log=Path(store_dir) / "runs" / "mlflow-pending.log", live=False).wait()
+    for sender in _send(store_dir, idle, None):
+        sender.wait()
     left = [run_dir.name for run_dir in _pending(store_dir)]
     return sum(Path(run_dir).name not in left for run_dir in idle), left
 
@@ -298,8 +316,13 @@ def _plain_rows(rows: Iterable[Row]) -> list[Row]:
     return [(name, int(step), float(value)) for name, step, value in rows]
 
 
-def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
-    """Start a sender in a session of its own, so that Ctrl-C reaches only the engine."""
+def _spawn(
+    run_dirs: list[str], log: Path, live: bool, trusted: bool = True
+) -> subprocess.Popen[str]:
+    """Start a sender in a session of its own, so that Ctrl-C reaches only the engine.
+
+    trusted: whether the server may be shown our credentials.
+    """
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
@@ -310,6 +333,8 @@ def _spawn(run_dirs: list[str], log: Path, live: bool) -> subprocess.Popen[str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
     }
+    if not trusted:
+        environment = {k: v for k, v in environment.items() if k not in CREDENTIALS}
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "ab") as stderr:
         os.fchmod(descriptor, 0o600)

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -707,3 +708,26 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path, database, port):
     assert runs["run-0"].info.status == "FINISHED"
     steps = [step for step, _ in history(client, runs["train · run-0"], "loss")]
     assert sorted(steps) == list(range(30))
+
+
+def test_only_the_chosen_server_is_shown_credentials(tmp_path, monkeypatch):
+    """A store from somebody else may say where its records are to be sent."""
+    for name, uri in (("mine", "http://mine:1"), ("theirs", "http://theirs:1")):
+        spool = Spool(tmp_path / "runs" / name)
+        spool.append("begin", uri=uri, run_id=name)
+        spool.close()
+    started = {}
+
+    def note(command, env, **options):
+        started[Path(command[-1]).name] = {key for key in track.CREDENTIALS if key in env}
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(track.subprocess, "Popen", note)
+    for key in track.CREDENTIALS:
+        monkeypatch.setenv(key, "secret")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert track.flush_pending(tmp_path, uri="http://mine:1") == 2
+    assert started == {"mine": set(track.CREDENTIALS), "theirs": set()}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs:1")
+    track.send_pending(tmp_path)
+    assert started == {"mine": set(), "theirs": set(track.CREDENTIALS)}
