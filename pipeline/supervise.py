@@ -7,6 +7,7 @@ lost, and sees to it that Ctrl-C ends everything in time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -110,8 +111,9 @@ def _error(said: dict[str, Any]) -> PipelineError:
 
 def _tell(writer: int, said: dict[str, Any]) -> None:
     data = json.dumps(said).encode() + b"\n"
-    while data:
-        data = data[os.write(writer, data) :]
+    with contextlib.suppress(BrokenPipeError):  # a parent that was killed hears nothing
+        while data:
+            data = data[os.write(writer, data) :]
 
 
 def _run_child(body: Callable[[int], int], attempt: int, writer: int) -> None:

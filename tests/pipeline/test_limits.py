@@ -106,3 +106,11 @@ def test_an_error_longer_than_a_pipe_is_said_whole():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "200000", done.stderr
+
+
+def test_a_command_whose_parent_was_killed_says_its_end_to_nobody(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(supervise, "_to_parent", writer)
+    supervise.decided(0)
+    os.close(writer)
