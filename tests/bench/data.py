@@ -39,7 +39,7 @@ from pipeline.artifact import Artifact, open_artifact
 from pipeline.stage import resolve
 from tests.bench._synthetic import CLASSES, KINDS, made
 from tests.bench.engine import line
-from tests.stages.context import Context, context, digests, sealed
+from tests.stages.context import Context, Work, context, digests, sealed
 
 PHASES = ("prepare", "read", "features", "neighbours", "spectrum")
 STORAGES = ("packed", "mapped")
@@ -80,9 +80,10 @@ class Spread(Context):
     pool: Any = None
 
     def map(self, function: Callable[..., Any], items: Sequence[Any], *common: Any) -> list[Any]:
+        arrived = tuple(value.path if isinstance(value, Work) else value for value in common)
         if len(items) == 1:
-            return [function(items[0], *common)]
-        return self.pool.map(functools.partial(_called, function, common), items, chunksize=1)
+            return [function(items[0], *arrived)]
+        return self.pool.map(functools.partial(_called, function, arrived), items, chunksize=1)
 
 
 def _called(function: Callable[..., Any], common: tuple, item: Any) -> Any:

@@ -217,9 +217,17 @@ def test_a_refusal_of_the_workers_arrives_once_as_its_own(tmp_path, few, teacher
 def test_workers_that_find_no_room_wait_for_it(tmp_path, few, teacher, monkeypatch):
     import ray
 
+    def busy(free, most=60):
+        """Until there are those who wait."""
+        begun = time.monotonic()
+        while not free.exists() and time.monotonic() - begun < most:
+            time.sleep(0.05)
+
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    other = ray.remote(num_cpus=1)(lambda: time.sleep(6)).remote()
     at = context(tmp_path, MASKED.revised(num_workers=2), data=few, teacher=teacher)
+    free, notice = tmp_path / "free", at.notice
+    other = ray.remote(num_cpus=1)(busy).remote(free)
+    monkeypatch.setattr(at, "notice", lambda text, **tags: (notice(text, **tags), free.touch()))
     trained = sealed(at, train.STAGE, run.run(at))
     ray.get(other)
     said = "2 workers found no room; they are started as soon as there is some"

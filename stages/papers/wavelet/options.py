@@ -57,7 +57,9 @@ class WaveletOptions(Settings):
         description="recipe wavelet: scores that are sampled, with all of sample.solvers",
     )
     drawn_fitted: tuple[table.choice("solver", OWN_LEVELS), ...] = Field(
-        ("whole",), description="recipe wavelet: and with these, fitted to each score"
+        (),
+        description="recipe wavelet: and with these, fitted to each score, whose own fine "
+        "trajectories must stay finite",
     )
     num_samples: int = Field(100, ge=1, le=10**6, description="recipe wavelet: samples of each")
     with_photographs: bool = Field(
