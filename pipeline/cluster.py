@@ -9,6 +9,7 @@ import re
 import secrets
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +21,13 @@ import psutil
 from pipeline import shipping, worker
 from pipeline.address import VARIABLE, check_alive, show_token, unanswered
 from pipeline.capacity import Amount, memory_bytes, of_ray
-from pipeline.errors import UsageError
+from pipeline.errors import RayLostError, UsageError
 from pipeline.fanout import Share, fan_out, prepare_process, remote
 from pipeline.graph import Node
 from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
+BOARD_TRIES = 20  # to ask a board that is away
 MEMORY_TRIES = 3
 
 
@@ -282,10 +284,21 @@ class Channel:
             self.board.reserve.remote(self.name, kinds)
 
     def terms(self) -> tuple[Amount, Mapping[str, str]]:
-        """See `Board.terms`."""
+        """See `Board.terms`; waits for a board that restarts.
+
+        Raises:
+            RayLostError: Ray's processes died.
+        """
         import ray
 
-        return ray.get(self.board.terms.remote())
+        for _ in range(BOARD_TRIES):
+            try:
+                return ray.get(self.board.terms.remote(), timeout=5)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                time.sleep(0.5)
+            except (ray.exceptions.RaySystemError, ConnectionError) as error:
+                raise RayLostError(f"Ray's processes were lost ({error})") from error
+        raise RayLostError("Ray's processes were lost")
 
     def drain(self) -> list[tuple]:
         """What came since the last time. Raises Ray's errors while the board is away."""
@@ -298,7 +311,12 @@ def start_board() -> Any:
     import ray
 
     board = ray.remote(Board).options(num_cpus=0, max_restarts=-1)
-    return board.remote(_growth, {} if _watched else shipping.facts())
+    return board.remote(*own_terms())
+
+
+def own_terms() -> tuple[Amount, Mapping[str, str]]:
+    """The terms of a board that this process starts; see `Board.terms`."""
+    return _growth, {} if _watched else shipping.facts()
 
 
 @functools.cache

@@ -144,10 +144,11 @@ class Execution:
     def ended(self) -> bool:
         return not self.open
 
-    def begin(self, board: Any) -> None:
-        """Get ready to `advance`, with workers that report to `board`."""
+    def begin(self, board: Any, terms: Any = None) -> None:
+        """Get ready to `advance`, with workers that report to `board`, whose terms another process
+        asks it for."""
         self.channel = cluster.Channel(board)
-        self.growth, self.code = self.channel.terms()
+        self.growth, self.code = terms or self.channel.terms()
 
     def advance(self, wait_seconds: float = 0.2) -> bool:
         """Start what can start and note what ended; False once every node has ended.
@@ -460,7 +461,7 @@ def run_together(executions: Sequence[Execution]) -> None:
     """
     board = cluster.start_board()
     for execution in executions:
-        execution.begin(board)
+        execution.begin(board, cluster.own_terms())
     while advance_together(executions):
         pass
 

@@ -23,7 +23,7 @@ RECIPE = re.compile(f"run full --preset {LINE}")
 
 
 def commands():
-    for file in sorted(INFRA.iterdir()):
+    for file in sorted(path for path in INFRA.iterdir() if path.is_file()):
         for found in COMMAND.finditer(file.read_text()):
             if not found[1].startswith('"$@"'):
                 yield pytest.param(found[1], id=f"{file.name}: {found[1][:30]}")
@@ -38,7 +38,7 @@ def test_commands_parse(line):
 
 def recipes():
     """What the files run, whoever calls it: by `run` with a preset, without where and with whom."""
-    for file in sorted(INFRA.iterdir()):
+    for file in sorted(path for path in INFRA.iterdir() if path.is_file()):
         for found in re.finditer(
             r"run full --preset (?:.|\n(?=\s*(?:--|\w+\.\w+=)))*", file.read_text()
         ):

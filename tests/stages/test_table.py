@@ -44,7 +44,7 @@ def test_nodes_of_the_full_recipe():
     }
     even, odd = ("euler", "dpmpp2m", "unipc"), (5, 9)
     assert swept == {
-        *(f"sample/sit-{solver}-nfe{nfe}" for solver in (*even, "fitted") for nfe in (5, 6, 10)),
+        *(f"sample/sit-{solver}-nfe{nfe}" for solver in (*even, "whole") for nfe in (5, 6, 10)),
         *(f"sample/sit-{solver}-calibrated-nfe{nfe}" for solver in even for nfe in (5, 6, 10)),
         *(f"sample/sit-heun{end}-nfe{nfe}" for end in ("", "-calibrated") for nfe in odd),
     }
@@ -140,7 +140,7 @@ def test_steps_move_the_checkpoints():
 def test_every_preset_gives_every_recipe(preset, recipe):
     path = ["evaluate.path=samples"] if recipe == "evaluate" else []
     settings = config.resolve(CATALOG, preset, path).settings
-    trains = {"full"} | ({"train"} if settings.networks.format != "sit" else set())
+    trains = {"train"} if settings.networks.format != "sit" else set()
     if settings.networks.path is not None and recipe in trains:
         with pytest.raises(UsageError, match=r"networks\.path=\S+ is "):
             RECIPES[recipe](settings)
