@@ -57,7 +57,8 @@ def card(
     if tested:
         *_, effect, _, said = claims.row(tested[0])
         # The interval follows the verdict; what it is of stands in the claims table.
-        text = f"{tested[0].claim.text}: <b>{html.escape(said.split('*')[0].split(' [')[0])}</b>"
+        said = said.split("*")[0].split(" [")[0]
+        text = f"{html.escape(tested[0].claim.text)}: <b>{html.escape(said)}</b>"
         sentence = f"{text}, {html.escape(effect)}." if effect else f"{text}."
     else:
         recipes = sorted({name for finding in found for name in finding.claim.recipes})

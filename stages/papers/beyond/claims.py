@@ -86,10 +86,10 @@ def _against(
 
 
 def least(rows: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:
-    """The grid of a kind that leaves least."""
-    return min(
-        (row for row in rows if row["kind"] == kind), key=lambda row: row["rms"], default=None
-    )
+    """The grid of a kind that leaves least of the states that were searched on: chosen on those
+    that it is shown on, the best of many would look better than it is."""
+    of_kind = (row for row in rows if row["kind"] == kind)
+    return min(of_kind, key=lambda row: row["rms_searched"], default=None)
 
 
 def _of_grids(compared_grids: Sequence[ComparedGrids]) -> Iterator[Finding]:

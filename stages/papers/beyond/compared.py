@@ -22,7 +22,7 @@ from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.trajectories import Trajectories
 from stages.sampling import problem as sampling_problem
-from stages.settings import densities
+from stages.settings import densities, solvers
 from stages.settings.densities import DensityOptions, Display
 from stages.settings.solvers import SolverOptions
 
@@ -109,7 +109,7 @@ def run(context: Context) -> Result:
         for start in _starts(tried, found, settings, problem.coordinates):
             levels = best_levels(*found, start.levels, *more)
             tried.append(Grid(f"best, from {start.name}", BEST, levels))
-        rows = _compared(tried, shown, settings, problem.coordinates)
+        rows = _compared(tried, found, shown, settings, problem.coordinates)
     facts = {"nfe": settings.nfe, "method": model.description["method"], "training_step": step}
     facts |= {"num_states": half, "guidance": settings.guidance, "grids": rows}
     ComparedGrids.describe(context.path, facts)
@@ -151,10 +151,13 @@ def _starts(
 
 def _compared(
     tried: Sequence[Grid],
+    found: tuple[Denoiser, Teacher],
     shown: tuple[Denoiser, Teacher],
     settings: GridSettings,
     coordinates: int | None,
 ) -> list[dict[str, Any]]:
+    """What every grid leaves of the states that were not searched on; `rms_searched` is what it
+    leaves of those that were, by which the best of a kind is chosen."""
     from stages.methods.solvers import named
     from stages.methods.solvers.best_grid import change_of_rms, left_by
 
@@ -163,17 +166,25 @@ def _compared(
 
     own = [left(grid) for grid in tried]
     plain = [left(grid, named(settings.solver)) for grid in tried]
-    best = min(
-        (of for grid, of in zip(tried, own, strict=True) if grid.kind == BEST),
-        key=lambda of: of.norm(),
-    )
+    searched = [
+        left_by(*found, grid.levels, settings.memory, None, coordinates)
+        .square()
+        .mean()
+        .sqrt()
+        .item()
+        for grid in tried
+    ]
+    best = own[
+        min((i for i, grid in enumerate(tried) if grid.kind == BEST), key=searched.__getitem__)
+    ]
     rows = []
-    for grid, ours, others in zip(tried, own, plain, strict=True):
+    for grid, ours, others, before in zip(tried, own, plain, searched, strict=True):
         log, error = change_of_rms(ours, best)
         to_uniform, to_uniform_error = change_of_rms(ours, own[0])
         rms, rms_plain = (of.square().mean().sqrt().item() for of in (ours, others))
         facts = {"name": grid.name, "kind": grid.kind, "mix": grid.mix, "levels": grid.levels}
         facts |= {"display_pixels": grid.display_pixels, "rms": rms, "rms_plain": rms_plain}
+        facts |= {"rms_searched": before}
         facts |= {"log": log, "log_error": error}
         facts |= {"log_to_uniform": to_uniform, "log_to_uniform_error": to_uniform_error}
         rows.append(facts)
@@ -192,6 +203,7 @@ STAGE = Stage(
     },
     sources=lambda settings: [
         *densities.sources(DensityOptions(), CSFLOW),
+        *solvers.sources(settings),
         "stages.methods.solvers.best_grid:best_levels",
     ],
     metrics=lambda node: ("rms_*",),

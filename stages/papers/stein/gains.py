@@ -22,6 +22,7 @@ from stages.settings.solvers import OWN
 
 if TYPE_CHECKING:
     from stages.artifacts.schedule import Schedule
+    from stages.pages.findings import Effect
 
 BOTH = ("full", "stein", "beyond")
 GAINED = Claim(
@@ -87,13 +88,19 @@ def _gained(of_models: Gains) -> Finding:
     if not logs:
         return Finding(GAINED)
     mean, error = mean_with_error(logs)
-    kind = "none" if error is None else f"spread over {len(logs)} calibrations"
-    effect = replace(ratio(mean, error, kind), scope=ONE_NETWORK)
+    effect = _spread(mean, error, len(logs), "calibrations")
     what = (
         "mean squared error to the matched target, all steps together, gammas found on other "
         "images, against the solver's own steps"
     )
     return Finding(GAINED, what, effect, verdict(effect, LOWER), "", tuple(rows))
+
+
+def _spread(mean: float, error: float | None, count: int, of: str) -> Effect:
+    """A log ratio with the error of so few values: Student's."""
+    kind = "none" if error is None else f"spread over {count} {of}"
+    degrees = None if error is None else count - 1
+    return replace(ratio(mean, error, kind), scope=ONE_NETWORK, degrees=degrees)
 
 
 def _limit(of_models: Gains, claim: Claim, target: str) -> Finding:
@@ -111,8 +118,7 @@ def _limit(of_models: Gains, claim: Claim, target: str) -> Finding:
     if not logs:
         return Finding(claim)
     mean, error = mean_with_error(logs)
-    kind = "none" if error is None else f"spread over {len(logs)} solvers"
-    effect = replace(ratio(mean, error, kind), scope=ONE_NETWORK)
+    effect = _spread(mean, error, len(logs), "solvers")
     what = f"share of the error to the {target} target, at the most evaluations over the fewest"
     return Finding(claim, what, effect, verdict(effect, LOWER), "", tuple(rows))
 

@@ -71,7 +71,9 @@ def _found(
 def _principal(claim: Claim, risks: Sequence[Risk], kind: str, least: float) -> Finding | None:
     """Mean over sigma, from `least` on, of the principal family's log risk minus the other's."""
     ours = highest([risk for risk in risks if risk.kind == "score"], PRINCIPAL)
-    other = next((risk for risk in risks if risk.kind == kind), None)
+    # A network that is told the class knows more than any of these.
+    alike = (risk for risk in risks if risk.kind == kind and not risk.name.endswith(" labelled"))
+    other = next(alike, None)
     every = [] if ours is None else [i for i, s in enumerate(ours.sigmas) if s >= least]
     if other is None or not every:
         return None
