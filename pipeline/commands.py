@@ -62,7 +62,7 @@ def _run(catalog: Catalog, options: Namespace, how: session.Options, attempt: in
     if finished is not None:
         print(f"nothing to do: run {finished['id']} holds these results")
         print(session.results_text(catalog, store, finished, how.tracking_uri))
-        track.flush_pending(store.local)
+        track.flush_pending(store.local, uri=how.tracking_uri)
         return DONE
     if attempt == 1:
         session.check(plan, store, how)

@@ -15,6 +15,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import secrets
 import socket
 import stat
@@ -70,7 +71,7 @@ def is_locked(path: Path) -> bool:
 
 def drop(path: Path) -> None:
     """Remove what is left of a lock that nobody holds."""
-    if path.name == MARK:
+    if path.name.startswith("."):  # the mark, and probes of others
         return
     if (path.parent / MARK).exists():
         if not _lives(path, _read(path), time.time()):
@@ -143,7 +144,7 @@ def _options(folder: Path, mounts: str = "/proc/self/mounts") -> set[str]:
         return found
     for line in lines:
         _, where, _, options, *_ = line.split(" ")
-        root = Path(where.encode().decode("unicode_escape"))
+        root = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), where))
         if place.is_relative_to(root) and len(root.parts) >= longest:
             found, longest = set(options.split(",")), len(root.parts)
     return found

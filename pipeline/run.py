@@ -236,6 +236,7 @@ class Execution:
         """Hand a node to Ray, unless there is no room; whether it leaves its line."""
         item, room = self.nodes[name], self.claims.room
         if self.lacks[name] or item.key in self.claims.running or item.key in self.claims.failed:
+            self._want_no_room(item)
             self.later.append(name)
             return True
         workers = item.node.stage.workers(item.node.settings)
@@ -248,6 +249,11 @@ class Execution:
         self.running[reference] = name
         self.stirred = time.monotonic()
         return True
+
+    def _want_no_room(self, item: Progress) -> None:
+        """A node that waits for something else keeps no room free for itself."""
+        if item.key not in self.claims.running:
+            self.claims.room.leave(item.key)
 
     def _started(self, name: str) -> None:
         self.stirred = time.monotonic()
@@ -373,6 +379,7 @@ class Execution:
     def _end(self, name: str, state: str, error: str = "") -> None:
         item = self.nodes[name]
         item.state, item.error = state, error
+        self._want_no_room(item)
         if name in self.open:
             self.open.discard(name)
             self.closed.append(name)

@@ -52,7 +52,7 @@ def _attempt(
         outcome = Outcome.of(asked.space, trials)
         print(f"nothing to do: sweep {data['id']} holds these results\n\n{outcome.text()}\n")
         print(outcome.verdict())
-        track.flush_pending(store.local)
+        track.flush_pending(store.local, uri=how.tracking_uri)
         return DONE
     return session.run(root, store, found, how, data)
 

@@ -303,5 +303,6 @@ class Session:
             warn=lambda text: self.view.message(text),
         )
         tracker.start()
-        track.flush_pending(self.store.local, exclude=self.entry.folder)
+        uri = self.how.tracking_uri
+        track.flush_pending(self.store.local, exclude=self.entry.folder, uri=uri)
         return tracker

@@ -238,8 +238,15 @@ class Tracker:
             )
 
 
-# What MLflow's client shows a server to prove who asks.
-CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+# What MLflow's client shows a server to prove who asks, or finds that out from.
+CREDENTIALS = (
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_AWS_SIGV4",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+)
+# In place of those that are set, or lie in a file of the user's: names and no secrets.
+NOBODY = {"MLFLOW_TRACKING_USERNAME": "nobody", "MLFLOW_TRACKING_PASSWORD": "none"}
 
 
 def flush_pending(store_dir: Path, exclude: Path | None = None, uri: str | None = None) -> int:
@@ -334,7 +341,7 @@ def _spawn(
         "PYTHONPATH": os.pathsep.join(paths),
     }
     if not trusted:
-        environment = {k: v for k, v in environment.items() if k not in CREDENTIALS}
+        environment = {k: v for k, v in environment.items() if k not in CREDENTIALS} | NOBODY
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "ab") as stderr:
         os.fchmod(descriptor, 0o600)

@@ -39,13 +39,19 @@ def run(context: Context) -> Result:
             )
     except Exception:
         if damaged := context.work.told(DAMAGED):
-            message, where = json.loads(damaged)
-            raise DamagedArtifactError(message, tuple(where)) from None
+            raise _damaged(damaged) from None
         raise
+    if damaged := context.work.told(DAMAGED):
+        raise _damaged(damaged)
     if refused := context.work.told(REFUSED):
         raise StageError(refused)
     context.work.pull()  # of the machine on which the first worker was
     return finish(context)
+
+
+def _damaged(told: str) -> DamagedArtifactError:
+    message, where = json.loads(told)
+    return DamagedArtifactError(message, tuple(where))
 
 
 def _trainer(context: Context, attempt: int) -> Any:
@@ -94,6 +100,8 @@ def _fit(trainer: Any) -> bool:
 def _guarded(context: Context) -> None:
     """`train_worker`, a mistake of the settings or a broken loss told through the work area: they
     are errors of every worker, and no reason to start the group anew."""
+    if context.settings.num_workers and context.work.told(DAMAGED):
+        return  # Ray Train takes it for a lost worker, and would try again and again
     try:
         worker.train_worker(context)
     except StageError as error:

@@ -62,8 +62,10 @@ class Saver:
     def _begin(
         self, kind: str, tensors: Mapping[str, Tensor], write: Callable[[Mapping], None]
     ) -> None:
-        if kind in self._going:
-            self._going.pop(kind).result()
+        done = [other for other, one in self._going.items() if one.done()]
+        for other in dict.fromkeys([*done, kind]):  # what went wrong is said now
+            if other in self._going:
+                self._going.pop(other).result()
         copy = self._copies[kind]
         copy.take(tensors)
 

@@ -62,6 +62,14 @@ def test_damage_that_two_readers_find_is_set_aside_once(execution, store):
     assert len(execution.listener.said) == 1
 
 
+def test_a_node_whose_input_is_made_again_keeps_no_room_free(execution):
+    room, item = execution.claims.room, execution.nodes["total"]
+    room.awaited[item.key] = room.groups[item.key] = item.node.need
+    execution.lacks["total"] = 1
+    assert execution._submit("total")
+    assert (room.awaited, room.groups, execution.later) == ({}, {}, ["total"])
+
+
 def test_a_late_word_of_damage_leaves_the_new_artifact_alone(execution, store):
     found = damage(execution, "number/b")
     execution._handle("total", found)

@@ -149,5 +149,12 @@ def test_a_mount_whose_locks_are_of_one_machine_is_noticed(tmp_path, options, sh
     assert bool(found & locking.LOCAL_ONLY) is not shared
 
 
+def test_mounts_of_any_name_are_read(tmp_path):
+    table, place = tmp_path / "mounts", tmp_path / "caf\u00e9 1"
+    row = f"server:/x {place} nfs rw,nolock 0 0\n".replace("\u00e9 1", "\u00e9\\0401")
+    table.write_bytes(b"usb /mnt/caf\xe9 vfat rw 0 0\n" + row.encode())
+    assert locking._options(place / "store", str(table)) == {"rw", "nolock"}
+
+
 def test_this_disk_has_locks(tmp_path):
     assert locking.works(tmp_path)

@@ -719,15 +719,18 @@ def test_only_the_chosen_server_is_shown_credentials(tmp_path, monkeypatch):
     started = {}
 
     def note(command, env, **options):
-        started[Path(command[-1]).name] = {key for key in track.CREDENTIALS if key in env}
+        secret = {key for key, value in env.items() if value == "secret"}
+        started[Path(command[-1]).name] = secret
+        assert secret or env | track.NOBODY == env
         return SimpleNamespace(wait=lambda: 0)
 
     monkeypatch.setattr(track.subprocess, "Popen", note)
-    for key in track.CREDENTIALS:
+    every = {*track.CREDENTIALS, *track.NOBODY}
+    for key in every:
         monkeypatch.setenv(key, "secret")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert track.flush_pending(tmp_path, uri="http://mine:1") == 2
-    assert started == {"mine": set(track.CREDENTIALS), "theirs": set()}
+    assert started == {"mine": every, "theirs": set()}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs:1")
     track.send_pending(tmp_path)
-    assert started == {"mine": set(), "theirs": set(track.CREDENTIALS)}
+    assert started == {"mine": set(), "theirs": every}
