@@ -135,7 +135,7 @@ def test_no_file_is_another_figures():
     assert list(as_files(same)) == ["a-b", "a-b-2", "a-b-3"]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize(
     "values",

@@ -163,10 +163,12 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
             assert node.manifest.metrics["loss/velocity"] == trial.measured["loss/velocity"][0]
         else:
             # It ends at a rung: at the first, unless none that was better had come there before.
-            # States may be saved, and their points untold, when Ctrl-C comes; none is after that.
+            # States may be saved, and their points untold, when Ctrl-C comes: one gap at the most.
             told = [step for step, _ in trial.reports]
             assert told[-1] in (20, 40)
-            assert told == list(range(told[0], told[-1] + 1, 10))
+            missing = sorted(set(range(10, told[-1] + 1, 10)) - set(told))
+            assert missing == list(range(missing[0], missing[-1] + 1, 10)) if missing else True
+            assert len(told) + len(missing) == told[-1] // 10
             assert node.manifest is None
             assert store.has_work("train", node.key), "it could go on"
             doomed, _ = garbage(store, keep=3)
