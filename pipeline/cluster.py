@@ -29,6 +29,7 @@ from pipeline.rayfiles import ray_folder
 NAMESPACE = "diffusion-bench"
 BOARD_TRIES = 20  # to ask a board that is away
 MEMORY_TRIES = 3
+CALL_SECONDS = 1800.0  # for a machine to come as well, where the cluster grows
 
 
 def connect(
@@ -362,6 +363,24 @@ def submit(
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )
     return task.remote(job, channel, share, code)
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a worker. Raises what it raises, or Ray's errors."""
+    import ray
+
+    task = remote(_call).options(num_cpus=1, name=function.__name__)
+    try:
+        return ray.get(task.remote(function, own_terms()[1], *arguments), timeout=CALL_SECONDS)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+
+
+def _call(function: Callable[..., Any], code: Mapping[str, str], *arguments: Any) -> Any:
+    prepare_process()
+    if other := shipping.difference(code):
+        raise UsageError(other)
+    return function(*arguments)
 
 
 def _run_node(

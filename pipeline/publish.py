@@ -11,15 +11,14 @@ import contextlib
 import html
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import drawing, progress, worker
+from pipeline import drawing, partial, progress
 from pipeline.artifact import Artifact
-from pipeline.errors import DamagedArtifactError, UsageError
-from pipeline.graph import Graph, Node
+from pipeline.errors import DamagedArtifactError
 from pipeline.locations import write_own
 from pipeline.results import Run
 from pipeline.stage import Catalog
@@ -48,17 +47,29 @@ class Timed:
     figures: Mapping[str, str] = field(default_factory=dict)
 
 
+Call = Callable[..., Any]
+
+
+def _here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 def report(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Path | None:
     """Write the report of a finished or partial run; its page, None if the recipe has no report."""
     published = publish(catalog, store, data)
     return published.page if published else None
 
 
-def publish(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Published | None:
+def publish(
+    catalog: Catalog, store: Store, data: Mapping[str, Any], call: Call = _here
+) -> Published | None:
     """Write the page, figures and tables of a finished or partial run into the run's folder.
 
-    In a partial run, or where the report's artifact is damaged, the report stage is run here on
-    what there is. A sweep wrote its own page. None if the recipe has no report.
+    In a partial run, or where the report's artifact is damaged, the report stage is run on what
+    there is. A sweep wrote its own page. None if the recipe has no report.
+
+    Args:
+        call: where the stage is run: gives what a function makes of its arguments.
     """
     folder = store.run_path(data["id"])
     page = folder / PAGE
@@ -68,10 +79,11 @@ def publish(catalog: Catalog, store: Store, data: Mapping[str, Any]) -> Publishe
         made = _finished(store, data)
         source, output = (made.folder(), type(made)) if made else (Path(temporary), None)
         if made is None:
-            node = _partial(catalog, store, data, source)
-            if node is None:
+            job, output = partial.job_of(catalog, store, data, STAGE) or (None, None)
+            if job is None:
                 return None
-            output = node.stage.output
+            files = call(partial.render, job, (PAGE, *output.tables, *output.tracked))
+            _unpack(files, source)
         known = set(made.manifest.files) if made else None
         tables = _copy(source, folder, output.tables, known)
         files = _copy(source, folder, output.tracked, known)
@@ -91,6 +103,12 @@ def _finished(store: Store, data: Mapping[str, Any]) -> Artifact | None:
             with contextlib.suppress(DamagedArtifactError):  # or not made yet
                 return store.open(STAGE, node["key"])
     return None
+
+
+def _unpack(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def _copy(
@@ -119,57 +137,6 @@ def _write(folder: Path, figures: Mapping[str, str]) -> list[Path]:
         paths.append(folder / f"{name}.svg")
         write_own(paths[-1], svg)
     return paths
-
-
-def _partial(catalog: Catalog, store: Store, data: Mapping[str, Any], folder: Path) -> Node | None:
-    """Run the report stage into a folder; its node, None if the recipe has none."""
-    try:
-        settings = catalog.settings.model_validate(data["settings"])
-        recipe = catalog.recipes[data["recipe"]]
-    except (ValueError, KeyError) as error:
-        other = "without this recipe" if isinstance(error, KeyError) else "with other settings"
-        raise UsageError(
-            f"run {data['id']} was made by a version {other}, and its report was not finished; run "
-            "the recipe again"
-        ) from error
-    graph = Graph(recipe(settings), catalog.exclude_sources)
-    for node in graph:
-        if node.stage.name == STAGE:
-            _render(store, data, node, graph, folder)
-            return node
-    return None
-
-
-def _render(store: Store, data: Mapping[str, Any], node: Node, graph: Graph, folder: Path) -> None:
-    inputs: dict[str, Any] = {}
-    for slot, declared in node.stage.inputs.items():
-        available = {name: _available(store, data, name) for name in node.slot(slot)}
-        artifacts = {name: artifact for name, artifact in available.items() if artifact is not None}
-        inputs[slot] = artifacts if declared.many else next(iter(artifacts.values()), None)
-    job = worker.Job(
-        node=node.name,
-        key="",
-        identity=graph.identities[node.name],
-        run=node.stage.run,
-        output=node.stage.output.type_name(),
-        settings=node.settings,
-        inputs={},
-        store=store.uri,
-    )
-    context = worker.WorkerContext(job, inputs, folder, folder, _unheard, worker.run_inline)
-    resolve_name(node.stage.run)(context)
-
-
-def _unheard(event: tuple) -> None:
-    """Nobody watches the report of a partial run being made."""
-
-
-def _available(store: Store, data: Mapping[str, Any], name: str) -> Artifact | None:
-    node = data["nodes"].get(name)
-    try:
-        return store.open(node["stage"], node["key"]) if node else None
-    except DamagedArtifactError:
-        return None
 
 
 def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,7 @@ class _Session:
         self.view = progress.view(expected, options.cores)
         self.tracker = _start_tracker(plan, store, entry, tracking_uri(store, options), self.view)
         self.relay = Relay(self.tracker, store)
+        self.connected = False
 
     def run(self) -> int:
         try:
@@ -189,7 +190,7 @@ class _Session:
         self.view.close()
         self._close(state)
         code = self._last_words(state)
-        if self.plan.todo:
+        if self.connected:
             from pipeline import cluster
 
             # Behind the last words: a Ray that was told to end as well may take its time.
@@ -213,6 +214,7 @@ class _Session:
         return record.FAILED if execution.failed else record.FINISHED
 
     def _connect(self) -> None:
+        self.connected = True  # or half: what came up is let go of at the end
         planning.check_resources(self.plan, self.options.connect(), "the cluster")
 
     def _ended(self, name: str, item: Any) -> None:
@@ -238,7 +240,7 @@ class _Session:
         from pipeline import publish
 
         try:
-            published = publish.publish(self.catalog, self.store, self.entry.data)
+            published = publish.publish(self.catalog, self.store, self.entry.data, self._call)
         except Exception as error:
             # The results are safe; a report of them can be made again at any time.
             with contextlib.suppress(OSError):
@@ -251,6 +253,16 @@ class _Session:
                 self.tracker.artifact(path, publish.STAGE)
             for path in published.tables:
                 self.tracker.artifact(path, publish.STAGE, table=True)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function gives where the machines are that hold what it reads."""
+        from pipeline import cluster
+
+        if not self.connected and self.options.address is None:
+            return function(*arguments)
+        if not self.connected:
+            self._connect()
+        return cluster.call(function, *arguments)
 
     def _last_words(self, state: str) -> int:
         if state == record.STOPPED:

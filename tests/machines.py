@@ -111,8 +111,8 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def machines(folder: Path, apart: bool) -> Iterator[Cluster]:
-    """A head and its two machines, each at work in `folder`/NAME."""
+def machines(folder: Path, apart: bool, names: Sequence[str] = ("one", "two")) -> Iterator[Cluster]:
+    """A head and its machines, each at work in `folder`/NAME."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -121,7 +121,7 @@ def machines(folder: Path, apart: bool) -> Iterator[Cluster]:
         try:
             cluster.add("head", "--head", f"--port={port}", "--num-cpus=0")
             check_alive(cluster.address, wait_seconds=60)
-            for name in ("one", "two"):
+            for name in names:
                 cluster.add(name)
             yield cluster
         finally:
@@ -129,10 +129,15 @@ def machines(folder: Path, apart: bool) -> Iterator[Cluster]:
                 cluster.lose(name)
 
 
-def start(folder: Path, arguments: Sequence[str], **places: str) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path,
+    arguments: Sequence[str],
+    program: Sequence[str] = ("-m", "pipeline"),
+    **places: str,
+) -> subprocess.Popen[bytes]:
     """Start a command whose own cache is `folder`/driver/cache."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", *arguments],
+        [sys.executable, *program, "run", *arguments],
         env=os.environ | places | {"PIPELINE_CACHE": str(folder / "driver" / "cache")},
     )
 

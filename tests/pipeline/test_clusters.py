@@ -23,12 +23,15 @@ from pipeline import cluster, progress
 from pipeline import plan as planning
 from pipeline.address import check_alive
 from pipeline.capacity import Amount
-from pipeline.errors import UsageError
+from pipeline.errors import DONE, NODE_FAILED, UsageError
 from pipeline.graph import Graph
 from pipeline.plan import Request
+from pipeline.results import latest
 from pipeline.run import Execution
 from pipeline.stage import Workers
 from pipeline.store import Store
+from tests import s3
+from tests.machines import cached, machines, start
 from tests.toy import stages
 from tests.toy.table import CATALOG
 
@@ -39,7 +42,7 @@ PORT = 20000 + os.getpid() % 20000  # of a head of this process's own
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own_clusters")]
 
 
-@pytest.mark.parametrize("case", ["gpus", "queue", "token", "lost", "grows"])
+@pytest.mark.parametrize("case", ["gpus", "queue", "token", "lost", "grows", "driver"])
 def test_on_a_cluster(case, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "tests.pipeline.test_clusters", case, str(tmp_path)]
@@ -242,7 +245,31 @@ def kill_at_work(machines, other, marks):
     machines.remove_node(other, allow_graceful=False)
 
 
+REPORTED = (
+    "import sys; from pipeline.__main__ import main; from tests.pipeline.test_publish import *; "
+    "sys.exit(main(sys.argv[1:], lambda: CATALOG))"
+)
+
+
+def a_driver_fetches_nothing_for_a_report_of_what_there_is(store, marks):
+    """Neither after a node that failed, nor where only some are asked for, which are there."""
+    folder = marks.parent
+    with s3.server() as server, machines(folder, apart=False, names=("one",)) as lent:
+        uri = server.uri()
+        for asked, code in (("b.fail=true",), NODE_FAILED), (("--only", "apply/a"), DONE):
+            command = ["reported", *asked, "--store", uri, "--address", lent.address]
+            process = start(folder, command, ("-c", REPORTED), RAY_TMPDIR=lent.ray)
+            assert process.wait(120) == code
+            page = latest(store=uri).store.run_path(latest(store=uri).id) / "report.html"
+            assert "['apply/a']" in page.read_text(), "what was made is in it"
+            assert json.loads((page.parent / "claims.json").read_text()) == [2]
+        found = {name.split("/")[2] for name in cached(lent.cache("one"))}
+        assert found == {"number", "apply"}
+    assert cached(folder / "driver" / "cache") == []
+
+
 CASES = {
+    "driver": a_driver_fetches_nothing_for_a_report_of_what_there_is,
     "gpus": shards_hold_gpus_of_their_own,
     "queue": groups_queue_and_memory_is_counted,
     "token": a_client_without_the_token_is_told_in_one_sentence,

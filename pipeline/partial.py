@@ -1,0 +1,85 @@
+"""A report of what there is: its stage run on those of its inputs that were made, and not kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import worker
+from pipeline.artifact import Artifact
+from pipeline.errors import DamagedArtifactError, UsageError
+from pipeline.graph import Graph, Node
+from pipeline.stage import Catalog
+from pipeline.stage import resolve as resolve_name
+from pipeline.store import Store
+
+
+def job_of(
+    catalog: Catalog, store: Store, data: Mapping[str, Any], stage: str
+) -> tuple[worker.Job, type[Artifact]] | None:
+    """What makes the report of a run, and its kind; None if the recipe has no such stage.
+
+    Raises:
+        UsageError: the run was made by a version with other settings or recipes.
+    """
+    try:
+        settings = catalog.settings.model_validate(data["settings"])
+        recipe = catalog.recipes[data["recipe"]]
+    except (ValueError, KeyError) as error:
+        other = "without this recipe" if isinstance(error, KeyError) else "with other settings"
+        raise UsageError(
+            f"run {data['id']} was made by a version {other}, and its report was not finished; run "
+            "the recipe again"
+        ) from error
+    graph = Graph(recipe(settings), catalog.exclude_sources)
+    node = next((node for node in graph if node.stage.name == stage), None)
+    if node is None:
+        return None
+    job = worker.Job(
+        node=node.name,
+        key="",
+        identity=graph.identities[node.name],
+        run=node.stage.run,
+        output=node.stage.output.type_name(),
+        settings=node.settings,
+        inputs={slot: _recorded(data, node, slot) for slot in node.stage.inputs},
+        store=store.uri,
+    )
+    return job, node.stage.output
+
+
+def _recorded(data: Mapping[str, Any], node: Node, slot: str) -> Any:
+    """Stages and keys of what a slot reads, as far as the run has them."""
+    entries = {name: data["nodes"].get(name) for name in node.slot(slot)}
+    places = {name: (entry["stage"], entry["key"]) for name, entry in entries.items() if entry}
+    return places if node.stage.inputs[slot].many else next(iter(places.values()), None)
+
+
+def render(job: worker.Job, patterns: Sequence[str]) -> dict[str, bytes]:
+    """The files of these patterns that the report's stage writes on what there is, by name."""
+    store = Store(job.store)
+    worker.set_threads(job.identity.threads)
+    function = resolve_name(job.run)  # its module knows the classes of what it reads
+    inputs = {slot: _opened(store, value) for slot, value in job.inputs.items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        function(worker.WorkerContext(job, inputs, folder, folder, _unheard, worker.run_inline))
+        found = {path for pattern in patterns for path in folder.glob(pattern)}
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(found)}
+
+
+def _opened(store: Store, value: Any) -> Any:
+    """As a worker opens inputs, without those that are not there."""
+    if isinstance(value, Mapping):
+        opened = {name: _opened(store, place) for name, place in value.items()}
+        return {name: artifact for name, artifact in opened.items() if artifact is not None}
+    try:
+        return None if value is None else store.open(*value)
+    except DamagedArtifactError:
+        return None
+
+
+def _unheard(event: tuple) -> None:
+    """Nobody watches it being made."""
