@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from pipeline import shapes
+from pipeline import blocks, shapes
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError
 
 MANIFEST = "manifest.json"
@@ -37,13 +37,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """`{relative name: {"size", "sha256"}}` of every payload file below `folder`, sorted."""
+def describe_files(folder: Path, parted: bool = False) -> dict[str, dict[str, Any]]:
+    """`{relative name: {"size", "sha256"}}` of every payload file below `folder`, sorted.
+
+    Args:
+        parted: parts of large files will be read elsewhere: give these `blocks` as well.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {
-        p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)}
-        for p in files
-    }
+    return {p.relative_to(folder).as_posix(): _described(p, parted) for p in files}
+
+
+def _described(path: Path, parted: bool) -> dict[str, Any]:
+    size = path.stat().st_size
+    if parted and size >= blocks.WHOLE_BELOW:
+        return blocks.described(path)
+    return {"size": size, "sha256": sha256(path)}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pipeline.payload import Payload, read_at
 if TYPE_CHECKING:
     import numpy as np
 
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytes | memoryview]
 """`read(size, offset)` of a file."""
 
 

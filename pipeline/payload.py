@@ -11,11 +11,11 @@ from typing import Any
 
 from pipeline import cache, checks
 from pipeline.artifact import Manifest, sha256
+from pipeline.blocks import LARGEST, WHOLE_BELOW, bounds, is_whole
 from pipeline.errors import DamagedArtifactError, StoreFullError
 from pipeline.locking import lock_file
 from pipeline.objects import ObjectLocation, is_no_name
 
-WHOLE_BELOW = 2**23  # bytes of a file that is always fetched whole
 # A file of which so large a part was asked for, bit by bit, is fetched whole: 1 / 32.
 PARTS = 32
 TRIES = 2
@@ -51,6 +51,7 @@ class Payload:
         self._hold: cache.Hold | None = None
         self._here: set[str] = set()
         self._parts: Counter[str] = Counter()  # bytes of files that were read without fetching
+        self._last = ("", 0, b"")  # file, place and bytes of what was read so at last
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self._location.uri, self.manifest, self._below)
@@ -92,10 +93,11 @@ class Payload:
         """Whether a file is on this machine already."""
         return (self.folder / (self._below + name)).exists()
 
-    def part(self, name: str, start: int, size: int) -> bytes:
+    def part(self, name: str, start: int, size: int) -> bytes | memoryview:
         """Bytes of a file, which is fetched whole once much of it was asked for.
 
-        Until then nothing is kept, and what is given is not checked against the manifest.
+        Until then nothing is kept, and what is given is checked by blocks; that of a file whose
+        manifest has none, such as one that was made on a disk and copied, by its length alone.
 
         Raises:
             DamagedArtifactError: as `/`; or the file ends before.
@@ -105,20 +107,33 @@ class Payload:
         full = self._below + name
         total = self.manifest.files[full]["size"]
         if not self.has(name) and total >= WHOLE_BELOW:
-            self._parts[full] += size
-            if self._parts[full] * PARTS < total or not cache.make_room(total):
-                return self._asked(full, start, size)
-        with self._fetched(full).open("rb") as stream:
+            begin, end = bounds(self.manifest.files[full], start, size)
+            last = self._last  # of this thread: others may read too
+            if not _has(last, full, begin, end):
+                self._parts[full] += end - begin
+                if self._parts[full] * PARTS >= total and cache.make_room(total):
+                    return self._read(full, start, size)
+                last = full, begin, self._asked(full, begin, end)
+                if end - begin <= LARGEST:
+                    self._last = last
+            return memoryview(last[2])[start - last[1] :][:size]
+        return self._read(full, start, size)
+
+    def _read(self, name: str, start: int, size: int) -> bytes:
+        with self._fetched(name).open("rb") as stream:
             return read_at(stream.fileno(), size, start)
 
-    def _asked(self, name: str, start: int, size: int) -> bytes:
-        try:
-            data = self._location.part(f"{self._name}/{name}", start, size)
-        except FileNotFoundError as error:
-            raise self._damaged(name, "is missing") from error
-        if len(data) != size:
-            raise self._damaged(name, f"ends before byte {start + size}")
-        return data
+    def _asked(self, name: str, begin: int, end: int) -> bytes:
+        for _ in range(TRIES):
+            try:
+                data = self._location.part(f"{self._name}/{name}", begin, end - begin)
+            except FileNotFoundError as error:
+                raise self._damaged(name, "is missing") from error
+            if len(data) != end - begin:
+                raise self._damaged(name, f"ends before byte {end}")
+            if is_whole(self.manifest.files[name], begin, data):
+                return data
+        raise self._damaged(name, f"does not match its checksums between bytes {begin} and {end}")
 
     def _fetched(self, name: str) -> Path:
         path = self.folder / name
@@ -195,6 +210,11 @@ class Payload:
     def _damaged(self, name: str, why: str) -> DamagedArtifactError:
         stage, key = self.manifest.stage, self.manifest.key
         return DamagedArtifactError(f"{self._name}: {name} {why}", (stage, key))
+
+
+def _has(last: tuple[str, int, bytes], name: str, begin: int, end: int) -> bool:
+    known, place, data = last
+    return known == name and place <= begin and end <= place + len(data)
 
 
 def _reopened(uri: str, manifest: Manifest, below: str) -> Payload:

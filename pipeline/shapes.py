@@ -55,12 +55,28 @@ class Git(TypedDict):
     dirty: NotRequired[bool]
 
 
+class Blocks(TypedDict):
+    """See `pipeline.blocks`."""
+
+    __pydantic_config__ = _STRICT
+    bytes: Annotated[int, Field(ge=1)]
+    crc32: Annotated[str, Field(pattern="^([0-9a-f]{8})+$")]
+
+
+def _as_many_blocks(file: dict[str, Any]) -> dict[str, Any]:
+    blocks = file.get("blocks")
+    if blocks and len(blocks["crc32"]) != 8 * -(-file["size"] // blocks["bytes"]):
+        raise ValueError("has not as many blocks as its size asks for")
+    return file
+
+
 class File(TypedDict):
     """A payload file."""
 
     __pydantic_config__ = _STRICT
     size: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    blocks: NotRequired[Blocks]
 
 
 class ManifestFields(TypedDict):
@@ -75,7 +91,7 @@ class ManifestFields(TypedDict):
     inputs: dict[str, Any]
     sources: dict[str, str]
     threads: int
-    files: dict[Place, File]
+    files: dict[Place, Annotated[File, pydantic.AfterValidator(_as_many_blocks)]]
     external: dict[str, str]
     metrics: dict[Name, float]
     timings: dict[Name, Timing]

@@ -162,7 +162,7 @@ class Store:
         Args:
             describe: called with the description of the files, returns the manifest.
         """
-        manifest = describe(describe_files(folder))
+        manifest = describe(describe_files(folder, parted=self.remote))
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         name = f"artifacts/{manifest.stage}/{manifest.key}"
         written = {file: (folder / file).stat().st_ino for file in manifest.files}

@@ -183,7 +183,7 @@ class LatentScale:
         return tuple(x[:, None, None] for x in both)
 
 
-def unpacked(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
+def unpacked(data: bytes | memoryview, shape: tuple[int, int, int], name: str) -> np.ndarray:
     """(C, H, W) uint8 of an encoded image file; ValueError where it is not of that shape."""
     from PIL import Image
 

@@ -254,13 +254,15 @@ REPORTED = (
 def a_driver_fetches_nothing_for_a_report_of_what_there_is(store, marks):
     """Neither after a node that failed, nor where only some are asked for, which are there."""
     folder = marks.parent
+    os.environ["PIPELINE_CACHE"] = str(folder / "driver" / "cache")
     with s3.server() as server, machines(folder, apart=False, names=("one",)) as lent:
         uri = server.uri()
         for asked, code in (("b.fail=true",), NODE_FAILED), (("--only", "apply/a"), DONE):
             command = ["reported", *asked, "--store", uri, "--address", lent.address]
             process = start(folder, command, ("-c", REPORTED), RAY_TMPDIR=lent.ray)
             assert process.wait(120) == code
-            page = latest(store=uri).store.run_path(latest(store=uri).id) / "report.html"
+            run = latest(store=uri)
+            page = run.store.run_path(run.id) / "report.html"
             assert "['apply/a']" in page.read_text(), "what was made is in it"
             assert json.loads((page.parent / "claims.json").read_text()) == [2]
         found = {name.split("/")[2] for name in cached(lent.cache("one"))}

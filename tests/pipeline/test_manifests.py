@@ -149,6 +149,9 @@ def test_a_flipped_bit_is_always_damage(store):
         assert found == parsed, "only white space may differ"
 
 
+BLOCKED = {"size": 1, "sha256": "0" * 64}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -157,6 +160,9 @@ def test_a_flipped_bit_is_always_damage(store):
         {"files": {"x": {"size": -1, "sha256": "0" * 64}}},
         {"files": {"x": {"size": "1", "sha256": "0" * 64}}},
         {"files": {"x": {"size": 1}}},
+        {"files": {"x": BLOCKED | {"blocks": {"bytes": 1, "crc32": "0" * 16}}}},
+        {"files": {"x": BLOCKED | {"blocks": {"bytes": 0, "crc32": "0" * 8}}}},
+        {"files": {"x": BLOCKED | {"blocks": {"bytes": 2, "crc32": "x" * 8}}}},
         {"files": {"x": 1}},
         {"files": ["x"]},
         {"metrics": {"value": "10"}},
