@@ -47,7 +47,7 @@ def lock_file(path: Path, wait_seconds: float = 0.0) -> Iterator[bool]:
         UsageError: something else is at that place.
         OSError: the disk refuses what locks are made of.
     """
-    _make_folder(path.parent)
+    make_folder(path.parent)
     kind = _created if by_creation(path.parent) else _flocked
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -82,7 +82,8 @@ def drop(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder for locks, unless it is there; UsageError where something else is."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -253,7 +254,17 @@ def _create_plainly(sign: Path, text: Path) -> bool:
 
 
 def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "space": _space()}
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "born": _born(pid), "space": _space()}
+
+
+def _born(pid: int) -> str:
+    """When a process of that number began, in ticks of this boot's clock; "" if there is none."""
+    try:
+        said = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return said.rpartition(")")[2].split()[19]  # its name may have spaces, and brackets
+    except (OSError, IndexError):
+        return ""
 
 
 @functools.cache
@@ -283,7 +294,8 @@ def _lives(sign: Path, said: dict[str, Any], now: float) -> bool:
     except FileNotFoundError:
         return False
     if said.get("space") == _space() != "" and isinstance(said.get("pid"), int):
-        return Path(f"/proc/{said['pid']}").exists()
+        born = _born(said["pid"])  # another may have its number meanwhile
+        return born != "" and said.get("born", born) == born
     return abs(now - beaten) < FRESH_SECONDS
 
 

@@ -243,6 +243,7 @@ class Execution:
         group = None if workers is None else Amount(workers.cpus, workers.gpus)
         if not room.offer(item.key, item.node.need, group):
             return False
+        item.deadline = None  # an earlier attempt's; this one's begins when it starts
         self.claims.running.add(item.key)
         width = min(MOST_SHARDS, room.all.cpus + LOOKAHEAD)
         reference = cluster.submit(self._job(item), self.channel, item.node, width, self.code)
@@ -337,6 +338,7 @@ class Execution:
             item.not_before = time.monotonic() + BUSY_RETRY_SECONDS
             self._change(name, progress.WAITING)
         elif outcome.state == worker.DAMAGED:
+            self._drain()  # what it said is of an attempt that is over
             self._remake(name, outcome)
         else:
             self._drain()

@@ -7,6 +7,7 @@ Layout: `artifacts/STAGE/KEY/` (payload and manifest), `work/STAGE/KEY/` (resuma
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -15,7 +16,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from pipeline.errors import (
     EarlierArtifactError,
     UsageError,
 )
-from pipeline.locking import by_creation, drop, is_locked, lock_file
+from pipeline.locking import by_creation, drop, is_locked, lock_file, make_folder
 from pipeline.objects import ObjectLocation, location_of
 from pipeline.payload import Payload
 from pipeline.workarea import WorkArea
@@ -167,15 +167,21 @@ class Store:
         name = f"artifacts/{manifest.stage}/{manifest.key}"
         written = {file: (folder / file).stat().st_ino for file in manifest.files}
         self.location.put(folder, name, last=MANIFEST)
-        if self.remote:
-            self._keep(folder, name, manifest)
-        for file, inode in written.items():
-            # It was hashed a moment ago, unless it is another's who was the first.
-            place = self.local / name / file
-            if place.is_file() and place.stat().st_ino == inode:
-                checks.note(place, manifest.files[file]["sha256"])
+        with self._held(name):  # others who need room take what was used longest ago first
+            if self.remote:
+                self._keep(folder, name, manifest)
+            for file, inode in written.items():
+                # It was hashed a moment ago, unless it is another's who was the first.
+                place = self.local / name / file
+                if place.is_file() and place.stat().st_ino == inode:
+                    checks.note(place, manifest.files[file]["sha256"])
         shutil.rmtree(folder, ignore_errors=True)
         return manifest
+
+    def _held(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """The use of an entry of the cache, if the store has one."""
+        hold = contextlib.nullcontext()
+        return contextlib.closing(cache.Hold(self.local, name)) if self.remote else hold
 
     def _keep(self, folder: Path, name: str, manifest: Manifest) -> None:
         """Move what was stored into the cache, where the next reader on this machine finds it."""
@@ -254,7 +260,7 @@ class Store:
 
     # Locks
 
-    @contextmanager
+    @contextlib.contextmanager
     def lock(self, name: str, wait_seconds: float = 0.0) -> Iterator[bool]:
         """Try to hold a lock among all processes, and machines, that share the store.
 
@@ -286,8 +292,12 @@ class Store:
                     self.location.remove(f"locks/{entry}")
 
     def has_no_locks(self) -> bool:
-        """Whether locks are files, since the disk has none; the store must be writable."""
-        (self.local / "locks").mkdir(exist_ok=True)
+        """Whether locks are files, since the disk has none; the store must be writable.
+
+        Raises:
+            UsageError: something else is where the locks go.
+        """
+        make_folder(self.local / "locks")
         return by_creation(self.local / "locks")
 
     def _lock_path(self, name: str) -> Path:
@@ -370,7 +380,7 @@ def _put_ended(record: dict[str, Any], lines: bytes) -> None:
                 node |= entry
 
 
-@contextmanager
+@contextlib.contextmanager
 def _named(stage: str, key: str) -> Iterator[None]:
     """Errors of an artifact's files say whose they are."""
     name = f"artifacts/{stage}/{key}"

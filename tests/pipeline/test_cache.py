@@ -294,6 +294,27 @@ def test_the_cache_keeps_within_its_bound_what_is_held(machine, monkeypatch):
         machine("third").open("blob", keys[0]).path / "a.bin"
 
 
+def test_what_was_just_made_goes_last_and_not_while_it_is_kept(machine, monkeypatch):
+    store = machine("maker")
+    monkeypatch.setenv("PIPELINE_CACHE_GIB", str(2.5 / 1024))
+    keys = [f"{i:032d}" for i in (7, 3, 5, 1)]
+    for key in keys[:3]:
+        put(store, {"a.bin": os.urandom(MIB)}, key)
+        time.sleep(0.01)
+    entries = store.local.glob("artifacts/*/*/a.bin")
+    assert {path.parent.name for path in entries} == set(keys[1:3])
+    note, tried = checks.note, []
+
+    def look(place, found):
+        tried.append(cache._removed(place.parent))
+        note(place, found)
+
+    monkeypatch.setattr(checks, "note", look)
+    put(store, {"a.bin": os.urandom(MIB)}, keys[3])
+    assert tried == [False], "another command that makes room at this moment leaves it"
+    assert cache._removed(store.local / f"artifacts/blob/{keys[3]}"), "and may have it then"
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "nan", "inf", "many"])
 def test_a_bound_that_is_none_is_refused(monkeypatch, said):
     monkeypatch.setenv("PIPELINE_CACHE_GIB", said)

@@ -1,11 +1,13 @@
 """What the scheduler does with how nodes ended, without Ray."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from pipeline import cluster, progress, worker
 from pipeline import plan as planning
-from pipeline import progress, worker
+from pipeline.capacity import Amount
 from pipeline.plan import Request
 from pipeline.run import MOST_REMAKES, Execution
 from pipeline.store import Store
@@ -26,7 +28,9 @@ def execution(store):
     view = SimpleNamespace(update=lambda *a, **k: None, message=said.append)
     listener = SimpleNamespace(view=view, tracker=None, on_change=None, said=said)
     plan = planning.make(CATALOG, store, Request("chain"))
-    return Execution(plan, store, listener, (), git={})
+    execution = Execution(plan, store, listener, (), git={})
+    execution.channel = SimpleNamespace(drain=list)
+    return execution
 
 
 def damage(execution, name):
@@ -40,7 +44,6 @@ def make(execution, name):
     """Make a node here, as a worker would."""
     outcome = worker.execute(job_of(execution.plan.graph, execution.store, name), lambda e: None)
     assert outcome.state == worker.DONE, outcome.error
-    execution.channel = SimpleNamespace(drain=list)
     execution._handle(name, outcome)
 
 
@@ -68,6 +71,22 @@ def test_a_node_whose_input_is_made_again_keeps_no_room_free(execution):
     execution.lacks["total"] = 1
     assert execution._submit("total")
     assert (room.awaited, room.groups, execution.later) == ({}, {}, ["total"])
+
+
+def test_the_time_that_an_input_is_made_again_in_does_not_count(execution, monkeypatch):
+    """Neither for the next attempt, nor by what is heard late of the one that is over."""
+    item = execution.nodes["total"]
+    item.node = replace(
+        item.node, resources=item.node.resources.model_copy(update={"timeout_seconds": 5})
+    )
+    execution.channel.drain = lambda told=[[("started", "total")]]: told.pop() if told else []
+    execution._handle("total", damage(execution, "number/b"))
+    assert item.state == progress.QUEUED
+    monkeypatch.setattr(cluster, "submit", lambda *arguments: "reference")
+    execution.claims.room.all = Amount(cpus=1)
+    execution.lacks["total"] = 0
+    assert execution._submit("total")
+    assert (execution.running, item.deadline) == ({"reference": "total"}, None)
 
 
 def test_a_late_word_of_damage_leaves_the_new_artifact_alone(execution, store):

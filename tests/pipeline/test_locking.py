@@ -10,6 +10,7 @@ import time
 import pytest
 
 from pipeline import locking
+from pipeline.errors import UsageError
 from pipeline.store import Store
 
 
@@ -67,6 +68,28 @@ def test_a_killed_process_lets_go_of_it(folder):
     assert not locking.is_locked(folder / "a")
     with locking.lock_file(folder / "a") as held:
         assert held
+
+
+def test_a_process_that_has_the_number_of_the_holder_holds_nothing(tmp_path):
+    (tmp_path / locking.MARK).touch()
+    sign = locking._sign_of(tmp_path / "a")
+    with locking.lock_file(tmp_path / "a"):
+        kept = sign.read_text()
+    born = locking._born(os.getpid())
+    assert f'"born": "{born}"' in kept
+    assert float(born) / os.sysconf("SC_CLK_TCK") <= time.clock_gettime(time.CLOCK_BOOTTIME)
+    sign.write_text(kept)
+    assert locking.is_locked(tmp_path / "a")
+    sign.write_text(kept.replace(born, str(int(born) - 1)))
+    assert not locking.is_locked(tmp_path / "a")
+    with locking.lock_file(tmp_path / "a") as held:
+        assert held
+
+
+def test_a_file_where_locks_go_is_named(tmp_path):
+    (tmp_path / "locks").write_text("")
+    with pytest.raises(UsageError, match="locks is in the way of a lock"):
+        Store(tmp_path).has_no_locks()
 
 
 def test_of_another_machine_it_is_believed_while_it_is_fresh(tmp_path, monkeypatch):
