@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import secrets
 import signal
 import threading
@@ -24,11 +23,11 @@ from pipeline.capacity import Amount, memory_bytes, of_ray
 from pipeline.errors import RayLostError, UsageError
 from pipeline.fanout import Share, fan_out, prepare_process, remote
 from pipeline.graph import Node
+from pipeline.outcomes import MEMORY_TRIES
 from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
 BOARD_TRIES = 20  # to ask a board that is away
-MEMORY_TRIES = 3
 CALL_SECONDS = 1800.0  # for a machine to come as well, where the cluster grows
 
 
@@ -185,18 +184,6 @@ def _mute() -> None:
     from ray._private import worker as ray_worker
 
     ray_worker.print_to_stdstream = lambda *arguments, **options: None
-
-
-def out_of_memory(text: str) -> str:
-    """What Ray's memory monitor says of a task that it has killed, in one sentence."""
-    machine = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB limit", text)
-    own = re.search(r"actual memory used=([\d.]+)GB", text)
-    held = f", its own process {own[1]} GB" if own else ""
-    facts = f" ({machine[1]} of {machine[2]} GB were in use{held})" if machine else ""
-    return (
-        f"killed {MEMORY_TRIES} times because the machine ran out of memory{facts}; lower --jobs "
-        "or what the node holds at once, such as its batch size, or use a machine with more memory"
-    )
 
 
 _growth = Amount()  # of the cluster that this process has joined

@@ -7,16 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pipeline import cluster, progress, provenance, worker
-from pipeline.artifact import Manifest
+from pipeline import cluster, news, outcomes, progress, provenance, worker
 from pipeline.capacity import LOOKAHEAD, Amount, Room
 from pipeline.errors import RayLostError
-from pipeline.graph import Node
-from pipeline.locations import append_only
+from pipeline.news import Listener, Progress
 from pipeline.plan import CACHED, Plan
-from pipeline.record import log_path
 from pipeline.store import Store
 
 BUSY_RETRY_SECONDS = 0.5
@@ -25,42 +22,6 @@ STILL_SECONDS = 10.0  # without anything that runs, before it is said what is wa
 CANCEL_SECONDS = 2.0
 MOST_SHARDS = 10_000  # of a node with Ray at once, where the cluster has no bound
 MOST_REMAKES = 3  # of one input for one node: what is damaged again and again is a bad disk
-
-
-@dataclass
-class Progress:
-    """What the scheduler knows of one node."""
-
-    node: Node
-    key: str
-    state: str = progress.QUEUED
-    manifest: Manifest | None = None
-    error: str = ""
-    not_before: float = 0.0
-    deadline: float | None = None
-    damaged: list[str] = field(default_factory=list)  # keys of inputs that it found damaged
-
-
-@dataclass
-class Listener:
-    """Where news of a run goes: the terminal, the log files, the run record, MLflow."""
-
-    view: progress.View
-    folder: Path
-    tracker: Any = None
-    on_change: Any = None
-
-    def log(self, node: str, text: str) -> None:
-        # Not kept open: there may be more nodes than a process may have files.
-        with open_log(self.folder, node) as stream:
-            stream.write(text)
-
-
-def open_log(folder: Path, node: str) -> IO[str]:
-    """The log of one node of the run whose folder this is, to add to."""
-    path = log_path(folder, node)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "a", encoding="utf-8", opener=append_only)
 
 
 @dataclass
@@ -314,19 +275,8 @@ class Execution:
             self.claims.running.discard(self.nodes[name].key)
             self.claims.room.leave(self.nodes[name].key)
             self._started(name)
-            try:
-                outcome = ray.get(reference)
-            except ray.exceptions.TaskCancelledError:
-                limit = self.nodes[name].node.resources.timeout_seconds
-                outcome = worker.Outcome(worker.FAILED, error=f"ran longer than {limit:g} s")
-            except ray.exceptions.OutOfMemoryError as error:
-                reason = cluster.out_of_memory(str(error))
-                outcome = worker.Outcome(worker.FAILED, error=reason)
-            except ray.exceptions.RayError as error:
-                _check_ray()
-                reason = str(error).strip().splitlines()[0]
-                outcome = worker.Outcome(worker.FAILED, error=f"its worker was lost: {reason}")
-            self._handle(name, outcome)
+            limit = self.nodes[name].node.resources.timeout_seconds
+            self._handle(name, outcomes.outcome_of(reference, limit, _check_ray))
 
     def _handle(self, name: str, outcome: worker.Outcome) -> None:
         item = self.nodes[name]
@@ -385,7 +335,7 @@ class Execution:
         if name in self.open:
             self.open.discard(name)
             self.closed.append(name)
-        note = error or headline(item.manifest)
+        note = error or news.headline(item.manifest)
         self.listener.view.update(name, state=state, note=note)
         if self.listener.on_change is not None:
             self.listener.on_change(name, item)
@@ -405,27 +355,12 @@ class Execution:
 
     def _event(self, kind: str, node: str, rest: Sequence[Any]) -> None:
         item = self.nodes[node]
-        if kind == "log":
-            self.listener.log(node, rest[0])
-        elif item.state in progress.ENDED:
-            return
-        elif kind == "started":
+        if kind == "started" and item.state not in progress.ENDED:
             self._started(node)
             limit = item.node.resources.timeout_seconds
             item.deadline = time.monotonic() + limit if limit else None
             self._change(node, progress.RUNNING)
-            if self.listener.tracker is not None:
-                self.listener.tracker.node_started(node, dict(item.node.tags))
-        elif kind == "progress":
-            done, total, unit, note = rest
-            self.listener.view.update(node, done=done, total=total, unit=unit, note=note)
-        elif kind == "notice":
-            message, tags = rest
-            self.listener.view.message(f"{node}: {message}")
-            if self.listener.tracker is not None and tags:
-                self.listener.tracker.node_started(node, dict(item.node.tags) | tags)
-        elif kind == "points" and self.listener.tracker is not None:
-            self.listener.tracker.points(node, rest[0], rest[1])
+        news.tell(self.listener, item, kind, rest)
 
     def _stop_late(self) -> None:
         import ray
@@ -479,9 +414,3 @@ def _check_ray() -> None:
     """Raise `RayLostError` if the Ray that we started is gone."""
     if not cluster.alive():
         raise RayLostError("Ray's processes were lost")
-
-
-def headline(manifest: Manifest | None) -> str:
-    """A few of a node's metrics in one short line."""
-    metrics: Mapping[str, float] = manifest.metrics if manifest else {}
-    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:4])

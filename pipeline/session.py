@@ -198,9 +198,9 @@ class _Session:
         return code
 
     def _execute(self) -> str:
-        from pipeline import run
+        from pipeline import news, run
 
-        listener = run.Listener(self.view, self.entry.folder, self.tracker, self._ended)
+        listener = news.Listener(self.view, self.entry.folder, self.tracker, self._ended)
         if self.plan.todo:
             self._connect()
         execution = run.Execution(self.plan, self.store, listener, self.catalog.packages)

@@ -11,8 +11,8 @@ from typing import Any
 from pipeline import cluster, progress, track
 from pipeline import record as runs
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
+from pipeline.news import open_log
 from pipeline.record import resume_command
-from pipeline.run import open_log
 from pipeline.session import Options, say, tracking_uri
 from pipeline.stage import Catalog
 from pipeline.store import Store

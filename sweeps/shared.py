@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import progress
+from pipeline.news import open_log
 from pipeline.plan import CACHED, DAMAGED, NodePlan, Plan
 from pipeline.record import node_entry
-from pipeline.run import Claims, Execution, open_log, run_together
+from pipeline.run import Claims, Execution, run_together
 from pipeline.session import say
 from pipeline.store import Store
 from sweeps.check import Checked

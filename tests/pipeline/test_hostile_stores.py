@@ -16,8 +16,8 @@ from pipeline.errors import DamagedArtifactError, UsageError
 from pipeline.garbage import garbage
 from pipeline.locations import belongs, write_own
 from pipeline.locking import drop, is_locked, lock_file
+from pipeline.news import open_log
 from pipeline.record import log_path
-from pipeline.run import open_log
 from pipeline.store import Store
 from pipeline.track.sender import Sender
 from pipeline.track.spool import SPOOL, Spool, State, Steps

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline import cluster, supervise
+from pipeline import supervise
 from pipeline.errors import PipelineError, UsageError
 
 SAID = (
@@ -17,10 +17,10 @@ SAID = (
 
 
 def test_what_the_memory_monitor_says_becomes_one_sentence():
-    said = cluster.out_of_memory(SAID)
+    said = outcomes.out_of_memory(SAID)
     assert "killed 3 times" in said
     assert "(4.90 of 23.54 GB were in use, its own process 0.04 GB)" in said
-    assert "\n" not in cluster.out_of_memory("something else\nover lines")
+    assert "\n" not in outcomes.out_of_memory("something else\nover lines")
 
 
 @pytest.mark.slow
