@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline import supervise
+from pipeline import outcomes, supervise
 from pipeline.errors import PipelineError, UsageError
 
 SAID = (
