@@ -353,7 +353,11 @@ def submit(
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a worker. Raises what it raises, or Ray's errors."""
+    """What a function gives in a worker.
+
+    Raises what it raises, Ray's errors, or:
+        UsageError: no machine had done it in half an hour.
+    """
     import ray
 
     task = remote(_call).options(num_cpus=1, name=function.__name__)
@@ -361,6 +365,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         return ray.get(task.remote(function, own_terms()[1], *arguments), timeout=CALL_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except ray.exceptions.GetTimeoutError as error:
+        minutes = CALL_SECONDS / 60
+        raise UsageError(f"no machine of the cluster made it in {minutes:.0f} min") from error
 
 
 def _call(function: Callable[..., Any], code: Mapping[str, str], *arguments: Any) -> Any:
