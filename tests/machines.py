@@ -35,6 +35,7 @@ AWAY_SECONDS = 20
 CPUS = 2  # of each machine
 MEMORY_BYTES = 2**28  # of each machine's object store
 RUN = ("--preset", "smoke", "train.num_workers=2")
+STARTED = "Ray runtime started"
 APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 # Nothing that is there can be written, and what can is nobody else's: $1 is what follows.
 ALONE = """set -e
@@ -123,6 +124,8 @@ def machines(folder: Path, apart: bool, names: Sequence[str] = ("one", "two")) -
             check_alive(cluster.address, wait_seconds=60)
             for name in names:
                 cluster.add(name)
+            for name in names:
+                _wait_for(lambda name=name: STARTED in (folder / f"{name}.log").read_text())
             yield cluster
         finally:
             for name in list(cluster.machines):
