@@ -156,7 +156,7 @@ def _solver(steps: Steps, memory: int, rms: float) -> WholeMultistep:
     told = torch.tensor([top, *rounded(steps.told[1:])], dtype=torch.float64)
     rows = [(*rounded(of), *[0.0] * (memory - len(of))) for of in steps.weights]
     coefficients = torch.tensor(rows, dtype=torch.float64)
-    return WholeMultistep(levels, coefficients, told=told, rms=rms)
+    return WholeMultistep(levels, coefficients, told=told, rms=rounded([rms])[0])
 
 
 @torch.no_grad()
