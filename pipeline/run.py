@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import cluster, news, outcomes, progress, provenance, worker
+from pipeline import cluster, news, outcomes, progress, provenance, reservations, worker
 from pipeline.capacity import LOOKAHEAD, Amount, Room
 from pipeline.errors import RayLostError
 from pipeline.news import Listener, Progress
@@ -84,7 +85,7 @@ class Execution:
         self.running: dict[Any, str] = {}
         self.code: Mapping[str, str] = {}
         self.growth = Amount()
-        self.reserved, self.told = frozenset[str](), 0.0
+        self.reserved, self.told, self.freed = frozenset[str](), 0.0, 0.0
         self.stirred, self.said = time.monotonic(), ""
         self.channel: cluster.Channel | None = None
 
@@ -128,6 +129,7 @@ class Execution:
             self._collect(wait_seconds)
             self._drain(final=self.ended)
             self._stop_late()
+            self._free_orphans()
             if self.ended:
                 self._tell_shards(frozenset())
         except (ray.exceptions.RaySystemError, ConnectionError) as error:
@@ -370,6 +372,17 @@ class Execution:
             if deadline is not None and time.monotonic() > deadline:
                 self.nodes[name].deadline = None
                 ray.cancel(reference, force=True, recursive=True)
+
+    def _free_orphans(self) -> None:
+        """Now and then, while a training with workers of its own runs or waits for its room."""
+        now = time.monotonic()
+        if now < self.freed + STILL_SECONDS:
+            return
+        self.freed = now
+        nodes = [self.nodes[name].node for name in self.running.values()]
+        if any(node.stage.workers(node.settings) for node in nodes):
+            with contextlib.suppress(Exception):  # Ray's own server may be away for a moment
+                reservations.free_orphans()
 
     def cancel(self) -> None:
         """Stop what runs, as well as the connection allows, and wait a little until it is gone."""

@@ -46,7 +46,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own_clusters")]
 def test_on_a_cluster(case, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "tests.pipeline.test_clusters", case, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -105,12 +107,35 @@ def groups_queue_and_memory_is_counted(store, marks):
         resolved, graph = planning.build(CATALOG, Request("chain", overrides=["a.seconds=1"]))
         stage = replace(stages.NUMBER, workers=lambda settings: Workers(2, 2, 0, "value"))
         nodes = [replace(n, stage=stage) if n.stage is stages.NUMBER else n for n in graph]
+        lose_a_training()
         together(store, planning.of_graph(store, "chain", resolved, Graph(nodes)))
+        assert free() == 2, "what it held was found while those with workers ran"
         half = 0.6 * have.memory_gib
         overrides = [f"resources.number.memory_gib={half}", "a.seconds=1", "seed=5", "a.value=8"]
         plan = planning.make(CATALOG, store, Request("chain", overrides=overrides))
         planning.check_resources(plan, have, "here")
         together(store, plan)
+
+
+def lose_a_training():
+    """Its controller dies, and leaves what its workers held to nobody."""
+    import ray
+
+    class Controller:
+        def reserve(self):
+            ray.get(ray.util.placement_group([{"CPU": 1}, {"CPU": 1}]).ready())
+
+    controller = ray.remote(num_cpus=0)(Controller).remote()
+    ray.get(controller.reserve.remote())
+    ray.kill(controller)
+    assert free() == 0
+
+
+def free():
+    import ray
+
+    time.sleep(1)  # Ray tells it now and then
+    return ray.available_resources().get("CPU", 0)
 
 
 def together(store, plan):
