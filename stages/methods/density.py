@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 STEPS_ON_DEVICE = 24
 """Of a search on a device, which is not asked whether it has ended: asking would wait for it. A
 bracket of 1 / 256 is halved to 2^-32; Newton's steps end it before the twentieth."""
