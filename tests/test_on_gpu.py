@@ -40,6 +40,7 @@ from stages.methods.solvers.whole import teacher
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets import edm2, unet
 from stages.nets import sit as nets_sit
+from stages.nets.blocks import recompute
 from stages.nets.edm.preconditioning import dhariwal, song
 from stages.nets.encoders import EmbeddedCNN
 from stages.nets.jit import JiTDenoiser
@@ -140,12 +141,15 @@ def images(latents: bool = False) -> Images:
     return Images(Held(random.integers(0, 256, (30, 1, SIDE, SIDE)).astype(np.uint8)), labels)
 
 
-def trained(network, loss, device, stored=None, **how):
-    """The state after three steps, their losses, and what waited in the last."""
+def trained(network, loss, device, stored=None, again=False, **how):
+    """The state after three steps, their losses, and what waited in the last; again: blocks are
+    computed again for their gradients."""
     torch.manual_seed(0)
     stored, where = images() if stored is None else stored, torch.device(device)
     with running() as gpu:
         state = TrainState(network().to(where), Optimization(1e-3, **how))
+        if again:
+            recompute(state.network)
         log = LossLog(every=100)
         with Batches(stored, stored.labels, 6, 0, device, Features()) as batches:
             for step in train(state, loss, batches, 3):
@@ -163,6 +167,15 @@ def test_a_training_step_waits_for_nothing(network, loss):
     expected, there, _ = trained(network, loss, "cpu")
     assert losses == pytest.approx(there, rel=1e-5)
     assert tensors.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("name", ["maskalign", "edm, edm2"])
+def test_blocks_are_computed_again_without_a_wait(name):
+    network, loss = TRAININGS[name]
+    _, losses, waited = trained(network, loss, DEVICE, again=True)
+    assert not waited
+    _, expected, _ = trained(network, loss, DEVICE)
+    assert losses == expected
 
 
 def test_latents_are_scaled_and_drawn_where_they_are():

@@ -71,6 +71,11 @@ class TrainOptions(methods.MethodOptions):
         "between steps; unset is that on a CPU for small sets of plain arrays, else one for each "
         "of the worker's cores, at most 8",
     )
+    activation_checkpointing: bool = unkeyed(
+        False,
+        description="keep of every block its inputs alone and compute it again, to the same "
+        "numbers, for its gradient: about a third more time for a fraction of the memory",
+    )
     save_every: int = unkeyed(200, ge=1, description="steps between resumable states")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the network's products; weights stay in float32"

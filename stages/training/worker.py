@@ -263,6 +263,7 @@ def _take_over(network: nn.Module, context: Context, config: dict[str, Any]) -> 
 def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:
     """The state to train from: fresh, continued, or the last that an interrupted run saved; and
     what watches the training, or None."""
+    from stages.nets.blocks import recompute
     from stages.nets.compiled import compile_network
     from stages.training import resume
     from stages.training.log import LossLog
@@ -286,6 +287,8 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
         accumulate=settings.accumulate,
     )
     state = TrainState(network.to(device), optimization)
+    if settings.activation_checkpointing:
+        recompute(network)
     if settings.compile:
         compile_network(network)
     scanned = replace(data, train=training_images(settings, data))

@@ -1,0 +1,30 @@
+"""The blocks that networks are made of, and what is done to each by itself."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+LISTS = (nn.ModuleList, nn.ModuleDict)
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The members of the network's lists and dictionaries of modules, in order: blocks of a
+    transformer, layers of a U-Net's levels."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        if isinstance(network, LISTS) and not isinstance(child, LISTS):
+            found += [child] if any(True for _ in child.parameters()) else []
+        else:
+            found += blocks(child)
+    return found
+
+
+def recompute(network: nn.Module) -> None:
+    """Keep of every block's forward pass its inputs alone: the rest is computed again, to the same
+    numbers, when its gradient is asked for (Chen et al. 2016). Copies made before stay as they
+    are; compile blocks after this."""
+    for block in blocks(network):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
