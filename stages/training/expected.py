@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Of float32 weights: the weights, their gradients, two moments of AdamW and the average of weights.
 TRAINED_BYTES, STATE_BYTES = 20, 16
+WHOLE_BYTES = 8  # the weights and their gradients
 # Bytes that a value of a token takes in a block until its gradient is known, in bfloat16
 # (Korthikanti et al. 2022, without attention maps, which are computed again).
 ACTIVATION_BYTES = 34
@@ -67,11 +68,14 @@ def train(settings: TrainSettings, given: Mapping[str, Estimate]) -> Estimate:
     held = size.depth * block
     if settings.activation_checkpointing:
         held = size.depth * values * INPUT_BYTES + block
+    weights = parameters * TRAINED_BYTES
+    if settings.shard:  # beside its parts a worker holds two blocks whole, and their gradients
+        weights = weights / workers + 2 * parameters / size.depth * WHOLE_BYTES
     return {
         "shape": data["shape"],
         "forward": forward,
         "parameters": parameters,
         "flops": settings.steps * settings.batch_size * each,
         "bytes": parameters * (4 * len(settings.kept_steps) + STATE_BYTES),
-        "gpu_bytes": parameters * TRAINED_BYTES + held if settings.device == "cuda" else 0,
+        "gpu_bytes": weights + held if settings.device == "cuda" else 0,
     }
