@@ -40,7 +40,7 @@ from stages.methods.solvers.whole import teacher
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets import edm2, unet
 from stages.nets import sit as nets_sit
-from stages.nets.blocks import recompute
+from stages.nets.blocks import placed, recompute
 from stages.nets.edm.preconditioning import dhariwal, song
 from stages.nets.encoders import EmbeddedCNN
 from stages.nets.jit import JiTDenoiser
@@ -147,7 +147,7 @@ def trained(network, loss, device, stored=None, again=False, **how):
     torch.manual_seed(0)
     stored, where = images() if stored is None else stored, torch.device(device)
     with running() as gpu:
-        state = TrainState(network().to(where), Optimization(1e-3, **how))
+        state = TrainState(placed(network(), where), Optimization(1e-3, **how))
         if again:
             recompute(state.network)
         log = LossLog(every=100)

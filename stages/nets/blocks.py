@@ -1,13 +1,22 @@
-"""The blocks that networks are made of, and what is done to each by itself."""
+"""Networks on a device, and the blocks that they are made of."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
+
+
+def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """The network on a device; on a GPU weights of convolutions lie with the channels last, as its
+    kernels take them, and so does what they give. States are written as they would be otherwise."""
+    if torch.device(device).type == "cpu":
+        return network.to(device)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

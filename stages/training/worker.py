@@ -266,7 +266,7 @@ def _take_over(network: nn.Module, context: Context, config: dict[str, Any]) -> 
 def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:
     """The state to train from: fresh, continued, or the last that an interrupted run saved; and
     what watches the training, or None."""
-    from stages.nets.blocks import recompute
+    from stages.nets.blocks import placed, recompute
     from stages.nets.compiled import compile_network
     from stages.training import resume
     from stages.training.log import LossLog
@@ -294,7 +294,7 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     if settings.shard:  # its blocks come to the device one by one
         state = TrainState(network, optimization, shard_on=device)
     else:
-        state = TrainState(network.to(device), optimization)
+        state = TrainState(placed(network, device), optimization)
     if settings.activation_checkpointing:
         recompute(network)
     if settings.compile:
