@@ -25,11 +25,14 @@ from torch.nn import functional as F
 
 from stages.artifacts.teacher import TeacherFeatures
 from stages.methods import maskalign, reg, repa
+from stages.methods.density import LogitNormal, Mixture, min_snr
 from stages.methods.draws import Draws
 from stages.methods.path import VelocityDenoiser
 from stages.methods.solvers import solve
 from stages.methods.torchvision_shim import prepare_torchvision
+from stages.nets.compiled import compile_network
 from stages.nets.sit import SiT
+from stages.sampling.problem import products_in
 from stages.training.loop import Batches, Optimization, TrainState, train
 from stages.training.saving import Saver
 from tests.bench.training import TEACHER, Training, data, training_flops
@@ -114,9 +117,11 @@ class Bench:
                     taken[name].append(time.perf_counter() - start)
         return {name: median(seconds) for name, seconds in taken.items()}
 
-    def compiled(self, network: torch.nn.Module) -> Callable[..., Any]:
-        """As the trainings compile; small ones are only traced, which takes no compiler."""
-        return torch.compile(network, backend="eager" if self.tiny else "inductor")
+    def compiled(self, network: torch.nn.Module) -> torch.nn.Module:
+        """The network, compiled as trainings and samplings compile; small ones are only traced,
+        which takes no compiler."""
+        compile_network(network, backend="eager" if self.tiny else "inductor")
+        return network
 
     def wait(self) -> None:
         if self.is_gpu:
@@ -198,7 +203,7 @@ def training(bench: Bench) -> Iterator[tuple[str, float]]:
             for method in ("reg", "maskalign"):
                 sides[method] = one = _trained(bench, size, method, batch)
                 if how == "compiled":
-                    one.run = bench.compiled(one.network)
+                    bench.compiled(one.network)
                 bench.memory()
                 began = time.perf_counter()
                 one.step()
@@ -272,9 +277,12 @@ def feeding(bench: Bench) -> Iterator[tuple[str, float]]:
 
 
 def waits(bench: Bench) -> Iterator[tuple[str, float]]:
-    """How often a step of each method waits for the device: it raises where one does."""
+    """How often a step of each method waits for the device, t drawn as CSFlow draws it: it raises
+    where one does."""
+    drawn = Mixture(min_snr(), LogitNormal(), 0.4)  # constant between knots, over a smooth one
     for method in METHODS:
         one = _trained(bench, bench.sizes()[0], method, 4)
+        one.loss = METHODS[method](time_density=drawn)
         one.step()
         bench.wait()
         if bench.is_gpu:
@@ -298,22 +306,20 @@ def sampling(bench: Bench) -> Iterator[tuple[str, float]]:
     levels = torch.cat([torch.logspace(2, -2, 10, dtype=torch.float64), torch.zeros(1)])
     noise = levels[0].item() * torch.randn(count, 4, side, side, device=bench.device)
     labels = torch.arange(count, device=bench.device) % 1000
+    denoiser = VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
     rates = {}
-    for precision in ("float32", "tf32", "bfloat16"):
-        for how in ("eager", "compiled"):
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-            torch.backends.cudnn.allow_tf32 = precision == "tf32"
-            called = bench.compiled(network) if how == "compiled" else network
-            denoiser = VelocityDenoiser(called, {"labels": labels}, dtype=torch.float32)
+    for how in ("eager", "compiled"):
+        if how == "compiled":
+            bench.compiled(network)
+        for precision in ("float32", "tf32", "bfloat16"):
 
             @torch.no_grad()
-            def draw(denoiser=denoiser, low=precision == "bfloat16") -> None:
-                with torch.autocast(bench.device, torch.bfloat16, enabled=low):
+            def draw(precision=precision) -> None:
+                with products_in(precision, bench.device):
                     solve(denoiser, noise, levels, "dpmpp2m")
 
             rates[precision, how] = count / bench.seconds(draw, least=2)
             yield f"{size}/{precision}/{how}/images_a_second", rates[precision, how]
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     best, plain = rates["bfloat16", "compiled"], rates["float32", "eager"]
     yield f"{size}/bfloat16_compiled_over_float32", best / plain
 
