@@ -128,12 +128,15 @@ class Bench:
             torch.cuda.synchronize()
 
     def memory(self) -> float:
-        """GiB at most since the last call."""
+        """GiB held now; the most from here on is counted anew."""
         if not self.is_gpu:
             return 0.0
-        most = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
-        return most
+        return torch.cuda.memory_allocated() / 2**30
+
+    def most_memory(self) -> float:
+        """GiB at most since `memory` was asked."""
+        return torch.cuda.max_memory_allocated() / 2**30 if self.is_gpu else 0.0
 
 
 def ceilings(bench: Bench) -> Iterator[tuple[str, float]]:
@@ -201,15 +204,15 @@ def training(bench: Bench) -> Iterator[tuple[str, float]]:
         for how in ("compiled",) if size == "XL" else ("eager", "compiled"):
             sides: dict[str, Training] = {}
             for method in ("reg", "maskalign"):
+                held = bench.memory()
                 sides[method] = one = _trained(bench, size, method, batch)
                 if how == "compiled":
                     bench.compiled(one.network)
-                bench.memory()
                 began = time.perf_counter()
                 one.step()
                 bench.wait()
                 yield f"{size}/{how}/{method}/first_step_seconds", time.perf_counter() - began
-                yield f"{size}/{how}/{method}/memory_gib", bench.memory()
+                yield f"{size}/{how}/{method}/memory_gib", bench.most_memory() - held
             seconds = bench.in_turn({name: one.step for name, one in sides.items()})
             for method, one in sides.items():
                 kept = tokens if method == "reg" else 1 + (tokens - 1) * 3 // 4
