@@ -81,10 +81,11 @@ def work(rank: int, folder) -> None:
         if name == "sharded":
             held = [p.to_local().numel() for p in state.network.parameters()]
             found["held"] = sum(held), sum(p.numel() for p in state.network.parameters())
-    again = state_of(True)
-    recompute(again.network)
-    compile_network(again.network, "eager")
-    found["computed again"] = trained(again), again.tensors(), again.weights()
+    for name, shard in (("computed again", True), ("replicated, computed again", False)):
+        again = state_of(shard)
+        recompute(again.network)
+        compile_network(again.network, "eager")
+        found[name] = trained(again), again.tensors(), again.weights()
     # Interrupted after half, and gone on with by new processes.
     half = state_of(True)
     rows = trained(half, STEPS // 2)
@@ -121,7 +122,9 @@ def alike(ours, theirs):
         assert (a - b).norm() < 1e-5 * b.norm()
 
 
-@pytest.mark.parametrize("name", ["sharded", "in parts", "computed again"])
+@pytest.mark.parametrize(
+    "name", ["sharded", "in parts", "computed again", "replicated, computed again"]
+)
 def test_they_train_the_same_network(found, name):
     """Their gradients' norms are added up in another order; in parts the gradients too; blocks are
     compiled, and computed again."""
