@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.stage import resolve
@@ -13,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.settings.solvers import SolverOptions
+
+# What must be the same where it is used; labels may have other shares, since the network is told.
+GUIDED = ("guidance", "guidance_interval", "guidance_channels", "guidance_token")
 
 
 class Schedule(DescribedArtifact):
@@ -89,9 +91,9 @@ class Schedule(DescribedArtifact):
                 f"the schedule was made for another model (weights {facts['model'][:12]}, not "
                 f"{model[:12]}); {again}"
             )
-        for name in ("guidance", "guidance_interval"):
-            ours = json.loads(settings.model_dump_json(include={name}))[name]
-            if facts[name] != ours:
+        ours = settings.model_dump(mode="json", include={*GUIDED})
+        for name in GUIDED:
+            if facts[name] != ours[name]:
                 raise ValueError(
-                    f"the schedule was made with {name} {facts[name]}, not {ours}; {again}"
+                    f"the schedule was made with {name} {facts[name]}, not {ours[name]}; {again}"
                 )

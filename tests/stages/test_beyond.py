@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from pipeline import config
 from pipeline.graph import Graph
@@ -101,7 +102,12 @@ def test_claims_on_grids_follow_from_what_they_leave(tmp_path, grids):
 
 
 def test_the_page_shows_what_there_is(tmp_path, grids):
+    left = [{"name": "csflow a=1, 1 pixels", "reason": "not < seen"}]
+    more = fact(tmp_path, ComparedGrids, "more", **grids.description | {"left_out": left})
+    (part,) = section.sections({}, [], [more])
+    assert "Left out: csflow a=1, 1 pixels, not &lt; seen." in part.text
     (part,) = section.sections({}, [], [grids])
+    assert "Left out" not in part.text
     assert part.title == "Beyond the papers: CSFlow's grids and the best one, 3 evaluations"
     assert "csflow a=0.4" in "".join(part.tables)
     assert not list(section.sections({}, [], []))
@@ -122,6 +128,56 @@ def test_what_fits_took_is_told_beside_the_training():
     assert finding.effect.value == pytest.approx(25)
     assert finding.verdict == HOLDS
     assert claims.timed({}, {"train/sit": took(100.0)}) == []
+
+
+@pytest.mark.parametrize(
+    ("solvers", "wanted"),
+    [("[heun, unipc, dpmpp2m]", "unipc"), ("[heun]", "dpmpp2m")],
+)
+def test_grids_are_compared_at_equal_evaluations(solvers, wanted):
+    overrides = [f"beyond.solvers={solvers}", "sample.solver=heun"]
+    overrides += ["sample.nfe=5", "csflow.display.distance=2"]
+    nodes = {
+        n.name: n for n in RECIPES["beyond"](config.resolve(CATALOG, "smoke", overrides).settings)
+    }
+    settings = nodes["grids/sit-nfe3"].settings
+    assert (settings.solver, settings.screen.distance) == (wanted, 2)
+    with pytest.raises(ValueError, match=r"two evaluations a step.*set solver=dpmpp2m"):
+        compared.GridSettings(nfe=3, solver="heun")
+
+
+def test_grids_are_seen_on_the_screen_that_samples_are():
+    overrides = ["sample.grid=csflow", "sample.density.display.pixel_size=0.0002"]
+    bench = config.resolve(CATALOG, "smoke", overrides).settings
+    nodes = {node.name: node for node in RECIPES["beyond"](bench)}
+    assert nodes["grids/sit-nfe3"].settings.screen.pixel_size == 0.0002
+
+
+class Waves:
+    """A spectrum that falls with the square of the frequency, of images 8 pixels wide."""
+
+    frequency = torch.tensor([0.1, 0.3, 0.5, 0.7])
+    power, image_pixels = 4 * frequency**-2.0, 8
+
+
+def test_what_cannot_be_compared_is_left_out_with_its_reason():
+    far = {"distance": 100}
+    settings = compared.GridSettings(nfe=3, grid_mixes=(1.0,), grid_displays=(1, 256), screen=far)
+    unseen, seen = compared.perceptual(settings, Waves(), 999.0)
+    assert unseen.name == "csflow a=1, 1 pixels"
+    assert "sees none of the images' frequencies" in unseen.reason
+    assert seen.levels[0] == 999.0
+    nearer = settings.revised(screen={"distance": 50})
+    other = list(compared.perceptual(nearer, Waves(), 999.0))[-1]
+    assert other.levels[1:-1] != pytest.approx(seen.levels[1:-1])
+    _, low = compared.perceptual(settings, Waves(), seen.levels[1])
+    assert "its second level is" in low.reason
+
+    class Wrong(Waves):
+        power = -Waves.power
+
+    with pytest.raises(ValueError, match="power must be finite, not negative"):
+        list(compared.perceptual(settings, Wrong(), 999.0))
 
 
 def test_the_recipe_measures_all_of_it():

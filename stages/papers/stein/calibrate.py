@@ -17,7 +17,7 @@ from stages.artifacts import network
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.samples import Samples
-from stages.artifacts.schedule import Schedule
+from stages.artifacts.schedule import GUIDED, Schedule
 from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.methods import drawn_at, table
@@ -42,10 +42,11 @@ class CalibrationOptions(Settings):
         description="what a step aims at: matched, the same path's next point (exact, from clean "
         "images); trajectory, the model's own fine solution (from noise alone)",
     )
-    source: Literal["data", "samples"] = Field(
-        "data",
+    source: Literal["data", "samples"] | None = Field(
+        None,
         description="target=matched: clean images from the training data, or the model's own "
-        "samples with many evaluations",
+        "samples with many evaluations; unset is data, or samples where there is guidance, which "
+        "gammas from data undo in part",
     )
     num_images: int = Field(
         500, ge=2, le=10**7, description="target=matched: clean images averaged over"
@@ -100,6 +101,7 @@ class CalibrationOptions(Settings):
 class CalibrationSettings(CalibrationOptions, SolverOptions):
     """The stage's settings."""
 
+    source: Literal["data", "samples"] = Field("data", description="where clean images come from")
     step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
     seed: int = Field(0, ge=0, description="of the noise, and of which images are taken")
 
@@ -136,7 +138,7 @@ def run(context: Context) -> Result:
         values, network_seconds, gains = find(context, levels)
     facts = {
         name: getattr(settings, name)
-        for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")
+        for name in ("solver", "nfe", "target", "source", "seed", *GUIDED)
     } | {
         **({} if around is None else around.fitted),
         "grid": settings.grid_name,
