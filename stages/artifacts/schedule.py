@@ -11,6 +11,7 @@ from stages.methods import table
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stages.methods.protocol import Influence
     from stages.settings.solvers import SolverOptions
 
 # What must be the same where it is used; labels may have other shares, since the network is told.
@@ -21,9 +22,12 @@ class Schedule(DescribedArtifact):
     """gamma of every step for a solver, or the weights of a fitted solver; with the levels, the
     solver, the guidance and the checkpoint they were made for. Facts: kind, solver, nfe, grid,
     levels, values, model, target, source, ...; of a solver with levels of its own what its network
-    is told at each, and beside gammas its weights."""
+    is told at each, and beside gammas its weights. Of gammas from clean images `gains`, by target
+    what they gain step by step, and `contributions.npy`, (targets, columns, n) float32: what each
+    group of images contributes to the columns named in `contributions`, summed over steps."""
 
     facts = "schedule.json"
+    contributed = "contributions.npy"
 
     def load(self) -> Tensor:
         """float64: gammas (num_steps,), or weights (num_steps, outputs), newest output first."""
@@ -60,6 +64,23 @@ class Schedule(DescribedArtifact):
         if facts["target"] == "trajectory":
             return "calibrated on trajectories"
         return "calibrated" if facts["source"] == "data" else "calibrated on own samples"
+
+    def contributions(self) -> dict[str, dict[str, Influence]]:
+        """By target and column, of the schedules that hold gains."""
+        import numpy as np
+
+        from stages.methods.protocol import Influence
+
+        psi, of = np.load(self.path / self.contributed), self.description["contributions"]
+        strata = np.zeros(psi.shape[-1], np.int64)
+        model = self.description["model"]
+        return {
+            target: {
+                column: Influence(psi[i, j], strata, of["images"], model)
+                for j, column in enumerate(of["columns"])
+            }
+            for i, target in enumerate(of["targets"])
+        }
 
     def check(self, settings: SolverOptions, levels: Tensor, model: str) -> None:
         """Raise ValueError unless it was made for these settings, levels and checkpoint.

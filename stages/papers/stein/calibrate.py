@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from stages.methods.solvers.trajectories import Solver
 
 ABSCISSA = "solver_step"
+# Groups of images whose contributions to a gain are kept; of so many images each is one.
+MOST_GROUPS = 2000
+TARGETS, COLUMNS = ("matched", "literal"), ("plain", "predicted", "measured")
 
 
 class CalibrationOptions(Settings):
@@ -183,6 +186,7 @@ def _words(values: Tensor) -> str:
 def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str, object]]:
     """gammas (num_steps,) from clean images, the work parted into shards of whole blocks of them,
     what the network took, and what gammas gain for either target."""
+    import numpy as np
     import torch
 
     from stages.methods.rectified import rectified
@@ -202,15 +206,33 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str,
     solver = settings.solver if around is None else around.solver()
     taught = (teacher, context.inputs.get("pixels"))
     parts = context.map(products, items, model, settings, levels, clean, solver, *taught)
-    blocks = torch.stack([block for blocks, _ in parts for block in blocks])
+    blocks = [block for blocks, _ in parts for block in blocks]
+    total = torch.stack([block.sum(0) for block in blocks]).sum(0)
+    gammas = gammas_from_products(total, levels, solver, clip=settings.clip)
     sizes = shards.blocks(settings.num_images, settings.block_size)
-    counts = torch.tensor([last - first for first, last in sizes], dtype=torch.float64)
-    gammas = gammas_from_products(blocks.sum(0), levels, solver, clip=settings.clip)
-    gains = {
-        target: rectified(blocks, counts, levels, target).rows()
-        for target in ("matched", "literal")
+    counts = torch.cat([_group_sizes(last - first, settings) for first, last in sizes])
+    found = [rectified(torch.cat(blocks), counts, levels, target) for target in TARGETS]
+    psi = torch.stack([one.influence for one in found])
+    np.save(context.path / Schedule.contributed, psi.numpy().astype(np.float32))
+    images = f"{clean.manifest.payload}/{settings.seed}/{settings.num_images}/{settings.block_size}"
+    facts = {
+        "gains": {name: one.rows() for name, one in zip(TARGETS, found, strict=True)},
+        "contributions": {
+            "targets": TARGETS,
+            "columns": COLUMNS[: psi.shape[1]],
+            "images": images,
+        },
     }
-    return gammas, sum(seconds for _, seconds in parts), {"gains": gains}
+    return gammas, sum(seconds for _, seconds in parts), facts
+
+
+def _group_sizes(count: int, settings: CalibrationSettings) -> Tensor:
+    """Images (groups,) float64 of the groups of a block."""
+    import torch
+
+    size = -(-settings.num_images // MOST_GROUPS)
+    sizes = [min(size, count - first) for first in range(0, count, size)]
+    return torch.tensor(sizes, dtype=torch.float64)
 
 
 def _teacher(context: Context, token_width: int) -> Teacher | None:
@@ -257,13 +279,16 @@ def products(
     teacher: Teacher | None = None,
     pixels: Data | None = None,
 ) -> tuple[list[Tensor], float]:
-    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 3) float64,
-    and what the network took. Shards of any size so give the same sum, to the last bit.
+    """Sums over groups of each block of a shard's images of what gamma is made of, (groups,
+    num_steps, 3) float64, and what the network took. Shards of any size so give the same sum, to
+    the last bit.
 
     teacher: has the clean class tokens, where the model carries one beside the image. pixels: as
     it looks at the images, where these are latents.
     """
-    from stages.methods.stein import residual_products
+    import torch
+
+    from stages.methods.stein import products_of_each
 
     problem, _ = sampling_problem.problem(model, settings, settings.step)
     device = settings.device
@@ -282,7 +307,9 @@ def products(
         generator = sampling_problem.stream(settings.seed, "calibration", block[0])
         state = images.double().to(device)
         coordinates = problem.coordinates
-        sums.append(residual_products(denoiser, state, levels, solver, generator, coordinates))
+        each = products_of_each(denoiser, state, levels, solver, generator, coordinates)
+        sizes = _group_sizes(end - begin, settings).int().tolist()
+        sums.append(torch.stack([group.sum(0) for group in each.split(sizes)]))
     return sums, problem.network_seconds
 
 
