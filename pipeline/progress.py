@@ -18,6 +18,7 @@ QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
     "not run",
 )
 ENDED = (DONE, REUSED, FAILED, BLOCKED)
+SAID = (DONE, REUSED, FAILED)  # what a failed node kept from running is counted at the end
 SHOWN = 4  # running nodes in a plain line
 
 
@@ -118,7 +119,7 @@ class PlainView(_Lines):
     def changed(self, before: NodeView, after: NodeView) -> None:
         now = time.monotonic()
         stamp = f"[{now - self.begun:6.1f} s]"
-        if after.state != before.state and after.state in ENDED:
+        if after.state != before.state and after.state in SAID:
             took = f" in {duration(after.seconds)}" if after.state == DONE else ""
             note = f"  {after.note}" if after.note else ""
             print(f"{stamp} {after.name} {after.state}{took}{note}", flush=True)
@@ -173,8 +174,8 @@ class LiveView(_Lines):
         self._live.start()
 
     def changed(self, before: NodeView, after: NodeView) -> None:
-        if after.state in ENDED and before.state not in ENDED:
-            style = {DONE: "green", REUSED: "dim", FAILED: "bold red", BLOCKED: "yellow"}
+        if after.state in SAID and before.state not in ENDED:
+            style = {DONE: "green", REUSED: "dim", FAILED: "bold red"}
             took = duration(after.seconds) if after.state == DONE else after.state
             self._console.print(
                 f"[{style[after.state]}]{'✗' if after.state == FAILED else '✓'}[/] "

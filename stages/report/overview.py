@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from stages.pages import findings as rules
+from stages.pages.looks import shown
 from stages.report import claims
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def section(
 
     key_figures: by method the pattern of the name of its key figure, looked for in the sections.
     """
-    from stages.pages.page import Section
+    from stages.pages.page import Section, pictures
 
     methods: dict[str, list[Finding]] = {}
     for finding in claims.marked(found):
@@ -40,8 +41,12 @@ def section(
         card(method, ones, *_key_figure(key_figures.get(method, ""), sections))
         for method, ones in methods.items()
     ]
+    if last := latest(samples):
+        # Three cards stand in a row: behind a single one there is room for the samples.
+        place = "halves beside" if len(cards) % 3 == 1 else "halves"
+        cards.append(f"<div class='{place}'>{pictures(last)}</div>")
     text = f"<div class='cards'>{''.join(cards)}</div>" if cards else ""
-    return Section("Overview", text, pictures=latest(samples), whole=True)
+    return Section("Overview", text, whole=True)
 
 
 def card(
@@ -79,8 +84,9 @@ def _key_figure(pattern: str, sections: Sequence[Section]) -> tuple[Figure | Non
 
 
 def _again(figure: Figure) -> str:
-    """A figure's SVG a second time on a page: with ids of its own."""
-    text = re.sub(r'\b(id="|href="#)', r"\1card-", figure.svg)
+    """A figure a second time on a page: drawn for a card, or the same with ids of its own."""
+    drawn = figure.small() if figure.small else figure.svg
+    text = re.sub(r'\b(id="|href="#)', r"\1card-", drawn)
     label = html.escape(figure.caption, quote=True)
     return text.replace("url(#", "url(#card-").replace(
         'role="img"', f'role="img" aria-label="{label}"', 1
@@ -98,7 +104,7 @@ def latest(samples: Mapping[str, Samples]) -> list[Picture]:
         if along and step >= last.get(model, (-1,))[0]:
             last[model] = step, artifact
     return [
-        Picture(f"{model} after {step:,} steps", (artifact.path / "grid.png").read_bytes())
+        Picture(f"{shown(model)} after {step:,} steps", (artifact.path / "grid.png").read_bytes())
         for model, (step, artifact) in list(last.items())[:MODELS]
     ]
 
