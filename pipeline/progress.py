@@ -123,7 +123,8 @@ class PlainView(_Lines):
             took = f" in {duration(after.seconds)}" if after.state == DONE else ""
             note = f"  {after.note}" if after.note else ""
             print(f"{stamp} {after.name} {after.state}{took}{note}", flush=True)
-        if now - self._said >= self._every:
+        is_over = all(node.state in ENDED for node in self.nodes.values())
+        if now - self._said >= self._every and not is_over:
             self._said = now
             print(f"{stamp} {self.summary()}; {self._going(now)}", flush=True)
 
@@ -132,7 +133,7 @@ class PlainView(_Lines):
         running = [node for node in self.nodes.values() if node.state == RUNNING]
         if not running:
             waiting = [node.name for node in self.nodes.values() if node.state == WAITING]
-            return f"{waiting[0]} {WAITING}" if waiting else "nothing runs yet"
+            return f"{waiting[0]} {WAITING}" if waiting else "nothing runs just now"
         parts = [f"{node.name} {_how_far(node, now)}".rstrip() for node in running[:SHOWN]]
         more = len(running) - SHOWN
         return "runs: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")

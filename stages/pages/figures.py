@@ -177,7 +177,7 @@ def _few(ticks: Sequence[float] | None, logarithmic: bool) -> Sequence[float] | 
     scale = math.log if logarithmic else float
     kept = list(ticks[:1])
     for tick in ticks[1:]:
-        if scale(tick) - scale(kept[-1]) >= 0.13 * (scale(ticks[-1]) - scale(ticks[0])):
+        if scale(tick) - scale(kept[-1]) > 0.17 * (scale(ticks[-1]) - scale(ticks[0])):
             kept.append(tick)
     return kept
 

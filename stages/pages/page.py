@@ -49,7 +49,7 @@ figcaption details { margin: 0; font-size: 1em; }
 figcaption details:not([open]) { display: inline-block; }
 .halves .pictures { gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
 .halves { grid-column: 1 / -1; }
-.halves img { aspect-ratio: 2; object-fit: cover; object-position: top; }
+.halves:not(.beside) img { aspect-ratio: 2; object-fit: cover; object-position: top; }
 p { margin: .6rem 0; }
 .error { font-size: .82em; color: var(--soft); } td.best { font-weight: 700; }
 td.close { font-style: italic; } .scores td, .scores th { padding-right: .9rem; }

@@ -58,12 +58,16 @@ def _figure(arms: Mapping[str, Sequence[Row]]) -> Figure:
         if row.score.metric == "fid"
     ]
 
+    labels = [label for label, _ in rows]
+    if len({label.rpartition(",")[2] for label in labels}) == 1:
+        labels = [label.rpartition(",")[0] for label in labels]
+
     def draw(ax: Any, letters: int = 40) -> None:
         drawn = zip(rows, looks([label for label, _ in rows]), strict=True)
         for place, ((_, score), look) in enumerate(drawn):
             style = {"color": look.color, "marker": "o", "capsize": 3}
             ax.errorbar([score.value], [place], xerr=[score.error or 0.0], **style)
-        ax.set_yticks(range(len(rows)), [fill(label, letters) for label, _ in rows])
+        ax.set_yticks(range(len(rows)), [fill(label, letters) for label in labels])
         ax.invert_yaxis()
         ax.set_xlabel("FID")
 

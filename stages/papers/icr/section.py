@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import STEP, grouped
-from stages.pages.figures import SMALL, Figure, legend_above, logarithmic, svg
+from stages.pages.figures import SMALL, Figure, legend_above, logarithmic, narrow, svg
 from stages.pages.findings import mean_with_error
 from stages.pages.looks import looks
 from stages.pages.page import Section, table
@@ -265,6 +265,8 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
         logarithmic(axes[-1].xaxis)
         axes[-1].set_xlabel(x)
         canvas.align_ylabels(list(axes))
+        for each in axes if is_small else ():
+            narrow(each)
         if len(panels[0].curves) > 1 and is_small:
             legend_above(axes[0], *axes[0].get_legend_handles_labels())
         elif len(panels[0].curves) > 1:
