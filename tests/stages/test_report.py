@@ -155,12 +155,12 @@ def test_it_begins_with_a_card_a_paper_its_figure_and_the_last_samples(tmp_path)
         samples[name].path.mkdir(parents=True)
         (samples[name].path / "grid.png").write_bytes(b"png")
     first = overview.section(found, {"A": "key-*"}, sections, samples)
-    card, other = re.findall(r"<article.*?</article>", first.text)
+    (card,) = re.findall(r"<article.*?</article>", first.text)
     assert "<span class='chip good'>1 hold</span><span class='chip '>1 open</span>" in card
     assert "<p>second: <b>holds</b>, -30.0\u00a0±\u00a04.0\u00a0%.</p>" in card
     assert "<a href='#s2'" in card
     assert 'aria-label="the key" id="card-k" fill="url(#card-k)"' in card
-    assert "Not measured in this run; recipe stein or train does." in other
+    assert "<p class='note'>Not measured in this run: B (recipe stein or train).</p>" in first.text
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", first.text)
     assert captions == ["SiT after 40 steps", "REPA after 20 steps"]
     text = page("T", "", [first, *sections], "marker")
