@@ -256,10 +256,11 @@ class _Session:
                 self.tracker.artifact(path, publish.STAGE, table=True)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function gives where the machines are that hold what it reads."""
+        """What a function gives where the machines are that hold what it reads: those of a cluster,
+        or this one."""
         from pipeline import cluster
 
-        if not self.connected and self.options.address is None:
+        if self.options.address is None:
             return function(*arguments)
         if not self.connected:
             self._connect()
