@@ -39,13 +39,13 @@ class FeatureSet(DescribedArtifact):
     facts = "features.json"
 
     def load(self, count: int | None = None) -> FeatureArrays:
-        """The arrays of the first `count` images."""
-        import numpy as np
+        """The arrays of the first `count` images, mapped: of a file no more is in memory than is
+        read; what is written to them does not reach it."""
         import torch
 
         arrays = {}
         for name in ARRAYS:
             if f"{name}.npy" in self.manifest.files:
-                array = rows(self.path, f"{name}.npy", slice(count))
-                arrays[name] = torch.from_numpy(np.array(array))
+                array = rows(self.path, f"{name}.npy", slice(count), "c")
+                arrays[name] = torch.from_numpy(array)
         return FeatureArrays(**dict.fromkeys(ARRAYS) | arrays)

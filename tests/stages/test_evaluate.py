@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
+from pipeline.graph import Node
 from stages.artifacts import features as artifacts_features
 from stages.artifacts import samples as artifacts_samples
 from stages.artifacts import scores
 from stages.data import prepare
-from stages.methods import effects, frechet, influence, memorization, protocol, strata
+from stages.methods import effects, frechet, memorization, protocol, strata
 from stages.sampling import sample
 from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
@@ -229,13 +231,19 @@ def test_a_part_of_the_training_images_is_drawn_not_their_first(tmp_path, refere
     empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
     train = artifacts_features.FeatureArrays(clusters, **empty)
     samples = artifacts_features.FeatureArrays(clusters[1::2], **empty)
-    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    settings = SETTINGS.revised(num_samples=50)
+    bench = judge.judge_of(references["train"], references["held_out"], settings)
     of = samples_of(tmp_path, torch.zeros(50, 1, 8, 8))
-    against = References.of(train, train, 0, SETTINGS.neighbours)
-    principal = influence.Principal.of(samples.features)
-    scores = judge._feature_scores(samples, principal, against, judge.Scored(of, 50), bench)
+    bench = replace(bench, references=References.of(train, train, settings))
+    scores = judge._feature_scores(samples, *seen(samples, judge.Scored(of, 50), bench))
     found = {score.metric: score.value for score in scores}
     assert found["precision"] > 0.8
+
+
+def seen(samples, scored, bench):
+    """What scores from features are made of beside these."""
+    fd = judge.Frechet.of(samples.features, bench.references.features, scored, bench)
+    return fd, scored, bench
 
 
 def of_real(features, labels):
@@ -254,9 +262,10 @@ def real():
 
 def gaps(tmp_path, bench, found, train, held_out):
     of = judge.Scored(samples_of(tmp_path, torch.zeros(len(found.features), 1, 8, 8)), 200)
-    against = References.of(train, held_out, 0, SETTINGS.neighbours)
-    principal = influence.Principal.of(found.features)
-    return {score.metric: score for score in judge._held_out(principal, against, of, bench)}
+    settings = bench.settings.revised(num_samples=200)
+    against = References.of(train, held_out, settings)
+    fd, *rest = seen(found, of, replace(bench, references=against, settings=settings))
+    return {score.metric: score for score in judge._held_out(fd.principal, *rest)}
 
 
 def test_the_gap_to_held_out_images_tells_copies(tmp_path, references, real):
@@ -368,6 +377,22 @@ def test_twice_is_the_same_bytes(tmp_path, few, score):
     one = score(tmp_path / "1", sets)
     two = score(tmp_path / "2", sets)
     assert digests(one.path) == digests(two.path)
+
+
+def test_neighbours_are_left_out_where_nobody_asks_for_them(tmp_path, few, score, artifact):
+    sets = {"real": samples_of(tmp_path / "m", few.load().test[:], training_step=20)}
+    settings = SETTINGS.revised(neighbours=0)
+    found = values(score(tmp_path / "s", sets, settings), "real")
+    manifolds = {"precision", "recall", "density", "coverage"}
+    assert found.keys() == METRICS - manifolds
+    assert found["fid"] == values(artifact, "real")["fid"]
+    at = context(tmp_path / "x", settings, **score.inputs(tmp_path / "y", sets))
+    evaluate.run(at)
+    assert any("evaluate.neighbours=5" in line for line in at.logged)
+    slots = {"samples": ["a"], "features": ["f"], "train": "t", "held_out": "h"}
+    for count, expected in ((0, set()), (5, manifolds)):
+        node = Node("evaluate", evaluate.STAGE, SETTINGS.revised(neighbours=count), slots)
+        assert manifolds & set(evaluate.STAGE.metrics(node)) == expected
 
 
 def test_bad_sets_are_refused(tmp_path, few, score):
