@@ -34,7 +34,7 @@ class FeatureSet(DescribedArtifact):
     """Features of a set of images, and its nearest training images. Facts: part, num_images, the
     data's name, data_digest (of the training images), `extractor` (its identity), `samples` (the
     sample set's own description), nearest_among (how many training images the nearest are of, where
-    not all)."""
+    somebody said), left_out (why they were not sought, where nobody did)."""
 
     facts = "features.json"
 

@@ -207,11 +207,11 @@ def real_floor(
     """Mean distance between two disjoint sets of real features, at the sizes of a comparison.
 
     real: (m, d), which may be mapped. A comparison of ``num_images1`` samples with ``num_images2``
-    reference images can do no better than this. labels: (m,), where samples take them in the shares of the real
-    images: the first set then has them in these shares too. By chance they would make much of the
-    distance: on digits, 1,000 against 1,500, it is 2.29 by chance and .61 in their shares. labels2:
-    (num_images2,), where the second set is to have the labels of a given one instead: by what these
-    are off from the shares, the distance to it is off for samples too.
+    reference images can do no better than this. labels: (m,), where samples take them in the shares
+    of the real images: the first set then has them in these shares too. By chance they would make
+    much of the distance: on digits, 1,000 against 1,500, it is 2.29 by chance and .61 in their
+    shares. labels2: (num_images2,), where the second set is to have the labels of a given one
+    instead: by what these are off from the shares, the distance to it is off for samples too.
 
     With m < num_images1 + num_images2 the sets shrink in proportion and the mean distance is scaled
     back by (1/n1 + 1/n2): two sets of one distribution are at distance zero, so to first order all

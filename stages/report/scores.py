@@ -24,8 +24,11 @@ OVERVIEW = (
 UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
 
 
-def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
-    """The last set of every curve, one table for each protocol, and all scores folded away."""
+def overview(scores: Mapping[str, Sequence[Row]], left_out: str = "") -> Section:
+    """The last set of every curve, one table for each protocol, and all scores folded away.
+
+    left_out: which scores were not taken, and how they are; empty where all were.
+    """
     tables = []
     for protocol, curves in _by_protocol(scores).items():
         tables += [_words(protocol, curves), _last_sets(curves), _cautions(curves)]
@@ -38,6 +41,8 @@ def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
         "<b>influence</b> and <b>jackknife</b> only that of one set of samples, from what each "
         "sample or block of them contributes.</p>"
     )
+    if left_out:
+        text += f"<p>{html.escape(left_out)}.</p>"
     return Section("Scores", text, tables)
 
 
