@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
     from stages.artifacts.data import Images
 
+T = TypeVar("T")
+
 MOST_VALUES = 2**21  # of images that are in one pass on a CPU: maps of large ones take much memory
+READ_AT_ONCE = 32  # images by each reader of a device: resized there too
 SEARCH_MIB = {"cpu": 128, "cuda": 4096}  # that a task's search for neighbours works with
 LONG_HOURS = 1.0  # of one core or device: a longer search is made only where it is asked for
 OPERATIONS_A_SECOND = {"cpu": 2e10, "cuda": 1e13}
@@ -203,21 +206,23 @@ def _arrays(
     # On CPUs there is a task for each of them already.
     readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
 
-    def batches(size: int, most: int) -> Iterator[Tensor]:
-        """Images of the shard, clipped as an image file would be; at most so many of a batch."""
+    def batches(size: int, most: int, made: Callable[[Tensor], T] = lambda x: x) -> Iterator[T]:
+        """Images of the shard, clipped as an image file would be; at most so many of a batch. made:
+        by the readers, of what they read."""
         first, last = shard
         parts = [
             slice(first + begin + start, first + begin + stop)
             for begin, end in blocks(last - first, size)
             for start, stop in blocks(end - begin, most)
         ]
-        yield from in_order(lambda part: read(part).clamp(-1, 1), parts, readers)
+        yield from in_order(lambda part: made(read(part).clamp(-1, 1)), parts, readers)
 
-    names = [name_of(index) for index in range(*shard)]
-    most = settings.batch_size
+    names, size = [name_of(index) for index in range(*shard)], settings.batch_size
+    most, together = min(size, READ_AT_ONCE), size
     if settings.device == "cpu":
-        most = min(most, max(1, MOST_VALUES // math.prod(loaded.shape)))
-    outputs = embedded.extract(network, batches(settings.batch_size, most), names=names)
+        most, together = min(size, max(1, MOST_VALUES // math.prod(loaded.shape))), 1
+    ready = batches(size, most, network.ready)
+    outputs = embedded.extract(network, ready, names=names, together=together)
     arrays = {name: getattr(outputs, name) for name in embedded.Features.__annotations__}
     if among:
         arrays |= _neighbours(batches, loaded.train.first(among), settings.device)
