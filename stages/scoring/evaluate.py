@@ -14,10 +14,11 @@ from stages.artifacts.samples import Samples
 from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
 from stages.methods.fewest import FEWEST_SCORED as FEWEST
 from stages.methods.fewest import most_neighbours
-from stages.scoring.judge import MANIFOLDS, judge_of, score_sets
+from stages.scoring.judge import MANIFOLDS, floors_follow_from, judge_of, score_sets
 
 if TYPE_CHECKING:
     from pipeline.graph import Node
+    from stages.scoring.judge import Judge
 
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
 NO_NEIGHBOURS = (
@@ -99,7 +100,7 @@ def run(context: Context) -> Result:
     told = [samples[name].description for name in sets]
     in_shares = all("labels" in facts and facts.get("classes") != "random" for facts in told)
     with raised_as(StageError):
-        judge = judge_of(context.inputs["train"], held_out, settings, in_shares)
+        judge = _judge(context, in_shares)
         context.progress(0, len(sets), "sets")
         shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
         by_shard = context.map(score_sets, shards, judge, reference)
@@ -123,6 +124,17 @@ def run(context: Context) -> Result:
         abscissa=settings.abscissa,
         timings=times(samples, settings.abscissa),
     )
+
+
+def _judge(context: Context, in_shares: bool) -> Judge:
+    """With the floors of another evaluation against the same images, where there was one."""
+    given = context.inputs["train"], context.inputs["held_out"], context.settings, in_shares
+    what = floors_follow_from(*given)
+    known = context.recall(what)
+    judge = judge_of(*given, floors=known)
+    if known is None:
+        context.remember(what, dict(judge.floors))
+    return judge
 
 
 def times(samples: Mapping[str, Samples], abscissa: str) -> dict[str, list[tuple[int, float]]]:

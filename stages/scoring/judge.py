@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.scoring.references import References, enough, labels_of
 
@@ -117,11 +117,27 @@ class Judge:
         )
 
 
+def floors_follow_from(
+    train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings, in_shares: bool
+) -> dict[str, Any]:
+    """All that the floors of a `judge_of` depend on, for evaluations to have them from each other.
+
+    A curve's abscissa is none of it.
+    """
+    payloads = [one.manifest.payload for one in (train, held_out)]
+    chosen = settings.model_dump(mode="json", exclude={"abscissa"})
+    return {"floors of": payloads, "settings": chosen, "in_shares": in_shares}
+
+
 def judge_of(
-    train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings, in_shares: bool = True
+    train: FeatureSet,
+    held_out: FeatureSet,
+    settings: EvaluateSettings,
+    in_shares: bool = True,
+    floors: Mapping[str, float] | None = None,
 ) -> Judge:
     """The judge of an evaluation. in_shares: whether all sets have labels in fixed shares; others
-    are held against real images of random labels."""
+    are held against real images of random labels. floors: where they are known already."""
     from stages.methods.protocol import Protocol
 
     facts = train.description
@@ -137,7 +153,7 @@ def judge_of(
         num_samples=count,
     )
     real = train.load(), held_out.load()
-    floors = _floors(*real, settings, in_shares)
+    floors = _floors(*real, settings, in_shares) if floors is None else floors
     return Judge(References.of(*real, settings), protocol, floors, settings)
 
 

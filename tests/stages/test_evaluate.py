@@ -302,6 +302,23 @@ def test_floors_have_random_labels_where_samples_have_them(references):
     assert by_chance > 1.2 * in_shares
 
 
+def test_evaluations_against_the_same_images_have_their_floors_from_each_other(
+    tmp_path, few, score, monkeypatch
+):
+    inputs = score.inputs(tmp_path, {"one": samples_of(tmp_path / "1", few.load().test[:])})
+    first = context(tmp_path / "a", SETTINGS, **inputs)
+    evaluate.run(first)
+    monkeypatch.setattr(judge, "_floors", lambda *given: pytest.fail("computed again"))
+    again = context(tmp_path / "b", SETTINGS.revised(abscissa="nfe"), **inputs)
+    again.memory = first.memory
+    evaluate.run(again)
+    assert digests(again.path) == digests(first.path)
+    other = context(tmp_path / "c", SETTINGS.revised(neighbours=3), **inputs)
+    other.memory = first.memory
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        evaluate.run(other)
+
+
 def test_features_of_other_samples_or_extractors_are_refused(tmp_path, few, score):
     images = few.load().test[:]
     sets = {"one": samples_of(tmp_path / "1", images)}
