@@ -23,11 +23,14 @@ import torch
 from torch.nn import functional as F
 
 from stages.methods import maskalign, reg, repa
+from stages.methods.density import LogitNormal, Mixture, min_snr
 from stages.methods.draws import Draws
 from stages.methods.path import VelocityDenoiser
 from stages.methods.solvers import solve
 from stages.methods.torchvision_shim import prepare_torchvision
+from stages.nets.compiled import compile_network
 from stages.nets.sit import SiT
+from stages.sampling.problem import products_in
 from tests.bench.training import TEACHER, Training, data, training_flops
 from tests.nets.sizes import SIZES
 
@@ -96,9 +99,11 @@ class Bench:
             taken.append(time.perf_counter() - start)
         return median(taken)
 
-    def compiled(self, network: torch.nn.Module) -> Callable[..., Any]:
-        """As the trainings compile; small ones are only traced, which takes no compiler."""
-        return torch.compile(network, backend="eager" if self.tiny else "inductor")
+    def compiled(self, network: torch.nn.Module) -> torch.nn.Module:
+        """The network, compiled as trainings and samplings compile; small ones are only traced,
+        which takes no compiler."""
+        compile_network(network, backend="eager" if self.tiny else "inductor")
+        return network
 
     def wait(self) -> None:
         if self.is_gpu:
@@ -179,7 +184,7 @@ def training(bench: Bench) -> Iterator[tuple[str, float]]:
             for method in ("reg", "maskalign"):
                 one = _trained(bench, size, method, batch)
                 if how == "compiled":
-                    one.run = bench.compiled(one.network)
+                    bench.compiled(one.network)
                 bench.memory()
                 seconds[method] = bench.seconds(one.step)
                 kept = tokens if method == "reg" else 1 + (tokens - 1) * 3 // 4
@@ -193,9 +198,12 @@ def training(bench: Bench) -> Iterator[tuple[str, float]]:
 
 
 def waits(bench: Bench) -> Iterator[tuple[str, float]]:
-    """How often a step of each method waits for the device: it raises where one does."""
+    """How often a step of each method waits for the device, t drawn as CSFlow draws it: it raises
+    where one does."""
+    drawn = Mixture(min_snr(), LogitNormal(), 0.4)  # constant between knots, over a smooth one
     for method in METHODS:
         one = _trained(bench, bench.sizes()[0], method, 4)
+        one.loss = METHODS[method](time_density=drawn)
         one.step()
         bench.wait()
         if bench.is_gpu:
@@ -219,22 +227,20 @@ def sampling(bench: Bench) -> Iterator[tuple[str, float]]:
     levels = torch.cat([torch.logspace(2, -2, 10, dtype=torch.float64), torch.zeros(1)])
     noise = levels[0].item() * torch.randn(count, 4, side, side, device=bench.device)
     labels = torch.arange(count, device=bench.device) % 1000
+    denoiser = VelocityDenoiser(network, {"labels": labels}, dtype=torch.float32)
     rates = {}
-    for precision in ("float32", "tf32", "bfloat16"):
-        for how in ("eager", "compiled"):
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-            torch.backends.cudnn.allow_tf32 = precision == "tf32"
-            called = bench.compiled(network) if how == "compiled" else network
-            denoiser = VelocityDenoiser(called, {"labels": labels}, dtype=torch.float32)
+    for how in ("eager", "compiled"):
+        if how == "compiled":
+            bench.compiled(network)
+        for precision in ("float32", "tf32", "bfloat16"):
 
             @torch.no_grad()
-            def draw(denoiser=denoiser, low=precision == "bfloat16") -> None:
-                with torch.autocast(bench.device, torch.bfloat16, enabled=low):
+            def draw(precision=precision) -> None:
+                with products_in(precision, bench.device):
                     solve(denoiser, noise, levels, "dpmpp2m")
 
             rates[precision, how] = count / bench.seconds(draw, least=2)
             yield f"{size}/{precision}/{how}/images_a_second", rates[precision, how]
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     best, plain = rates["bfloat16", "compiled"], rates["float32", "eager"]
     yield f"{size}/bfloat16_compiled_over_float32", best / plain
 
