@@ -321,22 +321,28 @@ def stages(bench: Bench) -> Iterator[tuple[str, float]]:
     """Every node of the smoke preset on the device, in this process."""
     from pipeline.plan import Request
     from pipeline.store import Store
-    from stages.bench import Bench as Settings
     from stages.catalog import CATALOG
     from tests.inline import run_all
 
-    sections = [
-        name
-        for name, one in Settings.model_fields.items()
-        if "device" in getattr(one.annotation, "model_fields", {})
-    ]
-    devices = tuple(f"{name}.device={bench.device}" for name in sections)
     recipe = ("wavelet", "wavelet.in_full=true") if bench.tiny else ("full",)
+    placed = devices(bench.device)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        request = Request(recipe[0], "smoke", (*devices, *recipe[1:]))
+        request = Request(recipe[0], "smoke", (*placed, *recipe[1:]))
         yield "nodes", len(run_all(CATALOG, Store(folder), request))
         yield "seconds", time.perf_counter() - begun
+
+
+def devices(device: str) -> tuple[str, ...]:
+    """Settings that put every stage on a device, with what it reserves there."""
+    from stages.catalog import Bench as Settings
+
+    gpus = int(device == "cuda")
+    sections = dict.fromkeys(Settings.devices.values())
+    return (
+        *(f"{section}.device={device}" for section in sections),
+        *(f"resources.{stage}.gpus={gpus}" for stage in Settings.devices),
+    )
 
 
 def nccl(bench: Bench) -> Iterator[tuple[str, float]]:

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.bench import gpu
+from tests.stages.test_table import graph
 
 SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.nccl)
 
@@ -46,6 +47,15 @@ def test_the_table_says_what_met_its_target():
     assert "| 0.9 | at most 0.88 | MISSED |" in table
     assert "| 7 | at least 6 | met |" in table
     assert "| stages | no time was left | | |" in table
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_stage_that_has_a_device_is_put_on_it(device):
+    nodes = graph(*gpu.devices(device), preset="smoke").nodes.values()
+    found = [node for node in nodes if hasattr(node.settings, "device")]
+    assert {node.settings.device for node in found} == {device}
+    assert {node.resources.gpus for node in found} == {float(device == "cuda")}
+    assert {"evaluate", "features", "train", "diagnose"} <= {node.stage.name for node in found}
 
 
 def test_no_phase_begins_when_the_time_is_up(tmp_path):
