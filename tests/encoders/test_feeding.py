@@ -1,11 +1,13 @@
 """Batches on their way to a device: in order, together as asked for, and no more than there are."""
 
+import contextlib
+
 import pytest
 import torch
 
 from stages.encoders import embedded
 from stages.encoders.embedded import FeatureNetwork, Features
-from stages.encoders.feeding import fed, grouped
+from stages.encoders.feeding import AHEAD, fed, grouped
 
 CPU = torch.device("cpu")
 
@@ -51,3 +53,61 @@ def test_an_image_is_named_in_whatever_batch_it_is():
     images[7, 0, 1, 1] = torch.nan
     with pytest.raises(ValueError, match="the pixels are NaN or infinite in image 7;"):
         embedded.extract(one, images.split(3), together=6)
+
+
+class Card:
+    """A device that notes what it is told: copies on one stream, work on another."""
+
+    type = "cuda"
+
+    def __init__(self):
+        self.said, self.open, self.most = [], 0, 0
+
+    def stream(self, name):
+        card = self
+
+        class Event:
+            def __init__(self):
+                self.done = False
+                card.open += name == "using"
+                card.most = max(card.most, card.open)
+
+            def synchronize(self):
+                card.open -= 1
+
+        class Stream:
+            def record_event(self):
+                return Event()
+
+            def wait_event(self, event):
+                card.said.append("arrived")
+
+        return Stream()
+
+
+class Piece(list):
+    """Rows in pinned memory."""
+
+    def to(self, card, non_blocking=False):
+        assert non_blocking
+        card.said.append(f"sent {self[0]}")
+        return Piece(self)
+
+    def record_stream(self, stream):
+        """Kept by the stream that uses it."""
+
+
+def test_a_gpu_gets_the_next_batch_while_it_works_and_the_host_is_not_far_ahead(monkeypatch):
+    card = Card()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: card.stream("copying"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: card.stream("using"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    seen = []
+    for batch in fed(([Piece([i])] for i in range(6)), card):
+        card.said.append(f"work {batch[0]}")
+        seen += batch
+    assert seen == list(range(6))
+    order = ["sent 0", "sent 1", "arrived", "work 0", "sent 2", "arrived", "work 1"]
+    assert card.said[: len(order)] == order
+    assert card.said[-2:] == ["arrived", "work 5"]
+    assert card.most == AHEAD + 1
