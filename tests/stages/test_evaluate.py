@@ -1,6 +1,7 @@
 """Scores of sets of samples whose scores are known, and how they are stored."""
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -345,6 +346,11 @@ def test_groups_of_sets_give_the_same_scores(tmp_path, few, score, artifact, mon
         "real": samples_of(tmp_path / "b", data.test[:], training_step=20),
         "noise": samples_of(tmp_path / "c", noise, training_step=10),
     }
+    sent = judge.judge_of
+    # As it reaches another process.
+    monkeypatch.setattr(
+        evaluate, "judge_of", lambda *a, **k: pickle.loads(pickle.dumps(sent(*a, **k)))
+    )
     assert digests(score(tmp_path / "s", sets).path) == digests(artifact.path)
 
 
