@@ -364,8 +364,8 @@ def test_networks_are_scanned_there(kind):
         labels = torch.arange(24) % CLASSES
         error = measure.denoising_error(subject.denoiser, seen.to(device), 0.5, 2, 10)
         half = seen[:12].to(device), labels[:12]
-        probe = measure.probe_accuracy(subject, half, (seen[12:].to(device), labels[12:]), 0.2, 8)
-        return [*numbers, *error, probe]
+        right = measure.probe_right(subject, half, (seen[12:].to(device), labels[12:]), 0.2, 8)
+        return [*numbers, *error, right.double()]
 
     same_on_both(scanned)
 

@@ -26,7 +26,10 @@ class TrainOptions(methods.MethodOptions):
     """Network, optimizer, length and checkpoints of a training."""
 
     network: NetworkSettings = Field(NetworkSettings(), description="the network's size")
-    density: DensitySettings = Field(DensitySettings(), description="where t is drawn")
+    density: DensitySettings | None = Field(
+        None,
+        description="where t is drawn; unset is uniform, and JiT's logit-normal for method=jit",
+    )
     conditional: bool = Field(
         True, description="tell the network the images' classes; false trains without labels"
     )
@@ -100,7 +103,7 @@ class TrainOptions(methods.MethodOptions):
     @property
     def drawn(self) -> DensitySettings:
         """Where t is drawn."""
-        return self.loss_options.density_of(self.density)
+        return self.density or self.loss_options.own_density()
 
     @property
     def kept_steps(self) -> tuple[int, ...]:
