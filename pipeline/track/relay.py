@@ -8,16 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import progress
+from pipeline.shown import Shown
 from pipeline.store import Store
 
 PATIENCE_SECONDS = 30.0
+NOTHING = Shown()
 
 
 class Relay:
     """A thread that reads artifacts' curves and files and hands them to the tracker."""
 
-    def __init__(self, tracker: Any, store: Store) -> None:
-        self._tracker, self._store = tracker, store
+    def __init__(self, tracker: Any, store: Store, shown: Shown = NOTHING) -> None:
+        self._tracker, self._store, self._shown = tracker, store, shown
         self._queue: queue.Queue = queue.Queue()
         self._untold: list[str] = []
         self._given_up = threading.Event()
@@ -76,13 +78,17 @@ class Relay:
         if self._given_up.is_set():
             return
         curves = artifact.curves() + timing_curves(manifest.timings)
+        metrics, constants = {}, {}
+        for metric, value in manifest.metrics.items():
+            (constants if self._shown.is_constant(metric) else metrics)[metric] = value
+        settings = {f"{node.stage.name}.{k}": v for k, v in manifest.settings.items()}
         self._tracker.node_finished(
             name,
             status="FINISHED",
-            metrics=manifest.metrics,
+            metrics=metrics,
             curves=curves,
             tags={"artifact_key": manifest.key} | dict(node.tags) | manifest.tags,
-            params={f"{node.stage.name}.{k}": v for k, v in manifest.settings.items()},
+            params=settings | constants,
             abscissa=manifest.abscissa,
             cached=state == progress.REUSED,
         )

@@ -166,16 +166,18 @@ class Sender:
             self._create(PARENT, event["run_name"], event["time_ms"], event["tags"])
         batch = self._batch(PARENT)
         batch.params |= event["params"]
-        batch.tags |= event["tags"]
+        batch.tags |= event["tags"] | {views.SHOWS: views.RUN}
         if revision := event["tags"].get("git.revision"):
             batch.tags["mlflow.source.git.commit"] = revision
         batch.tags |= {"mlflow.source.name": "python -m pipeline", "mlflow.source.type": "LOCAL"}
-        return [lambda: self._reopen(PARENT)]
+        return [lambda: self._reopen(PARENT), lambda: self._save_view(views.RUNS_VIEW)]
 
     def _child(self, event: dict[str, Any]) -> Batch:
         node = event["node"]
         tags = self._state.child_tags.get(node, {})
-        self._create(node, f"{node} · {self._begin['run_name']}", event["time_ms"], tags)
+        own = self._begin.get("names", {}).get(node, node)
+        short = self._begin.get("short") or self._begin["run_name"]
+        self._create(node, f"{own} · {short}", event["time_ms"], tags)
         return self._batch(node)
 
     def _on_node(self, event: dict[str, Any]) -> list[Action]:
@@ -200,50 +202,58 @@ class Sender:
         return []
 
     def _on_points(self, event: dict[str, Any]) -> list[Action]:
-        batch = self._child(event)
-        self._add_curves(event["node"], event["rows"], event["time_ms"])
-        return self._measured_along(batch, event["abscissa"])
+        self._child(event)
+        return self._add_curves(event)
 
     def _on_finish(self, event: dict[str, Any]) -> list[Action]:
-        node, time_ms, headline = event["node"], event["time_ms"], event["metrics"]
+        node, time_ms = event["node"], event["time_ms"]
         if not event["rows"] and node not in self._state.runs:
-            rows = [(f"{node}/{name}", 0, value) for name, value in headline.items()]
-            self._add_rows(PARENT, rows, time_ms)
-            return []
+            return []  # a node without curves has no run; its numbers stand in a table of all
         batch = self._child(event)
-        self._add_curves(node, event["rows"], time_ms)
+        after = self._add_curves(event)
         curves = {metric for metric, _ in batch.steps} | self._state.metrics(node)
-        alone = [(name, 0, v) for name, v in headline.items() if metric_name(name) not in curves]
-        self._add_curves(node, alone, time_ms)
+        headline = event["metrics"].items()
+        alone = [(name, 0, v) for name, v in headline if metric_name(name) not in curves]
+        self._add_rows(node, alone, time_ms)
         batch.tags |= event["tags"]
         batch.params |= event["params"]
-        after = self._measured_along(batch, event["abscissa"])
         return [*after, lambda: self._terminate(node, event["status"], time_ms)]
 
-    def _measured_along(self, batch: Batch, abscissa: str | None) -> list[Action]:
-        if not abscissa:
-            return []
-        batch.tags["abscissa"] = abscissa
-        return [lambda: self._save_view(abscissa)]
+    def _on_summary(self, event: dict[str, Any]) -> list[Action]:
+        rows = [(name, 0, value) for name, value in event["metrics"].items()]
+        self._add_rows(PARENT, rows, event["time_ms"])
+        self._batch(PARENT).tags |= event["tags"]
+        return []
 
-    def _save_view(self, abscissa: str) -> None:
+    def _add_curves(self, event: dict[str, Any]) -> list[Action]:
+        """The points of a node's curves, and the axes that charts of them are drawn over."""
+        node, rows, time_ms, over = (event[k] for k in ("node", "rows", "time_ms", "abscissa"))
+        self._add_rows(node, rows, time_ms)
+        if not over:
+            return []
+        batch, after = self._batch(node), [lambda: self._save_view(over)]
+        batch.tags["abscissa"] = over
+        charts = self._begin.get("charts", [])
+        charted = {chart["metric"] for chart in charts if chart["abscissa"] == over}
+        drawn = [(name, step) for name, step, _ in rows if name in charted]
+        both = views.ambiguous(charts)
+        steps = dict.fromkeys(step for name, step in drawn if name in both)
+        places = [(views.axis(over), step, views.place(over, step)) for step in steps]
+        self._add_rows(node, [row for row in places if row[2] is not None], time_ms)
+        if drawn:
+            batch.tags[views.SHOWS] = views.CURVES
+            after.append(lambda: self._save_view(views.CHARTS_VIEW))
+        return after
+
+    def _save_view(self, view: str) -> None:
         state = self._state
-        if abscissa in state.views:
+        if view in state.views:
             return
         experiment = self._server.client.get_experiment(state.experiment_id)
-        tag, value = views.tag(abscissa)
-        if tag not in experiment.tags:
+        tag, value = views.tag(view, self._begin.get("charts", []))
+        if not views.is_current(experiment.tags.get(tag), value):
             self._server.client.set_experiment_tag(state.experiment_id, tag, value)
-        state.views.append(abscissa)
-
-    def _add_curves(self, node: str, rows: Sequence[Row], time_ms: int) -> None:
-        """Points of a node: under shared names in its child, under the node's in the parent.
-
-        The parent has them too because MLflow's page opens with children folded away: so two
-        runs compare, curve by curve, before anything is clicked.
-        """
-        self._add_rows(node, rows, time_ms)
-        self._add_rows(PARENT, [(f"{node}/{name}", step, v) for name, step, v in rows], time_ms)
+        state.views.append(view)
 
     def _add_rows(self, key: str, rows: Sequence[Row], time_ms: int) -> None:
         batch = self._batch(key)
