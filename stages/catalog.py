@@ -66,11 +66,11 @@ def timed_section(run: Run) -> Timed:
 
 SHOWN = Shown(
     charts=(
-        Chart("Over network evaluations", "fid", "nfe"),
-        Chart("Over network evaluations", "trajectory_rms", "nfe"),
-        Chart("Over training steps", "fid", "training_step"),
-        Chart("Over training steps", "icr", "training_step"),
-        Chart("Over the noise level", "icr", "sigma_1000"),
+        Chart("Samples", "fid", "nfe"),
+        Chart("Samples", "fid", "training_step"),
+        Chart("Samples", "trajectory_rms", "nfe"),
+        Chart("ICR", "icr", "training_step"),
+        Chart("ICR", "icr", "sigma_1000"),
         Chart("Losses", "loss/velocity", "training_step"),
         Chart("Losses", "loss/alignment", "training_step"),
         Chart("Losses", "loss/class", "training_step"),

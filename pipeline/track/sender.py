@@ -236,8 +236,8 @@ class Sender:
         charts = self._begin.get("charts", [])
         charted = {chart["metric"] for chart in charts if chart["abscissa"] == over}
         drawn = [(name, step) for name, step, _ in rows if name in charted]
-        both = views.ambiguous(charts)
-        steps = dict.fromkeys(step for name, step in drawn if name in both)
+        own_axis = views.over_axis(charts)
+        steps = dict.fromkeys(step for name, step in drawn if (name, over) in own_axis)
         places = [(views.axis(over), step, views.place(over, step)) for step in steps]
         self._add_rows(node, [row for row in places if row[2] is not None], time_ms)
         if drawn:

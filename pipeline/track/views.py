@@ -8,7 +8,7 @@ each found and how their settings differ.
 
 A metric that is declared over several abscissas would be one chart of all of them. Its curves bring
 the abscissa as a metric of their own (`axis`), which only they have, and the chart is drawn over
-that.
+that; so is what is drawn over anything but training steps, so that the axis says what it is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ KIND_TAG = ("mlflow.experimentKind", "custom_model_development")
 SHOWS, CURVES, RUN = "shows", "curves", "run"  # the tag of MLflow's runs by which views find them
 CHARTS_VIEW, RUNS_VIEW = "charts", "runs"
 NAMES = {CHARTS_VIEW: "Charts", RUNS_VIEW: "Runs compared"}
+STEP = "training_step"  # what MLflow means by a step
 LOGARITHMIC = {"sigma_1000": ("log10 sigma", 1000)}  # MLflow draws such axes linearly
 
 Charts = Sequence[Mapping[str, str]]  # `Chart`s of `pipeline.shown` as plain data
@@ -44,12 +45,16 @@ def place(abscissa: str, step: int) -> float | None:
     return math.log10(step / LOGARITHMIC[abscissa][1]) if step > 0 else None
 
 
-def ambiguous(charts: Charts) -> set[str]:
-    """The metrics that are drawn over more than one abscissa."""
+def over_axis(charts: Charts) -> set[tuple[str, str]]:
+    """Metric and abscissa of the charts that are drawn over an axis of their own."""
     over: dict[str, set[str]] = {}
     for chart in charts:
         over.setdefault(chart["metric"], set()).add(chart["abscissa"])
-    return {metric for metric, abscissas in over.items() if len(abscissas) > 1}
+    return {
+        (chart["metric"], chart["abscissa"])
+        for chart in charts
+        if chart["abscissa"] != STEP or len(over[chart["metric"]]) > 1
+    }
 
 
 def key(view: str) -> str:
@@ -144,22 +149,24 @@ def _laid_out(view: str, charts: Charts) -> tuple[list[dict], list[dict]]:
     No sections where no chart is declared: MLflow then draws all there is.
     """
     if view == RUNS_VIEW:
+        tables = {"What each run found": "Model metrics", "Settings that differ": "Parameters"}
         cards = [
-            _differences(view, "What each run found", "Model metrics", differing=False),
-            _differences(view, "Settings that differ", "Parameters", differing=True),
+            _differences(title, of, differing=of == "Parameters") for title, of in tables.items()
         ]
-        sections = [_section(view, "What each run found, and settings that differ", columns=2)]
-        return cards, [*sections, _section("system", "System metrics", shown=False)]
+        sections = [_section(title, title, columns=1, height=560) for title in tables]
+        return cards, [*sections, *_folded(())]
     among = [chart for chart in charts if view in (CHARTS_VIEW, chart["abscissa"])]
     if not among:
         return [], []
-    both = ambiguous(charts)
+    own_axis = over_axis(charts)
     headings = list(dict.fromkeys(chart["section"] for chart in among))
     cards = [
         _line(
             chart["metric"],
             section=f"section {headings.index(chart['section'])}",
-            over=axis(chart["abscissa"]) if chart["metric"] in both else "",
+            over=axis(chart["abscissa"])
+            if (chart["metric"], chart["abscissa"]) in own_axis
+            else "",
         )
         for chart in among
     ]
@@ -167,16 +174,26 @@ def _laid_out(view: str, charts: Charts) -> tuple[list[dict], list[dict]]:
         _section(f"section {at}", heading, columns=min(3, max(2, _count(among, heading))))
         for at, heading in enumerate(headings)
     ]
+    return cards, [*sections, *_folded(headings)]
+
+
+def _folded(headings: Sequence[str]) -> list[dict[str, Any]]:
+    """Sections for what no chart is declared of, under the headings that MLflow looks for."""
     rest = {"": "rest", "loss": "losses", "denoising_mse": "bands", "System metrics": "system"}
-    rest = {heading: uuid for heading, uuid in rest.items() if heading not in headings}
-    return cards, [*sections, *(_section(uuid, of, shown=False) for of, uuid in rest.items())]
+    return [
+        _section(uuid, heading, shown=False)
+        for heading, uuid in rest.items()
+        if heading not in headings
+    ]
 
 
 def _count(charts: Charts, heading: str) -> int:
     return sum(chart["section"] == heading for chart in charts)
 
 
-def _section(uuid: str, heading: str, shown: bool = True, columns: int = 3) -> dict[str, Any]:
+def _section(
+    uuid: str, heading: str, shown: bool = True, columns: int = 3, height: int = 360
+) -> dict[str, Any]:
     return {
         "uuid": uuid,
         "name": heading,
@@ -185,6 +202,7 @@ def _section(uuid: str, heading: str, shown: bool = True, columns: int = 3) -> d
         "deleted": False,
         "isGenerated": False,
         "columns": columns,
+        "cardHeight": height,
     }
 
 
@@ -218,9 +236,9 @@ def _line(metric: str, section: str, over: str) -> dict[str, Any]:
     }
 
 
-def _differences(section: str, title: str, group: str, differing: bool) -> dict[str, Any]:
+def _differences(title: str, group: str, differing: bool) -> dict[str, Any]:
     """A table with a row for each metric or param and a column for each run."""
-    return _card(title, section, "DIFFERENCE") | {
+    return _card(f"{title} (table)", title, "DIFFERENCE") | {
         "compareGroups": [group],
         "chartName": title,
         "showChangeFromBaseline": False,

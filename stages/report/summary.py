@@ -120,11 +120,11 @@ def summary(run: Run) -> Summary:
 
 
 def metric_of(finding: Finding) -> str:
-    """`SteinDiff/Better FID at 5 to 10 evaluations for UniPC in pct`: letters that MLflow takes."""
+    """Such as `CSFlow: Better FID from the time grid alone in pct`, in letters that MLflow takes."""
     claim, effect = finding["claim"], finding["effect"]
-    unit = {"": "", "%": "in pct"}.get(effect["unit"], f"in {effect['unit']}") if effect else ""
-    text = f"{claim['text']} {unit}".replace("%", "pct")
-    return f"{claim['method']}/{re.sub(r'[^A-Za-z0-9 ._-]', '', text).strip()}"[:250]
+    unit = f" in {effect['unit']}".replace("%", "pct") if effect and effect["unit"] else ""
+    text = re.sub(r"[^A-Za-z0-9 ._-]", "", f"{claim['text']}{unit}")
+    return f"{claim['method']}: {text}"[:250]
 
 
 def _scores(run: Run) -> dict[str, Mapping[str, float]]:
