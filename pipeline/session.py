@@ -170,7 +170,8 @@ class _Session:
         self.view = progress.view(expected, options.cores)
         uri = tracking_uri(store, options)
         self.tracker = _start_tracker(catalog, plan, store, entry, uri, self.view)
-        self.relay = Relay(self.tracker, store, catalog.shown)
+        nodes = [planned.node for planned in plan.nodes.values()]
+        self.relay = Relay(self.tracker, store, catalog.shown, nodes)
 
     def run(self) -> int:
         try:

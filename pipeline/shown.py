@@ -33,6 +33,36 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of what a model is asked. many: a list of such numbers in each row."""
+
+    name: str
+    type: str = "long"
+    many: bool = False
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """What MLflow is to keep of an artifact.
+
+    Args:
+        answer: `"module:function"` of a function that takes the artifact, `settings`, the rows
+            that are asked (a data frame) and the params beside them, and gives an array.
+        settings: plain data, kept for `answer`.
+        columns: of the rows.
+        shape: of one item of the answer, float32.
+        params: what may be said beside the rows, with defaults.
+    """
+
+    answer: str
+    settings: Mapping[str, Any]
+    columns: Sequence[Column]
+    shape: Sequence[int]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Shown:
     """How the stages' results appear in MLflow.
 
@@ -43,8 +73,8 @@ class Shown:
         words: what the name of a stage's curve ends with, where it is not the stage's own name.
         summary: `"module:function"` of a function that takes a finished run and gives its
             `Summary`.
-        models: by stage, the `"module:function"` of a function that takes a store's uri and a
-            node's manifest and gives the `pipeline.track.models.Model` that MLflow is to keep.
+        models: by stage, the `"module:function"` of a function that takes an artifact and the
+            nodes that read it, and gives the `Model` that MLflow is to keep of it.
     """
 
     charts: Sequence[Chart] = ()

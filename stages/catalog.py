@@ -79,6 +79,7 @@ SHOWN = Shown(
     constants=("*_floor", "*_seeds", "num_*", "*_num_samples", "features", "ridge"),
     words={"evaluate": "", "published": "published"},
     summary="stages.report.summary:summary",
+    models=dict.fromkeys(("train", "checkpoint"), "stages.sampling.drawn:described"),
 )
 
 CATALOG = Catalog(

@@ -195,19 +195,22 @@ class Tracker:
             schema: arrays by name, each its dtype and shape (-1 for any length).
             profile: counts and the like.
         """
-        spec = [
-            {"name": key, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}}
-            for key, (dtype, shape) in (schema or {}).items()
-        ]
-        self._append(
-            "dataset",
-            node=node,
-            name=name,
-            digest=digest[:36],
-            source=source,
-            schema={"mlflow_tensorspec": {"features": json.dumps(spec), "targets": None}},
-            profile=dict(profile or {}),
-        )
+        self._append("dataset", **_dataset(node, name, digest, source, schema, profile))
+
+    def model(
+        self,
+        node: str,
+        config: Mapping[str, Any],
+        trained_on: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> None:
+        """A model that a node has made; its run is there already.
+
+        Args:
+            config: see `pipeline.track.models.save`.
+            trained_on: nodes and the data sets that they hold, as for `dataset`.
+        """
+        known = [_dataset(of, **dataset) for of, dataset in trained_on]
+        self._append("model", node=node, config=dict(config), datasets=known)
 
     def artifact(
         self, path: Path, artifact_path: str = "", node: str | None = None, table: bool = False
@@ -332,6 +335,29 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             flat[f"{prefix}{key}"] = text
     return flat
+
+
+def _dataset(
+    node: str,
+    name: str,
+    digest: str,
+    source: str,
+    schema: Mapping[str, tuple[str, Sequence[int]]] | None = None,
+    profile: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A data set as plain data, as `Tracker.dataset` takes it."""
+    spec = [
+        {"name": key, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}}
+        for key, (dtype, shape) in (schema or {}).items()
+    ]
+    return {
+        "node": node,
+        "name": name,
+        "digest": digest[:36],
+        "source": source,
+        "schema": {"mlflow_tensorspec": {"features": json.dumps(spec), "targets": None}},
+        "profile": dict(profile or {}),
+    }
 
 
 def _plain_rows(rows: Iterable[Row]) -> list[Row]:

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.locations import belongs
 from pipeline.track import views
 from pipeline.track.database import identity, is_lost
+from pipeline.track.models import save
 from pipeline.track.server import Batch, Server
 from pipeline.track.spool import State, last_begin, read_events
 from pipeline.track.system import SystemMetrics
@@ -268,19 +269,38 @@ class Sender:
             batch.metrics.append((metric, value, time_ms, step))
 
     def _on_dataset(self, event: dict[str, Any]) -> list[Action]:
+        return [lambda: self._log_input(PARENT, event)]
+
+    def _log_input(self, key: str, dataset: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         entity = Dataset(
-            name=event["name"],
-            digest=event["digest"],
+            name=dataset["name"],
+            digest=dataset["digest"],
             source_type="local",
-            source=json.dumps({"uri": event["source"]}),
-            schema=json.dumps(event["schema"]),
-            profile=json.dumps(event["profile"]),
+            source=json.dumps({"uri": dataset["source"]}),
+            schema=json.dumps(dataset["schema"]),
+            profile=json.dumps(dataset["profile"]),
         )
-        inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", event["node"])])]
-        run = self._state.runs[PARENT]
-        return [lambda: self._server.client.log_inputs(run, datasets=inputs)]
+        tags = [InputTag("mlflow.data.context", dataset["node"])]
+        run = self._state.runs[key]
+        self._server.client.log_inputs(run, datasets=[DatasetInput(entity, tags=tags)])
+
+    def _on_model(self, event: dict[str, Any]) -> list[Action]:
+        self._child(event)
+        return [lambda: self._save_model(event)]
+
+    def _save_model(self, event: dict[str, Any]) -> None:
+        state, node, datasets = self._state, event["node"], event["datasets"]
+        for dataset in datasets:
+            self._log_input(node, dataset)
+        own = self._begin.get("names", {}).get(node, node)
+        name = re.sub(r"[^\w -]", "-", f"{own} {self._begin.get('short', '')}".strip())
+        tags = {"node": node, "pipeline.run_id": self._begin["run_id"]}
+        if datasets:
+            tags["dataset"] = f"{datasets[0]['name']} {datasets[0]['digest']}"
+        config = event["config"] | {"tags": tags}
+        save(self._server.client, state.experiment_id, state.runs[node], name, config)
 
     def _on_artifact(self, event: dict[str, Any]) -> list[Action]:
         path, store = Path(event["path"]), self._run_dir.absolute().parents[1]

@@ -120,7 +120,7 @@ def summary(run: Run) -> Summary:
 
 
 def metric_of(finding: Finding) -> str:
-    """Such as `CSFlow: Better FID from the time grid alone in pct`, in letters that MLflow takes."""
+    """`CSFlow: Better FID from the time grid alone in pct`, in letters that MLflow takes."""
     claim, effect = finding["claim"], finding["effect"]
     unit = f" in {effect['unit']}".replace("%", "pct") if effect and effect["unit"] else ""
     text = re.sub(r"[^A-Za-z0-9 ._-]", "", f"{claim['text']}{unit}")
