@@ -11,7 +11,6 @@ from mlflow.pyfunc import PythonModel
 
 from pipeline.track import models
 
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow would rather read the signature from type hints
 

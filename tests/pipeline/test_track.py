@@ -230,6 +230,28 @@ def test_declared_charts_keep_abscissas_apart(make, client, tmp_path):
     assert [card["metricKey"] for card in nfe] == ["fid"]
 
 
+def test_a_model_is_logged_once_with_its_run_and_its_data(make, client, tmp_path):
+    tracker = make(names={"train/sit": "sit train"}, short="b6b0")
+    tracker.node_finished("train/sit", curves=[("loss", 1, 0.5)], abscissa="training_step")
+    config = {"answer": "no:where", "settings": {}, "params": {"nfe": 5}, "shape": [1, 8, 8]}
+    config |= {"columns": [{"name": "seed", "type": "long", "many": False, "required": True}]}
+    config |= {"store": str(tmp_path), "stage": "train", "key": "k1"}
+    data = {"name": "digits", "digest": "d1", "source": "sklearn", "profile": {"num_train": 9}}
+    for _ in range(2):
+        tracker.model("train/sit", config, [("prepare", data)])
+    tracker.close("FINISHED")
+    send(tmp_path / "runs" / "run-1")
+
+    run = runs_of(client, f"full/{tmp_path.name}")["sit train · b6b0"]
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["digits"]
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (model.name, model.source_run_id) == ("sit train b6b0", run.info.run_id)
+    assert model.status == "READY"
+    assert model.tags["dataset"] == "digits d1"
+    assert model.tags["node"] == "train/sit"
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+
+
 def test_a_view_that_a_person_changed_is_left_alone():
     (_, first), (_, other) = views.tag(views.CHARTS_VIEW, CHARTS), views.tag(views.CHARTS_VIEW)
     assert views.is_current(first, first)
