@@ -209,7 +209,7 @@ class Sender:
     def _on_finish(self, event: dict[str, Any]) -> list[Action]:
         node, time_ms = event["node"], event["time_ms"]
         if not event["rows"] and node not in self._state.runs:
-            return []  # a node without curves has no run; its numbers stand in a table of all
+            return []  # a node without curves has no run; the report and `show` have its numbers
         batch = self._child(event)
         after = self._add_curves(event)
         curves = {metric for metric, _ in batch.steps} | self._state.metrics(node)
