@@ -13,7 +13,13 @@ from typing import Any
 from pipeline.track import views
 from pipeline.track.database import create_database
 from pipeline.track.redaction import redact
-from pipeline.track.uri import drop_stray_folder, file_location, sqlite_path, with_driver
+from pipeline.track.uri import (
+    check_uri,
+    drop_stray_folder,
+    file_location,
+    sqlite_path,
+    with_driver,
+)
 
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # MLflow's limits of one log_batch
 MAX_PARAM_CHARS, MAX_TAG_CHARS, MAX_KEY_CHARS = 6000, 5000, 250
@@ -72,6 +78,7 @@ class Server:
         logging.getLogger("alembic").setLevel(logging.ERROR)
         path = sqlite_path(self._uri)
         if path is not None:
+            check_uri(self._uri)  # MLflow would try what can never be opened for two minutes
             create_database(path)
         client = mlflow.MlflowClient(tracking_uri=with_driver(self._uri))
         client.search_experiments(max_results=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,18 +24,50 @@ if TYPE_CHECKING:
     from stages.methods.path import Denoiser
 
 
+@dataclass(frozen=True)
+class Calls:
+    """How a network is called; results depend on it.
+
+    precision: of its products, see `products_in`. compile: by its blocks.
+    """
+
+    precision: str = "float32"
+    compile: bool = False
+
+
+PLAIN = Calls()
+
+
+@contextmanager
+def products_in(precision: str, device: str) -> Iterator[None]:
+    """Within it matrix products and convolutions of float32 are made in float32, tf32 (on a GPU) or
+    bfloat16; the process's own choice comes back after."""
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 @dataclass
 class Problem:
     """A model as solvers see it: states, and denoisers of blocks of samples.
 
     A state is an image, or an image with the class token that the network carries beside it, packed
-    into one vector. `network_seconds` adds up what calls of the network took.
+    into one vector. precision: of the network's products. `network_seconds` adds up what calls of
+    the network took.
     """
 
     network: Callable[..., Any]
     model: TrainedModel
     settings: SolverOptions
     guide: Callable[..., Any] | None = None
+    precision: str = "float32"
     network_seconds: float = field(default=0.0, init=False)
 
     @cached_property
@@ -90,8 +123,8 @@ class Problem:
     def denoiser(self, labels: Tensor) -> Denoiser:
         """denoiser(y, s) of the samples with these labels (B,); one network call a block of them.
 
-        The state is float64, the network float32. Guidance calls the network twice. Raises
-        ValueError for guidance of a network without classes.
+        The state is float64, the network float32 but for its products. Guidance calls the network
+        twice. Raises ValueError for guidance of a network without classes.
         """
         options = self.settings
         guiding = Guiding(
@@ -111,7 +144,8 @@ class Problem:
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._wait()
             begun = time.perf_counter()
-            output = call(*args, **kwargs)
+            with products_in(self.precision, self.settings.device):
+                output = call(*args, **kwargs)
             self._wait()
             self.network_seconds += time.perf_counter() - begun
             return output
@@ -140,7 +174,7 @@ class InBlocks:
 
 
 def problem(
-    trained: TrainedNetwork, settings: SolverOptions, step: int | None
+    trained: TrainedNetwork, settings: SolverOptions, step: int | None, calls: Calls = PLAIN
 ) -> tuple[Problem, int]:
     """The model at a checkpoint (None: the last), and that step.
 
@@ -148,16 +182,26 @@ def problem(
     """
     model = trained.load()
     step = model.steps[-1] if step is None else step
-    network, guide = warm_network(trained.path, step, settings.device), None
+    network, guide = warm_network(trained.path, step, settings.device, calls.compile), None
     if model.guide is not None and settings.guidance != 1:
-        guide = warm_guide(trained.path, settings.device)
-    return Problem(network, model, settings, guide), step
+        guide = warm_guide(trained.path, settings.device, calls.compile)
+    return Problem(network, model, settings, guide, calls.precision), step
 
 
 @lru_cache(maxsize=2)
-def warm_network(folder: Path | Payload, step: int, device: str) -> nn.Module:
+def warm_network(
+    folder: Path | Payload, step: int, device: str, compiled: bool = False
+) -> nn.Module:
     """A frozen network, kept in this process."""
-    return open_artifact(folder).load().network(step, device)
+    network = open_artifact(folder).load().network(step, device)
+    return _compiled(network) if compiled else network
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    from stages.nets.compiled import compile_network
+
+    compile_network(network, retained=True)  # a correction may go back once for every probe
+    return network
 
 
 def shares(model: TrainedModel, labels: str) -> tuple[int, ...]:
@@ -181,9 +225,10 @@ def _in_turn(counts: tuple[int, ...], n: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def warm_guide(folder: Path | Payload, device: str) -> nn.Module:
+def warm_guide(folder: Path | Payload, device: str, compiled: bool = False) -> nn.Module:
     """The network that guidance leads away from, kept in this process."""
-    return open_artifact(folder).load().guide.network(device=device)
+    guide = open_artifact(folder).load().guide.network(device=device)
+    return _compiled(guide) if compiled else guide
 
 
 def stream(seed: int, purpose: str, index: int, device: str = "cpu") -> Any:

@@ -68,6 +68,15 @@ class SampleOptions(SolverOptions):
         1, ge=1, le=1000, description="online and literal: random probes a divergence"
     )
     churn: ChurnOptions = Field(ChurnOptions(), description="solver=churn: the noise that it adds")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="of the network's products in every set of samples, those that others are "
+        "compared with too; weights and the solver keep theirs. tf32 is of a GPU: on a CPU it is "
+        "float32. What is fitted to the network (calibrations, trajectories) is always float32",
+    )
+    compile: bool = Field(
+        False, description="compile the network by its blocks (worth it on a GPU)"
+    )
     num_samples: int = Field(1500, ge=1, le=10**7, description="samples")
     classes: Literal["balanced", "random"] = Field(
         "balanced",
@@ -166,7 +175,8 @@ def _made(
     import torch
 
     begun = time.perf_counter()
-    problem, step = sampling_problem.problem(model, settings, settings.step)
+    calls = sampling_problem.Calls(settings.precision, settings.compile)
+    problem, step = sampling_problem.problem(model, settings, settings.step, calls)
     first, last = shard
     size = settings.block_size
     held = 1 if _over_batch(settings) else math.ceil(settings.batch_size / size)

@@ -75,7 +75,9 @@ class TrainOptions(methods.MethodOptions):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the network's products; weights stay in float32"
     )
-    compile: bool = Field(False, description="compile the network (worth it on a GPU)")
+    compile: bool = Field(
+        False, description="compile the network by its blocks (worth it on a GPU)"
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where training runs")
     num_workers: int | tuple[int, int] = Field(
         0,

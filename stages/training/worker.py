@@ -263,6 +263,7 @@ def _take_over(network: nn.Module, context: Context, config: dict[str, Any]) -> 
 def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:
     """The state to train from: fresh, continued, or the last that an interrupted run saved; and
     what watches the training, or None."""
+    from stages.nets.compiled import compile_network
     from stages.training import resume
     from stages.training.log import LossLog
     from stages.training.loop import Optimization, TrainState, saved_by_first
@@ -286,7 +287,7 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
     )
     state = TrainState(network.to(device), optimization)
     if settings.compile:
-        network.compile()
+        compile_network(network)
     scanned = replace(data, train=training_images(settings, data))
     training_watch.check_scans(settings, state.ema.network, config, scanned)
     log = LossLog(settings.log_every)

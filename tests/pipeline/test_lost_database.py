@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import sqlalchemy
 
 from pipeline.__main__ import main
 from pipeline.errors import UsageError
@@ -71,6 +72,13 @@ def until(condition):
         time.sleep(0.2)
 
 
+def impatient(connection, cursor, statement, parameters, context, many):
+    """MLflow has each of its sessions wait for a lock for 20 s."""
+    if statement.startswith("PRAGMA busy_timeout"):
+        statement = "PRAGMA busy_timeout = 50"
+    return statement, parameters
+
+
 def drain(sender):
     while sender.step():
         pass
@@ -124,8 +132,7 @@ def test_a_locked_database_loses_nothing(tmp_path, made, monkeypatch):
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db", timeout=60)) as other:
         sender._connect()
         store = sender._server.client._tracking_client.store
-        with store.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA busy_timeout=100")
+        sqlalchemy.event.listen(store.engine, "before_cursor_execute", impatient, retval=True)
         monkeypatch.setattr("mlflow.store.db.utils._logger.exception", lambda *a, **k: None)
         other.execute("BEGIN IMMEDIATE")
         for _ in range(8):  # more often than what is taken for the record's own fault
@@ -153,6 +160,8 @@ def test_a_command_that_cannot_send_says_so(tmp_path, capsys):
     (tmp_path / "mlflow.db").mkdir()
     assert main(["send", "--store", str(tmp_path)], lambda: CATALOG) == 1
     assert "MLflow still lacks some of run-1" in capsys.readouterr().out
+    with pytest.raises(Away, match="names a folder"):
+        Sender(tmp_path / "runs" / "run-1").step()
 
 
 def test_a_finished_run_is_sent_again_in_the_background(tmp_path, made):

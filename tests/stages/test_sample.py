@@ -75,7 +75,7 @@ def test_the_network_sees_whole_blocks_only(model, tmp_path, monkeypatch, batch_
         calls.append(len(x))
         return torch.zeros_like(x)
 
-    monkeypatch.setattr(sampling_problem, "warm_network", lambda folder, step, device: network)
+    monkeypatch.setattr(sampling_problem, "warm_network", lambda *which: network)
     noise = sampling_problem.Problem.noise
     monkeypatch.setattr(
         sampling_problem.Problem,

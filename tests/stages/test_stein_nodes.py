@@ -53,7 +53,7 @@ def exact_model(folder, velocity, monkeypatch, **config):
     (at.path / "checkpoints").mkdir()
     (at.path / "model.json").write_text(json.dumps(facts))
     (at.path / checkpoint_name(1)).write_bytes(b"weights")
-    monkeypatch.setattr(sampling_problem, "warm_network", lambda folder, step, device: velocity)
+    monkeypatch.setattr(sampling_problem, "warm_network", lambda *which: velocity)
     return sealed(at, checkpoint.STAGE, calibrate.Result())
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import PLAIN, collect, of_metric, over_nfe, plot_over_nfe
 from stages.pages.figures import Axes, Curve, plot
+from stages.pages.looks import score_name
 from stages.pages.page import Section, folded, table
 from stages.papers.beyond.claims import WHOLE, least
 
@@ -54,7 +55,8 @@ def _whole(scores: Mapping[str, Sequence[Row]], followed: Sequence[Schedule]) ->
             if which.solver in SOLVED and (which.correction == PLAIN or which.solver == WHOLE)
         ]
         if curves:
-            caption = f"{metric} over evaluations: the solver of a whole trajectory beside others."
+            what = score_name(metric)
+            caption = f"{what} over evaluations: the solver of a whole trajectory beside others."
             figures.append(
                 plot_over_nfe(f"whole-{metric.replace('_', '-')}", metric, curves, caption)
             )

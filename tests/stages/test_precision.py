@@ -1,0 +1,91 @@
+"""Precision and compilation of networks that are sampled: of their products alone."""
+
+import pytest
+import torch
+
+from stages.nets import compiled
+from stages.sampling import problem as sampling_problem
+from stages.sampling import sample
+from tests.stages.context import make
+
+SETTINGS = sample.SampleSettings(nfe=5, num_samples=8, block_size=4)
+
+
+def images(folder, model, **changes):
+    settings = SETTINGS.revised(**changes)
+    return make(folder, sample.STAGE, settings, model=model).load().images
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, model):
+    return images(tmp_path_factory.mktemp("plain"), model)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compilation without a compiler: graphs are traced and run as they are; the networks that
+    were compiled."""
+    networks, compile_network = [], compiled.compile_network
+
+    def trace(network, **how):
+        networks.append(network)
+        return compile_network(network, "aot_eager", **how)
+
+    monkeypatch.setattr(compiled, "compile_network", trace)
+    yield networks
+    sampling_problem.warm_network.cache_clear()
+    torch.compiler.reset()
+
+
+def test_bfloat16_is_of_the_products_alone(tmp_path, model, plain):
+    low = images(tmp_path / "low", model, precision="bfloat16")
+    apart = (low - plain).square().mean().sqrt() / plain.square().mean().sqrt()
+    assert 0 < apart < 0.02
+    assert low.dtype == torch.float32
+    # On a CPU there is no tf32.
+    assert torch.equal(images(tmp_path / "tf32", model, precision="tf32"), plain)
+
+
+def test_the_solver_keeps_its_precision(model):
+    settings = SETTINGS.revised(precision="bfloat16")
+    calls = sampling_problem.Calls("bfloat16")
+    problem, _ = sampling_problem.problem(model, settings, None, calls)
+    seen, network = [], problem.network
+
+    def spied(x, t, labels):
+        out = network(x, t, labels)
+        seen.append((x.dtype, out.dtype))
+        return out
+
+    problem.network = spied
+    labels, state = problem.labels(torch.arange(4)), problem.noise(0, torch.arange(4))
+    assert problem.denoiser(labels)(state, 1.0).dtype == state.dtype == torch.float64
+    assert seen == [(torch.float32, torch.bfloat16)]
+
+
+def test_compiled_samples_are_the_same(tmp_path, model, plain, traced):
+    assert torch.equal(images(tmp_path, model, compile=True), plain)
+    assert len(traced) == 1
+
+
+def test_compiled_networks_are_gone_back_through_once_for_every_probe(tmp_path, model, traced):
+    common = {"correction": "literal", "num_probes": 2, "num_samples": 4}
+    found = images(tmp_path / "compiled", model, compile=True, **common)
+    torch.testing.assert_close(found, images(tmp_path / "plain", model, **common))
+    assert len(traced) == 1
+
+
+def test_products_come_back_to_what_the_process_had():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    for precision, allowed in (("float32", False), ("tf32", True), ("bfloat16", False)):
+        with sampling_problem.products_in(precision, "cpu"):
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
+def test_samples_are_keyed_by_both():
+    keyed = {"precision": "float32", "compile": False}
+    assert keyed.items() <= SETTINGS.keyed().items()
