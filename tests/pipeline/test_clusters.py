@@ -289,7 +289,7 @@ def a_driver_fetches_nothing_for_a_report_of_what_there_is(store, marks):
             run = latest(store=uri)
             page = run.store.run_path(run.id) / "report.html"
             assert "['apply/a']" in page.read_text(), "what was made is in it"
-            assert json.loads((page.parent / "claims.json").read_text()) == [2]
+            assert json.loads((page.parent / "claims.json").read_text()) == [6]
         found = {name.split("/")[2] for name in cached(lent.cache("one"))}
         assert found == {"number", "apply"}
     assert cached(folder / "driver" / "cache") == []
