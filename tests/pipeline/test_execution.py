@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline import cluster, progress, worker
 from pipeline import plan as planning
-from pipeline import progress, worker
+from pipeline.capacity import Amount
 from pipeline.plan import Request
 from pipeline.run import MOST_REMAKES, Execution
 from pipeline.store import Store
@@ -68,6 +69,32 @@ def test_a_node_whose_input_is_made_again_keeps_no_room_free(execution):
     execution.lacks["total"] = 1
     assert execution._submit("total")
     assert (room.awaited, room.groups, execution.later) == ({}, {}, ["total"])
+
+
+def test_what_becomes_ready_while_another_waits_for_the_only_gpu(tmp_path, monkeypatch):
+    """The more urgent newcomer is offered first, and must not wait for the room kept behind it."""
+    gpus = ("resources.number.gpus=1", "resources.apply.gpus=1")
+    store = Store(tmp_path / "store")
+    plan = planning.make(CATALOG, store, Request("chain", overrides=gpus))
+    view = SimpleNamespace(update=lambda *a, **k: None, message=print)
+    one = Execution(plan, store, SimpleNamespace(view=view, tracker=None, on_change=None), ())
+    one.rank |= {"number/a": 0, "apply/a": 1, "number/b": 2}
+    handed = []
+    monkeypatch.setattr(cluster, "capacity", lambda growth: Amount(4, 1))
+    monkeypatch.setattr(cluster, "submit", lambda job, *rest: handed.append(job.node) or job.node)
+    one.channel = SimpleNamespace(drain=list, reserve=lambda kinds: None)
+
+    def end(name):
+        one._submit_ready()
+        assert handed[-1] == name and list(one.running) == [name]
+        del one.running[name]
+        one.claims.running.clear()
+        one.claims.room.leave(one.nodes[name].key)
+        make(one, name)
+
+    for name in ("number/a", "apply/a", "number/b", "total"):
+        end(name)
+    assert handed == ["number/a", "apply/a", "number/b", "total"]
 
 
 def test_a_late_word_of_damage_leaves_the_new_artifact_alone(execution, store):
