@@ -6,12 +6,14 @@ Both read `claims.json` of the run's folder, so that nothing is computed and lit
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
 from pipeline.results import measured
+from pipeline.shown import Summary
 
 if TYPE_CHECKING:
     from pipeline.results import Run
@@ -102,15 +104,50 @@ def verdict(finding: Finding) -> str:
     return f"{said}: {effect['value']:+.3g}{unit} [{low:.3g}, {high:.3g}]{scope}"
 
 
-def _best(run: Run) -> Iterator[str]:
-    """The set of samples with the least FD, and what real images get in its place."""
-    scores = {}
+def summary(run: Run) -> Summary:
+    """The run for MLflow: a number a claim that was measured, its verdict, and the best score."""
+    metrics, tags = {}, {}
+    for finding in claims(run):
+        if finding["verdict"] not in VERDICTS:
+            continue
+        name = metric_of(finding)
+        tags[name] = verdict(finding)
+        if finding["effect"] is not None:
+            metrics[name] = finding["effect"]["value"]
+    scores = _scores(run)
+    if scores:
+        best = _least(scores)
+        metrics["best fid"] = scores[best]["fid"]
+        tags["best fid"] = f"{measured(scores[best])[0]}, {best}"
+    return Summary(metrics, tags)
+
+
+def metric_of(finding: Finding) -> str:
+    """`CSFlow: Better FID from the time grid alone in pct`, in letters that MLflow takes."""
+    claim, effect = finding["claim"], finding["effect"]
+    unit = f" in {effect['unit']}".replace("%", "pct") if effect and effect["unit"] else ""
+    text = re.sub(r"[^A-Za-z0-9 ._-]", "", f"{claim['text']}{unit}")
+    return f"{claim['method']}: {text}"[:250]
+
+
+def _scores(run: Run) -> dict[str, Mapping[str, float]]:
+    """The headline of every evaluation, by node."""
+    found = {}
     for name in run:
         metrics = run[name].metrics if run[name].data["stage"] == "evaluate" else {}
         if "fid" in metrics:
-            scores[name] = metrics
-    if scores:
-        name = min(scores, key=lambda one: scores[one]["fid"])
+            found[name] = metrics
+    return found
+
+
+def _least(scores: Mapping[str, Mapping[str, float]]) -> str:
+    return min(scores, key=lambda one: scores[one]["fid"])
+
+
+def _best(run: Run) -> Iterator[str]:
+    """The set of samples with the least FD, and what real images get in its place."""
+    if scores := _scores(run):
+        name = _least(scores)
         among = f", of {len(scores)} sets of samples" if len(scores) > 1 else ""
         yield f"best:    {measured(scores[name])[0]}, {name}{among}"
 

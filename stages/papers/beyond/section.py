@@ -4,6 +4,7 @@ model's best one."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import PLAIN, collect, of_metric, over_nfe, plot_over_nfe
@@ -95,6 +96,8 @@ def _grids(one: ComparedGrids) -> Section:
     for row in rows:
         times = " ".join(f"{s / (1 + s):.3f}" for s in row["levels"])
         lines.append((row["name"], row["rms"], row["rms_plain"], times))
+    for one_left in facts["left_out"]:
+        text += f"<p>Left out: {escape(one_left['name'])}, {escape(one_left['reason'])}.</p>"
     figures = [plot(f"grids-nfe{facts['nfe']}", caption, curves, axes)]
     title = f"Beyond the papers: CSFlow's grids and the best one, {facts['nfe']} evaluations"
     return Section(title, text, [folded("Every grid in numbers", table(lines))], figures)

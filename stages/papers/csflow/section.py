@@ -47,7 +47,7 @@ def _display(inputs: Mapping[str, Any]) -> Display:
         if artifact.settings.get("grid") == "csflow":
             return Display(**artifact.settings["density"]["display"])
     for artifact in inputs.get("training", {}).values():
-        if artifact.settings.get("density", {}).get("kind") == "csflow":
+        if (artifact.settings.get("density") or {}).get("kind") == "csflow":
             return Display(**artifact.settings["density"]["display"])
     return Display()
 
