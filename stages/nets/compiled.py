@@ -44,12 +44,13 @@ def repeated(network: nn.Module) -> list[nn.Module]:
     Equals are of one class and have parameters of the same names and shapes. A U-Net's levels
     differ, and so it has none.
     """
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    kinds = (nn.ModuleList, nn.Sequential)
+    lists = [module for module in network.modules() if isinstance(module, kinds)]
     found = [part for one in lists if len(one) > 1 and _alike(one) for part in one]
     return found if 2 * _weights(found) > _weights([network]) else []
 
 
-def _alike(modules: nn.ModuleList) -> bool:
+def _alike(modules: nn.ModuleList | nn.Sequential) -> bool:
     """Whether all are of one class with parameters of the same names and shapes."""
 
     def form(module: nn.Module) -> tuple[type, list[tuple[str, torch.Size]]]:

@@ -86,7 +86,8 @@ def test_what_becomes_ready_while_another_waits_for_the_only_gpu(tmp_path, monke
 
     def end(name):
         one._submit_ready()
-        assert handed[-1] == name and list(one.running) == [name]
+        assert handed[-1] == name
+        assert list(one.running) == [name]
         del one.running[name]
         one.claims.running.clear()
         one.claims.room.leave(one.nodes[name].key)
