@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class Calls:
     """How a network is called; results depend on it.
 
-    precision: of its products, see `products_in`. compile: by its blocks.
+    precision: of its products, see `nets.precision`. compile: by its blocks.
     """
 
     precision: str = "float32"
@@ -36,22 +35,6 @@ class Calls:
 
 
 PLAIN = Calls()
-
-
-@contextmanager
-def products_in(precision: str, device: str) -> Iterator[None]:
-    """Within it matrix products and convolutions of float32 are made in float32, tf32 (on a GPU) or
-    bfloat16; the process's own choice comes back after."""
-    import torch
-
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @dataclass
@@ -124,7 +107,7 @@ class Problem:
         """denoiser(y, s) of the samples with these labels (B,); one network call a block of them.
 
         The state is float64, the network float32 but for its products. Guidance calls the network
-        twice. Raises ValueError for guidance of a network without classes.
+        on twice the samples. Raises ValueError for guidance of a network without classes.
         """
         options = self.settings
         guiding = Guiding(
@@ -141,6 +124,8 @@ class Problem:
         return parts[0] if len(parts) == 1 else InBlocks(parts, self.settings.block_size)
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        from stages.nets.precision import products_in
+
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._wait()
             begun = time.perf_counter()

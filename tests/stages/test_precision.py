@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.nets import compiled
+from stages.nets import compiled, precision
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
 from tests.stages.context import make
@@ -78,11 +78,11 @@ def test_compiled_networks_are_gone_back_through_once_for_every_probe(tmp_path, 
 def test_products_come_back_to_what_the_process_had():
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
-    for precision, allowed in (("float32", False), ("tf32", True), ("bfloat16", False)):
-        with sampling_problem.products_in(precision, "cpu"):
+    for name, allowed in (("float32", False), ("tf32", True), ("bfloat16", False)):
+        with precision.products_in(name, "cpu"):
             assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
             product = torch.ones(2, 2) @ torch.ones(2, 2)
-        assert product.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        assert product.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
         assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 
 
