@@ -93,7 +93,7 @@ class Images:
             mean = raw[:, 0].float()
             if draws is not None:
                 mean = mean + raw[:, 1].float() * draws.posterior(tuple(mean.shape[1:]))
-            scaling, shift = (torch.from_numpy(x).to(mean) for x in self.latents.per_channel())
+            scaling, shift = self.latents.on(mean.device)
             return (mean - shift) * scaling
         if raw.dtype == torch.uint8:
             # By a tensor: a GPU takes a number's reciprocal, which is another rounding.

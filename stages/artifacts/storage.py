@@ -10,14 +10,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from pipeline.parts import header, opened
 from pipeline.payload import Payload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Stored(Protocol):
@@ -181,6 +185,13 @@ class LatentScale:
         """Scaling and shift, each (1 or C, 1, 1) float32."""
         both = (np.atleast_1d(np.asarray(x, np.float32)) for x in (self.scaling, self.shift))
         return tuple(x[:, None, None] for x in both)
+
+    @lru_cache(maxsize=8)  # noqa: B019 -- a handful of numbers
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The same as tensors on a device, where they are kept: to copy them waits for it."""
+        import torch
+
+        return tuple(torch.from_numpy(x).to(device) for x in self.per_channel())
 
 
 def unpacked(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:

@@ -16,9 +16,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+STEPS_ON_DEVICE = 24
+"""Of a search on a device, which is not asked whether it has ended: asking would wait for it. A
+bracket of 1 / 256 is halved to 2^-32; Newton's steps end it before the twentieth."""
+
 
 class TimeDensity(ABC):
-    """A probability density over t in [0, 1]; the mathematics is done in float64."""
+    """A probability density over t in [0, 1]; the mathematics is done in float64.
+
+    Numbers on a device are not read, since that would wait for it: there `inverse_cdf` takes u as
+    it comes.
+    """
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether the density is constant between `knots`."""
+        return False
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, ...]:
+        """What its functions look up, on the CPU."""
+        return ()
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, ...]]:
+        return {}
+
+    def _table_on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The table on a device, where it is kept: to copy it waits."""
+        if device not in self._copies:
+            self._copies[device] = tuple(part.to(device) for part in self._table)
+        return self._copies[device]
 
     @abstractmethod
     def pdf(self, t: Tensor) -> Tensor:
@@ -72,6 +100,10 @@ class Uniform(TimeDensity):
 
     def inverse_cdf(self, u: Tensor) -> Tensor:
         return _checked_quantile(u)
+
+    @property
+    def is_stepwise(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -131,20 +163,29 @@ class PiecewiseConstant(TimeDensity):
         levels = torch.cat([weights.new_zeros(1), torch.cumsum(weights / weights.max(), 0)])
         return levels / levels[-1]
 
+    @cached_property
+    def _table(self) -> tuple[Tensor, ...]:
+        return (self._levels,)
+
+    @property
+    def is_stepwise(self) -> bool:
+        return True
+
     def pdf(self, t: Tensor) -> Tensor:
         t = t.double()
-        heights = self._levels.diff().to(t.device) * len(self.weights)
+        (levels,) = self._table_on(t.device)
+        heights = levels.diff() * len(self.weights)
         return torch.where((t >= 0) & (t <= 1), heights[self._interval(t)], 0.0)
 
     def cdf(self, t: Tensor) -> Tensor:
         t = t.double().clamp(0, 1)
-        levels, i = self._levels.to(t.device), self._interval(t)
+        (levels,), i = self._table_on(t.device), self._interval(t)
         inside = t * len(self.weights) - i
         return levels[i] + inside * (levels[i + 1] - levels[i])
 
     def inverse_cdf(self, u: Tensor) -> Tensor:
         u = _checked_quantile(u)
-        levels = self._levels.to(u.device)
+        (levels,) = self._table_on(u.device)
         # levels[i] < u <= levels[i + 1]: an interval of zero weight is never met, except at u = 0.
         i = (torch.searchsorted(levels, u) - 1).clamp(min=0)
         inside = (u - levels[i]) / (levels[i + 1] - levels[i])
@@ -191,16 +232,22 @@ class Mixture(TimeDensity):
             torch.stack([self.target.inverse_cdf(u), self.base.inverse_cdf(u)]), dim=0
         )
         # So do two neighbouring knots; between them the density is smooth.
-        knots, levels = (table.to(u.device) for table in self._table)
+        knots, levels = self._table_on(u.device)
         i = torch.searchsorted(levels, u).clamp(1, len(knots) - 1)
         low, high = torch.maximum(low, knots[i - 1]), torch.minimum(high, knots[i])
-        return _solve_increasing(self.cdf, self.pdf, u, low, high)
+        # Between knots of a stepwise density Newton's first step is exact.
+        steps = 2 if self.is_stepwise else STEPS_ON_DEVICE
+        return _solve_increasing(self.cdf, self.pdf, u, low, high, 200 if u.is_cpu else steps)
+
+    @property
+    def is_stepwise(self) -> bool:
+        return self.target.is_stepwise and self.base.is_stepwise
 
     def knots(self) -> Tensor:
         return torch.cat([self.target.knots(), self.base.knots()]).unique()
 
     @cached_property
-    def _table(self) -> tuple[Tensor, Tensor]:
+    def _table(self) -> tuple[Tensor, ...]:
         knots = self.knots()
         return knots, self.cdf(knots)
 
@@ -296,22 +343,25 @@ def p2(gamma: float = 1.0, k: float = 1.0, num_intervals: int = 500) -> Piecewis
 
 
 def _checked_quantile(u: Tensor) -> Tensor:
-    if u.is_floating_point() and ((u >= 0) & (u <= 1)).all():
+    if u.is_floating_point() and (not u.is_cpu or ((u >= 0) & (u <= 1)).all()):
         return u.double()
     raise ValueError("u must hold floating-point numbers between 0 and 1")
 
 
-def _solve_increasing(function, slope, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """x in [low, high] with function(x) = value, to rounding: Newton's steps inside a bracket.
+def _solve_increasing(
+    function, slope, value: Tensor, low: Tensor, high: Tensor, steps: int
+) -> Tensor:
+    """x in [low, high] with function(x) = value: at most so many of Newton's steps in a bracket.
 
-    A step that would leave the bracket is a bisection instead.
+    A step that would leave the bracket is a bisection instead. On the CPU it ends as soon as all
+    have settled, to rounding.
     """
     x = (low + high) / 2
-    for _ in range(200):
+    for _ in range(steps):
         error = function(x) - value
         high, low = torch.where(error >= 0, x, high), torch.where(error <= 0, x, low)
         settled = (error.abs() <= 2**-50) | (high - low <= 2**-52)
-        if settled.all():
+        if x.is_cpu and settled.all():
             break
         newton, middle = x - error / slope(x), (low + high) / 2
         inside = (newton > low) & (newton < high)

@@ -37,7 +37,7 @@ Denoiser = Callable[[Tensor, float | Tensor], Tensor]
 
 def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     """Give `value`, a scalar or (B,), the shape that broadcasts against x (B, ...)."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    value = on_device(value, x.dtype, x.device)
     if value.ndim == 0:
         return value
     if value.shape != x.shape[:1]:
@@ -46,6 +46,14 @@ def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
             "pass a scalar or one value per sample"
         )
     return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number or a tensor as a tensor of this type on this device; a number is written there,
+    since a copy would wait for the device."""
+    if isinstance(value, float | int):
+        return torch.full((), value, dtype=dtype, device=device)
+    return torch.as_tensor(value, dtype=dtype, device=device)
 
 
 def path(t: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
@@ -146,8 +154,7 @@ class VelocityDenoiser:
 
     def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
         x, t = from_edm(y, s)
-        times = torch.as_tensor(t, dtype=self.dtype or y.dtype, device=y.device)
-        times = times.expand(y.shape[0])
+        times = on_device(t, self.dtype or y.dtype, y.device).expand(y.shape[0])
         inputs = x.to(self.dtype or y.dtype)
         if self.packing is None:
             v = self.network(inputs, times, **self.condition)

@@ -85,14 +85,13 @@ class Fourier(nn.Module):
         return math.sqrt(2) * angles.cos()
 
 
-def resampled(x: Tensor, resample: str | None, taps: Sequence[float]) -> Tensor:
-    """x at half or double its sides, by a separable filter; as it is for None."""
+def resampled(x: Tensor, resample: str | None, spread: Tensor) -> Tensor:
+    """x at half or double its sides, by the filter `spread` (k, k); as it is for None."""
     if resample is None:
         return x
-    taps = torch.as_tensor(taps, dtype=x.dtype, device=x.device)
-    spread, channels = torch.outer(taps, taps) / taps.sum() ** 2, x.shape[1]
-    weight = spread[None, None].expand(channels, 1, -1, -1)
-    how = {"stride": 2, "padding": (len(taps) - 1) // 2, "groups": channels}
+    channels = x.shape[1]
+    weight = spread.to(x.dtype).expand(channels, 1, -1, -1)
+    how = {"stride": 2, "padding": (len(spread) - 1) // 2, "groups": channels}
     if resample == "down":
         return F.conv2d(x, weight, **how)
     return F.conv_transpose2d(x, 4 * weight, **how)
@@ -118,10 +117,13 @@ class Block(nn.Module):
         clip_act: float | None = 256,
     ):
         super().__init__()
-        self.flavour, self.heads, self.resample, self.taps = flavour, heads, resample, tuple(taps)
+        self.flavour, self.heads, self.resample = flavour, heads, resample
         self.dropout, self.clip = dropout, clip_act
         self.res_balance, self.attn_balance = res_balance, attn_balance
         self.emb_gain = nn.Parameter(torch.zeros(()))
+        taps = torch.as_tensor(taps, dtype=torch.float32)
+        spread = torch.outer(taps, taps) / taps.sum() ** 2
+        self.register_buffer("spread", spread if resample else None, persistent=False)
         first = channels_out if flavour == "enc" else channels_in
         self.conv_res0 = Layer(first, channels_out, 3)
         self.emb_linear = Layer(embedding, channels_out)
@@ -134,7 +136,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, channels_in, h, w), embedding (B, E) -> (B, channels_out, h', w')."""
-        x = resampled(x, self.resample, self.taps)
+        x = resampled(x, self.resample, self.spread)
         if self.flavour == "enc":
             x = unit(self._skipped(x), [1])
         hidden = self.conv_res0(silu(x))

@@ -262,7 +262,7 @@ def train(
     share: of the batch, see `Batches.share`.
     """
     how = state.optimization
-    model = _replicated(state.network)
+    model = _replicated(state.network, how.accumulate)
     trained = [p for p in state.network.parameters() if p.requires_grad]
     while state.step < steps:
         for group in state.optimizer.param_groups:
@@ -360,11 +360,21 @@ def _rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def _replicated(network: nn.Module) -> nn.Module:
-    """The network whose gradients are averaged over the group's processes."""
+def _replicated(network: nn.Module, accumulate: int) -> nn.Module:
+    """The network whose gradients are averaged over the group's processes.
+
+    Its graph is the same at every step, with parameters that a loss leaves alone (maps of a
+    published network) among them; in several parts the first one, which is not reduced, would be
+    taken for all. Buffers are constants.
+    """
     if _rank_and_world()[1] == 1:
         return network
-    return nn.parallel.DistributedDataParallel(network)
+    return nn.parallel.DistributedDataParallel(
+        network,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=accumulate == 1,
+    )
 
 
 def _reduced(model: nn.Module, reduced: bool) -> Any:

@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from stages.methods import maskalign, reg, repa
+from stages.methods.density import LogitNormal, Mixture, min_snr
 from stages.methods.draws import Draws
 from stages.methods.path import VelocityDenoiser
 from stages.methods.solvers import solve
@@ -197,9 +198,12 @@ def training(bench: Bench) -> Iterator[tuple[str, float]]:
 
 
 def waits(bench: Bench) -> Iterator[tuple[str, float]]:
-    """How often a step of each method waits for the device: it raises where one does."""
+    """How often a step of each method waits for the device, t drawn as CSFlow draws it: it raises
+    where one does."""
+    drawn = Mixture(min_snr(), LogitNormal(), 0.4)  # constant between knots, over a smooth one
     for method in METHODS:
         one = _trained(bench, bench.sizes()[0], method, 4)
+        one.loss = METHODS[method](time_density=drawn)
         one.step()
         bench.wait()
         if bench.is_gpu:

@@ -67,9 +67,9 @@ def reduced_gradient(data, teacher) -> torch.Tensor:
     features = teacher.of(data, images=dataset.train)
     batches = loop.Batches(dataset.train, dataset.train.labels, 20, 0, teacher=features, readers=2)
     loss = MASKED.maskalign.loss(0.1, None)
-    model = loop._replicated(network)
+    how = loop.Optimization(1e-3, accumulate=2)
+    model = loop._replicated(network, how.accumulate)
     with batches:
-        how = loop.Optimization(1e-3, accumulate=2)
         loop.backward(model, loss, batches(3), how, batches.share)
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 

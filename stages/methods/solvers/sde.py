@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stages.methods import path
 from stages.methods.draws import Draws
-from stages.methods.solvers.trajectories import check_state, checked
+from stages.methods.solvers.trajectories import Finite, check_state, checked
 
 LEAST = 1e-6
 """The least last time: the velocity there is a difference divided by it."""
@@ -50,14 +50,16 @@ def sample(
     t_start: where the network is evaluated in place of 1: 0.999 by default (ours); 1, as the
     papers' codes do, is `path.AT_NOISE`, where y = x / (1-t) is finite.
     """
-    check_state(denoiser, x, "x")
+    finite = Finite()
+    check_state(denoiser, x, "x", finite)
     times, t_start = time_grid(num_steps, last_time).tolist(), path.start(t_start)
     for step, (t, t_next) in enumerate(pairwise(times), start=1):
         t_network = min(t, t_start)
-        clean = checked(denoiser, step - 1, num_steps)(*path.to_edm(x, t_network))
+        clean = checked(denoiser, step - 1, num_steps, finite)(*path.to_edm(x, t_network))
         v = path.velocity_from_clean(x, clean, t_network)
         x = x + (x + (2 - t) * v) * (t_next - t)
         if step < num_steps:
             xi = draws.at(step).noise(x.shape[1:])
             x = x + (2 * t * (t - t_next)) ** 0.5 * xi.to(x)
+    finite.tell()
     return x

@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.methods import grids
 from stages.methods.draws import Draws
 from stages.methods.path import Denoiser
-from stages.methods.solvers.trajectories import check_state, checked
+from stages.methods.solvers.trajectories import Finite, check_state, checked
 
 __all__ = ["Churn", "ancestral", "ancestral_step", "churned"]
 
@@ -56,15 +56,17 @@ def ancestral(denoiser: Denoiser, y: Tensor, levels: Tensor, draws: Draws) -> Te
 
     y: (B, ...) at levels[0]. Raises as `solve` does.
     """
-    check_state(denoiser, y)
+    finite = Finite()
+    check_state(denoiser, y, finite=finite)
     grid = grids.check(levels).tolist()
     num_levels = len(grid) - 1
     for k in range(num_levels):
-        clean = checked(denoiser, k, num_levels)(y, grid[k])
+        clean = checked(denoiser, k, num_levels, finite)(y, grid[k])
         down, up = ancestral_step(grid[k], grid[k + 1])
         y = clean + (down / grid[k]) * (y - clean)
         if up > 0:
             y = y + up * draws.at(k + 1).noise(y.shape[1:]).to(y)
+    finite.tell()
     return y
 
 
@@ -77,11 +79,12 @@ def churned(
 
     y: (B, ...) at levels[0]. With churn.amount 0 it is Heun. Raises as `solve` does.
     """
-    check_state(denoiser, y)
+    finite = Finite()
+    check_state(denoiser, y, finite=finite)
     grid = grids.check(levels).tolist()
     num_levels = len(grid) - 1
     for k in range(num_levels):
-        call = checked(denoiser, k, num_levels)
+        call = checked(denoiser, k, num_levels, finite)
         s, s_next = grid[k], grid[k + 1]
         raised = s * (1 + churn.gamma(s, num_levels))
         if raised > s:
@@ -93,4 +96,5 @@ def churned(
             after = (ahead - call(ahead, s_next)) / s_next
             ahead = y + (s_next - raised) * (slope + after) / 2
         y = ahead
+    finite.tell()
     return y

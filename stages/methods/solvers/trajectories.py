@@ -116,8 +116,35 @@ class Vanilla:
         return 1.0
 
 
-def check_state(denoiser: Denoiser, y: Tensor, name: str = "y") -> None:
-    """Raise ValueError unless these are a denoiser and a batch of states to start from."""
+class Finite:
+    """Whether what was made is finite: on the CPU told at once; a device, which every question
+    makes wait, is asked by `tell`, once for all."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[Tensor, Exception]] = []
+
+    def require(self, values: Tensor, error: Exception) -> None:
+        """Raise the error, here or in `tell`, unless all values are finite."""
+        good = torch.isfinite(values).all()
+        if not values.is_cpu:
+            self._asked.append((good, error))
+        elif not good:
+            raise error
+
+    def tell(self) -> None:
+        """Raise the error of the first that was not."""
+        asked, self._asked = self._asked, []
+        good = torch.stack([one for one, _ in asked]).tolist() if asked else ()
+        for one, (_, error) in zip(good, asked, strict=True):
+            if not one:
+                raise error
+
+
+def check_state(
+    denoiser: Denoiser, y: Tensor, name: str = "y", finite: Finite | None = None
+) -> None:
+    """Raise ValueError unless these are a denoiser and a batch of states to start from; `finite`
+    is who is to tell whether they are finite."""
     if not callable(denoiser):
         raise ValueError(
             f"denoiser is {type(denoiser).__name__}; give a function denoiser(y, s) -> E[x0 | y]"
@@ -130,13 +157,15 @@ def check_state(denoiser: Denoiser, y: Tensor, name: str = "y") -> None:
         raise ValueError(
             f"{name} is {y.dtype} of shape {tuple(y.shape)}; give floating-point states (B, ...)"
         )
-    if not torch.isfinite(y).all():
-        raise ValueError(f"{name} holds NaN or infinity; give finite states")
+    said = finite or Finite()
+    said.require(y, ValueError(f"{name} holds NaN or infinity; give finite states"))
+    if finite is None:
+        said.tell()
 
 
-def checked(denoiser: Denoiser, k: int, num_levels: int) -> Denoiser:
+def checked(denoiser: Denoiser, k: int, num_levels: int, finite: Finite | None = None) -> Denoiser:
     """The denoiser with outputs of the state's type; raises where they are of another kind or
-    shape, or not finite."""
+    shape, or not finite, which `finite` tells where it is given."""
 
     def call(y: Tensor, s: float) -> Tensor:
         version = None if y.is_inference() else y._version
@@ -161,11 +190,11 @@ def checked(denoiser: Denoiser, k: int, num_levels: int) -> Denoiser:
                 f"denoiser returned {clean.dtype} on {clean.device} for a state of {y.dtype} on "
                 f"{y.device}; it must return real numbers on the state's device"
             )
-        if not torch.isfinite(clean).all():
-            raise FloatingPointError(
-                f"denoiser returned NaN or infinity at step {k + 1} of {num_levels}, "
-                f"level s={s:.6g}"
-            )
+        where = f"step {k + 1} of {num_levels}, level s={s:.6g}"
+        said = finite or Finite()
+        said.require(clean, FloatingPointError(f"denoiser returned NaN or infinity at {where}"))
+        if finite is None:
+            said.tell()
         return clean.to(y.dtype)
 
     return call
@@ -192,7 +221,8 @@ def trajectory(
 
     Arguments and errors as in `solvers.solve`, which names solvers; this takes the object.
     """
-    check_state(denoiser, y)
+    finite = Finite()
+    check_state(denoiser, y, finite=finite)
     grid = grids.check(levels).tolist()
     solver.check(grid)
     rectifier = (correction or Vanilla()).begin(solver, grid, generator)
@@ -200,7 +230,7 @@ def trajectory(
     history: tuple[Evaluation, ...] = ()
     previous = y
     for k in range(num_levels):
-        guarded = checked(denoiser, k, num_levels)
+        guarded = checked(denoiser, k, num_levels, finite)
         current = rectifier.evaluate(
             lambda point, k=k, guarded=guarded: solver.evaluate(guarded, point, grid, k), y, grid[k]
         )
@@ -214,10 +244,13 @@ def trajectory(
         step = Step(k, grid[k], grid[k + 1], y, weights, history, proposal)
         gamma = rectifier.gamma(step)
         if not math.isfinite(gamma):
+            finite.tell()
             raise FloatingPointError(
                 f"gamma is {gamma} at step {k + 1} of {num_levels}, level s={grid[k]:.6g}: the "
                 "denoiser's derivative is NaN or infinite there, or the states are too large"
             )
         previous = y
         y = proposal if gamma == 1 else y - gamma * (y - proposal)
+        if k == num_levels - 1:
+            finite.tell()
         yield Advance(step, gamma, y)

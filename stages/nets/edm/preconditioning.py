@@ -45,7 +45,7 @@ def ve(sigma: Tensor, sigma_data: float) -> Coefficients:
 
 def iddpm(sigma: Tensor, sigma_data: float) -> Coefficients:
     """As `edm`, of the networks of improved DDPM, which know 1000 levels: the nearest is taken."""
-    levels = torch.tensor(iddpm_levels(), dtype=torch.float64, device=sigma.device)
+    levels = _iddpm_levels_on(sigma.device)
     nearest = (sigma.double().reshape(-1, 1) - levels).abs().argmin(1).reshape(sigma.shape)
     one = torch.ones_like(sigma)
     return one, -sigma, (1 + sigma**2).rsqrt(), (IDDPM_STEPS - 1 - nearest).to(sigma)
@@ -63,6 +63,12 @@ def iddpm_levels() -> tuple[float, ...]:
         ratio = max(kept(j - 1) / kept(j), IDDPM_LEAST)
         levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
     return tuple(reversed(levels))
+
+
+@cache
+def _iddpm_levels_on(device: torch.device) -> Tensor:
+    """They are kept there: to copy them waits for the device."""
+    return torch.tensor(iddpm_levels(), dtype=torch.float64, device=device)
 
 
 PRECONDITIONINGS: dict[str, Callable[[Tensor, float], Coefficients]] = {
