@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 
 from pipeline import apart, cache, environment
 from pipeline.errors import BAD_USAGE, DONE, INTERRUPTED, PipelineError, UsageError, printable
+from pipeline.provenance import installed
 
+NAME = "diffusion-bench"  # of the distribution
 DESCRIPTION = """Five diffusion papers on one bench.
 
 first steps:
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--cache-gib", metavar="N", help="what the cache may hold (default: half of its disk)"
     )
     common.add_argument("--debug", action="store_true", help="show tracebacks of mistakes")
+    parser.add_argument("--version", action="version", version=f"{NAME} {installed(NAME)}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
     "not run",
 )
 ENDED = (DONE, REUSED, FAILED, BLOCKED)
+SAID = (DONE, REUSED, FAILED)  # what a failed node kept from running is counted at the end
 SHOWN = 4  # running nodes in a plain line
 
 
@@ -118,11 +119,12 @@ class PlainView(_Lines):
     def changed(self, before: NodeView, after: NodeView) -> None:
         now = time.monotonic()
         stamp = f"[{now - self.begun:6.1f} s]"
-        if after.state != before.state and after.state in ENDED:
+        if after.state != before.state and after.state in SAID:
             took = f" in {duration(after.seconds)}" if after.state == DONE else ""
             note = f"  {after.note}" if after.note else ""
             print(f"{stamp} {after.name} {after.state}{took}{note}", flush=True)
-        if now - self._said >= self._every:
+        is_over = all(node.state in ENDED for node in self.nodes.values())
+        if now - self._said >= self._every and not is_over:
             self._said = now
             print(f"{stamp} {self.summary()}; {self._going(now)}", flush=True)
 
@@ -131,7 +133,7 @@ class PlainView(_Lines):
         running = [node for node in self.nodes.values() if node.state == RUNNING]
         if not running:
             waiting = [node.name for node in self.nodes.values() if node.state == WAITING]
-            return f"{waiting[0]} {WAITING}" if waiting else "nothing runs yet"
+            return f"{waiting[0]} {WAITING}" if waiting else "nothing runs just now"
         parts = [f"{node.name} {_how_far(node, now)}".rstrip() for node in running[:SHOWN]]
         more = len(running) - SHOWN
         return "runs: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
@@ -173,8 +175,8 @@ class LiveView(_Lines):
         self._live.start()
 
     def changed(self, before: NodeView, after: NodeView) -> None:
-        if after.state in ENDED and before.state not in ENDED:
-            style = {DONE: "green", REUSED: "dim", FAILED: "bold red", BLOCKED: "yellow"}
+        if after.state in SAID and before.state not in ENDED:
+            style = {DONE: "green", REUSED: "dim", FAILED: "bold red"}
             took = duration(after.seconds) if after.state == DONE else after.state
             self._console.print(
                 f"[{style[after.state]}]{'✗' if after.state == FAILED else '✓'}[/] "

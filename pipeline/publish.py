@@ -174,7 +174,7 @@ def _available(store: Store, data: Mapping[str, Any], name: str) -> Artifact | N
 
 
 def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:
-    """The run itself as HTML: command, code, packages, and the graph with times.
+    """The run itself as HTML: the graph with times, then, folded, command, code and speeds.
 
     timed: HTML of what stages have to say of measured times.
     """
@@ -201,8 +201,22 @@ def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:
         for name, node in data["nodes"].items()
         if node["state"] in (progress.FAILED, progress.BLOCKED)
     )
-    times = speeds(data)
-    return f"<table class='facts'>{rows}</table>{failed}{timed}{times}{drawing.graph(data)}"
+    where = data["command"], git.get("revision", "unknown")[:12] + dirty
+    words = f"<p>{html.escape(' at '.join(where))}; {html.escape(_spent(data))}</p>"
+    rest = f"<table class='facts'>{rows}</table>{timed}{speeds(data)}"
+    folded = f"<details class='rest'><summary>command, code, times</summary>{rest}</details>"
+    return f"<style>{drawing.LOOK}</style>{words}{failed}{drawing.graph(data)}{folded}"
+
+
+def _spent(data: Mapping[str, Any]) -> str:
+    """How much of a run was made and how long it took, and what its picture shows."""
+    nodes = data["nodes"].values()
+    cached = sum(node["state"] == progress.REUSED for node in nodes)
+    seconds = progress.duration(sum(node["seconds"] or 0.0 for node in nodes))
+    return (
+        f"{len(nodes)} nodes, {cached} of them cached, {seconds} of work in sum. A box is filled "
+        "to its share of the longest one's time; cached nodes stand with the time they once took."
+    )
 
 
 def speeds(data: Mapping[str, Any]) -> str:

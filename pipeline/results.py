@@ -228,7 +228,8 @@ def latest(recipe: str | None = None, store: str | Store | None = None) -> Run:
     for run in runs(store):
         if recipe is None or run.data["recipe"] == recipe:
             return run
-    raise UsageError(f"no run of '{recipe}' in this store" if recipe else "no run in this store")
+    what = f"no run of '{recipe}'" if recipe else "no run"
+    raise UsageError(f"{what} in this store; begin with: python -m pipeline run {recipe or 'full'}")
 
 
 def find(name: str, store: str | Store | None = None) -> Run:
@@ -245,4 +246,5 @@ def find(name: str, store: str | Store | None = None) -> Run:
         return matches[0]
     if matches:
         raise UsageError(f"'{name}' names {len(matches)} runs: {', '.join(r.id for r in matches)}")
-    raise UsageError(f"unknown run '{name}'{nearest(name, [r.id for r in all_runs])}")
+    near = nearest(name, [r.id for r in all_runs])
+    raise UsageError(f"unknown run '{name}'{near}; python -m pipeline runs lists them")

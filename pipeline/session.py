@@ -26,6 +26,7 @@ from pipeline.store import Store
 from pipeline.supervise import RAY_LOST, decided
 from pipeline.track.redaction import redact
 
+SHOWN = 4  # nodes that are named of those that did not run
 CODE = Path(__file__).resolve().parent.parent
 _EXIT_CODES = {record.FINISHED: DONE, record.FAILED: NODE_FAILED, record.STOPPED: INTERRUPTED}
 _MLFLOW_STATUS = {record.FINISHED: "FINISHED", record.FAILED: "FAILED", record.STOPPED: "KILLED"}
@@ -295,7 +296,8 @@ def failure_text(data: Mapping[str, Any], folder: Path) -> str:
             lines.append(f"{name} failed: {node['error']}\n  log: {record.log_path(folder, name)}")
     blocked = [n for n, node in data["nodes"].items() if node["state"] == progress.BLOCKED]
     if blocked:
-        lines.append(f"not run because of that: {', '.join(blocked)}")
+        shown = ", ".join(blocked[:SHOWN]) + (", ..." if len(blocked) > SHOWN else "")
+        lines.append(f"not run because of that, {len(blocked)} of {len(data['nodes'])}: {shown}")
     lines.append(f"what finished is kept; after mending, go on with:\n  {record.resume_command()}")
     return "\n".join(lines)
 

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.config import flatten
 from pipeline.drawing import graph
 from stages.pages import page as pages
-from stages.pages.figures import COLORS, INK, Figure, logarithmic, svg
+from stages.pages.figures import INK, Figure, logarithmic, svg
+from stages.pages.looks import COLORS
 from sweeps.outcome import Outcome, Row, short, shown
 from sweeps.record import SweepRecord
 from sweeps.space import Parameter

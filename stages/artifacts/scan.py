@@ -22,7 +22,8 @@ class ScanRow:
     mean lambda. trace_*: total variances of signal, view noise, and between view means, in squared
     feature units. alignment, uniformity, rankme: means over view seeds. denoising_mse: held-out
     squared error at sigma, without classes, in units of the training pixels' variance, and that of
-    the images trained on. probe_accuracy: held-out, of a linear probe of the layer at sigma.
+    the images trained on. probe_accuracy: held-out, of a linear probe of the layer at sigma;
+    probe_right: image by image, 1 for one that it classifies rightly and 0 for others.
     memorization_ratio, fid: of samples of this checkpoint, and their errors. guards: which
     safeguards of the ICR acted.
     """
@@ -43,6 +44,7 @@ class ScanRow:
     denoising_mse_error: float
     denoising_mse_train: float
     probe_accuracy: float | None = None
+    probe_right: str = ""
     memorization_ratio: float | None = None
     memorization_error: float | None = None
     fid: float | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.stage import resolve
@@ -12,16 +11,23 @@ from stages.methods import table
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stages.methods.protocol import Influence
     from stages.settings.solvers import SolverOptions
+
+# What must be the same where it is used; labels may have other shares, since the network is told.
+GUIDED = ("guidance", "guidance_interval", "guidance_channels", "guidance_token")
 
 
 class Schedule(DescribedArtifact):
     """gamma of every step for a solver, or the weights of a fitted solver; with the levels, the
     solver, the guidance and the checkpoint they were made for. Facts: kind, solver, nfe, grid,
     levels, values, model, target, source, ...; of a solver with levels of its own what its network
-    is told at each, and beside gammas its weights."""
+    is told at each, and beside gammas its weights. Of gammas from clean images `gains`, by target
+    what they gain step by step, and `contributions.npy`, (targets, columns, n) float32: what each
+    group of images contributes to the columns named in `contributions`, summed over steps."""
 
     facts = "schedule.json"
+    contributed = "contributions.npy"
 
     def load(self) -> Tensor:
         """float64: gammas (num_steps,), or weights (num_steps, outputs), newest output first."""
@@ -59,6 +65,23 @@ class Schedule(DescribedArtifact):
             return "calibrated on trajectories"
         return "calibrated" if facts["source"] == "data" else "calibrated on own samples"
 
+    def contributions(self) -> dict[str, dict[str, Influence]]:
+        """By target and column, of the schedules that hold gains."""
+        import numpy as np
+
+        from stages.methods.protocol import Influence
+
+        psi, of = np.load(self.path / self.contributed), self.description["contributions"]
+        strata = np.zeros(psi.shape[-1], np.int64)
+        model = self.description["model"]
+        return {
+            target: {
+                column: Influence(psi[i, j], strata, of["images"], model)
+                for j, column in enumerate(of["columns"])
+            }
+            for i, target in enumerate(of["targets"])
+        }
+
     def check(self, settings: SolverOptions, levels: Tensor, model: str) -> None:
         """Raise ValueError unless it was made for these settings, levels and checkpoint.
 
@@ -89,9 +112,9 @@ class Schedule(DescribedArtifact):
                 f"the schedule was made for another model (weights {facts['model'][:12]}, not "
                 f"{model[:12]}); {again}"
             )
-        for name in ("guidance", "guidance_interval"):
-            ours = json.loads(settings.model_dump_json(include={name}))[name]
-            if facts[name] != ours:
+        ours = settings.model_dump(mode="json", include={*GUIDED})
+        for name in GUIDED:
+            if facts[name] != ours[name]:
                 raise ValueError(
-                    f"the schedule was made with {name} {facts[name]}, not {ours}; {again}"
+                    f"the schedule was made with {name} {facts[name]}, not {ours[name]}; {again}"
                 )

@@ -22,6 +22,7 @@ from stages.methods.density import Mixture, PiecewiseConstant, TimeDensity, Unif
 from stages.methods.spectrum import check_pixels, radial_power
 
 __all__ = [
+    "NothingSeenError",
     "check_pixels",
     "contrast_sensitivity",
     "cycles_per_degree",
@@ -46,6 +47,10 @@ DISPLAY_PIXELS = 256
 
 SIZE_TOLERANCE = 1e-5
 """Relative error of frequencies from which the size of images is read."""
+
+
+class NothingSeenError(ValueError):
+    """The eye sees nothing of the images on a display."""
 
 
 # --- the eye ----------------------------------------------------------------------------------
@@ -191,7 +196,8 @@ def interval_weights(
 
     frequency: (F,), cycles per pixel, increasing, F >= 2; power: (F,), as from `radial_power`.
     The other arguments are those of `cycles_per_degree`. Raises ValueError for spectra that are
-    malformed or zero, and for a display on which nothing in the images can be seen.
+    malformed or zero, and NothingSeenError for a display on which nothing in the images can be
+    seen.
     """
     frequency, power = _checked_spectrum(frequency, power)
     u = cycles_per_degree(frequency, pixel_size, distance, display_pixels, image_pixels)
@@ -200,7 +206,7 @@ def interval_weights(
     gained = torch.trapezoid(dr, u, dim=1)
     weights = torch.where(gained > 0, seen / gained, 0.0)
     if not weights.sum() > 0:
-        raise ValueError(
+        raise NothingSeenError(
             f"the eye sees none of the images' frequencies ({u[0]:.3g} to {u[-1]:.3g} cycles per "
             "degree) on this display; change display_pixels, pixel_size or distance"
         )

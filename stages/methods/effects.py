@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.methods.decisions import quantile, welch
-from stages.methods.protocol import ProtocolError, Score, same_measurement
+from stages.methods.protocol import Influence, ProtocolError, Score, same_measurement
 from stages.methods.strata import standard_error
 
 PAIRED, INDEPENDENT, PARTLY = "paired", "independent", "partly paired"
@@ -49,12 +49,27 @@ def combined(terms: Sequence[Term]) -> Combined:
         one = score.error if score.at_most is None else score.at_most / quantile()
         errors.append(abs(weight) * one)
         degrees.append(score.num_seeds - 1 if score.num_seeds > 1 else math.inf)
-    for group in groups.values():
-        psi = sum(weight * score.influence.psi.astype("float64") for weight, score in group)
-        errors.append(standard_error(psi, group[0][1].influence.strata))
-        degrees.append(math.inf)
+    of_groups = influenced(
+        [(weight, score.influence) for group in groups.values() for weight, score in group]
+    )
+    errors += of_groups
+    degrees += [math.inf] * len(of_groups)
     error, freedom = welch(errors, degrees)
     return Combined(error, freedom, _kind(terms, list(groups.values())), len(networks))
+
+
+def influenced(terms: Sequence[tuple[float, Influence]]) -> list[float]:
+    """The errors of a function of values, given its derivatives, one for each set of samples that
+    they are of: what sets made from the same share is added sample by sample."""
+    groups: dict[str, list[tuple[float, Influence]]] = {}
+    for weight, influence in terms:
+        groups.setdefault(influence.samples, []).append((weight, influence))
+    return [
+        standard_error(
+            sum(weight * one.psi.astype("float64") for weight, one in group), group[0][1].strata
+        )
+        for group in groups.values()
+    ]
 
 
 def _kind(terms: Sequence[Term], groups: Sequence[Sequence[Term]]) -> str:

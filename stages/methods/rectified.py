@@ -27,13 +27,15 @@ class Rectified:
 
     rho: the share of the error that the best gamma takes away. plain: E|e|^2 of the solver's own
     step. predicted: (1 - rho) E|e|^2. measured: with gammas that were found on other images; None
-    where there are no others.
+    where there are no others. influence: (columns, blocks), what each block contributes to plain,
+    predicted and measured of all steps together, see `influence.py`.
     """
 
     rho: Tensor
     plain: Tensor
     predicted: Tensor
     measured: Tensor | None
+    influence: Tensor
 
     @property
     def share(self) -> float:
@@ -52,8 +54,10 @@ def rectified(products: Tensor, counts: Tensor, levels: Tensor, target: str) -> 
     """What gammas gain, from sums over blocks of images.
 
     products: (blocks, num_steps, 3), sums of <u, y - x0>, |u|^2 and |y - x0|^2 as
-    `stein.residual_products` gives them. counts: (blocks,) images of each. target: "matched" or
-    "literal". Measured is the mean over blocks of the error with the gammas of all others.
+    `stein.residual_products` gives them; a block may be one image. counts: (blocks,) images of
+    each. target: "matched" or "literal". Measured is the mean over blocks of the error with the
+    gammas of all others. Gammas add nothing to what a block contributes, to first order, since
+    they are where the error is least.
     """
     if target not in ("matched", "literal"):
         raise ValueError(f"target is '{target}'; it must be 'matched' or 'literal'")
@@ -63,14 +67,22 @@ def rectified(products: Tensor, counts: Tensor, levels: Tensor, target: str) -> 
     total, count = blocks.sum(0), counts.sum()
     inner, square, error = total.unbind(-1)
     rho = (inner.square() / (square * error).clamp_min(1e-300)).clamp(0, 1)
-    measured = None
+    columns = [blocks[..., 2], _left(blocks, total)]
     if len(products) > 1:
-        others = total - blocks
-        # y - gamma u is T + (1 - gamma) u: what is added to T.
-        added = -others[..., 0] / others[..., 1].clamp_min(1e-300)
-        inner, square, error_of = blocks.unbind(-1)
-        measured = (error_of + 2 * added * inner + added.square() * square).sum(0) / count
-    return Rectified(rho, error / count, (1 - rho) * error / count, measured)
+        columns.append(_left(blocks, total - blocks))
+    left = [column.sum(0) / count for column in columns]
+    of_steps = torch.stack([column.sum(1) for column in columns])
+    means = of_steps.sum(1, keepdim=True) / count
+    influence = (of_steps - means * counts) * (len(products) / count)
+    return Rectified(rho, left[0], left[1], left[2] if len(left) > 2 else None, influence)
+
+
+def _left(blocks: Tensor, found_on: Tensor) -> Tensor:
+    """Squared errors (blocks, num_steps) with the best gammas of other moments."""
+    # y - gamma u is T + (1 - gamma) u: what is added to T.
+    added = -found_on[..., 0] / found_on[..., 1].clamp_min(1e-300)
+    inner, square, error = blocks.unbind(-1)
+    return error + 2 * added * inner + added.square() * square
 
 
 def _moments(products: Tensor, share: Tensor) -> Tensor:

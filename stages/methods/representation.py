@@ -67,7 +67,20 @@ def probe_accuracy(
     test_labels: Tensor,
     ridge: float | None = None,
 ) -> float:
-    """Held-out accuracy, in [0, 1], of a linear probe: ridge regression onto one-hot labels.
+    """Held-out accuracy, in [0, 1], of a linear probe; see `probe_right`."""
+    right = probe_right(train_features, train_labels, test_features, test_labels, ridge)
+    return right.double().mean().item()
+
+
+def probe_right(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    ridge: float | None = None,
+) -> Tensor:
+    """Which held-out rows, (N,) bool, a linear probe classifies rightly: ridge regression onto
+    one-hot labels.
 
     features (N, d), labels (N,) integers. Features are standardised by the training set and a free
     intercept is fitted; the penalty is `ridge` times N. Unset, `ridge` is the one among RIDGES that
@@ -99,7 +112,7 @@ def probe_accuracy(
     onehot = F.one_hot(targets, len(classes)).to(train)
     weights = _ridge_weights(train, onehot, targets, ridge)
     predicted = classes[(test @ weights + onehot.mean(dim=0)).argmax(dim=1)]
-    return (predicted == test_labels.cpu()).double().mean().item()
+    return predicted == test_labels.cpu()
 
 
 def _ridge_weights(centred: Tensor, onehot: Tensor, targets: Tensor, ridge: float | None) -> Tensor:

@@ -87,13 +87,26 @@ def residual_products(
     of several batches add up, so a calibration can be sharded; `gammas_from_products` ends it, and
     rectified.py tells what it gains.
     """
+    return products_of_each(denoiser, clean, levels, solver, generator, coordinates).sum(0)
+
+
+def products_of_each(
+    denoiser: Denoiser,
+    clean: Tensor,
+    levels: Tensor,
+    solver: str | Solver,
+    generator: torch.Generator | None = None,
+    coordinates: Coordinates = None,
+) -> Tensor:
+    """The same of every sample: (B, num_steps, 3) float64. Raises ValueError for no samples."""
+    if not len(clean):
+        raise ValueError("the batch holds no samples; give at least one to average over")
     products = []
     for step in straight_path(denoiser, clean, levels, named(solver), generator):
-        u = residual(step)
-        away = step.state - clean
+        u, away = (chosen(x, coordinates) for x in (residual(step), step.state - clean))
         pairs = ((u, away), (u, u), (away, away))
-        products.append([mean_inner(a, b, coordinates) for a, b in pairs])
-    return torch.tensor(products, dtype=torch.float64) * len(clean)
+        products.append(torch.stack([(a * b).sum(1) for a, b in pairs], dim=1))
+    return torch.stack(products, dim=1).cpu()
 
 
 def gammas_from_products(

@@ -53,6 +53,10 @@ def _content(path: Path) -> Any:
             except RuntimeError:  # files of torch's old format cannot be mapped
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as stream:
+            begins = stream.read(2)
+        if begins != b"PK" and begins[:1] != pickle.PROTO:  # neither torch's zip nor a pickle
+            raise ValueError(f"{path} is no checkpoint: it is none of torch's formats") from error
         raise ValueError(
             f"{path} asks for more than tensors, and nothing else is read: {_reason(error)}"
         ) from error

@@ -7,15 +7,16 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, count
+from textwrap import fill
 from typing import Any
+
+from stages.pages.looks import Look, looks, ordered, score_name, shown
 
 # What matplotlib draws in this colour becomes the colour of the surrounding text.
 INK = "#010203"
-COLORS = ("#3b82d6", "#e07b39", "#2fa36b", "#c65b9e", "#b8941f", "#7a6fd9", "#2aa5b5", "#9c6b4f")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":")
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diffusion-bench",
@@ -71,12 +72,14 @@ class Axes:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: `name` is its file's stem; `rows` is the same as a table, headings first."""
+    """A figure: `name` is its file's stem; `rows` is the same as a table, headings first; `small`
+    draws it for a narrow place, with letters that can be read there."""
 
     name: str
     caption: str
     svg: str
     rows: Sequence[Sequence[Any]] = ()
+    small: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", stem(self.name))
@@ -105,10 +108,10 @@ def as_file(figure: Figure) -> str:
 
 
 LARGEST = 1e300  # of what can be drawn: matplotlib adds margins
-WHOLE, PANEL = (5.8, 3.5), (3.6, 2.6)  # inches
+WHOLE, PANEL, SMALL = (5.8, 3.2), (3.6, 2.6), (3.0, 2.4)  # inches
 # Room for labels, of figures whose legend stands inside: four times faster than fitting it.
 MARGINS = {
-    WHOLE: {"left": 0.15, "right": 0.97, "bottom": 0.15, "top": 0.97},
+    WHOLE: {"left": 0.15, "right": 0.97, "bottom": 0.165, "top": 0.97},
     PANEL: {"left": 0.23, "right": 0.96, "bottom": 0.21, "top": 0.96},
 }
 
@@ -122,25 +125,25 @@ def plot(
     where nothing on it is above 0.
     """
 
+    if not any(curve.like is not None for curve in curves):
+        curves = [curves[place] for place in ordered([curve.name for curve in curves])]
     beside = len(curves) > 4  # the legend stands beside the lines, not over them
 
     def draw(ax: Any) -> None:
-        lines = [
-            _line(ax, curve, index, marked=len(curve.x) <= 40) for index, curve in enumerate(curves)
-        ]
-        ax.set_xlabel(axes.x)
-        ax.set_ylabel(axes.y)
-        drawn = [point for curve in curves for point in _finite(curve)]
-        for place, (axis, is_log) in enumerate(((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y))):
-            if is_log and any(point[place] > 0 for point in drawn):
-                logarithmic(axis)
-        if axes.ticks is not None:
-            ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
-        names = [curve.name for curve in curves]
+        lines = _lines(ax, curves)
+        _scales(ax, curves, axes)
+        names = [shown(curve.name) for curve in curves]
         if beside:
             _legend(ax, lines, names, loc="center left", anchor=(1.0, 0.5), fontsize="small")
         elif len(curves) > 1:
             _legend(ax, lines, names)
+
+    def draw_small(ax: Any) -> None:
+        lines = _lines(ax, curves)
+        _scales(ax, curves, replace(axes, ticks=_few(axes.ticks, axes.log_x)))
+        narrow(ax)
+        if len(curves) > 1:
+            legend_above(ax, lines, [shown(curve.name) for curve in curves])
 
     rows = [("curve", axes.x, axes.y, "standard error")]
     for curve in curves:
@@ -149,7 +152,58 @@ def plot(
             (curve.name, x, y, error) for x, y, error in zip(curve.x, curve.y, errors, strict=True)
         ]
     margins = None if beside else MARGINS.get(size)
-    return Figure(name, caption, svg(draw, name, size, margins), rows)
+    small = partial(svg, draw_small, f"small-{name}", SMALL)
+    return Figure(name, caption, svg(draw, name, size, margins), rows, small)
+
+
+def narrow(ax: Any) -> None:
+    """Labels of a small figure: broken where they are longer than it."""
+    for axis, width in ((ax.xaxis, 44), (ax.yaxis, 26)):
+        axis.set_label_text(fill(axis.get_label_text(), width), fontsize="small")
+    ax.tick_params(labelsize="small")
+
+
+def legend_above(ax: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """The legend of a small figure, over it and not over its lines."""
+    columns = 1 if max(map(len, names)) > 18 else 2
+    look = {"ncols": columns, "fontsize": "small", "borderaxespad": 0.3, "handlelength": 1.4}
+    _legend(ax, lines, names, anchor=(0.45, 1.0), loc="lower center", labelspacing=0.2, **look)
+
+
+def _few(ticks: Sequence[float] | None, logarithmic: bool) -> Sequence[float] | None:
+    """Ticks with room for their labels in a small figure."""
+    if ticks is None:
+        return None
+    scale = math.log if logarithmic else float
+    kept = list(ticks[:1])
+    for tick in ticks[1:]:
+        if scale(tick) - scale(kept[-1]) > 0.17 * (scale(ticks[-1]) - scale(ticks[0])):
+            kept.append(tick)
+    return kept
+
+
+def _lines(ax: Any, curves: Sequence[Curve]) -> list[Any]:
+    drawn = list(looks([curve.name for curve in curves]))
+    for place, curve in enumerate(curves):
+        if curve.like is not None:
+            drawn[place] = replace(drawn[place], color=drawn[curve.like].color, line="--")
+        if not curve.joined:
+            drawn[place] = replace(drawn[place], line="none")
+    return [
+        _line(ax, curve, look, marked=len(curve.x) <= 40)
+        for curve, look in zip(curves, drawn, strict=True)
+    ]
+
+
+def _scales(ax: Any, curves: Sequence[Curve], axes: Axes) -> None:
+    ax.set_xlabel(axes.x)
+    ax.set_ylabel(score_name(axes.y))
+    drawn = [point for curve in curves for point in _finite(curve)]
+    for place, (axis, is_log) in enumerate(((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y))):
+        if is_log and any(point[place] > 0 for point in drawn):
+            logarithmic(axis)
+    if axes.ticks is not None:
+        ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
 
 
 def _legend(
@@ -169,14 +223,9 @@ def _legend(
         text.set_text(name)
 
 
-def _line(ax: Any, curve: Curve, index: int, marked: bool) -> Any:
-    place = index if curve.like is None else curve.like
-    again = index // len(COLORS)  # the colours are used again, with other lines and markers
-    style = {
-        "color": COLORS[place % len(COLORS)],
-        "linestyle": _dashes(curve, again),
-        "marker": MARKERS[(index + again) % len(MARKERS)] if marked else None,
-    }
+def _line(ax: Any, curve: Curve, look: Look, marked: bool) -> Any:
+    marker = look.marker if marked else None
+    style = {"color": look.color, "linestyle": look.line, "marker": marker}
     points = _finite(curve)
     x, y, bars = ([point[place] for point in points] for place in range(3))
     if curve.error is not None and any(error is not None for error in curve.error):
@@ -193,12 +242,6 @@ def _finite(curve: Curve) -> list[tuple[float, float, float]]:
         for x, y, error in zip(curve.x, curve.y, errors, strict=True)
         if math.isfinite(x) and abs(y) < LARGEST
     ]
-
-
-def _dashes(curve: Curve, again: int) -> str:
-    if not curve.joined:
-        return "none"
-    return LINES[again % len(LINES)] if curve.like is None else "--"
 
 
 def logarithmic(axis: Any) -> None:

@@ -21,7 +21,8 @@ STYLE = """
 body { margin: 0; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-.side { display: none; } .menu { position: sticky; top: 0; background: var(--paper); z-index: 1; }
+.rest > summary { font-weight: 600; } .side { display: none; }
+.menu { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 @media (min-width: 78rem) {
   body { display: grid; grid-template-columns: 15rem minmax(0, 62rem); justify-content: center; }
   main { margin: 0; } .menu { display: none; }
@@ -31,18 +32,27 @@ main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
   grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; }
 .card h3 { margin: 0 0 .3rem; } .card p { margin: .4rem 0; font-size: .9rem; }
-.card svg { width: 100%; height: auto; max-height: 13rem; display: block; }
+.card svg { width: 100%; height: auto; max-height: 15rem; display: block; }
 .chip { border: 1px solid currentColor; border-radius: 1rem; padding: 0 .6rem; font-size: .8rem;
   margin-right: .4rem; white-space: nowrap; }
-.pair { display: grid; gap: 0 1.2rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
+.pair { display: grid; gap: 0 1.2rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem;
+h2 { font-size: 1.25rem; margin: 1.6rem 0 .4rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
 p, li { max-width: 46rem; }
 nav { font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 a { color: inherit; }
 .lead, figcaption, .note { color: var(--soft); }
-figure { margin: 1.2rem 0; } figcaption { font-size: .9rem; max-width: 46rem; }
+figure { margin: .8rem 0; } figcaption { font-size: .9rem; max-width: 46rem; }
+figcaption details { margin: 0; font-size: 1em; }
+figcaption details:not([open]) { display: inline-block; }
+.halves .pictures { gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
+.halves { grid-column: 1 / -1; }
+.halves:not(.beside) img { aspect-ratio: 2; object-fit: cover; object-position: top; }
+p { margin: .6rem 0; }
+.error { font-size: .82em; color: var(--soft); } td.best { font-weight: 700; }
+td.close { font-style: italic; } .scores td, .scores th { padding-right: .9rem; }
 figure svg { width: 100%; max-width: 40rem; height: auto; display: block; }
 figure img { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
 .pictures { display: grid; gap: 1rem;
@@ -58,13 +68,13 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 details { margin: .4rem 0; font-size: .9rem; } summary { cursor: pointer; color: var(--soft); }
 .claims [data-label="claim"] { min-width: 24rem; } .claims .note { font-size: .8rem; }
+@media (min-width: 62rem) { .halves.beside { grid-column: span 2; } }
 @media (max-width: 40rem) { .claims thead { display: none; }
   .claims tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
   .claims td { display: block; min-width: 0 !important; border: 0; padding: .1rem 0; }
   .claims td:not([data-label="claim"])::before { content: attr(data-label) ": ";
     color: var(--soft); } .claims td:empty { display: none; } }
 .good { color: var(--good); } .failed { color: var(--bad); } svg .failed { color: var(--bad); }
-svg.graph { color: var(--ink); } svg.graph text { fill: currentColor; }
 code, pre { font: .88em ui-monospace, SFMono-Regular, Menlo, monospace; }
 pre { background: var(--tint); padding: .8rem; overflow-x: auto; }
 @media print { main { max-width: none; } details:not(.rest), nav, .rest > summary { display: none; }
@@ -89,8 +99,8 @@ class Section:
     """A part of the report, in this order: text (HTML), tables, figures, panels, pictures.
 
     panels: small figures that stand side by side. more: pictures that stay folded until somebody
-    asks for them. whole: it is shown whole; others show two sentences and two figures, and the rest
-    when somebody asks.
+    asks for them. first: HTML that is shown behind the first sentences. whole: it is shown whole;
+    others show two sentences and two figures, and the rest when somebody asks.
     """
 
     title: str
@@ -100,12 +110,13 @@ class Section:
     pictures: Sequence[Picture] = ()
     more: Sequence[Picture] = ()
     panels: Sequence[Figure] = ()
+    first: str = ""
     whole: bool = False
 
 
 def page(title: str, lead: str, sections: Sequence[Section], marker: str = "") -> str:
     """The whole file. `marker` stands where the engine fills in what belongs to one run."""
-    run = f"<h2 id='run'>Run and graph</h2>{_opened(marker)}" if marker else ""
+    run = f"<h2 id='run'>Run and graph</h2>{marker}" if marker else ""
     link = "<a href='#run'>Run and graph</a>" if marker else ""
     parts = [_section(index, section) for index, section in enumerate(sections)]
     links = "".join(f"<a href='#s{i}'>{html.escape(s.title)}</a>" for i, s in enumerate(sections))
@@ -124,12 +135,15 @@ def page(title: str, lead: str, sections: Sequence[Section], marker: str = "") -
 def _section(index: int, section: Section) -> str:
     title = f"<h2 id='s{index}'>{html.escape(section.title)}</h2>"
     if section.whole:
-        return "".join([title, section.text, *_rest(section)])
+        return "".join([title, section.text, section.first, *_rest(section)])
     short, long = first_sentences(section.text)
     shown, figures = section.figures[:FIGURES], section.figures[FIGURES:]
     pair = f"<div class='pair'>{''.join(map(figure, shown))}</div>" if shown else ""
-    rest = "".join([long, *_rest(replace(section, figures=figures))])
-    return "".join([title, short, pair, _opened(rest) if rest else ""])
+    left = replace(section, figures=figures)
+    rest = "".join([long, *_rest(left)])
+    return "".join(
+        [title, short, section.first, pair, _opened(_inside(left, long), rest) if rest else ""]
+    )
 
 
 def _rest(section: Section) -> Iterator[str]:
@@ -145,9 +159,21 @@ def _rest(section: Section) -> Iterator[str]:
         yield folded(f"{len(section.more)} more", pictures(section.more))
 
 
-def _opened(body: str) -> str:
-    """The rest of a section, behind a word; print shows it."""
-    return f"<details class='rest'><summary>more</summary>{body}</details>"
+def _inside(section: Section, text: str) -> str:
+    """What is folded, in words: `more: text, 2 tables, 3 figures`."""
+    counts = {
+        "table": sum(table.count("<table") for table in section.tables),
+        "figure": len(section.figures) + len(section.panels),
+        "picture": len(section.pictures) + len(section.more),
+    }
+    parts = ["text"] if text else []
+    parts += [f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items() if n]
+    return ": ".join(filter(None, ("more", ", ".join(parts))))
+
+
+def _opened(words: str, body: str) -> str:
+    """The rest of a section, behind words that say what it is; print shows it."""
+    return f"<details class='rest'><summary>{words}</summary>{body}</details>"
 
 
 def first_sentences(text: str, most: int = 2) -> tuple[str, str]:
@@ -178,10 +204,10 @@ def figure(shown: Figure) -> str:
     numbers = ""
     if shown.rows:
         numbers = folded("numbers", table(shown.rows))
-    caption = f"<figcaption>{html.escape(shown.caption)}</figcaption>"
+    caption = f"<figcaption>{html.escape(shown.caption)} {numbers}</figcaption>"
     label = f'role="img" aria-label="{html.escape(shown.caption, quote=True)}"'
     svg = shown.svg.replace('role="img"', label, 1)
-    return f"<figure>{svg}{caption}{numbers}</figure>"
+    return f"<figure>{svg}{caption}</figure>"
 
 
 def _picture(picture: Picture) -> str:
@@ -198,16 +224,36 @@ def folded(summary: str, body: str) -> str:
     return f"<details><summary>{summary}</summary>{body}</details>"
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell that is HTML already; `look` is its class."""
+
+    html: str
+    look: str = ""
+
+
+def score_cell(value: float, error: float | None, look: str = "") -> Cell:
+    """A score with its error small behind it."""
+    number, sign, rest = with_error(value, error).partition("\u00a0±")
+    return Cell(f"{number}<span class=error>{sign}{rest}</span>" if sign else number, look)
+
+
 def table(rows: Sequence[Sequence[Any]]) -> str:
     """An HTML table; the first row is its heading, numbers stand right."""
     heading, *body = rows
     numeric = [any(_is_number(row[i]) for row in body) for i in range(len(heading))]
 
     def cells(tag: str, row: Sequence[Any]) -> str:
-        return "".join(
-            f"<{tag}{' class=number' if numeric[i] else ''}>{_cell(value)}</{tag}>"
+        looks = (
+            f" class={value.look}"
+            if isinstance(value, Cell) and value.look
+            else " class=number"
+            if numeric[i]
+            else ""
             for i, value in enumerate(row)
         )
+        pairs = zip(looks, row, strict=True)
+        return "".join(f"<{tag}{look}>{_cell(value)}</{tag}>" for look, value in pairs)
 
     lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in body)
     return (
@@ -223,6 +269,8 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, Cell):
+        return value.html
     if isinstance(value, float):
         return f"{value:.4g}"
     return html.escape(str(value))

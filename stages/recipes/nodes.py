@@ -190,7 +190,7 @@ def train_node(
         train.STAGE,
         settings,
         inputs={"data": data_node(bench)}
-        | spectrum_input(settings.density.kind)
+        | spectrum_input(settings.drawn.kind)
         | teacher_inputs(bench, settings.method),
         resources=bench.resources.train,
         tags={"method": settings.method, **(tags or {})},

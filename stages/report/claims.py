@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stages.pages.page import Section
 
 COLUMNS = ("method", "claim", "paper", "ours", "error", "verdict")
+# Of several claims, where the verdict is said of one.
+PLURAL = {rules.HOLDS: "hold", rules.FAILS: "do not hold", rules.OPEN: "stay inconclusive"}
 KINDS = {rules.EXACT: "none: closed form", rules.BOUND: "none: a bound", "none": "not known"}
 OUT_OF_SCOPE = (
     "Text-to-image (GenEval) is out of scope. The papers' numbers are of their own data and "
@@ -38,14 +40,16 @@ def section(found: Sequence[Finding]) -> Section:
     from stages.pages.page import Section
 
     counts = ", ".join(
-        f"{number} {word}" for word, number in rules.counted(found).items() if number
+        f"{number} {PLURAL.get(word, word) if number > 1 else word}"
+        for word, number in rules.counted(found).items()
+        if number
     )
     text = (
-        f"<p>Verdicts are computed: a claim <b>holds</b> or <b>does not hold</b> where the 95 % "
-        f"interval of its effect, printed beside it, does not hold none, and is "
+        f"<p>Of {len(found)} claims {counts}. Verdicts are computed: a claim <b>holds</b> or "
+        "<b>does not hold</b> where the 95 % interval of its effect is on one side of none, and is "
         f"<b>inconclusive</b> where it does; over seeds the interval is Student's. A change in % "
         f"is tested as the logarithm of its ratio, so that it does not matter which side is "
-        f"divided by which. {counts}. An error over seeds of training holds the spread of "
+        f"divided by which. An error over seeds of training holds the spread of "
         "repeated trainings, one over seeds of noise only that of sampling one training anew. "
         "Errors of single sets are of the samples alone, the reference being fixed: "
         "<b>paired</b> where both sides were made from the same noise and labels, so that what "

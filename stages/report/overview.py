@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from stages.pages import findings as rules
+from stages.pages.looks import shown
 from stages.report import claims
 
 if TYPE_CHECKING:
@@ -31,41 +32,57 @@ def section(
 
     key_figures: by method the pattern of the name of its key figure, looked for in the sections.
     """
-    from stages.pages.page import Section
+    from stages.pages.page import Section, pictures
 
     methods: dict[str, list[Finding]] = {}
     for finding in claims.marked(found):
         methods.setdefault(finding.claim.method, []).append(finding)
+    measured = {
+        method: ones
+        for method, ones in methods.items()
+        if any(one.verdict in CHIPS for one in ones)
+    }
     cards = [
         card(method, ones, *_key_figure(key_figures.get(method, ""), sections))
-        for method, ones in methods.items()
+        for method, ones in measured.items()
     ]
+    if last := latest(samples):
+        # Three cards stand in a row: behind a single one there is room for the samples.
+        place = "halves beside" if len(cards) % 3 == 1 else "halves"
+        cards.append(f"<div class='{place}'>{pictures(last)}</div>")
     text = f"<div class='cards'>{''.join(cards)}</div>" if cards else ""
-    return Section("Overview", text, pictures=latest(samples), whole=True)
+    if absent := {method: ones for method, ones in methods.items() if method not in measured}:
+        text += _elsewhere(absent)
+    return Section("Overview", text, whole=True)
 
 
 def card(
     method: str, found: Sequence[Finding], figure: Figure | None = None, place: int = 0
 ) -> str:
-    """A paper: its verdicts as chips, one sentence of its first measured claim, its key figure."""
+    """A paper with a measured claim: verdicts as chips, a sentence on the first, its key figure."""
     tested = [finding for finding in found if finding.verdict in CHIPS]
     chips = "".join(
         f"<span class='chip {looks}'>{number} {word}</span>"
         for verdict, (looks, word) in CHIPS.items()
         if (number := sum(one.verdict == verdict for one in tested))
     )
-    if tested:
-        *_, effect, _, said = claims.row(tested[0])
-        # The interval follows the verdict; what it is of stands in the claims table.
-        said = said.split("*")[0].split(" [")[0]
-        text = f"{html.escape(tested[0].claim.text)}: <b>{html.escape(said)}</b>"
-        sentence = f"{text}, {html.escape(effect)}." if effect else f"{text}."
-    else:
-        recipes = sorted({name for finding in found for name in finding.claim.recipes})
-        sentence = f"Not measured in this run; recipe {' or '.join(recipes)} does."
+    *_, effect, _, said = claims.row(tested[0])
+    # The interval follows the verdict; what it is of stands in the claims table.
+    said = said.split("*")[0].split(" [")[0]
+    text = f"{html.escape(tested[0].claim.text)}: <b>{html.escape(said)}</b>"
+    sentence = f"{text}, {html.escape(effect)}." if effect else f"{text}."
     picture = f"<a href='#s{place}' class='key'>{_again(figure)}</a>" if figure else ""
     title = f"<h3>{html.escape(method)}</h3>"
     return f"<article class='card'>{title}{chips}<p>{sentence}</p>{picture}</article>"
+
+
+def _elsewhere(absent: Mapping[str, Sequence[Finding]]) -> str:
+    """Which papers' claims a run did not measure, and the recipes that do."""
+    parts = []
+    for method, found in absent.items():
+        recipes = sorted({name for finding in found for name in finding.claim.recipes})
+        parts.append(f"{html.escape(method)} (recipe {' or '.join(recipes)})")
+    return f"<p class='note'>Not measured in this run: {', '.join(parts)}.</p>"
 
 
 def _key_figure(pattern: str, sections: Sequence[Section]) -> tuple[Figure | None, int]:
@@ -79,8 +96,9 @@ def _key_figure(pattern: str, sections: Sequence[Section]) -> tuple[Figure | Non
 
 
 def _again(figure: Figure) -> str:
-    """A figure's SVG a second time on a page: with ids of its own."""
-    text = re.sub(r'\b(id="|href="#)', r"\1card-", figure.svg)
+    """A figure a second time on a page: drawn for a card, or the same with ids of its own."""
+    drawn = figure.small() if figure.small else figure.svg
+    text = re.sub(r'\b(id="|href="#)', r"\1card-", drawn)
     label = html.escape(figure.caption, quote=True)
     return text.replace("url(#", "url(#card-").replace(
         'role="img"', f'role="img" aria-label="{label}"', 1
@@ -98,7 +116,7 @@ def latest(samples: Mapping[str, Samples]) -> list[Picture]:
         if along and step >= last.get(model, (-1,))[0]:
             last[model] = step, artifact
     return [
-        Picture(f"{model} after {step:,} steps", (artifact.path / "grid.png").read_bytes())
+        Picture(f"{shown(model)} after {step:,} steps", (artifact.path / "grid.png").read_bytes())
         for model, (step, artifact) in list(last.items())[:MODELS]
     ]
 

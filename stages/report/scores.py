@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import score_curve
 from stages.pages.figures import Axes, Figure, plot
-from stages.pages.page import Section, folded, table, with_error
+from stages.pages.findings import OPEN, side
+from stages.pages.looks import score_name
+from stages.pages.page import Section, folded, score_cell, table
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Row
@@ -21,13 +23,18 @@ OVERVIEW = (
     *("fid", "fid_infinity", "fid_held_out", "fid_gap", "sfid", "kid"),
     *("precision", "recall", "density", "coverage", "inception_score", "memorization_ratio"),
 )
+# Which way they get better; the others are not to be ranked.
+LESS = ("fid", "fid_infinity", "fid_held_out", "sfid", "kid", "memorization_ratio")
+MORE = ("precision", "recall", "density", "coverage", "inception_score")
+FIRST = ("fid", "kid", "precision", "recall", "coverage", "memorization_ratio")
 UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
 
 
 def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
     """The last set of every curve, one table for each protocol, and all scores folded away."""
     tables = []
-    for protocol, curves in _by_protocol(scores).items():
+    protocols = _by_protocol(scores)
+    for protocol, curves in protocols.items():
         tables += [_words(protocol, curves), _last_sets(curves), _cautions(curves)]
     lines = list(_lines(scores))
     tables.append(folded(f"all {len(lines)} scores", table([HEADING, *lines])))
@@ -36,9 +43,56 @@ def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
         "extractor, reference and number of samples. An error is one standard error; its kind "
         "says what it holds: <b>seeds</b> the spread over repeated trainings or samplings, "
         "<b>influence</b> and <b>jackknife</b> only that of one set of samples, from what each "
-        "sample or block of them contributes.</p>"
+        "sample or block of them contributes. In a table the best of a column is <b>bold</b>; "
+        "<i>italic</i> is what is not beyond the 95 % interval of its difference to that, both "
+        "taken as independent.</p>"
     )
-    return Section("Scores", text, tables)
+    most = max(protocols.items(), key=lambda item: len(item[1]))
+    return Section("Scores", text, tables, first=_best_of(*most))
+
+
+def _last(curves: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Score]]:
+    """The scores of every curve's last set, by curve and metric."""
+    return {
+        name: {row.score.metric: row.score for row in rows if row.node == rows[-1].node}
+        for name, rows in curves.items()
+    }
+
+
+def _best(of: Mapping[str, Mapping[str, Score]], metric: str) -> str | None:
+    """The curve whose score is the best; None where nothing ranks them."""
+    values = {name: scores[metric].value for name, scores in of.items() if metric in scores}
+    if len(set(values.values())) < 2 or metric not in (*LESS, *MORE):
+        return None
+    return (min if metric in LESS else max)(values, key=values.__getitem__)
+
+
+def _look(one: Score, best: Score | None) -> str:
+    """`best`, or `close` where the difference to the best is within its 95 % interval."""
+    if best is None:
+        return ""
+    if one is best:
+        return "best"
+    error = math.hypot(one.error or 0.0, best.error or 0.0)
+    return "close" if side(one.value - best.value, error) == OPEN else ""
+
+
+def _best_of(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
+    """The best of each of the first metrics beside what real images get, as a small table."""
+    of = _last(curves)
+    lines: list[tuple[Any, ...]] = []
+    for metric in FIRST:
+        name = _best(of, metric)
+        if name is not None:
+            one = of[name][metric]
+            curve = name.removeprefix("evaluate/")
+            better = "lower" if metric in LESS else "higher"
+            best = score_cell(one.value, one.error)
+            lines.append((f"{score_name(metric)} ({better} is better)", best, curve, one.floor))
+    if not lines:
+        return ""
+    caption = f"<p class='note'>The best last sets of protocol {html.escape(protocol.name)}.</p>"
+    return caption + table([("score", "best", "of", "real images"), *lines])
 
 
 def plots(
@@ -82,8 +136,8 @@ def _plot(
     which = "of the kind that the legend names" if mixed else f"({next(iter(kinds.values()))})"
     details = f", {protocol.details}" if protocol.details else ""
     caption = (
-        f"{metric} over {label}; protocol {protocol.name}{details}, {protocol.num_samples} samples "
-        f"a point; bars: one standard error {which}."
+        f"{score_name(metric)} over {label}; protocol {protocol.name}{details}, "
+        f"{protocol.num_samples} samples a point; bars: one standard error {which}."
     )
     places = sorted({x for line in lines for x in line.x})
     ticks = apart(places, logarithmic=axes.get("log_x", False))
@@ -142,16 +196,16 @@ def _words(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
 def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     present = {row.score.metric for rows in curves.values() for row in rows}
     metrics = [metric for metric in OVERVIEW if metric in present]
-    lines: list[tuple[Any, ...]] = [
-        ("curve", "training step", "solver", "NFE", "kind of error", *metrics)
-    ]
+    names = map(score_name, metrics)
+    lines: list[tuple[Any, ...]] = [("curve", "step", "solver", "NFE", "kind of error", *names)]
+    of = _last(curves)
+    best = {metric: of.get(_best(of, metric), {}).get(metric) for metric in metrics}
     floors: dict[str, float] = {}
     for name, rows in curves.items():
-        last = rows[-1]
-        by_metric = {row.score.metric: row.score for row in rows if row.node == last.node}
+        last, by_metric = rows[-1], of[name]
         cells = [
-            with_error(by_metric[metric].value, by_metric[metric].error)
-            if metric in by_metric
+            score_cell(one.value, one.error, _look(one, best[metric]))
+            if (one := by_metric.get(metric)) is not None
             else ""
             for metric in metrics
         ]

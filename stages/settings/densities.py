@@ -32,13 +32,18 @@ ARGUMENTS = {
 }
 
 
-class Display(Settings):
-    """The screen that images are seen on, which decides what CSFlow weights highly."""
+class Screen(Settings):
+    """The screen, and from where it is looked at."""
 
     pixel_size: float = Field(
         0.000114, gt=0, le=1, description="side of a display pixel, in metres"
     )
     distance: float = Field(0.5, gt=0, le=1000, description="from the eye to the screen, in metres")
+
+
+class Display(Screen):
+    """The screen that images are seen on, which decides what CSFlow weights highly."""
+
     display_pixels: int = Field(
         256,
         ge=1,

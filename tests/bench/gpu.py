@@ -13,15 +13,17 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from stages.artifacts.teacher import TeacherFeatures
 from stages.methods import maskalign, reg, repa
 from stages.methods.density import LogitNormal, Mixture, min_snr
 from stages.methods.draws import Draws
@@ -31,6 +33,8 @@ from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets.compiled import compile_network
 from stages.nets.precision import products_in
 from stages.nets.sit import SiT
+from stages.training.loop import Batches, Optimization, TrainState, train
+from stages.training.saving import Saver
 from tests.bench.training import TEACHER, Training, data, training_flops
 from tests.nets.sizes import SIZES
 
@@ -43,6 +47,7 @@ TARGETS = {  # of a record's value, by its name: least or most
     "training/B/compiled/reg/utilisation": ("at least", 0.40),
     "sampling/XL/bfloat16_compiled_over_float32": ("at least", 6.0),
     "training/waits_a_step": ("at most", 0),
+    "feeding/waiting_share": ("at most", 0.05),
     "correctness/float32": ("at most", 1e-4),
     "correctness/bfloat16": ("at most", 3e-2),
     "correctness/compiled": ("at most", 1e-4),
@@ -99,6 +104,19 @@ class Bench:
             taken.append(time.perf_counter() - start)
         return median(taken)
 
+    def in_turn(self, calls: Mapping[str, Callable[[], object]], rounds: int = 12) -> Record:
+        """Median seconds of each call, the calls taking turns, after two of each that warm up."""
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for number in range(2 + (2 if self.tiny else rounds)):
+            for name, call in calls.items():
+                self.wait()
+                start = time.perf_counter()
+                call()
+                self.wait()
+                if number >= 2:
+                    taken[name].append(time.perf_counter() - start)
+        return {name: median(seconds) for name, seconds in taken.items()}
+
     def compiled(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network, compiled as trainings and samplings compile; small ones are only traced,
         which takes no compiler."""
@@ -110,12 +128,15 @@ class Bench:
             torch.cuda.synchronize()
 
     def memory(self) -> float:
-        """GiB at most since the last call."""
+        """GiB held now; the most from here on is counted anew."""
         if not self.is_gpu:
             return 0.0
-        most = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
-        return most
+        return torch.cuda.memory_allocated() / 2**30
+
+    def most_memory(self) -> float:
+        """GiB at most since `memory` was asked."""
+        return torch.cuda.max_memory_allocated() / 2**30 if self.is_gpu else 0.0
 
 
 def ceilings(bench: Bench) -> Iterator[tuple[str, float]]:
@@ -175,26 +196,87 @@ def _trained(bench: Bench, size: str, method: str, batch: int) -> Training:
 
 
 def training(bench: Bench) -> Iterator[tuple[str, float]]:
-    """Steps a second, flops utilisation and memory of each size and method, compiled and not."""
-    batch = 4 if bench.tiny else 64
+    """Steps a second, flops utilisation and memory of each size, REG and MaskAlign in turn;
+    compiled, and the smaller one as it is, too."""
     for size in bench.sizes():
+        batch = {"tiny": 4, "B": 256, "XL": 64}[size]
         tokens = 17 if size == "tiny" else 257
-        for how in ("eager", "compiled"):
-            seconds = {}
+        for how in ("compiled",) if size == "XL" else ("eager", "compiled"):
+            sides: dict[str, Training] = {}
             for method in ("reg", "maskalign"):
-                one = _trained(bench, size, method, batch)
+                held = bench.memory()
+                sides[method] = one = _trained(bench, size, method, batch)
                 if how == "compiled":
                     bench.compiled(one.network)
-                bench.memory()
-                seconds[method] = bench.seconds(one.step)
+                began = time.perf_counter()
+                one.step()
+                bench.wait()
+                yield f"{size}/{how}/{method}/first_step_seconds", time.perf_counter() - began
+                yield f"{size}/{how}/{method}/memory_gib", bench.most_memory() - held
+            seconds = bench.in_turn({name: one.step for name, one in sides.items()})
+            for method, one in sides.items():
                 kept = tokens if method == "reg" else 1 + (tokens - 1) * 3 // 4
                 flops = training_flops(one.network, kept, mixed_tokens=tokens) * batch
                 name = f"{size}/{how}/{method}"
                 yield f"{name}/steps_a_second", 1 / seconds[method]
                 yield f"{name}/utilisation", flops / seconds[method] / bench.peak
-                yield f"{name}/memory_gib", bench.memory()
-                del one
             yield f"{size}/{how}/maskalign_over_reg", seconds["maskalign"] / seconds["reg"]
+
+
+class _Latents:
+    """A mapped file of latents, as the loop reads images."""
+
+    def __init__(self, path: Path, count: int, shape: Sequence[int]) -> None:
+        np.save(path, np.random.default_rng(0).standard_normal((count, *shape)).astype(np.float16))
+        self.rows = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def raw(self, which: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.rows[which.numpy()])
+
+    def finish(self, raw: torch.Tensor, draws: Draws | None = None) -> torch.Tensor:
+        return raw.float()
+
+
+def feeding(bench: Bench) -> Iterator[tuple[str, float]]:
+    """REG through the training loop, its latents and its teacher's features read from disk: the
+    share of the time in which the device had nothing to do, and how long a save holds it up."""
+    size, steps = bench.sizes()[0], 6 if bench.tiny else 60
+    batch, count, readers = (4, 16, 1) if bench.tiny else (256, 1024, 8)
+    patches, side = (16, 8) if bench.tiny else (256, 32)
+    network = bench.network(size, "reg")
+    precision = "bfloat16" if bench.is_gpu else "float32"
+    state = TrainState(network, Optimization(lr=1e-4, precision=precision))
+    bench.compiled(network)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        images = _Latents(place / "latents.npy", count, (4, side, side))
+        patch = _Latents(place / "patches.npy", count, (patches, TEACHER)).rows
+        teacher = TeacherFeatures(patch, np.array(patch[:, 0]))
+        labels = torch.arange(count) % 1000
+        read = (images, labels, batch, 0, bench.device, teacher)
+        with Batches(*read, readers=readers, end=2 * steps) as batches:
+            for _ in train(state, reg.Loss(), batches, steps // 2):
+                pass
+            bench.wait()
+            waited, began = batches.waited, time.perf_counter()
+            for _ in train(state, reg.Loss(), batches, steps + steps // 2):
+                pass
+            bench.wait()
+            seconds = time.perf_counter() - began
+            yield "steps_a_second", steps / seconds
+            yield "waiting_share", (batches.waited - waited) / seconds
+            with Saver(place, lambda: None) as saver:
+                for again in ("first", "second"):  # the first takes pinned memory
+                    began = time.perf_counter()
+                    saver.state(state.step, state.tensors(), {})
+                    yield f"{again}_save_holds_up_seconds", time.perf_counter() - began
+                    for _ in train(state, reg.Loss(), batches, state.step + steps // 6):
+                        pass
+                    bench.wait()
+            yield "save_with_steps_seconds", time.perf_counter() - began
 
 
 def waits(bench: Bench) -> Iterator[tuple[str, float]]:
@@ -321,20 +403,14 @@ def stages(bench: Bench) -> Iterator[tuple[str, float]]:
     """Every node of the smoke preset on the device, in this process."""
     from pipeline.plan import Request
     from pipeline.store import Store
-    from stages.bench import Bench as Settings
     from stages.catalog import CATALOG
     from tests.inline import run_all
 
-    sections = [
-        name
-        for name, one in Settings.model_fields.items()
-        if "device" in getattr(one.annotation, "model_fields", {})
-    ]
-    devices = tuple(f"{name}.device={bench.device}" for name in sections)
+    preset = "smoke-gpu" if bench.is_gpu else "smoke"
     recipe = ("wavelet", "wavelet.in_full=true") if bench.tiny else ("full",)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        request = Request(recipe[0], "smoke", (*devices, *recipe[1:]))
+        request = Request(recipe[0], preset, recipe[1:])
         yield "nodes", len(run_all(CATALOG, Store(folder), request))
         yield "seconds", time.perf_counter() - begun
 
@@ -356,7 +432,7 @@ def nccl(bench: Bench) -> Iterator[tuple[str, float]]:
 
 
 PHASES = (
-    *(ceilings, correctness, training, sampling, waits, resume, nccl),
+    *(ceilings, correctness, waits, training, sampling, feeding, resume, nccl),
     *(features, decoding, stages),
 )
 

@@ -106,7 +106,7 @@ def cost(checkpoints: int = 10) -> None:
         measure.measure(subject, viewer, SIGMA)
         for images in (held_out[:HELD_OUT], training_images[:LIMITED]):
             measure.denoising_error(timed, images, SIGMA, 1, options.batch_size)
-        measure.probe_accuracy(subject, train, test, SIGMA, options.batch_size)
+        measure.probe_right(subject, train, test, SIGMA, options.batch_size)
     beside = time.process_time() - start - timed.seconds
     print(
         f"cost: {checkpoints} checkpoints, n {HELD_OUT}, V {NUM_VIEWS}, {len(VIEW_SEEDS)} view "

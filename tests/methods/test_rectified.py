@@ -1,9 +1,11 @@
 """SteinDiff's Theorem 4.8: what a gamma can take away of a step's error, against brute force."""
 
+import math
+
 import pytest
 import torch
 
-from stages.methods import grids, stein
+from stages.methods import grids, stein, strata
 from stages.methods.rectified import rectified
 from stages.methods.solvers import named
 from tests import oracle
@@ -82,3 +84,44 @@ def test_one_block_leaves_nothing_to_measure_on():
     assert set(found.rows()) == {"rho", "plain", "predicted"}
     with pytest.raises(ValueError, match="target is 'both'"):
         rectified(products, counts, levels, "both")
+
+
+def test_what_images_contribute_gives_the_spread_over_other_images():
+    """Of the log of what is left over the plain error, and of the share that can be gained."""
+    levels, data = grids.edm(3, 20, 0.1), oracle.bench_mixture(0, 4)
+    values, errors = [], []
+    for k in range(120):
+        clean = data.sample(100, torch.Generator().manual_seed(k))
+        eps = torch.Generator().manual_seed(1000 + k)
+        each = stein.products_of_each(data.denoiser, clean, levels, "heun", eps)
+        found = rectified(each, torch.ones(100, dtype=torch.float64), levels, "matched")
+        assert found.influence.sum(1).abs().max() < 1e-9
+        plain, predicted, measured = (
+            column.sum().item() for column in (found.plain, found.predicted, found.measured)
+        )
+        of_plain, of_predicted, of_measured = found.influence.numpy()
+        share = 1 - predicted / plain
+        of_share = predicted * of_plain / plain**2 - of_predicted / plain
+        values.append((math.log(measured / plain), math.log(share)))
+        psi = (of_measured / measured - of_plain / plain, of_share / share)
+        errors.append([strata.standard_error(one) for one in psi])
+    spread = torch.tensor(values).std(0)
+    mean = torch.tensor(errors).mean(0)
+    torch.testing.assert_close(mean, spread.to(mean), rtol=0.25, atol=0)
+
+
+def test_groups_of_images_contribute_what_their_images_do():
+    levels, data = grids.edm(3, 20, 0.1), oracle.bench_mixture(0, 4)
+    clean = data.sample(10, torch.Generator().manual_seed(0))
+    each = stein.products_of_each(
+        data.denoiser, clean, levels, "euler", torch.Generator().manual_seed(1)
+    )
+    ones = torch.ones(10, dtype=torch.float64)
+    single = rectified(each, ones, levels, "matched")
+    parts = [part.sum(0) for part in each.split(4)]
+    counts = torch.tensor([4.0, 4.0, 2.0], dtype=torch.float64)
+    grouped = rectified(torch.stack(parts), counts, levels, "matched")
+    torch.testing.assert_close(grouped.predicted, single.predicted)
+    for row in (0, 1):  # plain and predicted
+        sums = torch.stack([part.sum() for part in single.influence[row].split(4)])
+        torch.testing.assert_close(grouped.influence[row], sums * 3 / 10)

@@ -222,6 +222,13 @@ def test_tensors_inside_a_pickle_run_nothing_either(tmp_path):
     assert not (tmp_path / "written").exists()
 
 
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"some words", b""])
+def test_a_file_of_another_kind_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "picture.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"picture.pt is no (readable )?checkpoint"):
+        load(tmp_path / "picture.pt", "sit")
+
+
 def test_training_files_may_hold_arguments_and_nothing_else(tmp_path):
     bare = torch.load(FIXTURES / "sit/sigma_false/SiT-tiny.pt", weights_only=True)
     torch.save({"ema": bare, "args": Malicious(tmp_path / "written")}, tmp_path / "bad.pt")

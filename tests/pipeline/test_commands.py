@@ -1,6 +1,7 @@
 """The command line: exit codes, light imports, and words a person can use."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -215,6 +216,12 @@ def test_a_run_of_an_earlier_version_is_told_and_made_anew(tmp_path, capsys):
     assert "was made by an earlier version" in capsys.readouterr().out
     run_all(CATALOG, store, Request("chain"))
     assert store.open("total", artifact.manifest.key).load() == artifact.load()
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert re.fullmatch(r"diffusion-bench (\d+\.\d+\.\d+|missing)\n", capsys.readouterr().out)
 
 
 def test_a_shell_completes_commands(capsys):

@@ -24,7 +24,7 @@ def test_few_nodes_are_drawn_one_by_one():
     svg = drawing.graph({"nodes": nodes})
     x = columns(svg)
     assert x["prepare"] < x["train/&lt;a&gt;"] < x["evaluate/a"]
-    assert svg.count("<path") == 2
+    assert svg.count("fill='none'") == 2
     assert svg.count("class='failed'") == 2
     assert "<details>" not in svg
 
@@ -42,6 +42,17 @@ def test_many_nodes_are_drawn_by_stage_and_listed():
     assert "20 nodes, 1 missing, 19.0 s" in svg
     assert "all 41 nodes with their times" in svg
     assert "<td>score/7</td><td class='failed'>failed</td>" in svg
+
+
+def test_a_long_graph_goes_downwards_and_its_boxes_are_filled_by_time():
+    chain = {f"s{i}": node(f"s{i}", *(f"s{j}" for j in range(i)), seconds=i) for i in range(9)}
+    svg = drawing.graph({"nodes": chain})
+    assert int(re.search(r"width='(\d+)'", svg)[1]) <= drawing.WIDEST
+    assert len(set(columns(svg).values())) == 1
+    edges = re.findall(r"<path d='M[\d.]+ [\d.]+ C", svg)
+    assert len(edges) == 8  # what is read by way of another has no line of its own
+    filled = [int(width) for width in re.findall(r"<path d='M\d+ \d+h(\d+)v", svg)]
+    assert filled == [round(drawing.BOX_WIDTH * i / 8) for i in range(1, 9)]
 
 
 def test_stages_that_read_each_other_are_drawn_all_the_same():

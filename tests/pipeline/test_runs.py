@@ -120,7 +120,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
     store = tmp_path / "store"
     out = run(store, "chain", "a.fail=true", code=1)
     assert "number/a failed: value 3 was told to fail" in out
-    assert "not run because of that: apply/a, total" in out
+    assert "not run because of that, 2 of 4: apply/a, total" in out
     assert "python -m pipeline run chain a.fail=true" in out
     found = latest("chain", store)
     assert found["number/b"].state == "done"

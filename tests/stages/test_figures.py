@@ -6,13 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from stages.methods.table import FAMILIES, GRIDS, LOSSES, SOLVERS
 from stages.pages.figures import Axes, Curve, as_files, plot
+from stages.pages.looks import COLORS, looks, method, ordered, shown
 from stages.pages.page import with_error
 
 
 def texts(figure) -> list[str]:
     """Every text of the figure, in order."""
     return re.findall(r"<text[^>]*>([^<]+)</text>", figure.svg)
+
+
+def luminance(colour):
+    """Relative luminance of `#rrggbb`, as WCAG has it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def drawn(*curves, **axes):
@@ -62,12 +71,53 @@ def test_the_ninth_curve_looks_unlike_the_first():
     from stages.pages import figures
 
     ax = Canvas().add_subplot()
-    for index in range(17):
-        figures._line(ax, Curve(str(index), (1, 2), (1, 2)), index, marked=True)
+    figures._lines(ax, [Curve(str(index), (1, 2), (1, 2)) for index in range(17)])
     looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines]
     assert len(set(looks)) == 17
     markers = [(color, marker) for color, _, marker in looks]
     assert len(set(markers)) == 17  # also where the dashes hide behind the markers
+
+
+def test_a_method_looks_the_same_in_every_figure():
+    """Colour, marker and order follow the name alone, whatever else is drawn."""
+    few = looks(["maskalign", "sit"])
+    many = dict(zip(names := ["other", "repa", "sit", "x", "maskalign"], looks(names), strict=True))
+    assert few == [many["maskalign"], many["sit"]]
+    assert len({look.color for look in many.values()}) == 5
+    assert [names[place] for place in ordered(names)] == ["sit", "repa", "maskalign", "other", "x"]
+    for table in (LOSSES, SOLVERS, FAMILIES, GRIDS):  # a new method too has a colour of its own
+        assert len({look.color for look in looks(list(table))}) == len(table)
+
+
+def test_variants_of_a_method_are_shades_of_its_colour():
+    plain, calibrated = looks(["heun", "heun, calibrated (edm)", "euler"])[:2]
+    assert plain.color == looks(["heun"])[0].color == looks(["heun-d2", "heun"])[1].color
+    assert calibrated.color != plain.color
+    assert (calibrated.line, calibrated.marker) != (plain.line, plain.marker)
+    assert method("heun, calibrated (edm)") == "heun"
+    assert method("heuntimes") is None
+    assert method("fitted-heun") == "fitted-heun"
+    assert method("SiT, NFE 5") == "sit"
+    assert shown("dpmpp2m, lookahead (uniform_t)") == "DPM-Solver++ 2M, lookahead (uniform in t)"
+    assert shown("sit-of-mine") == "sit-of-mine"
+
+
+def test_figures_of_other_curves_share_the_looks():
+    colour = looks(["repa"])[0].color
+    for names in (("sit", "repa"), ("repa", "mine"), ("mine", "maskalign", "repa")):
+        figure = drawn(*(Curve(name, (1, 2), (1, 2)) for name in names))
+        assert colour in figure.svg
+        assert colour in figure.small()
+        assert "REPA" in texts(figure)
+        assert figure.rows[1][0] in ("sit", "repa", "maskalign")  # methods stand first
+
+
+def test_lines_can_be_seen_in_light_and_dark():
+    """WCAG's contrast of 3 for graphics."""
+    for color in COLORS:
+        for ground in ("#ffffff", "#14181d"):
+            light, dark = sorted((luminance(color), luminance(ground)))[::-1]
+            assert (light + 0.05) / (dark + 0.05) >= 2.9, (color, ground)
 
 
 @pytest.mark.parametrize("count", [2, 6])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import config
 from pipeline.sources import closure
 from stages.catalog import CATALOG
 from stages.methods import table
@@ -145,3 +146,23 @@ def test_a_training_s_key_covers_the_files_of_its_own_loss(method):
 
 def test_methods_with_settings_of_their_own_have_a_group():
     assert list(MethodOptions.model_fields) == ["repa", "reg", "maskalign", "edm", "jit", "method"]
+
+
+def test_jit_draws_t_as_its_paper_does_where_nothing_else_is_said():
+    """Uniform can be said, by settings and by a preset, though it is what others do unasked."""
+
+    def drawn(method, **density):
+        network = NetworkSettings(kind="jit" if method == "jit" else "sit")
+        given = {"density": density} if density else {}
+        return train.TrainSettings(method=method, network=network, **given).drawn
+
+    assert drawn("jit").name == "logit_normal a=1"
+    assert drawn("jit").mean == 0.8
+    assert drawn("jit", kind="uniform").name == "uniform"
+    assert drawn("sit").name == drawn("sit", kind="uniform").name == "uniform"
+    overrides = ["train.method=jit", "train.network.kind=jit", "train.density.kind=uniform"]
+    assert config.resolve(CATALOG, "smoke", overrides).settings.train.drawn.name == "uniform"
+    with pytest.raises(ValueError, match=r"density\.kind=uniform and method=edm contradict"):
+        train.TrainSettings(
+            method="edm", network=NetworkSettings(kind="unet"), density={"kind": "uniform"}
+        )

@@ -2,14 +2,21 @@
 
 import json
 import re
+import shutil
+import subprocess
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
-from pipeline import publish
+import pytest
+
+from pipeline import drawing, publish
 from pipeline.store import Store
 from stages.catalog import PAPERS
 from stages.pages.made import Made
 from stages.report import claims, report, timed
 from tests.stages.context import make
+from tests.stages.test_figures import luminance
 
 PLACES = [paper.claims for paper in PAPERS]
 
@@ -118,7 +125,9 @@ def test_the_runs_own_part_stands_beside_times(tmp_path):
     assert "abc with uncommitted changes" in html
     assert "x=&lt;1&gt;" in html
     assert "--preset" in html
-    assert html.index("Claims about time") < html.index("<svg")
+    assert (
+        html.index("<svg") < html.index("<details class='rest'>") < html.index("Claims about time")
+    )
 
 
 def test_it_begins_with_a_card_a_paper_its_figure_and_the_last_samples(tmp_path):
@@ -146,13 +155,14 @@ def test_it_begins_with_a_card_a_paper_its_figure_and_the_last_samples(tmp_path)
         samples[name].path.mkdir(parents=True)
         (samples[name].path / "grid.png").write_bytes(b"png")
     first = overview.section(found, {"A": "key-*"}, sections, samples)
-    card, other = re.findall(r"<article.*?</article>", first.text)
+    (card,) = re.findall(r"<article.*?</article>", first.text)
     assert "<span class='chip good'>1 hold</span><span class='chip '>1 open</span>" in card
     assert "<p>second: <b>holds</b>, -30.0\u00a0±\u00a04.0\u00a0%.</p>" in card
     assert "<a href='#s2'" in card
     assert 'aria-label="the key" id="card-k" fill="url(#card-k)"' in card
-    assert "Not measured in this run; recipe stein or train does." in other
-    assert [one.caption for one in first.pictures] == ["sit after 40 steps", "repa after 20 steps"]
+    assert "<p class='note'>Not measured in this run: B (recipe stein or train).</p>" in first.text
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", first.text)
+    assert captions == ["SiT after 40 steps", "REPA after 20 steps"]
     text = page("T", "", [first, *sections], "marker")
     ids = re.findall(r"<h[12] id='(.+?)'", text)
     assert ids == ["s0", "s1", "run"]
@@ -172,16 +182,86 @@ def test_sections_show_two_sentences_and_two_figures_and_fold_the_rest():
     figures = [Figure(f"f{n}", f"caption {n}", '<svg role="img"></svg>') for n in range(3)]
     shown = page("T", "", [Section("S", text, ["<table></table>"], figures)])
     before, folded = shown.split("<details class='rest'>")
-    assert [f"caption {n}</fig" in before for n in range(3)] == [True, True, False]
+    assert [f"<figcaption>caption {n}" in before for n in range(3)] == [True, True, False]
     assert "Three. Four." in folded
     assert "<table>" in folded
     assert "<details class='rest'>" not in page("T", "", [Section("S", "<p>A.</p>")])
 
 
-def _luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def test_what_is_folded_is_said():
+    from stages.pages.figures import Figure
+    from stages.pages.page import Section, page
+
+    figures = [Figure(f"f{n}", "c", '<svg role="img"></svg>') for n in range(4)]
+    text = "<p>One. Two. Three.</p>"
+    section = Section("S", text, ["<table></table>"], figures, first="<b>seen</b>")
+    shown, folded = page("T", "", [section]).split("<details class='rest'>")
+    assert "<b>seen</b>" in shown
+    assert folded.startswith("<summary>more: text, 1 table, 2 figures</summary>")
+
+
+MEASURE = """<body><script>
+const text = %s, found = {};
+for (const width of [1400, 420]) {
+  const frame = document.createElement("iframe");
+  frame.style = `border: 0; width: ${width}px; height: 900px`;
+  frame.srcdoc = text;
+  frame.onload = () => {
+    const root = frame.contentDocument.documentElement;
+    found[width] = [root.scrollWidth - root.clientWidth, root.scrollHeight];
+    document.body.dataset.found = JSON.stringify(found);
+  };
+  document.body.append(frame);
+}</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_full_report_opens_on_less_than_twelve_screens(tmp_path):
+    """As many sections, cards and nodes as `full` has on digits, their words and figures as long;
+    nothing is wider than a screen, nor than a phone."""
+    from stages.pages.figures import Axes, Curve, plot
+    from stages.pages.page import Section, page
+
+    def figure(number):
+        lines = [Curve(name, (3, 5, 10), (3, 2, number)) for name in ("sit", "maskalign", "other")]
+        caption = "FID over network evaluations, bars: one standard error of the samples. " * 2
+        return plot(f"figure-{number}", caption, lines, Axes("evaluations (NFE)", "fid"))
+
+    words = "<p>" + "A sentence of some twenty words tells what is seen here and how it was. " * 9
+    figures = [figure(number) for number in (1, 2)]
+    card = "<article class='card'><h3>A</h3><span class='chip good'>1 hold</span><p>Says: <b>holds"
+    card += f"</b>, -5.5 % here and there, as it is.</p>{figures[0].small()}</article>"
+    table = (
+        "<div class='wide'><table>" + "<tr>" + "<td>a long cell</td>" * 30 + "</tr></table></div>"
+    )
+    sections = [Section("Overview", f"<div class='cards'>{card * 7}</div>", whole=True)]
+    for number in range(18):
+        seen = figures[: (2, 2, 1, 0)[number % 4]]
+        sections.append(Section(f"Section {number}", f"{words}</p>", [table], [*seen, *figures]))
+        sections[-1] = replace(sections[-1], figures=[*seen, *figures] if seen else ())
+    nodes = {
+        f"{stage}/{n}": {
+            "stage": stage,
+            "upstream": [f"{before}/{n}"] if before else [],
+            "state": "done",
+            "seconds": 3.0,
+        }
+        for n in range(9)
+        for before, stage in pairwise(["", *(f"stage{at}" for at in range(10))])
+    }
+    run = drawing.graph({"nodes": nodes})
+    text = page("Title", "lead", sections, "marker").replace("marker", run)
+    script = json.dumps(text).replace("</", "<\\/")
+    (tmp_path / "measure.html").write_text(MEASURE.replace("%s", script), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}"]
+    command = ["chromium", *flags, "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run(
+        [*command, (tmp_path / "measure.html").as_uri()], capture_output=True, timeout=120
+    )
+    found = re.search(r'data-found="(.*?)"', done.stdout.decode())[1].replace("&quot;", '"')
+    sizes = json.loads(found)
+    assert sizes["1400"][0] == sizes["420"][0] == 0  # wider than the window
+    assert 4 * 900 < sizes["1400"][1] < 12 * 900
 
 
 def test_words_can_be_read_in_light_and_dark():
@@ -193,5 +273,5 @@ def test_words_can_be_read_in_light_and_dark():
     ]
     for theme in themes:
         for ink in ("ink", "soft", "good", "bad"):
-            light, dark = sorted((_luminance(theme[ink]), _luminance(theme["paper"])))[::-1]
+            light, dark = sorted((luminance(theme[ink]), luminance(theme["paper"])))[::-1]
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, theme)

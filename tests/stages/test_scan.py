@@ -214,6 +214,8 @@ def test_a_row_is_the_icr_of_the_layer_under_the_views(few, unet, rows):
     traces = [v.traces for v in values]
     assert row.trace_noise == pytest.approx(sum(t.noise for t in traces) / 2, rel=1e-4)
     assert 0 < row.probe_accuracy <= 1
+    assert len(row.probe_right) == len(data.test)
+    assert row.probe_right.count("1") / len(row.probe_right) == pytest.approx(row.probe_accuracy)
 
 
 def test_the_held_out_error_is_that_of_the_risk_of_the_network(tmp_path, few, unet, rows):

@@ -75,6 +75,25 @@ def test_two_protocols_are_never_on_one_axis():
     assert tables.count("<p>Protocol") == 2
 
 
+def test_the_best_of_each_score_is_marked_and_what_may_be_as_good():
+    curves = {
+        "evaluate/worse": [row(9.0), row(0.4, metric="recall")],
+        "evaluate/near": [row(3.5), row(9.9, metric="recall")],
+        "evaluate/best": [row(3.0), row(0.9, metric="recall")],
+    }
+    section = score_section.overview(curves)
+    assert "<td class=best>3.00<span class=error>\u00a0±\u00a00.50</span></td>" in section.tables[1]
+    assert "<td class=close>3.50" in section.tables[1]
+    assert "<td class=best>9.90" in section.tables[1]
+    assert "<td>9.00" in section.tables[1]
+    assert "<td>FID (lower is better)</td><td>3.00" in section.first
+    assert "</td><td>best</td><td class=number>1.25</td>" in section.first
+    assert "<td>recall (higher is better)</td><td>9.90" in section.first
+    alike = {"evaluate/a": [row(3.0)], "evaluate/b": [row(3.0)]}
+    assert "class=best" not in "".join(score_section.overview(alike).tables)
+    assert score_section.overview(alike).first == ""
+
+
 def test_kinds_of_errors_are_said_and_not_mixed():
     one = {"evaluate/a": [row(3.0)], "evaluate/b": [row(4.0)]}
     (figure,) = score_section.plots("x", one, "fid", "nfe", "NFE")

@@ -212,6 +212,8 @@ def test_a_fitted_heun_and_gammas_on_trajectories(tmp_path, model):
         ({"step": 7}, "made for another model"),
         ({"guidance": 2.0}, "made with guidance 1.0, not 2.0"),
         ({"guidance_interval": (0.0, 0.5)}, "made with guidance_interval"),
+        ({"guidance_channels": 1}, "made with guidance_channels None, not 1"),
+        ({"guidance_token": 0.0}, "made with guidance_token None, not 0.0"),
     ],
 )
 def test_a_schedule_is_refused_elsewhere(tmp_path, model, schedule, changes, words):
@@ -575,6 +577,24 @@ def test_a_calibration_of_own_samples_reads_the_reference():
     node = nodes["calibrate/sit-unipc-nfe3"]
     assert node.slot("samples") == ("sample/sit-reference",)
     assert node.slot("data") == ()
+
+
+def test_a_guided_calibration_is_of_own_samples_where_nothing_else_is_said():
+    """Gammas from data undo part of a guidance; what carries a class token has data alone."""
+
+    def inputs(*overrides, method="sit"):
+        nodes = graph("stein", "sample.guidance=1.5", f"train.method={method}", *overrides)
+        node = nodes[f"calibrate/{method}-unipc-nfe3"]
+        assert node.settings.source in {*node.inputs}
+        return {*node.inputs} & {"data", "samples"}
+
+    few = "stein.num_images=20"
+    assert inputs(few) == {"samples"}
+    assert inputs("stein.source=data") == {"data"}
+    assert inputs(method="reg") == {"data"}
+    assert set(graph("stein")["calibrate/sit-unipc-nfe3"].inputs) == {"model", "data"}
+    with pytest.raises(UsageError, match=r"which a calibration with guidance reads;.*source=data"):
+        inputs("stein.num_images=61")
 
 
 def test_a_given_checkpoint_replaces_the_training(given):

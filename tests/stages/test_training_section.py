@@ -147,7 +147,7 @@ def test_alignment_is_shown_with_heatmaps_of_the_last_checkpoint():
     values = {row[:2]: row[2:] for row in gap.rows[1:]}
     assert values["maskalign", 4] == (0.2, 0.01)
     assert values["reg", 2] == (pytest.approx(0.4), pytest.approx(0.1))
-    assert ratio.rows[1][:3] == ("maskalign", 2, 4.0)
+    assert ("maskalign", 2, 4.0) in {row[:3] for row in ratio.rows[1:]}
     assert ("maskalign", 4) not in {row[:2] for row in ratio.rows[1:]}  # infinite
     assert len(variation.rows) == 5
     assert [panel.name for panel in found.panels] == [

@@ -9,10 +9,10 @@ grids alone differ.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
@@ -21,9 +21,10 @@ from stages.artifacts.compared_grids import ComparedGrids
 from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.trajectories import Trajectories
+from stages.methods import table
 from stages.sampling import problem as sampling_problem
 from stages.settings import densities, solvers
-from stages.settings.densities import DensityOptions, Display
+from stages.settings.densities import DensityOptions, Display, Screen
 from stages.settings.solvers import SolverOptions
 
 if TYPE_CHECKING:
@@ -51,8 +52,21 @@ class GridOptions(Settings):
 class GridSettings(GridOptions, SolverOptions):
     """The stage's settings."""
 
+    solver: table.choice("solver", table.PLAIN_SOLVERS) = Field(
+        "dpmpp2m", description="the plain solver on the same grids, one evaluation a step"
+    )
+    screen: Screen = Field(Screen(), description="the screen that displays are of")
     memory: int = Field(4, ge=1, le=20, description="outputs that a step reads")
     step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
+
+    @model_validator(mode="after")
+    def _counts_alike(self) -> GridSettings:
+        if table.SOLVERS[self.solver].per_step > 1:
+            raise ValueError(
+                f"solver={self.solver} takes two evaluations a step, and grids are compared at "
+                "equal evaluations with a solver of one; set solver=dpmpp2m"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -66,23 +80,40 @@ class Grid:
     display_pixels: int | None = None
 
 
-def perceptual(settings: GridSettings, spectrum: PowerSpectrum, top: float) -> Iterator[Grid]:
-    """CSFlow's grids that start at the level `top`; displays on which the eye sees nothing of the
-    images are left out."""
+@dataclass(frozen=True)
+class LeftOut:
+    """A grid that cannot be compared, and why."""
+
+    name: str
+    reason: str
+
+
+def perceptual(
+    settings: GridSettings, spectrum: PowerSpectrum, top: float
+) -> Iterator[Grid | LeftOut]:
+    """CSFlow's grids that start at the level `top`, the first of the model's trajectories.
+
+    Left out are displays on which the eye sees nothing of the images, and grids with a second level
+    at or above `top`.
+    """
+    from stages.methods.csflow import NothingSeenError
     from stages.methods.grids import from_times
 
+    screen = settings.screen.model_dump()
     for pixels in settings.grid_displays:
         for mix in settings.grid_mixes:
-            options = DensityOptions(mix=mix, display=Display(display_pixels=pixels))
+            name = f"csflow a={mix:g}, {pixels} pixels"
+            options = DensityOptions(mix=mix, display=Display(display_pixels=pixels, **screen))
             try:
                 density = densities.time_density(options, CSFLOW, spectrum=spectrum)
-                levels = from_times(density.grid(settings.nfe)).tolist()
-            except ValueError:
+            except NothingSeenError as error:
+                yield LeftOut(name, str(error))
                 continue
-            inner = [level for level in levels[1:-1] if level < top]
-            if len(inner) == settings.nfe - 1:
-                name = f"csflow a={mix:g}, {pixels} pixels"
-                yield Grid(name, CSFLOW, (top, *inner, 0.0), mix, pixels)
+            inner = from_times(density.grid(settings.nfe), 1.0).tolist()[1:-1]
+            if inner and inner[0] >= top:
+                yield LeftOut(name, f"its second level is {inner[0]:.4g}, and the first {top:.4g}")
+                continue
+            yield Grid(name, CSFLOW, (top, *inner, 0.0), mix, pixels)
 
 
 def run(context: Context) -> Result:
@@ -104,7 +135,9 @@ def run(context: Context) -> Result:
         uniform = grids.uniform_t(settings.nfe, float(time_from_level(top)))[1:-1].tolist()
         spectrum = context.inputs["spectrum"].load()
         tried = [Grid(UNIFORM, UNIFORM, (top, *uniform, 0.0))]
-        tried += perceptual(settings, spectrum, top)
+        seen = list(perceptual(settings, spectrum, top))
+        tried += [one for one in seen if isinstance(one, Grid)]
+        left_out = [asdict(one) for one in seen if isinstance(one, LeftOut)]
         more = (settings.memory, settings.grid_rounds, problem.coordinates)
         for start in _starts(tried, found, settings, problem.coordinates):
             levels = best_levels(*found, start.levels, *more)
@@ -112,6 +145,9 @@ def run(context: Context) -> Result:
         rows = _compared(tried, found, shown, settings, problem.coordinates)
     facts = {"nfe": settings.nfe, "method": model.description["method"], "training_step": step}
     facts |= {"num_states": half, "guidance": settings.guidance, "grids": rows}
+    facts["left_out"] = left_out
+    for one in left_out:
+        context.log(f"left out {one['name']}: {one['reason']}")
     ComparedGrids.describe(context.path, facts)
     return Result(
         metrics={

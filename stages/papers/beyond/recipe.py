@@ -3,15 +3,17 @@ whole trajectory, gammas around all of them, and CSFlow's grids beside the best 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.graph import Node
+from stages.methods.table import SOLVERS
 from stages.papers.beyond import compared
-from stages.papers.beyond.compared import GridSettings
+from stages.papers.beyond.compared import CSFLOW, GridSettings
 from stages.papers.stein.recipe import CALIBRATED, PLAIN, Solved
 from stages.recipes.given import model_node, model_nodes
 from stages.recipes.nodes import extractor_nodes, prepare_nodes, settings_of
+from stages.settings.densities import Screen
 from stages.settings.solvers import UNIFORM, runnable
 
 if TYPE_CHECKING:
@@ -41,8 +43,11 @@ def compared_nodes(bench: Bench) -> Iterator[Node]:
 
 
 def _grids(bench: Bench, made: Solved, nfe: int) -> Node:
-    solving = made.solving(bench.sample.solver, nfe, grid=UNIFORM)
-    more = {"memory": bench.stein.memory}
+    solving = made.solving(_at_equal_nfe(bench.beyond.solvers), nfe, grid=UNIFORM)
+    sampled = CSFLOW in bench.sample.grids_in_use
+    display = bench.sample.density.display if sampled else bench.csflow.display
+    screen = Screen(**display.shared_with(Screen))
+    more = {"memory": bench.stein.memory, "screen": screen}
     return Node(
         f"grids/{made.name}-nfe{nfe}",
         compared.STAGE,
@@ -51,6 +56,12 @@ def _grids(bench: Bench, made: Solved, nfe: int) -> Node:
         bench.resources.grids,
         {"method": made.name},
     )
+
+
+def _at_equal_nfe(solvers: Sequence[str]) -> str:
+    """The first solver whose steps take one evaluation, as those of the fitted weights do."""
+    single = (solver for solver in solvers if SOLVERS[solver].per_step == 1)
+    return next(single, GridSettings.model_fields["solver"].default)
 
 
 def recipe(bench: Bench) -> list[Node]:

@@ -4,10 +4,12 @@ model's best one."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import PLAIN, collect, of_metric, over_nfe, plot_over_nfe
 from stages.pages.figures import Axes, Curve, plot
+from stages.pages.looks import score_name
 from stages.pages.page import Section, folded, table
 from stages.papers.beyond.claims import WHOLE, least
 
@@ -54,7 +56,8 @@ def _whole(scores: Mapping[str, Sequence[Row]], followed: Sequence[Schedule]) ->
             if which.solver in SOLVED and (which.correction == PLAIN or which.solver == WHOLE)
         ]
         if curves:
-            caption = f"{metric} over evaluations: the solver of a whole trajectory beside others."
+            what = score_name(metric)
+            caption = f"{what} over evaluations: the solver of a whole trajectory beside others."
             figures.append(
                 plot_over_nfe(f"whole-{metric.replace('_', '-')}", metric, curves, caption)
             )
@@ -93,6 +96,8 @@ def _grids(one: ComparedGrids) -> Section:
     for row in rows:
         times = " ".join(f"{s / (1 + s):.3f}" for s in row["levels"])
         lines.append((row["name"], row["rms"], row["rms_plain"], times))
+    for one_left in facts["left_out"]:
+        text += f"<p>Left out: {escape(one_left['name'])}, {escape(one_left['reason'])}.</p>"
     figures = [plot(f"grids-nfe{facts['nfe']}", caption, curves, axes)]
     title = f"Beyond the papers: CSFlow's grids and the best one, {facts['nfe']} evaluations"
     return Section(title, text, [folded("Every grid in numbers", table(lines))], figures)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from stages.pages.figures import COLORS, Figure, svg
+from stages.pages.figures import SMALL, Figure, svg
+from stages.pages.looks import looks
 from stages.pages.page import Section, table, with_error
 from stages.papers.combined.claims import ALL, PLAIN, PREFIX, words
 
@@ -55,19 +58,25 @@ def _figure(arms: Mapping[str, Sequence[Row]]) -> Figure:
         if row.score.metric == "fid"
     ]
 
-    def draw(ax: Any) -> None:
-        for place, (_, score) in enumerate(rows):
-            look = {"color": COLORS[place % len(COLORS)], "marker": "o", "capsize": 3}
-            ax.errorbar([score.value], [place], xerr=[score.error or 0.0], **look)
-        ax.set_yticks(range(len(rows)), [label for label, _ in rows])
+    labels = [label for label, _ in rows]
+    if len({label.rpartition(",")[2] for label in labels}) == 1:
+        labels = [label.rpartition(",")[0] for label in labels]
+
+    def draw(ax: Any, letters: int = 40) -> None:
+        drawn = zip(rows, looks([label for label, _ in rows]), strict=True)
+        for place, ((_, score), look) in enumerate(drawn):
+            style = {"color": look.color, "marker": "o", "capsize": 3}
+            ax.errorbar([score.value], [place], xerr=[score.error or 0.0], **style)
+        ax.set_yticks(range(len(rows)), [fill(label, letters) for label in labels])
         ax.invert_yaxis()
-        ax.set_xlabel("fid")
+        ax.set_xlabel("FID")
 
     protocols = ", ".join(dict.fromkeys(score.protocol.name for _, score in rows))
-    caption = f"fid of every arm, lower is better; protocol {protocols}; bars: one standard error."
+    caption = f"FID of every arm, lower is better; protocol {protocols}; bars: one standard error."
     table = [("arm", "fid", "standard error"), *((n, s.value, s.error) for n, s in rows)]
     size = (5.8, 0.9 + 0.36 * len(rows))
-    return Figure("combined-fid", caption, svg(draw, "combined-fid", size), table)
+    small = partial(svg, partial(draw, letters=18), "small-combined-fid", SMALL)
+    return Figure("combined-fid", caption, svg(draw, "combined-fid", size), table, small)
 
 
 def report(made: Made) -> Iterator[Section]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.pages import pairs
 from stages.pages.curves import most_seeds, of_metric, over_nfe, plot_over_nfe
-from stages.pages.figures import COLORS, Axes, Curve, Figure, plot, svg
+from stages.pages.figures import Axes, Curve, Figure, plot, svg
+from stages.pages.looks import looks, score_name, shown
 from stages.pages.page import Section, folded
 from stages.papers.csflow import claims
 from stages.settings.densities import DensityOptions, Display, time_density
@@ -46,7 +47,7 @@ def _display(inputs: Mapping[str, Any]) -> Display:
         if artifact.settings.get("grid") == "csflow":
             return Display(**artifact.settings["density"]["display"])
     for artifact in inputs.get("training", {}).values():
-        if artifact.settings.get("density", {}).get("kind") == "csflow":
+        if (artifact.settings.get("density") or {}).get("kind") == "csflow":
             return Display(**artifact.settings["density"]["display"])
     return Display()
 
@@ -195,13 +196,13 @@ def _ticks(spectrum: PowerSpectrum, display: Display) -> Figure:
 
     members = [("csflow", 1.0), ("csflow", 0.4), ("minsnr", 0.4), ("p2", 0.4)]
     grids = {f"{kind} a={mix:g}": grid(kind, mix) for kind, mix in members}
-    grids = {"uniform": [1 - i / TICKS for i in range(TICKS + 1)], **grids}
+    grids = {"uniform_t": [1 - i / TICKS for i in range(TICKS + 1)], **grids}
 
     def draw(ax: Any) -> None:
         rows = range(len(grids))
-        colors = [COLORS[i % len(COLORS)] for i in rows]
+        colors = [look.color for look in looks(list(grids))]
         ax.eventplot(list(grids.values()), lineoffsets=list(rows), linelengths=0.7, colors=colors)
-        ax.set_yticks(list(rows), list(grids))
+        ax.set_yticks(list(rows), list(map(shown, grids)))
         ax.invert_yaxis()
         ax.set_xlabel("t, 0 data to 1 noise")
         ax.set_ylabel("grid")
@@ -258,7 +259,7 @@ def _plots(curves: Curves, metric: str) -> Iterator[Figure]:
         has_error = any(error is not None for grid in grids for error in grid.error)
         end = f"; bars: one standard error ({bars})." if has_error else "."
         stem = f"csflow-{metric.replace('_', '-')}-{index}"
-        caption = f"{metric} over evaluations by grid, {model}{end}"
+        caption = f"{score_name(metric)} over evaluations by grid, {model}{end}"
         yield plot_over_nfe(stem, metric, grids, caption)
 
 

@@ -283,14 +283,15 @@ def denoising_error(
     return each.mean().item(), (each.std() / math.sqrt(len(each))).item()
 
 
-def probe_accuracy(
+def probe_right(
     subject: Subject,
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     sigma: float,
     batch_size: int,
-) -> float:
-    """Held-out accuracy of a linear probe of the layer; train and test: images and labels.
+) -> Tensor:
+    """Which held-out images, (n,) bool, a linear probe of the layer classifies rightly; train and
+    test: images and labels.
 
     Images are noisy at sigma and not augmented.
     """
@@ -303,7 +304,7 @@ def probe_accuracy(
         return view_features(subject.network, subject.denoiser, noisy, *how)[:, 0]
 
     vectors = seen(train[0], 0), seen(test[0], len(train[0]))
-    return representation.probe_accuracy(vectors[0], train[1], vectors[1], test[1])
+    return representation.probe_right(vectors[0], train[1], vectors[1], test[1])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -78,7 +78,9 @@ class ICROptions(Settings):
         if not isinstance(given, Mapping):
             return given
         default = UNET.model_dump()
-        nested = {k: {**default[k], **v} for k, v in given.items() if isinstance(v, Mapping)}
+        nested = {
+            k: {**(default[k] or {}), **v} for k, v in given.items() if isinstance(v, Mapping)
+        }
         return default | dict(given) | nested
 
     @model_validator(mode="after")

@@ -152,9 +152,9 @@ def scan_item(
         train, test = (
             (part[first].to(device), part.labels[first]) for part in (images.train, images.test)
         )
-        row["probe_accuracy"] = measure.probe_accuracy(
-            subject, train, test, sigma, settings.batch_size
-        )
+        right = measure.probe_right(subject, train, test, sigma, settings.batch_size)
+        row["probe_accuracy"] = right.double().mean().item()
+        row["probe_right"] = "".join(map(str, right.int().tolist()))
     return row
 
 

@@ -10,8 +10,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.curves import STEP, grouped
-from stages.pages.figures import COLORS, MARKERS, Figure, logarithmic, svg
+from stages.pages.figures import SMALL, Figure, legend_above, logarithmic, narrow, svg
 from stages.pages.findings import mean_with_error
+from stages.pages.looks import looks
 from stages.pages.page import Section, table
 from stages.papers.icr.claims import fall, warned_before
 
@@ -177,17 +178,18 @@ def _windows(groups: Sequence[Group]) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """One of several plots over a common abscissa. curves: name, (x, y, error), colour index."""
+    """One of several plots over a common abscissa. curves: name, (x, y, error). marks: where and of
+    which curve."""
 
     label: str
-    curves: Sequence[tuple[str, tuple[list, list, list], int]]
-    marks: Sequence[tuple[float, int]] = ()
+    curves: Sequence[tuple[str, tuple[list, list, list]]]
+    marks: Sequence[tuple[float, str]] = ()
 
 
 def _steps(groups: Sequence[Group]) -> Figure:
     marks = [
-        (scan.description["alarm"]["step"], index)
-        for index, group in enumerate(groups)
+        (scan.description["alarm"]["step"], group.label)
+        for group in groups
         for scan in group.scans
         if scan.description["alarm"]["confirmed_step"] is not None
     ]
@@ -222,13 +224,13 @@ def _sigmas(groups: Sequence[Group]) -> Figure:
     return _panels("icr-sigma", caption, panels, SIGMA)
 
 
-def _of_icr(groups: Sequence[Group], marks: Sequence[tuple[float, int]] = ()) -> Panel:
-    return Panel("ICR", [(g.label, g.icr(), i) for i, g in enumerate(groups)], marks)
+def _of_icr(groups: Sequence[Group], marks: Sequence[tuple[float, str]] = ()) -> Panel:
+    return Panel("ICR", [(g.label, g.icr()) for g in groups], marks)
 
 
 def _of(groups: Sequence[Group], name: str, label: str) -> Panel:
     """A value of the rows, of the groups that have it."""
-    curves = [(g.label, g.curve(attrgetter(name)), i) for i, g in enumerate(groups)]
+    curves = [(g.label, g.curve(attrgetter(name))) for g in groups]
     return Panel(label, [curve for curve in curves if curve[1][0]])
 
 
@@ -242,37 +244,46 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
     """Plots below each other over one logarithmic abscissa; those without a curve are left out."""
     panels = [panel for panel in panels if panel.curves]
 
-    def draw(ax: Any) -> None:
+    names = list(dict.fromkeys(name for panel in panels for name, _ in panel.curves))
+    look = dict(zip(names, looks(names), strict=True))
+
+    def draw(ax: Any, panels: Sequence[Panel] = panels, is_small: bool = False) -> None:
         canvas = ax.figure
         ax.remove()
         axes = canvas.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for panel, each in zip(panels, axes, strict=True):
-            for label, (xs, ys, errors), index in panel.curves:
-                style = {"color": COLORS[index % len(COLORS)], "label": label}
-                style["marker"] = MARKERS[index % len(MARKERS)]
+            for label, (xs, ys, errors) in panel.curves:
+                style = {"color": look[label].color, "marker": look[label].marker, "label": label}
                 bars = [error or 0.0 for error in errors]
                 if any(bars):
                     each.errorbar(xs, ys, yerr=bars, capsize=3, elinewidth=1, **style)
                 else:
                     each.plot(xs, ys, **style)
-            for at, index in panel.marks:
-                each.axvline(at, color=COLORS[index % len(COLORS)], linestyle=":", linewidth=1)
+            for at, label in panel.marks:
+                each.axvline(at, color=look[label].color, linestyle=":", linewidth=1)
             each.set_ylabel(panel.label, fontsize="small")
         logarithmic(axes[-1].xaxis)
         axes[-1].set_xlabel(x)
         canvas.align_ylabels(list(axes))
-        if len(panels[0].curves) > 1:
+        for each in axes if is_small else ():
+            narrow(each)
+        if len(panels[0].curves) > 1 and is_small:
+            legend_above(axes[0], *axes[0].get_legend_handles_labels())
+        elif len(panels[0].curves) > 1:
             axes[0].legend(fontsize="small")
+
+    def small() -> str:
+        return svg(lambda ax: draw(ax, panels[:2], True), f"small-{name}", SMALL)
 
     rows: list[tuple[Any, ...]] = [("quantity", "curve", x, "value", "standard error")]
     for panel in panels:
-        for label, points, _ in panel.curves:
+        for label, points in panel.curves:
             rows += [
                 (panel.label.replace("\n", " "), label, *point)
                 for point in zip(*points, strict=True)
             ]
-    height = 0.9 + 1.5 * len(panels)
-    return Figure(name, caption, svg(draw, name, (6.4, height)), rows)
+    height = 0.9 + 1.25 * len(panels)
+    return Figure(name, caption, svg(draw, name, (6.4, height)), rows, small)
 
 
 def report(made: Made) -> Iterator[Section]:

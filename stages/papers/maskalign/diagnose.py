@@ -104,7 +104,10 @@ def _time_density(context: Context) -> TimeDensity | None:
     """That of the training. Raises StageError where settings name another."""
     settings: DiagnoseSettings = context.settings
     density, spectrum = settings.density, context.inputs.get("spectrum")
-    trained = DensitySettings(**context.inputs["model"].settings["density"])
+    model = context.inputs["model"]
+    said = model.settings["density"]
+    own = options_of(model.description["method"]).own_density()
+    trained = DensitySettings(**said) if said else own
     if trained != density:
         raise StageError(
             f"density is {density.name}, and the network was trained with {trained.name}; "

@@ -28,6 +28,7 @@ from stages.recipes.nodes import (
 )
 from stages.sampling import sample
 from stages.scoring import evaluate
+from stages.settings.methods import options_of
 from stages.training import train
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def diagnosis(bench: Bench, method: str, seed: int) -> Node:
             f"train.network.patch={patch} makes an image of {size} pixels a side one patch, "
             f"and diagnostics of {method} compare patches; lower train.network.patch"
         )
-    name, density = f"{method}{seed_suffix(bench, seed)}", bench.train.density
+    name = f"{method}{seed_suffix(bench, seed)}"
+    density = bench.train.density or options_of(method).own_density()
     return Node(
         f"diagnose/{name}",
         diagnose.STAGE,

@@ -17,7 +17,7 @@ from stages.artifacts import network
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.samples import Samples
-from stages.artifacts.schedule import Schedule
+from stages.artifacts.schedule import GUIDED, Schedule
 from stages.artifacts.spectrum import Spectrum
 from stages.artifacts.teacher import Teacher
 from stages.methods import drawn_at, table
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from stages.methods.solvers.trajectories import Solver
 
 ABSCISSA = "solver_step"
+# Groups of images whose contributions to a gain are kept; of so many images each is one.
+MOST_GROUPS = 2000
+TARGETS, COLUMNS = ("matched", "literal"), ("plain", "predicted", "measured")
 
 
 class CalibrationOptions(Settings):
@@ -42,10 +45,11 @@ class CalibrationOptions(Settings):
         description="what a step aims at: matched, the same path's next point (exact, from clean "
         "images); trajectory, the model's own fine solution (from noise alone)",
     )
-    source: Literal["data", "samples"] = Field(
-        "data",
+    source: Literal["data", "samples"] | None = Field(
+        None,
         description="target=matched: clean images from the training data, or the model's own "
-        "samples with many evaluations",
+        "samples with many evaluations; unset is data, or samples where there is guidance, which "
+        "gammas from data undo in part",
     )
     num_images: int = Field(
         500, ge=2, le=10**7, description="target=matched: clean images averaged over"
@@ -100,6 +104,7 @@ class CalibrationOptions(Settings):
 class CalibrationSettings(CalibrationOptions, SolverOptions):
     """The stage's settings."""
 
+    source: Literal["data", "samples"] = Field("data", description="where clean images come from")
     step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
     seed: int = Field(0, ge=0, description="of the noise, and of which images are taken")
 
@@ -136,7 +141,7 @@ def run(context: Context) -> Result:
         values, network_seconds, gains = find(context, levels)
     facts = {
         name: getattr(settings, name)
-        for name in ("solver", "nfe", "target", "source", "guidance", "guidance_interval", "seed")
+        for name in ("solver", "nfe", "target", "source", "seed", *GUIDED)
     } | {
         **({} if around is None else around.fitted),
         "grid": settings.grid_name,
@@ -181,6 +186,7 @@ def _words(values: Tensor) -> str:
 def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str, object]]:
     """gammas (num_steps,) from clean images, the work parted into shards of whole blocks of them,
     what the network took, and what gammas gain for either target."""
+    import numpy as np
     import torch
 
     from stages.methods.rectified import rectified
@@ -200,15 +206,33 @@ def _matched(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str,
     solver = settings.solver if around is None else around.solver()
     taught = (teacher, context.inputs.get("pixels"))
     parts = context.map(products, items, model, settings, levels, clean, solver, *taught)
-    blocks = torch.stack([block for blocks, _ in parts for block in blocks])
+    blocks = [block for blocks, _ in parts for block in blocks]
+    total = torch.stack([block.sum(0) for block in blocks]).sum(0)
+    gammas = gammas_from_products(total, levels, solver, clip=settings.clip)
     sizes = shards.blocks(settings.num_images, settings.block_size)
-    counts = torch.tensor([last - first for first, last in sizes], dtype=torch.float64)
-    gammas = gammas_from_products(blocks.sum(0), levels, solver, clip=settings.clip)
-    gains = {
-        target: rectified(blocks, counts, levels, target).rows()
-        for target in ("matched", "literal")
+    counts = torch.cat([_group_sizes(last - first, settings) for first, last in sizes])
+    found = [rectified(torch.cat(blocks), counts, levels, target) for target in TARGETS]
+    psi = torch.stack([one.influence for one in found])
+    np.save(context.path / Schedule.contributed, psi.numpy().astype(np.float32))
+    images = f"{clean.manifest.payload}/{settings.seed}/{settings.num_images}/{settings.block_size}"
+    facts = {
+        "gains": {name: one.rows() for name, one in zip(TARGETS, found, strict=True)},
+        "contributions": {
+            "targets": TARGETS,
+            "columns": COLUMNS[: psi.shape[1]],
+            "images": images,
+        },
     }
-    return gammas, sum(seconds for _, seconds in parts), {"gains": gains}
+    return gammas, sum(seconds for _, seconds in parts), facts
+
+
+def _group_sizes(count: int, settings: CalibrationSettings) -> Tensor:
+    """Images (groups,) float64 of the groups of a block."""
+    import torch
+
+    size = -(-settings.num_images // MOST_GROUPS)
+    sizes = [min(size, count - first) for first in range(0, count, size)]
+    return torch.tensor(sizes, dtype=torch.float64)
 
 
 def _teacher(context: Context, token_width: int) -> Teacher | None:
@@ -255,13 +279,16 @@ def products(
     teacher: Teacher | None = None,
     pixels: Data | None = None,
 ) -> tuple[list[Tensor], float]:
-    """Sums over each block of a shard's images of what gamma is made of, (num_steps, 3) float64,
-    and what the network took. Shards of any size so give the same sum, to the last bit.
+    """Sums over groups of each block of a shard's images of what gamma is made of, (groups,
+    num_steps, 3) float64, and what the network took. Shards of any size so give the same sum, to
+    the last bit.
 
     teacher: has the clean class tokens, where the model carries one beside the image. pixels: as
     it looks at the images, where these are latents.
     """
-    from stages.methods.stein import residual_products
+    import torch
+
+    from stages.methods.stein import products_of_each
 
     problem, _ = sampling_problem.problem(model, settings, settings.step)
     device = settings.device
@@ -280,7 +307,9 @@ def products(
         generator = sampling_problem.stream(settings.seed, "calibration", block[0])
         state = images.double().to(device)
         coordinates = problem.coordinates
-        sums.append(residual_products(denoiser, state, levels, solver, generator, coordinates))
+        each = products_of_each(denoiser, state, levels, solver, generator, coordinates)
+        sizes = _group_sizes(end - begin, settings).int().tolist()
+        sums.append(torch.stack([group.sum(0) for group in each.split(sizes)]))
     return sums, problem.network_seconds
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Settings, Stage
 from stages.artifacts import network
 from stages.artifacts.network import TrainedNetwork
-from stages.artifacts.schedule import Schedule
+from stages.artifacts.schedule import GUIDED, Schedule
 from stages.artifacts.trajectories import Trajectories
 from stages.methods import table
 from stages.sampling import problem as sampling_problem
@@ -85,7 +85,7 @@ def run(context: Context) -> Result:
 
 
 def _facts(settings: FollowSettings, made: WholeMultistep, identity: str) -> dict[str, object]:
-    given = ("solver", "nfe", "guidance", "guidance_interval")
+    given = ("solver", "nfe", *GUIDED)
     return settings.model_dump(mode="json", include=set(given)) | {
         "grid": settings.grid_name,
         "levels": made.levels.tolist(),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.pages.figures import Axes, Curve, Figure, plot
 from stages.pages.findings import (
     LOWER,
+    NETWORKS,
     ONE_NETWORK,
     Claim,
     Finding,
-    mean_with_error,
     ratio,
     verdict,
 )
@@ -22,7 +22,10 @@ from stages.settings.solvers import OWN
 
 if TYPE_CHECKING:
     from stages.artifacts.schedule import Schedule
+    from stages.methods.protocol import Influence
     from stages.pages.findings import Effect
+
+    Weighted = tuple[float, Influence]  # a derivative, and what it is taken in
 
 BOTH = ("full", "stein", "beyond")
 GAINED = Claim(
@@ -40,6 +43,7 @@ LIMIT = {
     )
     for target in ("matched", "literal")
 }
+NOTE = "error: of the calibration's images, the same for all solvers and evaluations"
 
 
 def findings(schedules: Sequence[Schedule]) -> Iterator[Finding]:
@@ -50,7 +54,43 @@ def findings(schedules: Sequence[Schedule]) -> Iterator[Finding]:
         yield _limit(of_models, claim, target)
 
 
-Gains = dict[tuple[str, str, str], dict[int, dict[str, dict[str, list[float]]]]]
+@dataclass(frozen=True)
+class Gained:
+    """What gammas gain at an NFE. targets: by target and column step by step. contributions: by
+    target and column what images contribute to the sum over steps."""
+
+    targets: Mapping[str, Mapping[str, Sequence[float]]]
+    contributions: Mapping[str, Mapping[str, Influence]]
+
+    def sums(self, target: str) -> dict[str, float]:
+        """By column, the squared error of all steps together."""
+        return {name: math.fsum(column) for name, column in self.targets[target].items()}
+
+    def share(self, target: str) -> float:
+        """Of that error, what the best gammas take away."""
+        sums = self.sums(target)
+        return 1 - sums["predicted"] / sums["plain"]
+
+    def log_left(self) -> tuple[float, list[Weighted]]:
+        """Logarithm of the measured error over the plain one's, matched target, and its
+        derivatives."""
+        sums, of = self.sums("matched"), self.contributions["matched"]
+        log = math.log(sums["measured"] / sums["plain"])
+        signs = {"measured": 1, "plain": -1}
+        return log, [(sign / sums[name], of[name]) for name, sign in signs.items()]
+
+    def log_share(self, target: str) -> tuple[float, list[Weighted]]:
+        """Logarithm of `share` and its derivatives."""
+        sums, of, share = self.sums(target), self.contributions[target], self.share(target)
+        share = max(share, 1e-12)
+        slopes = {
+            "predicted": -1 / sums["plain"] / share,
+            "plain": sums["predicted"] / sums["plain"] ** 2 / share,
+        }
+        return math.log(share), [(slope, of[name]) for name, slope in slopes.items()]
+
+
+Gains = dict[tuple[str, str, str], dict[int, Gained]]
 
 
 def gains(schedules: Sequence[Schedule]) -> Gains:
@@ -61,17 +101,14 @@ def gains(schedules: Sequence[Schedule]) -> Gains:
         facts = schedule.description
         if "gains" in facts:
             which = (facts["method"], facts["solver"], facts["grid"])
-            found.setdefault(which, {})[facts["nfe"]] = facts["gains"]
+            gained = Gained(facts["gains"], schedule.contributions())
+            found.setdefault(which, {})[facts["nfe"]] = gained
     kept: Gains = {}
     for which, by_nfe in found.items():
-        if by_nfe not in kept.values():
+        numbers = {nfe: one.targets for nfe, one in by_nfe.items()}
+        if numbers not in [{n: one.targets for n, one in of.items()} for of in kept.values()]:
             kept[which] = dict(sorted(by_nfe.items()))
     return kept
-
-
-def share(columns: Mapping[str, Sequence[float]]) -> float:
-    """Of the error of all steps together that the best gammas take away."""
-    return 1 - math.fsum(columns["predicted"]) / math.fsum(columns["plain"])
 
 
 def _gained(of_models: Gains) -> Finding:
@@ -79,48 +116,64 @@ def _gained(of_models: Gains) -> Finding:
     rows: list[tuple[Any, ...]] = [("solver", "NFE", "plain", "predicted", "measured")]
     logs = []
     for (_, solver, _), by_nfe in of_models.items():
-        for nfe, targets in by_nfe.items():
-            columns = targets["matched"]
-            if "measured" in columns:
-                sums = [math.fsum(columns[name]) for name in ("plain", "predicted", "measured")]
-                rows.append((solver, nfe, *sums))
-                logs.append(math.log(sums[2] / sums[0]))
+        for nfe, gained in by_nfe.items():
+            sums = gained.sums("matched")
+            if "measured" in sums:
+                columns = (sums[name] for name in ("plain", "predicted", "measured"))
+                rows.append((solver, nfe, *columns))
+                logs.append(gained.log_left())
     if not logs:
         return Finding(GAINED)
-    mean, error = mean_with_error(logs)
-    effect = _spread(mean, error, len(logs), "calibrations")
+    effect = _mean(logs)
     what = (
         "mean squared error to the matched target, all steps together, gammas found on other "
-        "images, against the solver's own steps"
+        f"images, against the solver's own steps; mean over {_listed(row[0] for row in rows[1:])}"
     )
-    return Finding(GAINED, what, effect, verdict(effect, LOWER), "", tuple(rows))
+    return Finding(GAINED, what, effect, verdict(effect, LOWER), NOTE, tuple(rows))
 
 
-def _spread(mean: float, error: float | None, count: int, of: str) -> Effect:
-    """A log ratio with the error of so few values: Student's."""
-    kind = "none" if error is None else f"spread over {count} {of}"
-    degrees = None if error is None else count - 1
-    return replace(ratio(mean, error, kind), scope=ONE_NETWORK, degrees=degrees)
+def _mean(logs: Sequence[tuple[float, Sequence[Weighted]]]) -> Effect:
+    """The mean of logarithms of the same solvers on the same images: the images are drawn, the
+    solvers are named."""
+    from stages.methods.effects import INDEPENDENT, PAIRED, influenced
+
+    terms = [(slope / len(logs), one) for _, of in logs for slope, one in of]
+    errors = influenced(terms)
+    kind = PAIRED if len(errors) == 1 else INDEPENDENT
+    networks = {one.network for _, one in terms}
+    mean = math.fsum(log for log, _ in logs) / len(logs)
+    scope = ONE_NETWORK if len(networks) == 1 else NETWORKS
+    return replace(ratio(mean, math.hypot(*errors), kind), scope=scope)
+
+
+def _listed(solvers: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(solvers))
 
 
 def _limit(of_models: Gains, claim: Claim, target: str) -> Finding:
     """The share that gammas can take away, at the most evaluations against the fewest."""
     rows: list[tuple[Any, ...]] = [("solver", "grid", "NFE", "share that gammas can take away")]
-    logs = []
+    logs, solvers = [], []
     for (_, solver, grid), by_nfe in of_models.items():
         if grid == OWN:  # whose steps do not shrink alike
             continue
-        shares = {nfe: max(share(targets[target]), 1e-12) for nfe, targets in by_nfe.items()}
-        rows += [(solver, grid, nfe, value) for nfe, value in shares.items()]
-        if len(shares) > 1:
-            ends = (min(shares), max(shares))
-            logs.append(math.log(shares[ends[1]]) - math.log(shares[ends[0]]))
+        rows += [(solver, grid, nfe, one.share(target)) for nfe, one in by_nfe.items()]
+        if len(by_nfe) > 1:
+            (first, low), (last, high) = (by_nfe[n].log_share(target) for n in _ends(by_nfe))
+            logs.append((last - first, [*high, *((-slope, one) for slope, one in low)]))
+            solvers.append(solver)
     if not logs:
         return Finding(claim)
-    mean, error = mean_with_error(logs)
-    effect = _spread(mean, error, len(logs), "solvers")
-    what = f"share of the error to the {target} target, at the most evaluations over the fewest"
-    return Finding(claim, what, effect, verdict(effect, LOWER), "", tuple(rows))
+    effect = _mean(logs)
+    what = (
+        f"share of the error to the {target} target, at the most evaluations over the fewest; mean "
+        f"over {_listed(solvers)}"
+    )
+    return Finding(claim, what, effect, verdict(effect, LOWER), NOTE, tuple(rows))
+
+
+def _ends(by_nfe: Mapping[int, Any]) -> tuple[int, int]:
+    return min(by_nfe), max(by_nfe)
 
 
 def section(schedules: Sequence[Schedule]) -> Section:
@@ -138,20 +191,19 @@ def section(schedules: Sequence[Schedule]) -> Section:
         [("solver", "grid", "NFE", "target", "plain", "predicted", "measured", "share")],
     )
     for (_, solver, grid), by_nfe in gains(schedules).items():
-        for target in ("matched", "literal"):
-            for nfe, targets in by_nfe.items():
-                columns = targets[target]
-                sums = [sum(columns[n]) if n in columns else None for n in rows[0][4:7]]
-                rows.append((solver, grid, nfe, target, *sums, share(columns)))
+        for target in LIMIT:
+            for nfe, gained in by_nfe.items():
+                sums = (gained.sums(target).get(name) for name in rows[0][4:7])
+                rows.append((solver, grid, nfe, target, *sums, gained.share(target)))
         figures.append(_rho(solver, grid, by_nfe))
     tables = [folded("Errors of all steps together, in numbers", table(rows))]
     return Section("Corrections: what a gamma can gain", text, tables, (), (), (), figures)
 
 
-def _rho(solver: str, grid: str, by_nfe: Mapping[int, Any]) -> Figure:
+def _rho(solver: str, grid: str, by_nfe: Mapping[int, Gained]) -> Figure:
     curves = []
-    for nfe, targets in by_nfe.items():
-        columns = targets["matched"]
+    for nfe, gained in by_nfe.items():
+        columns = gained.targets["matched"]
         steps = [(k + 1) / len(columns["rho"]) for k in range(len(columns["rho"]))]
         curves.append(Curve(f"NFE {nfe}, predicted", steps, columns["rho"]))
         if "measured" in columns:

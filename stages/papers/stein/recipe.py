@@ -130,7 +130,8 @@ class Solved:
         if fitted or options.target == "trajectory":
             settings = settings_of(CalibrationSettings, solving, **options.on_trajectories())
         else:
-            settings = settings_of(CalibrationSettings, options, solving)
+            source = options.source or self.own_source(solving.guidance)
+            settings = settings_of(CalibrationSettings, options, solving, source=source)
         inputs = {"model": self.model} | spectrum_input(settings.grid)
         if settings.target == "matched":
             inputs |= self.clean(settings)
@@ -145,16 +146,25 @@ class Solved:
             self.tags(settings, PLAIN if fitted else CALIBRATED),
         )
 
+    @property
+    def has_token(self) -> bool:
+        """Whether the model carries a class token beside the image."""
+        if self.model == GIVEN:
+            facts = self.bench.networks.facts() or {}
+            return bool(facts.get("config", {}).get("class_token_dim"))
+        return self.bench.train.loss_options.uses_class_token
+
+    def own_source(self, guidance: float) -> str:
+        """Where clean images come from if nothing is said. Gammas from data undo part of a
+        guidance; of samples no clean class tokens are known."""
+        return "data" if guidance == 1 or self.has_token else "samples"
+
     def clean(self, settings: CalibrationSettings) -> dict[str, str]:
         """The inputs that hold clean images, and class tokens where the model carries one.
 
         Raises UsageError where there are none, or too few.
         """
-        given, method = self.bench.networks, self.bench.train.method
-        if self.model == GIVEN:
-            tokens = bool((given.facts() or {}).get("config", {}).get("class_token_dim"))
-        else:
-            tokens = self.bench.train.loss_options.uses_class_token
+        given, method, tokens = self.bench.networks, self.bench.train.method, self.has_token
         if tokens and self.model == GIVEN:
             raise UsageError(
                 f"networks.path={given.path} carries a class token beside the image, whose "
@@ -176,10 +186,12 @@ class Solved:
                 "stein.source unset, or set stein.target=trajectory"
             )
         if settings.num_images > (count := self.bench.sample.sweep_samples):
+            reader, more = "stein.source=samples", ""
+            if self.bench.stein.source is None:
+                reader, more = "a calibration with guidance", ", or set stein.source=data"
             raise UsageError(
                 f"stein.num_images={settings.num_images} is above sample.sweep_samples={count}, "
-                "which stein.source=samples reads; lower stein.num_images, or raise "
-                "sample.sweep_samples"
+                f"which {reader} reads; lower stein.num_images, or raise sample.sweep_samples{more}"
             )
         return {"samples": self.referred(self.bench.seed).name}
 

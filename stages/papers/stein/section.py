@@ -25,6 +25,7 @@ from stages.pages.curves import (
 )
 from stages.pages.figures import Axes, Curve, Figure, plot
 from stages.pages.findings import FAILS, HOLDS
+from stages.pages.looks import score_name
 from stages.pages.page import Section, folded, table
 from stages.papers.stein import gains
 from stages.papers.stein.claims import corrected, peak
@@ -173,7 +174,7 @@ def _plot(stem: str, metric: str, group: Sequence[Which], curves: Curves, model:
     most = max(map(len, seeds))
     bars = f"over {most} seeds of the noise" if most > 1 else "of the samples, one seed"
     caption = (
-        f"{metric} over network evaluations, grid {', '.join(grids)}, {model}; "
+        f"{score_name(metric)} over network evaluations, grid {', '.join(grids)}, {model}; "
         f"{', '.join(map(str, sorted(counts)))} samples a point; bars: one standard error ({bars})."
     )
     return plot_over_nfe(stem, metric, lines, caption)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.stage import Settings, resolve
+from stages.settings.densities import DensitySettings
 
 if TYPE_CHECKING:
     from stages.methods.density import TimeDensity
     from stages.methods.losses import Loss
-    from stages.settings.densities import DensitySettings
     from stages.training.train import TrainOptions
 
 
@@ -46,9 +46,10 @@ class LossOptions(Settings):
         it."""
         return self
 
-    def density_of(self, density: DensitySettings) -> DensitySettings:
-        """Where t is drawn, by what settings say; at their defaults as the loss's own paper."""
-        return density
+    @classmethod
+    def own_density(cls) -> DensitySettings:
+        """Where t is drawn if settings do not say: as the loss's own paper."""
+        return DensitySettings()
 
     def check(self, training: TrainOptions) -> None:
         """Raise ValueError for a training by this loss that does not fit it."""

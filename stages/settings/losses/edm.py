@@ -54,7 +54,7 @@ class EDMOptions(LossOptions):
                 f"{method}.uncertainty={str(self.uncertainty).lower()} and network.kind={kind} "
                 f"contradict each other: only {WITH_UNCERTAINTY} learns one; leave it unset"
             )
-        if density != type(density)():
+        if density is not None:
             raise ValueError(
                 f"density.kind={density.kind} and method={method} contradict each other: "
                 f"its noise levels are drawn by {method}.p_mean and {method}.p_std; "

@@ -32,8 +32,9 @@ class JiTOptions(LossOptions):
     def of_network(self, teacher_dim: int) -> dict[str, Any]:
         return {"noise_scale": self.noise_scale}
 
-    def density_of(self, density: DensitySettings) -> DensitySettings:
-        return DensitySettings(**OWN_DENSITY) if density == DensitySettings() else density
+    @classmethod
+    def own_density(cls) -> DensitySettings:
+        return DensitySettings(**OWN_DENSITY)
 
     def check(self, training: TrainOptions) -> None:
         kind = training.network.kind
