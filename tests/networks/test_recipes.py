@@ -455,7 +455,8 @@ def test_guided_channels_are_the_formats_unless_others_are_asked_for(tmp_path, m
 
     plain, three = guided(), guided("sample.guidance=3")
     every = guided("sample.guidance=3", "sample.guidance_channels=4")
-    assert torch.equal(three[:, 3], plain[:, 3])
+    # Rows of twice the samples may be summed in another order.
+    assert apart(three[:, 3], plain[:, 3]) < CLOSE
     assert torch.equal(three[:, :3], every[:, :3])
     assert apart(every[:, 3], plain[:, 3]) > 100 * CLOSE
 
