@@ -83,10 +83,21 @@ class Gpu:
 
 @contextlib.contextmanager
 def running() -> Iterator[Gpu]:
-    """While it is open tensors can be brought to `DEVICE` and worked with there."""
-    gpu = Gpu()
+    """While it is open tensors can be brought to `DEVICE` and worked with there; autocast leaves
+    their numbers as they are, and inference mode is one without gradients."""
+    gpu, autocast = Gpu(), torch.autocast
+
+    def known(device: str, *how: Any, **more: Any) -> Any:
+        return autocast("cpu" if device == DEVICE.type else device, *how, **more)
+
     place = "torch.optim.optimizer._get_fused_kernels_supported_devices"
-    with mock.patch(place, return_value=["cpu", DEVICE.type]), _Functions(gpu), _Operations(gpu):
+    with (
+        mock.patch(place, return_value=["cpu", DEVICE.type]),
+        mock.patch("torch.autocast", known),
+        mock.patch("torch.inference_mode", torch.no_grad),
+        _Functions(gpu),
+        _Operations(gpu),
+    ):
         yield gpu
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from stages.artifacts.data import Images
 from stages.artifacts.network import TrainedModel
 from stages.artifacts.storage import LatentScale
+from stages.artifacts.teacher import OnlineTeacher
 from stages.encoders.classifier import accuracy, train_classifier
 from stages.encoders.embedded import embedded, extract
 from stages.encoders.pretrained import _DINOv2
@@ -40,6 +42,7 @@ from stages.methods.solvers.whole import teacher
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets import edm2, unet
 from stages.nets import sit as nets_sit
+from stages.nets.blocks import placed, recompute
 from stages.nets.edm.preconditioning import dhariwal, song
 from stages.nets.encoders import EmbeddedCNN
 from stages.nets.jit import JiTDenoiser
@@ -48,7 +51,7 @@ from stages.papers.icr import measure
 from stages.settings.scans import ScannedOptions
 from stages.training.log import LossLog
 from stages.training.loop import Batches, Optimization, TrainState, train
-from tests.pretend_gpu import DEVICE, running
+from tests.pretend_gpu import DEVICE, Gpu, running
 
 CLASSES, SIDE, WIDTH = 5, 8, 6
 U_NET = {
@@ -140,15 +143,24 @@ def images(latents: bool = False) -> Images:
     return Images(Held(random.integers(0, 256, (30, 1, SIDE, SIDE)).astype(np.uint8)), labels)
 
 
-def trained(network, loss, device, stored=None, **how):
-    """The state after three steps, their losses, and what waited in the last."""
+def on_stand_in(device):
+    """What is done on the CPU needs none."""
+    return running() if torch.device(device) == DEVICE else nullcontext(Gpu())
+
+
+def trained(network, loss, device, stored=None, again=False, teacher=None, **how):
+    """The state after two steps, their losses, and what waited in the last; again: blocks are
+    computed again for their gradients. teacher(images, device): another than `Features`."""
     torch.manual_seed(0)
     stored, where = images() if stored is None else stored, torch.device(device)
-    with running() as gpu:
-        state = TrainState(network().to(where), Optimization(1e-3, **how))
+    with on_stand_in(where) as gpu:
+        state = TrainState(placed(network(), where), Optimization(1e-3, **how))
+        if again:
+            recompute(state.network)
         log = LossLog(every=100)
-        with Batches(stored, stored.labels, 6, 0, device, Features()) as batches:
-            for step in train(state, loss, batches, 3):
+        taught = Features() if teacher is None else teacher(stored, where)
+        with Batches(stored, stored.labels, 6, 0, device, taught) as batches:
+            for step in train(state, loss, batches, 2):
                 log.add(step)
                 waited = dict(gpu.waits)
                 gpu.waits.clear()
@@ -163,6 +175,29 @@ def test_a_training_step_waits_for_nothing(network, loss):
     expected, there, _ = trained(network, loss, "cpu")
     assert losses == pytest.approx(there, rel=1e-5)
     assert tensors.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("name", ["maskalign", "edm, edm2"])
+def test_blocks_are_computed_again_without_a_wait(name):
+    network, loss = TRAININGS[name]
+    _, losses, waited = trained(network, loss, DEVICE, again=True)
+    assert not waited
+    _, expected, _ = trained(network, loss, DEVICE)
+    assert losses == expected
+
+
+def test_a_teacher_looks_at_the_images_of_a_step_without_a_wait():
+    def online(stored, where):
+        torch.manual_seed(1)
+        vit = ContrastiveViT((SIDE, SIDE), 1, 4, width=WIDTH, depth=1, num_heads=2)
+        tokens = vit.eval().requires_grad_(False).to(where).tokens
+        return OnlineTeacher(stored, tokens, where, (4, 4), (2, 2), True, "float32", 4)
+
+    network, loss = TRAININGS["maskalign"]
+    _, losses, waited = trained(network, loss, DEVICE, teacher=online)
+    assert not waited
+    _, there, _ = trained(network, loss, "cpu", teacher=online)
+    assert losses == pytest.approx(there, rel=1e-5)
 
 
 def test_latents_are_scaled_and_drawn_where_they_are():
@@ -210,7 +245,8 @@ def ends(sample):
         gpu.waits.clear()
         found = sample(*there)
         waits = gpu.waits.copy()
-        return found.cpu(), sample(denoiser_on("cpu"), LEVELS[0] * NOISE), waits
+        found = found.cpu()
+    return found, sample(denoiser_on("cpu"), LEVELS[0] * NOISE), waits
 
 
 def stochastic(name):
@@ -315,7 +351,7 @@ def test_what_is_measured_on_trajectories_mixes_no_devices(measure):
 
 def on(device, call):
     """What `call(device)` gives, on the CPU."""
-    with running():
+    with on_stand_in(device):
         found = call(device)
         return [x.cpu() if isinstance(x, torch.Tensor) else x for x in found]
 

@@ -90,13 +90,15 @@ class TrainedModel:
         """
         from safetensors.torch import load_file
 
+        from stages.nets.blocks import placed
+
         step = self.steps[-1] if step is None else step
         if step not in self.steps:
             kept = ", ".join(map(str, self.steps))
             raise ValueError(f"no checkpoint of step {step} was kept (there are {kept})")
         network = build_network(self.kind, self.config, seed=0)
         network.load_state_dict(load_file(self.folder / checkpoint_name(step)))
-        return network.to(device).eval().requires_grad_(False)
+        return placed(network, device).eval().requires_grad_(False)
 
 
 class TrainedNetwork(DescribedArtifact):

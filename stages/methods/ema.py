@@ -41,8 +41,13 @@ class EMA:
 def _trained(average: nn.Module, network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """The weights that training changes, in both networks and in the same order."""
     pairs = zip(average.parameters(), network.parameters(), strict=True)
-    pairs = [(a, p) for a, p in pairs if p.requires_grad]
+    pairs = [(_local(a), _local(p)) for a, p in pairs if p.requires_grad]
     return [a for a, _ in pairs], [p for _, p in pairs]
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This process's part of a parameter that is spread over several."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def adamw(

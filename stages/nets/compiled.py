@@ -26,6 +26,8 @@ def compile_network(
     backend: of torch.compile. retained: whether a graph is gone through backwards several times.
     """
     dynamo = torch._dynamo.config
+    # Of several workers: gradients come block by block, without graphs being split for them.
+    dynamo.optimize_ddp = False
     dynamo.recompile_limit = max(dynamo.recompile_limit, FORMS)
     if retained:
         torch._functorch.config.donated_buffer = False

@@ -50,8 +50,7 @@ def joined(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 class Layer(nn.Module):
-    """A linear map or a convolution without bias whose weights are normalised in every use; in
-    training the stored ones are replaced by their normalised values."""
+    """A linear map or a convolution without bias whose weights are normalised in every use."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int | None = None):
         super().__init__()
@@ -61,14 +60,21 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """x (B, channels_in) or (B, channels_in, h, w)."""
         axes, weight = range(1, self.weight.ndim), self.weight.float()
-        if self.training:
-            with torch.no_grad():
-                self.weight.copy_(unit(weight, axes))
         weight = unit(weight, axes) * (gain / math.sqrt(weight[0].numel()))
         weight = weight.to(x.dtype)
         if weight.ndim == 2:
             return x @ weight.t()
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+@torch.no_grad()
+def normalise(module: nn.Module) -> None:
+    """Replace the stored weights of all its layers by their normalised values, as training does
+    once for every pass."""
+    for layer in module.modules():
+        if isinstance(layer, Layer):
+            axes = range(1, layer.weight.ndim)
+            layer.weight.copy_(unit(layer.weight.float(), axes))
 
 
 class Fourier(nn.Module):
@@ -215,6 +221,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), c_noise (B,) -> (B, C, H, W). labels: indices (B,), rows (B, label_dim),
         or None for rows of zeros, which are not the unconditional network."""
+        if self.training:
+            normalise(self)
         embedding = self.emb_noise(self.emb_fourier(c_noise).to(x.dtype))
         if self.emb_label is not None:
             rows = labels_or_zeros(labels, self.label_dim, embedding)
@@ -275,4 +283,6 @@ class EDM2(nn.Module):
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """(B, 1, 1, 1) of sigma (B,), float32: the loss is weighted by exp(-this), plus this."""
+        if self.training:
+            normalise(self.logvar_linear)
         return self.logvar_linear(self.logvar_fourier(sigma.log() / 4))[:, :, None, None]

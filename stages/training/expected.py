@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 # Of float32 weights: the weights, their gradients, two moments of AdamW and the average of weights.
 TRAINED_BYTES, STATE_BYTES = 20, 16
+WHOLE_BYTES = 8  # the weights and their gradients
 # Bytes that a value of a token takes in a block until its gradient is known, in bfloat16
 # (Korthikanti et al. 2022, without attention maps, which are computed again).
 ACTIVATION_BYTES = 34
+# Of a value of a block's input, in float32: all that is kept where the rest is computed again.
+INPUT_BYTES = 4
 
 
 def teach(settings: TeachSettings, given: Mapping[str, Estimate]) -> Estimate:
@@ -60,13 +63,19 @@ def train(settings: TrainSettings, given: Mapping[str, Estimate]) -> Estimate:
     each = 3 * forward + (teacher.get("forward", 0) if teacher.get("online") else 0)
     workers = max(1, settings.worker_range[0])
     tokens = (data["shape"][1] // size.patch) ** 2
-    values = tokens * size.width * size.depth * settings.batch_size / workers / settings.accumulate
-    held = values * ACTIVATION_BYTES * (1 if settings.precision == "bfloat16" else 2)
+    values = tokens * size.width * settings.batch_size / workers / settings.accumulate
+    block = values * ACTIVATION_BYTES * (1 if settings.precision == "bfloat16" else 2)
+    held = size.depth * block
+    if settings.activation_checkpointing:
+        held = size.depth * values * INPUT_BYTES + block
+    weights = parameters * TRAINED_BYTES
+    if settings.shard:  # beside its parts a worker holds two blocks whole, and their gradients
+        weights = weights / workers + 2 * parameters / size.depth * WHOLE_BYTES
     return {
         "shape": data["shape"],
         "forward": forward,
         "parameters": parameters,
         "flops": settings.steps * settings.batch_size * each,
         "bytes": parameters * (4 * len(settings.kept_steps) + STATE_BYTES),
-        "gpu_bytes": parameters * TRAINED_BYTES + held if settings.device == "cuda" else 0,
+        "gpu_bytes": weights + held if settings.device == "cuda" else 0,
     }

@@ -24,6 +24,7 @@ from stages.methods import drawn_at
 from stages.methods.draws import Draws
 from stages.methods.ema import EMA, adamw
 from stages.methods.losses import Batch, LossTerms
+from stages.training import sharding
 
 Loss = Callable[[nn.Module, Batch], LossTerms]
 
@@ -71,24 +72,44 @@ class Step:
 
 
 class TrainState:
-    """All that training changes: network, its EMA, the optimizer, and the number of steps made."""
+    """All that training changes: network, its EMA, the optimizer, and the number of steps made.
 
-    def __init__(self, network: nn.Module, optimization: Optimization) -> None:
+    shard_on: the device on which each process of the group keeps its part of all of them, see
+    `sharding`; None where each has the whole, on the network's own device.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimization: Optimization,
+        shard_on: torch.device | str | None = None,
+    ) -> None:
         self.network = network
         self.optimization = optimization
         self.ema = EMA(network, optimization.ema_decay, warm_up=optimization.ema_warm_up)
+        if shard_on is not None:
+            for one in (self.network, self.ema.network):
+                sharding.shard(one, shard_on)
         self.optimizer = adamw(
             network.parameters(), optimization.lr, optimization.betas, optimization.weight_decay
         )
         self.step = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, by name."""
+        """Everything that a resumed run needs, by name, each tensor whole; of a sharded training in
+        the first process alone, and all are to call it."""
         state_tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         state_tensors |= {f"ema.{k}": v for k, v in self.ema.network.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             state_tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        return state_tensors
+        return self._whole(state_tensors)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The average's weights, as `tensors`."""
+        return self._whole(self.ema.network.state_dict())
+
+    def _whole(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return sharding.whole(values) if sharding.is_sharded(self.network) else values
 
     def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `tensors()` returned after `step` steps."""
@@ -96,14 +117,15 @@ class TrainState:
         def below(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.network.load_state_dict(below("network."))
-        self.ema.network.load_state_dict(below("ema."))
+        for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
+            network.load_state_dict(sharding.parts(below(prefix), network.state_dict()))
         self.ema.num_updates = self.step = step
         states: dict[int, dict[str, Tensor]] = {}
+        groups = self.optimizer.state_dict()["param_groups"]
+        trained = self.optimizer.param_groups[0]["params"]
         for key, value in below("optimizer.").items():
             index, _, name = key.partition(".")
-            states.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
+            states.setdefault(int(index), {})[name] = sharding.part(value, trained[int(index)])
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
@@ -269,6 +291,7 @@ def train(
             group["lr"] = how.lr_at(state.step)
         losses = backward(model, loss, batches(state.step), how, share)
         norm = nn.utils.clip_grad_norm_(trained, math.inf if how.clip is None else how.clip)
+        norm = sharding.together(norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.ema.update(state.network)
@@ -367,11 +390,11 @@ def _replicated(network: nn.Module, accumulate: int) -> nn.Module:
     published network) among them; in several parts the first one, which is not reduced, would be
     taken for all. Buffers are constants.
     """
-    if _rank_and_world()[1] == 1:
+    if _rank_and_world()[1] == 1 or sharding.is_sharded(network):
         return network
     return nn.parallel.DistributedDataParallel(
         network,
-        broadcast_buffers=False,
+        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
         static_graph=accumulate == 1,
     )
@@ -379,6 +402,8 @@ def _replicated(network: nn.Module, accumulate: int) -> nn.Module:
 
 def _reduced(model: nn.Module, reduced: bool) -> Any:
     """Where gradients stay each process's own unless they are to be reduced."""
+    if sharding.is_sharded(model):
+        model.set_requires_gradient_sync(reduced)
     apart = isinstance(model, nn.parallel.DistributedDataParallel) and not reduced
     return model.no_sync() if apart else nullcontext()
 

@@ -14,7 +14,7 @@ from stages.artifacts.teacher import Teacher
 from stages.methods import table
 from stages.settings import densities, methods
 from stages.settings.densities import DensitySettings
-from stages.settings.networks import NetworkSettings
+from stages.settings.networks import TRANSFORMERS, NetworkSettings
 from stages.settings.scans import LiveOptions, ScannedOptions
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ class TrainOptions(methods.MethodOptions):
         "between steps; unset is that on a CPU for small sets of plain arrays, else one for each "
         "of the worker's cores, at most 8",
     )
+    activation_checkpointing: bool = unkeyed(
+        False,
+        description="keep of every block its inputs alone and compute it again, to the same "
+        "numbers, for its gradient: about a third more time for a fraction of the memory",
+    )
     save_every: int = unkeyed(200, ge=1, description="steps between resumable states")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the network's products; weights stay in float32"
@@ -86,6 +91,11 @@ class TrainOptions(methods.MethodOptions):
         0,
         description="Ray Train workers; 0 trains in the node's own process; [min, max] takes as "
         "many as the cluster has and follows it",
+    )
+    shard: bool = Field(
+        False,
+        description="spread weights, gradients, optimizer and average over the workers, for "
+        "networks beyond one GPU (sit and jit); each block comes together while it is computed",
     )
     max_failures: int = unkeyed(
         3,
@@ -132,6 +142,7 @@ class TrainOptions(methods.MethodOptions):
             )
         self._check_workers()
         self._check_network()
+        self._check_shard()
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must both lie in [0, 1)")
         return self
@@ -165,6 +176,20 @@ class TrainOptions(methods.MethodOptions):
                 f"try {least} or {least + high}"
             )
 
+    def _check_shard(self) -> None:
+        if not self.shard:
+            return
+        if self.worker_range[0] < 2:
+            raise ValueError(
+                f"shard=true and num_workers={self.num_workers} contradict each other: weights are "
+                "spread over two workers or more; set num_workers=2, say, or shard=false"
+            )
+        if self.network.kind not in TRANSFORMERS:
+            raise ValueError(
+                f"shard=true and network.kind={self.network.kind} contradict each other: only "
+                f"{' and '.join(TRANSFORMERS)} are spread; set shard=false"
+            )
+
     @property
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers."""
@@ -191,10 +216,20 @@ class TrainSettings(TrainOptions):
         None, ge=1, description="with a start: its checkpoint to continue; unset is the last"
     )
 
+    @model_validator(mode="after")
+    def _is_watched_whole(self) -> TrainSettings:
+        if self.shard and self.live is not None:
+            raise ValueError(
+                "shard=true and scan.live contradict each other: the network that is watched lies "
+                "in parts on the workers; leave scan.live unset, or set shard=false"
+            )
+        return self
+
     def keyed(self) -> dict[str, Any]:
         """As the base's, the settings of other methods left out."""
         others = methods.OWN.keys() - {self.method}
         others |= {"live"} if self.live is None else set()
+        others |= set() if self.shard else {"shard"}
         return {name: value for name, value in super().keyed().items() if name not in others}
 
 

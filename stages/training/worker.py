@@ -77,15 +77,18 @@ def train_worker(context: Context) -> None:
                 if first:
                     rows += _look(context, watch, log, step.step, state)
                 stop = loop.said_by_first(watch.stops, _device(settings))
+            # Of a sharded training all processes bring them together.
+            weights = state.weights() if keep or stop else {}
+            save = save or stop or step.step == settings.steps
+            tensors = state.tensors() if save else {}
             if first:
                 if rows:
                     context.points(ABSCISSA, rows)
                     noticed = noticed or _waits(context, log, batches)
                 if keep or stop:
-                    saver.weights(step.step, state.ema.network.state_dict())
-                if save or stop or step.step == settings.steps:
-                    tensors = state.tensors() | log.tensors()
-                    saver.state(step.step, tensors, _record(log, watch))
+                    saver.weights(step.step, weights)
+                if save:
+                    saver.state(step.step, tensors | log.tensors(), _record(log, watch))
                 _tell(context, step.step, log)
             if stop:
                 break
@@ -263,6 +266,7 @@ def _take_over(network: nn.Module, context: Context, config: dict[str, Any]) -> 
 def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainState, LossLog, Any]:
     """The state to train from: fresh, continued, or the last that an interrupted run saved; and
     what watches the training, or None."""
+    from stages.nets.blocks import placed, recompute
     from stages.nets.compiled import compile_network
     from stages.training import resume
     from stages.training.log import LossLog
@@ -285,11 +289,16 @@ def _start(context: Context, data: Any, config: dict[str, Any]) -> tuple[TrainSt
         precision=settings.precision,
         accumulate=settings.accumulate,
     )
-    state = TrainState(network.to(device), optimization)
+    scanned = replace(data, train=training_images(settings, data))
+    training_watch.check_scans(settings, network, config, scanned)
+    if settings.shard:  # its blocks come to the device one by one
+        state = TrainState(network, optimization, shard_on=device)
+    else:
+        state = TrainState(placed(network, device), optimization)
+    if settings.activation_checkpointing:
+        recompute(network)
     if settings.compile:
         compile_network(network)
-    scanned = replace(data, train=training_images(settings, data))
-    training_watch.check_scans(settings, state.ema.network, config, scanned)
     log = LossLog(settings.log_every)
     watch = training_watch.watch_of(settings, state.ema.network, config, scanned)
     # Its machine may be the only one that has the state.

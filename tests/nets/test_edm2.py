@@ -69,10 +69,17 @@ def test_magnitudes_are_kept():
 
 
 def test_training_normalises_the_stored_weights():
-    layer = Layer(8, 4)
+    torch.manual_seed(0)
+    network = EDM2(8, 1, 3, model_channels=8, channel_mult=(1, 2), num_blocks=1)
+    layers = [module for module in network.modules() if isinstance(module, Layer)]
+    inputs = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 2.0]), torch.tensor([0, 2])
     with torch.no_grad():
-        layer.weight.mul_(50)
-    before = layer.eval()(torch.ones(1, 8))
-    layer.train()(torch.ones(1, 8))
-    assert layer.weight.square().mean(1).tolist() == pytest.approx([1] * 4, abs=1e-3)
-    torch.testing.assert_close(layer.eval()(torch.ones(1, 8)), before, rtol=1e-3, atol=1e-5)
+        for layer in layers:
+            layer.weight.mul_(50)
+    before, likewise = network.eval()(*inputs, uncertainty=True)
+    found, uncertainty = network.train()(*inputs, uncertainty=True)
+    for layer in layers:
+        squares = layer.weight.square().flatten(1).mean(1)
+        assert squares.tolist() == pytest.approx([1] * len(squares), abs=1e-3)
+    torch.testing.assert_close(found, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(uncertainty, likewise, rtol=1e-3, atol=1e-5)

@@ -37,6 +37,16 @@ def test_imagenet_s_size_is_said_before_anything_runs():
     assert "of a GPU's memory" in words
 
 
+def test_blocks_that_are_computed_again_take_less_of_a_gpu():
+    whole, inputs = (
+        taken(f"train.activation_checkpointing={said}")["train"].gpu_bytes
+        for said in ("false", "true")
+    )
+    # Of 8 workers, each 32 images of 256 tokens of 1152 values: 28 blocks, but for one 4 bytes.
+    values = 32 * 256 * 1152
+    assert whole - inputs == pytest.approx(values * (28 * 34 - 28 * 4 - 34), rel=1e-9)
+
+
 def test_mirrored_latents_take_twice_the_room_of_training():
     once, twice = taken()["encode"].bytes, taken("latents.flips=true")["encode"].bytes
     assert twice - once == 1_281_167 * 2 * 2 * 4096

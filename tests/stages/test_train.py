@@ -124,10 +124,11 @@ def test_the_seed_decides_everything(tmp_path, few, model):
     assert digests(other.path) != digests(model.path)
 
 
-def test_save_every_changes_nothing(tmp_path, few, model):
-    rare = TINY.revised(save_every=1000)
-    assert rare.keyed() == TINY.keyed()
-    assert digests(trained_in(context(tmp_path, rare, data=few)).path) == digests(model.path)
+@pytest.mark.parametrize("how", [{"save_every": 1000}, {"activation_checkpointing": True}])
+def test_how_it_is_done_changes_nothing(tmp_path, few, model, how):
+    other = TINY.revised(**how)
+    assert other.keyed() == TINY.keyed()
+    assert digests(trained_in(context(tmp_path, other, data=few)).path) == digests(model.path)
 
 
 def test_ray_trains_the_same_in_local_mode(tmp_path, few, model):

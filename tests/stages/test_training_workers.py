@@ -184,9 +184,10 @@ def test_a_damaged_input_of_workers_is_named(tmp_path, few, server, monkeypatch)
     assert error.value.where == ("data", "1" * 32)
 
 
-def test_an_elastic_group_trains_the_same_network(tmp_path, few, teacher):
-    settings = MASKED.revised(num_workers=(1, 2))
-    made = make(tmp_path / "elastic", train.STAGE, settings, data=few, teacher=teacher)
+@pytest.mark.parametrize("how", [{"num_workers": (1, 2)}, {"num_workers": 2, "shard": True}])
+def test_elastic_groups_and_spread_weights_train_the_same_network(tmp_path, few, teacher, how):
+    settings = MASKED.revised(**how)
+    made = make(tmp_path / "made", train.STAGE, settings, data=few, teacher=teacher)
     one = trained_in(context(tmp_path / "one", MASKED, data=few, teacher=teacher))
     pairs = [a.load().network(7).parameters() for a in (made, one)]
     ours, theirs = (torch.cat([p.flatten() for p in found]) for found in pairs)
