@@ -157,9 +157,10 @@ def plot(
 
 
 def narrow(ax: Any) -> None:
-    """Labels of a small figure: broken where they are longer than it."""
+    """Labels of a small figure: broken where they are longer than it, and not broken already."""
     for axis, width in ((ax.xaxis, 44), (ax.yaxis, 26)):
-        axis.set_label_text(fill(axis.get_label_text(), width), fontsize="small")
+        text = axis.get_label_text()
+        axis.set_label_text(text if "\n" in text else fill(text, width), fontsize="small")
     ax.tick_params(labelsize="small")
 
 
