@@ -45,18 +45,24 @@ def header(read: Read) -> tuple[tuple[int, ...], np.dtype, int]:
     return shape, dtype, stream.tell()
 
 
-def rows(folder: Path | Payload, name: str, which: slice = slice(None)) -> np.ndarray:
-    """Rows of an .npy file, mapped; neighbours in a store without fetching all of it."""
+def rows(
+    folder: Path | Payload, name: str, which: slice = slice(None), mode: str = "r"
+) -> np.ndarray:
+    """Rows of an .npy file, mapped; neighbours in a store without fetching all of it.
+
+    mode: of numpy's mapping: "r", or "c" for an array that may be written to, in memory alone.
+    """
     import numpy as np
 
     if not isinstance(folder, Payload) or folder.has(name) or which.step not in (None, 1):
-        return np.load(folder / name, mmap_mode="r")[which]
+        return np.load(folder / name, mmap_mode=mode)[which]
     with opened(folder, name) as read:
         shape, dtype, begin = header(read)
         start, stop, _ = which.indices(shape[0])
         if start == 0 and stop == shape[0]:
-            return np.load(folder / name, mmap_mode="r")
+            return np.load(folder / name, mmap_mode=mode)
         size = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         count = max(0, stop - start)
         data = read(size * count, begin + size * start)
-    return np.frombuffer(data, dtype).reshape(count, *shape[1:])
+    found = np.frombuffer(data if mode == "r" else bytearray(data), dtype)
+    return found.reshape(count, *shape[1:])

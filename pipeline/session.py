@@ -169,8 +169,10 @@ class _Session:
         self.entry = entry
         expected = {name: node.seconds for name, node in plan.nodes.items()}
         self.view = progress.view(expected, options.cores)
-        self.tracker = _start_tracker(plan, store, entry, tracking_uri(store, options), self.view)
-        self.relay = Relay(self.tracker, store)
+        uri = tracking_uri(store, options)
+        self.tracker = _start_tracker(catalog, plan, store, entry, uri, self.view)
+        nodes = [planned.node for planned in plan.nodes.values()]
+        self.relay = Relay(self.tracker, store, catalog.shown, nodes)
 
     def run(self) -> int:
         try:
@@ -252,6 +254,9 @@ class _Session:
                 self.tracker.artifact(path, publish.STAGE)
             for path in published.tables:
                 self.tracker.artifact(path, publish.STAGE, table=True)
+        if self.entry.data["state"] == record.FINISHED and self.catalog.shown.summary:
+            summary = resolve_name(self.catalog.shown.summary)(Run(self.store, self.entry.data))
+            self.tracker.summary(summary.metrics, summary.tags)
 
     def _last_words(self, state: str) -> int:
         if state == record.STOPPED:
@@ -265,14 +270,21 @@ class _Session:
 
 
 def _start_tracker(
-    plan: Plan, store: Store, entry: record.Record, uri: str, view: progress.View
+    catalog: Catalog,
+    plan: Plan,
+    store: Store,
+    entry: record.Record,
+    uri: str,
+    view: progress.View,
 ) -> track.Tracker:
     git: Mapping[str, Any] = entry.data["git"]
+    nodes = [(name, node.node.stage.name) for name, node in plan.nodes.items()]
+    short = entry.id.rpartition("-")[2]
     tracker = track.Tracker(
         uri,
         entry.folder,
         experiment=f"{plan.recipe}/{plan.resolved.preset}",
-        run_name=entry.id,
+        run_name=f"{plan.recipe} · {short}",
         run_id=entry.id,
         params=plan.resolved.flat(),
         tags={
@@ -282,6 +294,9 @@ def _start_tracker(
             "git.dirty": str(git.get("dirty", "")).lower(),
         },
         warn=view.message,
+        names={name: catalog.shown.name(stage, name) for name, stage in nodes},
+        short=short,
+        charts=catalog.shown.plain_charts(),
     )
     tracker.start()
     track.flush_pending(store.local, exclude=entry.folder, uri=uri)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Protocol
 import pydantic
 
 from pipeline.artifact import Artifact
+from pipeline.shown import Shown
 
 
 class Settings(pydantic.BaseModel):
@@ -312,6 +313,7 @@ class Catalog:
             writes a node's samples as files.
         reference: `"module:function"` of a function that takes the command's options and makes a
             reference for scores from images.
+        shown: what MLflow is to show.
     """
 
     settings: type[Settings]
@@ -331,6 +333,7 @@ class Catalog:
     claims: str = ""
     export: str = ""
     reference: str = ""
+    shown: Shown = field(default_factory=Shown)
 
 
 def resolve(dotted: str) -> Any:

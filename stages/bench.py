@@ -19,6 +19,7 @@ from stages.settings.elsewhere import NetworkOptions
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.latents import Geometry, LatentOptions, known_geometry
 from stages.settings.networks import TRANSFORMERS
+from stages.settings.protocols import CLEAN
 from stages.settings.scans import ScanPreset
 from stages.training.teach import TeacherOptions
 from stages.training.train import TrainOptions
@@ -34,6 +35,7 @@ class Bench(Settings):
         "features": "extractor",
         "encode": "latents",
         "decode": "latents",
+        "evaluate": "evaluate",
         "published": "evaluate",
     }
 
@@ -129,7 +131,10 @@ class Bench(Settings):
 
     @model_validator(mode="after")
     def _devices_fit(self) -> Bench:
+        unused = "published" if self.evaluate.protocol == CLEAN else "evaluate"
         for name, owner in self.devices.items():
+            if name == unused:
+                continue
             device, gpus = getattr(self, owner).device, getattr(self.resources, name).gpus
             workers = self.train.num_workers if name == "train" else 0
             if workers and gpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.shown import Chart, Shown
 from pipeline.stage import Catalog, resolve
 from stages.bench import bench_of
 from stages.data import encode, fetch, prepare, spectrum
@@ -63,6 +64,24 @@ def timed_section(run: Run) -> Timed:
     return timed.section(run, PAPERS)
 
 
+SHOWN = Shown(
+    charts=(
+        Chart("Samples", "fid", "nfe"),
+        Chart("Samples", "fid", "training_step"),
+        Chart("Samples", "trajectory_rms", "nfe"),
+        Chart("ICR", "icr", "training_step"),
+        Chart("ICR", "icr", "sigma_1000"),
+        Chart("Losses", "loss/velocity", "training_step"),
+        Chart("Losses", "loss/alignment", "training_step"),
+        Chart("Losses", "loss/class", "training_step"),
+        Chart("Losses", "loss/denoising", "training_step"),
+    ),
+    constants=("*_floor", "*_seeds", "num_*", "*_num_samples", "features", "ridge"),
+    words={"evaluate": "", "published": "published"},
+    summary="stages.report.summary:summary",
+    models=dict.fromkeys(("train", "checkpoint"), "stages.sampling.drawn:described"),
+)
+
 CATALOG = Catalog(
     settings=Bench,
     stages=STAGES,
@@ -92,4 +111,5 @@ CATALOG = Catalog(
     report_timed="stages.catalog:timed_section",
     ending="stages.report.summary:ending",
     claims="stages.report.summary:claims_as",
+    shown=SHOWN,
 )

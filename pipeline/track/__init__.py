@@ -49,12 +49,16 @@ class Tracker:
         run_dir: the run's own local directory. A second Tracker on it continues the same MLflow
             run.
         experiment: MLflow's experiment, "recipe/preset".
-        run_name: what the tables call the run; children are called "node · run_name".
+        run_name: what the tables call the run.
         run_id: the pipeline run's id, a tag of the parent and of each child.
         params: resolved settings, flat or nested (flattened to dotted keys).
         tags: tags of the parent: git.revision, recipe, preset.
         warn: takes one sentence for the person at the terminal.
         system_metrics: sample processor, memory, disk, network and GPU on the parent run.
+        names: what tables and legends call the nodes' runs, before " · " and `short`, where it is
+            not the node's own name.
+        short: what tells this run's children from those of others; the run's name by default.
+        charts: those that MLflow's page opens on, as plain data of `pipeline.shown.Chart`.
     """
 
     def __init__(
@@ -69,6 +73,9 @@ class Tracker:
         tags: Mapping[str, str],
         warn: Callable[[str], None] = _logger.warning,
         system_metrics: bool = True,
+        names: Mapping[str, str] | None = None,
+        short: str | None = None,
+        charts: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self._run_dir = Path(run_dir)
         self._warn = warn
@@ -80,6 +87,9 @@ class Tracker:
             "params": flatten(params),
             "tags": {**tags, "pipeline.run_id": run_id},
             "system_metrics": system_metrics,
+            "names": dict(names or {}),
+            "short": short or run_name,
+            "charts": list(charts),
         }
         self._spool: Spool | None = None
         self._sender: subprocess.Popen[str] | None = None
@@ -157,6 +167,11 @@ class Tracker:
             abscissa=abscissa,
         )
 
+    def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """What the run found as a whole: numbers and words of the parent."""
+        plain = {name: float(value) for name, value in metrics.items()}
+        self._append("summary", metrics=plain, tags=dict(tags))
+
     def _say_not_finite(self, node: str, rows: Iterable[Row]) -> None:
         """Say once of each metric of a node that it has a value that MLflow is not told."""
         for name, step, value in rows:
@@ -180,19 +195,22 @@ class Tracker:
             schema: arrays by name, each its dtype and shape (-1 for any length).
             profile: counts and the like.
         """
-        spec = [
-            {"name": key, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}}
-            for key, (dtype, shape) in (schema or {}).items()
-        ]
-        self._append(
-            "dataset",
-            node=node,
-            name=name,
-            digest=digest[:36],
-            source=source,
-            schema={"mlflow_tensorspec": {"features": json.dumps(spec), "targets": None}},
-            profile=dict(profile or {}),
-        )
+        self._append("dataset", **_dataset(node, name, digest, source, schema, profile))
+
+    def model(
+        self,
+        node: str,
+        config: Mapping[str, Any],
+        trained_on: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> None:
+        """A model that a node has made; its run is there already.
+
+        Args:
+            config: see `pipeline.track.models.save`.
+            trained_on: nodes and the data sets that they hold, as for `dataset`.
+        """
+        known = [_dataset(of, **dataset) for of, dataset in trained_on]
+        self._append("model", node=node, config=dict(config), datasets=known)
 
     def artifact(
         self, path: Path, artifact_path: str = "", node: str | None = None, table: bool = False
@@ -317,6 +335,29 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             flat[f"{prefix}{key}"] = text
     return flat
+
+
+def _dataset(
+    node: str,
+    name: str,
+    digest: str,
+    source: str,
+    schema: Mapping[str, tuple[str, Sequence[int]]] | None = None,
+    profile: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A data set as plain data, as `Tracker.dataset` takes it."""
+    spec = [
+        {"name": key, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}}
+        for key, (dtype, shape) in (schema or {}).items()
+    ]
+    return {
+        "node": node,
+        "name": name,
+        "digest": digest[:36],
+        "source": source,
+        "schema": {"mlflow_tensorspec": {"features": json.dumps(spec), "targets": None}},
+        "profile": dict(profile or {}),
+    }
 
 
 def _plain_rows(rows: Iterable[Row]) -> list[Row]:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipeline import progress
+from pipeline.shown import Shown
+from pipeline.stage import resolve
 from pipeline.store import Store
 
 PATIENCE_SECONDS = 30.0
+NOTHING = Shown()
 
 
 class Relay:
     """A thread that reads artifacts' curves and files and hands them to the tracker."""
 
-    def __init__(self, tracker: Any, store: Store) -> None:
-        self._tracker, self._store = tracker, store
+    def __init__(
+        self,
+        tracker: Any,
+        store: Store,
+        shown: Shown = NOTHING,
+        nodes: Sequence[Any] = (),
+    ) -> None:
+        self._tracker, self._store, self._shown = tracker, store, shown
+        self._nodes, self._datasets = nodes, {}
         self._queue: queue.Queue = queue.Queue()
         self._untold: list[str] = []
         self._given_up = threading.Event()
@@ -76,22 +87,36 @@ class Relay:
         if self._given_up.is_set():
             return
         curves = artifact.curves() + timing_curves(manifest.timings)
+        metrics, constants = {}, {}
+        for metric, value in manifest.metrics.items():
+            (constants if self._shown.is_constant(metric) else metrics)[metric] = value
+        settings = {f"{node.stage.name}.{k}": v for k, v in manifest.settings.items()}
         self._tracker.node_finished(
             name,
             status="FINISHED",
-            metrics=manifest.metrics,
+            metrics=metrics,
             curves=curves,
             tags={"artifact_key": manifest.key} | dict(node.tags) | manifest.tags,
-            params={f"{node.stage.name}.{k}": v for k, v in manifest.settings.items()},
+            params=settings | constants,
             abscissa=manifest.abscissa,
             cached=state == progress.REUSED,
         )
-        for dataset in artifact.datasets():
+        self._datasets[name] = artifact.datasets()
+        for dataset in self._datasets[name]:
             self._tracker.dataset(name, **dataset)
+        if node.stage.name in self._shown.models:
+            self._track_model(name, node, artifact)
         for path in artifact.tracked_files():
             self._tracker.artifact(path, name)
         for path in artifact.table_files():
             self._tracker.artifact(path, name, table=True)
+
+    def _track_model(self, name: str, node: Any, artifact: Any) -> None:
+        readers = [other for other in self._nodes if name in other.upstream]
+        described = resolve(self._shown.models[node.stage.name])(artifact, readers)
+        place = {"store": self._store.uri, "stage": node.stage.name, "key": artifact.manifest.key}
+        read = [(of, one) for of in node.upstream for one in self._datasets.get(of, ())]
+        self._tracker.model(name, asdict(described) | place, read)
 
 
 def timing_curves(timings: dict[str, Any]) -> list[tuple[str, int, float]]:

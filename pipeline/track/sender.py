@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.locations import belongs
 from pipeline.track import views
 from pipeline.track.database import identity, is_lost
+from pipeline.track.models import save
 from pipeline.track.server import Batch, Server
 from pipeline.track.spool import State, last_begin, read_events
 from pipeline.track.system import SystemMetrics
@@ -166,16 +167,18 @@ class Sender:
             self._create(PARENT, event["run_name"], event["time_ms"], event["tags"])
         batch = self._batch(PARENT)
         batch.params |= event["params"]
-        batch.tags |= event["tags"]
+        batch.tags |= event["tags"] | {views.SHOWS: views.RUN}
         if revision := event["tags"].get("git.revision"):
             batch.tags["mlflow.source.git.commit"] = revision
         batch.tags |= {"mlflow.source.name": "python -m pipeline", "mlflow.source.type": "LOCAL"}
-        return [lambda: self._reopen(PARENT)]
+        return [lambda: self._reopen(PARENT), lambda: self._save_view(views.RUNS_VIEW)]
 
     def _child(self, event: dict[str, Any]) -> Batch:
         node = event["node"]
         tags = self._state.child_tags.get(node, {})
-        self._create(node, f"{node} · {self._begin['run_name']}", event["time_ms"], tags)
+        own = self._begin.get("names", {}).get(node, node)
+        short = self._begin.get("short") or self._begin["run_name"]
+        self._create(node, f"{own} · {short}", event["time_ms"], tags)
         return self._batch(node)
 
     def _on_node(self, event: dict[str, Any]) -> list[Action]:
@@ -200,50 +203,58 @@ class Sender:
         return []
 
     def _on_points(self, event: dict[str, Any]) -> list[Action]:
-        batch = self._child(event)
-        self._add_curves(event["node"], event["rows"], event["time_ms"])
-        return self._measured_along(batch, event["abscissa"])
+        self._child(event)
+        return self._add_curves(event)
 
     def _on_finish(self, event: dict[str, Any]) -> list[Action]:
-        node, time_ms, headline = event["node"], event["time_ms"], event["metrics"]
+        node, time_ms = event["node"], event["time_ms"]
         if not event["rows"] and node not in self._state.runs:
-            rows = [(f"{node}/{name}", 0, value) for name, value in headline.items()]
-            self._add_rows(PARENT, rows, time_ms)
-            return []
+            return []  # a node without curves has no run; the report and `show` have its numbers
         batch = self._child(event)
-        self._add_curves(node, event["rows"], time_ms)
+        after = self._add_curves(event)
         curves = {metric for metric, _ in batch.steps} | self._state.metrics(node)
-        alone = [(name, 0, v) for name, v in headline.items() if metric_name(name) not in curves]
-        self._add_curves(node, alone, time_ms)
+        headline = event["metrics"].items()
+        alone = [(name, 0, v) for name, v in headline if metric_name(name) not in curves]
+        self._add_rows(node, alone, time_ms)
         batch.tags |= event["tags"]
         batch.params |= event["params"]
-        after = self._measured_along(batch, event["abscissa"])
         return [*after, lambda: self._terminate(node, event["status"], time_ms)]
 
-    def _measured_along(self, batch: Batch, abscissa: str | None) -> list[Action]:
-        if not abscissa:
-            return []
-        batch.tags["abscissa"] = abscissa
-        return [lambda: self._save_view(abscissa)]
+    def _on_summary(self, event: dict[str, Any]) -> list[Action]:
+        rows = [(name, 0, value) for name, value in event["metrics"].items()]
+        self._add_rows(PARENT, rows, event["time_ms"])
+        self._batch(PARENT).tags |= event["tags"]
+        return []
 
-    def _save_view(self, abscissa: str) -> None:
+    def _add_curves(self, event: dict[str, Any]) -> list[Action]:
+        """The points of a node's curves, and the axes that charts of them are drawn over."""
+        node, rows, time_ms, over = (event[k] for k in ("node", "rows", "time_ms", "abscissa"))
+        self._add_rows(node, rows, time_ms)
+        if not over:
+            return []
+        batch, after = self._batch(node), [lambda: self._save_view(over)]
+        batch.tags["abscissa"] = over
+        charts = self._begin.get("charts", [])
+        charted = {chart["metric"] for chart in charts if chart["abscissa"] == over}
+        drawn = [(name, step) for name, step, _ in rows if name in charted]
+        own_axis = views.over_axis(charts)
+        steps = dict.fromkeys(step for name, step in drawn if (name, over) in own_axis)
+        places = [(views.axis(over), step, views.place(over, step)) for step in steps]
+        self._add_rows(node, [row for row in places if row[2] is not None], time_ms)
+        if drawn:
+            batch.tags[views.SHOWS] = views.CURVES
+            after.append(lambda: self._save_view(views.CHARTS_VIEW))
+        return after
+
+    def _save_view(self, view: str) -> None:
         state = self._state
-        if abscissa in state.views:
+        if view in state.views:
             return
         experiment = self._server.client.get_experiment(state.experiment_id)
-        tag, value = views.tag(abscissa)
-        if tag not in experiment.tags:
+        tag, value = views.tag(view, self._begin.get("charts", []))
+        if not views.is_current(experiment.tags.get(tag), value):
             self._server.client.set_experiment_tag(state.experiment_id, tag, value)
-        state.views.append(abscissa)
-
-    def _add_curves(self, node: str, rows: Sequence[Row], time_ms: int) -> None:
-        """Points of a node: under shared names in its child, under the node's in the parent.
-
-        The parent has them too because MLflow's page opens with children folded away: so two
-        runs compare, curve by curve, before anything is clicked.
-        """
-        self._add_rows(node, rows, time_ms)
-        self._add_rows(PARENT, [(f"{node}/{name}", step, v) for name, step, v in rows], time_ms)
+        state.views.append(view)
 
     def _add_rows(self, key: str, rows: Sequence[Row], time_ms: int) -> None:
         batch = self._batch(key)
@@ -258,19 +269,38 @@ class Sender:
             batch.metrics.append((metric, value, time_ms, step))
 
     def _on_dataset(self, event: dict[str, Any]) -> list[Action]:
+        return [lambda: self._log_input(PARENT, event)]
+
+    def _log_input(self, key: str, dataset: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         entity = Dataset(
-            name=event["name"],
-            digest=event["digest"],
+            name=dataset["name"],
+            digest=dataset["digest"],
             source_type="local",
-            source=json.dumps({"uri": event["source"]}),
-            schema=json.dumps(event["schema"]),
-            profile=json.dumps(event["profile"]),
+            source=json.dumps({"uri": dataset["source"]}),
+            schema=json.dumps(dataset["schema"]),
+            profile=json.dumps(dataset["profile"]),
         )
-        inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", event["node"])])]
-        run = self._state.runs[PARENT]
-        return [lambda: self._server.client.log_inputs(run, datasets=inputs)]
+        tags = [InputTag("mlflow.data.context", dataset["node"])]
+        run = self._state.runs[key]
+        self._server.client.log_inputs(run, datasets=[DatasetInput(entity, tags=tags)])
+
+    def _on_model(self, event: dict[str, Any]) -> list[Action]:
+        self._child(event)
+        return [lambda: self._save_model(event)]
+
+    def _save_model(self, event: dict[str, Any]) -> None:
+        state, node, datasets = self._state, event["node"], event["datasets"]
+        for dataset in datasets:
+            self._log_input(node, dataset)
+        own = self._begin.get("names", {}).get(node, node)
+        name = re.sub(r"[^\w -]", "-", f"{own} {self._begin.get('short', '')}".strip())
+        tags = {"node": node, "pipeline.run_id": self._begin["run_id"]}
+        if datasets:
+            tags["dataset"] = f"{datasets[0]['name']} {datasets[0]['digest']}"
+        config = event["config"] | {"tags": tags}
+        save(self._server.client, state.experiment_id, state.runs[node], name, config)
 
     def _on_artifact(self, event: dict[str, Any]) -> list[Action]:
         path, store = Path(event["path"]), self._run_dir.absolute().parents[1]

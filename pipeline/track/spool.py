@@ -134,7 +134,7 @@ class State:
         self.runs: dict[str, str] = {}  # "" is the parent, a node's name its child
         self.creating: list[str] = []  # asked for, answer not yet seen
         self.open: list[str] = []  # runs that MLflow shows as running
-        self.views: list[str] = []  # abscissas whose saved view the experiment has
+        self.views: list[str] = []  # saved views that the experiment has
         self.child_tags: dict[str, dict[str, str]] = {}
         self._steps: dict[str, dict[str, Steps]] = {}
 

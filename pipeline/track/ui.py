@@ -1,8 +1,8 @@
 """MLflow's comparison view of this project's runs, on this machine only.
 
-The server is MLflow's own, bound to 127.0.0.1. The addresses printed open it at the charts: the
-pipeline's runs, each with all its curves, and the saved views of `track.views`, which put every
-model's and sampler's curve of one kind into one chart.
+The server is MLflow's own, bound to 127.0.0.1. The addresses printed open it at saved views of
+`track.views`: the few charts that the stages declare, with the curves of all runs, and the runs
+side by side. MLflow's own menu has the other views.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ CHARTS = "runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment with runs, and the abscissas for which it has a saved view."""
+    """An experiment with runs, and its saved views."""
 
     id: str
     name: str
-    abscissas: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 def serve(uri: str, port: int = 5000) -> int:
@@ -91,10 +91,12 @@ def addresses(port: int, experiments: list[Experiment]) -> list[tuple[str, str]]
     pages = []
     for experiment in experiments:
         page = f"{base}/{experiment.id}/{CHARTS}"
-        pages.append((experiment.name, page))
-        for abscissa in experiment.abscissas:
-            link = f"{page}&viewStateShareKey={views.key(abscissa)}"
-            pages.append((f"  {views.name(abscissa)}", link))
+        found = [view for view in views.NAMES if view in experiment.views]
+        for view in found:
+            link = f"{page}&viewStateShareKey={views.key(view)}"
+            pages.append((f"{experiment.name}  {views.name(view).lower()}", link))
+        if not found:
+            pages.append((experiment.name, page))
     return pages
 
 
@@ -123,7 +125,7 @@ def _experiments(uri: str) -> list[Experiment]:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
             rows = [
-                Experiment(str(key), name, _abscissas(database, key))
+                Experiment(str(key), name, _views(database, key))
                 for key, name in database.execute(query)
             ]
     except sqlite3.Error as error:
@@ -133,10 +135,10 @@ def _experiments(uri: str) -> list[Experiment]:
     return rows
 
 
-def _abscissas(database: sqlite3.Connection, experiment_id: int) -> tuple[str, ...]:
+def _views(database: sqlite3.Connection, experiment_id: int) -> tuple[str, ...]:
     query = "SELECT key, value FROM experiment_tags WHERE experiment_id = ? ORDER BY key"
-    abscissas = (views.abscissa_of(*row) for row in database.execute(query, (experiment_id,)))
-    return tuple(abscissa for abscissa in abscissas if abscissa is not None)
+    found = (views.view_of(*row) for row in database.execute(query, (experiment_id,)))
+    return tuple(view for view in found if view is not None)
 
 
 def _check_port(port: int) -> None:

@@ -34,18 +34,18 @@ class FeatureSet(DescribedArtifact):
     """Features of a set of images, and its nearest training images. Facts: part, num_images, the
     data's name, data_digest (of the training images), `extractor` (its identity), `samples` (the
     sample set's own description), nearest_among (how many training images the nearest are of, where
-    not all)."""
+    somebody said), left_out (why they were not sought, where nobody did)."""
 
     facts = "features.json"
 
     def load(self, count: int | None = None) -> FeatureArrays:
-        """The arrays of the first `count` images."""
-        import numpy as np
+        """The arrays of the first `count` images, mapped: of a file no more is in memory than is
+        read; what is written to them does not reach it."""
         import torch
 
         arrays = {}
         for name in ARRAYS:
             if f"{name}.npy" in self.manifest.files:
-                array = rows(self.path, f"{name}.npy", slice(count))
-                arrays[name] = torch.from_numpy(np.array(array))
+                array = rows(self.path, f"{name}.npy", slice(count), "c")
+                arrays[name] = torch.from_numpy(array)
         return FeatureArrays(**dict.fromkeys(ARRAYS) | arrays)

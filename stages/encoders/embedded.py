@@ -8,16 +8,25 @@ here; those with downloaded weights are in stages.encoders.pretrained.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.encoders.feeding import fed, grouped, pinned
 from stages.nets.encoders import EmbeddedCNN
 
-__all__ = ["SPATIAL_CHANNELS", "FeatureNetwork", "Features", "embedded", "extract", "state_hash"]
+__all__ = [
+    "SPATIAL_CHANNELS",
+    "FeatureNetwork",
+    "Features",
+    "Ready",
+    "embedded",
+    "extract",
+    "state_hash",
+]
 
 SPATIAL_CHANNELS = 7  # of sFID, Nash et al. 2021
 SPATIAL_SIDE = 8  # places a side to which the embedded map is averaged at most (ours)
@@ -34,8 +43,21 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """Images as a network takes them, in the CPU's memory (pinned for a GPU), and which of them
+    have finite pixels, (B,)."""
+
+    inputs: Tensor
+    finite: Tensor
+
+
+@dataclass(frozen=True)
 class FeatureNetwork:
-    """images (B, C, H, W) in [-1, 1] -> Features; with what a score's protocol has to say."""
+    """images (B, C, H, W) in [-1, 1] -> Features; with what a score's protocol has to say.
+
+    compute: on the device, of what `prepare` made of images on the CPU, float32 images where there
+    is nothing to prepare. prepare: safe in several threads at once.
+    """
 
     name: str
     weights_hash: str
@@ -43,14 +65,25 @@ class FeatureNetwork:
     dimension: int
     compute: Callable[[Tensor], Features]
     device: torch.device
+    prepare: Callable[[Tensor], Tensor] | None = None
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
+        return self.seen(self.ready(images).inputs.to(self.device))
+
+    def ready(self, images: Tensor) -> Ready:
+        """Images made ready for `seen`; by several threads at once where that helps."""
         if images.ndim != 4 or len(images) == 0:
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; extractors take (B, C, H, W), not empty"
             )
-        return self.compute(images.to(self.device, torch.float32))
+        finite = images.isfinite().flatten(1).all(1)
+        inputs = images.float() if self.prepare is None else self.prepare(images.cpu().float())
+        return Ready(pinned(inputs, self.device), finite)
+
+    @torch.inference_mode()
+    def seen(self, inputs: Tensor) -> Features:
+        """Features, on the device, of what `ready` made and was brought there."""
+        return self.compute(inputs)
 
 
 def embedded(state: Mapping[str, Tensor], device: str = "cpu") -> FeatureNetwork:
@@ -99,41 +132,63 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 def extract(
     extractor: FeatureNetwork,
-    images: Tensor | Iterable[Tensor],
+    images: Tensor | Iterable[Tensor | Ready],
     batch_size: int = 128,
     names: list[str] | None = None,
+    together: int = 1,
 ) -> Features:
     """Features of many images, batch by batch.
 
-    images: (n, C, H, W) in [-1, 1], or an iterable of such batches, which need not fit together.
-    ``names`` are what messages call the images (file names); their indices by default.
+    images: (n, C, H, W) in [-1, 1], or an iterable of such batches, or of what `extractor.ready`
+    made of them, which need not fit together. ``names`` are what messages call the images (file
+    names); their indices by default. together: the network sees so many images at once, or a few
+    more, of smaller batches.
 
     Raises ValueError for no images, or for features that are not finite: the message names the
     image.
     """
     batches = images.split(batch_size) if isinstance(images, Tensor) else images
-    parts: list[Features] = []
-    count = 0
-    for batch in batches:
-        part = extractor(batch)
-        bad = (~torch.isfinite(part.features).all(1)).nonzero().flatten().tolist()
-        if bad:
-            index = count + bad[0]
-            image = names[index] if names is not None else f"image {index}"
-            pixels = "pixels are" if not torch.isfinite(batch[bad[0]]).all() else "features are"
-            more = f" (and of {len(bad) - 1} more in its batch)" if len(bad) > 1 else ""
-            raise ValueError(
-                f"the {pixels} NaN or infinite in {image}{more}; remove it, or look at what made it"
-            )
-        parts.append(part)
-        count += len(batch)
+    finite: list[Tensor] = []
+
+    def inputs() -> Iterator[Tensor]:
+        for batch in batches:
+            ready = batch if isinstance(batch, Ready) else extractor.ready(batch)
+            finite.append(ready.finite)
+            yield ready.inputs
+
+    parts = [extractor.seen(x) for x in fed(grouped(inputs(), together), extractor.device)]
     if not parts:
         raise ValueError("there are no images to extract features from")
-    return Features(
+    found = Features(
         *(_joined([getattr(part, name) for part in parts]) for name in Features.__annotations__)
+    )
+    _check_finite(found.features, [len(part.features) for part in parts], finite, names)
+    return found
+
+
+def _check_finite(
+    features: Tensor, counts: list[int], pixels: list[Tensor], names: list[str] | None
+) -> None:
+    """Raise ValueError where features (n, d) are not finite. counts: images of each batch. pixels:
+    of every image whether its own are."""
+    bad = ~features.isfinite().all(1)
+    if not bad.any():
+        return
+    first = 0
+    for count in counts:
+        here = bad[first : first + count].nonzero().flatten().tolist()
+        if here:
+            break
+        first += count
+    index = first + here[0]
+    image = names[index] if names is not None else f"image {index}"
+    what = "features are" if torch.cat(pixels)[index] else "pixels are"
+    more = f" (and of {len(here) - 1} more in its batch)" if len(here) > 1 else ""
+    raise ValueError(
+        f"the {what} NaN or infinite in {image}{more}; remove it, or look at what made it"
     )
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    kept = [part.float().cpu() for part in parts if part is not None]
-    return torch.cat(kept) if kept else None
+    kept = [part.float() for part in parts if part is not None]
+    return torch.cat(kept).cpu() if kept else None

@@ -71,15 +71,22 @@ def _inception(name: str, path: Path, device: torch.device) -> FeatureNetwork:
         network = InceptionV3W(folder, download=False).to(device).eval()
     resize = build_resizer("clean")
 
-    def compute(images: Tensor) -> Features:
+    def prepare(images: Tensor) -> Tensor:
         # Rounded to 8 bits first, as the files are that clean-fid reads.
         pixels = ((_rgb(images) + 1) * 127.5).round().clamp(0, 255).byte()
-        resized = np.stack([resize(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])
-        inputs = torch.from_numpy(resized).permute(0, 3, 1, 2).to(device)
-        return Features(network(inputs))
+        resized = np.stack([resize(image) for image in pixels.permute(0, 2, 3, 1).numpy()])
+        return torch.from_numpy(resized).permute(0, 3, 1, 2)
 
     resized = "8 bits, then PIL bicubic to 299 as in clean-fid"
-    return FeatureNetwork(name, file_hash(path), resized, 2048, compute, device)
+    return FeatureNetwork(
+        name,
+        file_hash(path),
+        resized,
+        2048,
+        lambda inputs: Features(network(inputs)),
+        device,
+        prepare,
+    )
 
 
 def _dinov2(name: str, path: Path, device: torch.device) -> FeatureNetwork:

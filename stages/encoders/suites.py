@@ -7,7 +7,7 @@ positions, so that distances of the two mean different things.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from stages.encoders.weights import weight_file
 from stages.methods import tf_resize
 from stages.methods.torchvision_shim import prepare_torchvision
 
-__all__ = ["RESIZES", "Suite", "hub_positions", "load"]
+__all__ = ["RESIZES", "Suite", "hub_positions", "load", "on_the_cpu"]
 
 MIXED = "mixed_6"  # the block whose first branch sFID reads
 TOLERANCE = 1e-3  # of the largest value, between the file's own passes and those made here
@@ -41,16 +41,24 @@ class Suite:
     compute: Callable[[Tensor], Features]
     device: torch.device
 
-    @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Features:
+        return on_the_cpu([self.seen(pixels.to(self.device))])
+
+    @torch.inference_mode()
+    def seen(self, pixels: Tensor) -> Features:
+        """The same of pixels that are on the device, and left there."""
         if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] not in (1, 3):
             raise ValueError(
                 f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}; give uint8 (B, C, H, "
                 "W) of grey or RGB images"
             )
-        found = self.compute(pixels.expand(-1, 3, -1, -1).to(self.device).float())
-        parts = (getattr(found, name) for name in Features.__annotations__)
-        return Features(*(None if part is None else part.float().cpu() for part in parts))
+        return self.compute(pixels.expand(-1, 3, -1, -1).float())
+
+
+def on_the_cpu(parts: Sequence[Features]) -> Features:
+    """Of several batches one after another, float32."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Features(*(None if one[0] is None else torch.cat(one).float().cpu() for one in columns))
 
 
 RESIZES = {

@@ -19,7 +19,6 @@ caution. Twenty blocks, four times the work, left 1.3 % where five leave 1.4 % a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -28,22 +27,23 @@ from torch import Tensor
 
 from stages.methods import given, influence
 from stages.methods.fewest import FEWEST_IMAGES
-from stages.methods.jackknife import deal
+from stages.methods.gaussians import Dealt, Gaussian, Rows, from_covariance, gram, parts_of
 from stages.methods.strata import in_turn
 
 __all__ = [
     "FrechetResult",
-    "Gaussian",
+    "dealt",
     "distance_from_features",
     "distance_to",
     "distance_with_influence",
+    "extrapolated",
     "frechet_distance",
     "from_features",
     "real_floor",
     "reference_gaussian",
 ]
 
-ROWS = 5000  # images whose features are looked at, or held in float64, at a time
+BLOCKS = 5  # of the extrapolation
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,6 @@ class FrechetResult:
         return iter((self.distance, self.standard_error, self.infinity))
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """Mean and covariance, as factored."""
-
-    mean: Tensor  # (d,)
-    trace: float
-    factor: Tensor  # (d, k), covariance = factor factor^T
-
-
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """Fréchet distance between N(mean1, cov1) and N(mean2, cov2), in float64.
 
@@ -88,8 +79,8 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     Raises ValueError for mismatched shapes, values that are not finite, or a covariance that is
     not symmetric or has a clearly negative eigenvalue.
     """
-    first = _from_covariance(*_check_gaussian(mean1, cov1, "mean1", "cov1"), name="cov1")
-    second = _from_covariance(*_check_gaussian(mean2, cov2, "mean2", "cov2"), name="cov2")
+    first = from_covariance(*_check_gaussian(mean1, cov1, "mean1", "cov1"), name="cov1")
+    second = from_covariance(*_check_gaussian(mean2, cov2, "mean2", "cov2"), name="cov2")
     if first.mean.shape != second.mean.shape:
         raise ValueError(
             f"mean1 has {len(first.mean)} dimensions and mean2 has {len(second.mean)}; both must "
@@ -102,32 +93,33 @@ def reference_gaussian(mean: Tensor, cov: Tensor) -> Gaussian:
     """A reference's mean (d,) and covariance (d, d), factored once for any number of
     `distance_to`; errors as in frechet_distance."""
     checked = _check_gaussian(mean, cov, "mean", "cov")
-    return _from_covariance(*checked, name="cov")
+    return from_covariance(*checked, name="cov")
 
 
-def distance_to(x: Tensor, reference: Gaussian) -> float:
+def distance_to(x: Tensor, reference: Gaussian, device: torch.device | str | None = None) -> float:
     """The distance of features x (n, d) to a `reference_gaussian`. Raises ValueError as
     from_features does, and for another dimension."""
-    return max(_distance(_sample_for(x, reference).gaussian(), reference), 0.0)
+    return max(_distance(_dealt_for(x, reference, device).gaussian(), reference), 0.0)
 
 
-def distance_with_influence(x: Tensor, reference: Gaussian) -> tuple[float, Tensor]:
-    """`distance_to` and psi (n,) of x, see `influence.frechet`."""
-    sample = _sample_for(x, reference)
-    covariance = sample.scatter() / (sample.n - 1) if sample.n > sample.d else None
-    known = sample.mean, covariance, reference.mean, reference.factor
-    psi = influence.frechet_to(sample.x, *known, rows=ROWS)
-    return max(_distance(sample.gaussian(), reference), 0.0), psi
+def distance_with_influence(
+    x: Tensor, reference: Gaussian, device: torch.device | str | None = None
+) -> tuple[float, Tensor]:
+    """`distance_to` and psi (n,) of x, see `influence.Principal`."""
+    dealt = _dealt_for(x, reference, device)
+    principal = influence.Principal.of(given.tensor(x, "x"), dealt.moments(), dealt.device)
+    _, psi = principal.distance_to(reference)
+    return max(_distance(dealt.gaussian(), reference), 0.0), psi
 
 
-def _sample_for(x: Tensor, reference: Gaussian) -> _Sample:
+def _dealt_for(x: Tensor, reference: Gaussian, device: torch.device | str | None) -> Dealt:
     x = _check_features(x, "x")
     if x.shape[1] != len(reference.mean):
         raise ValueError(
             f"x has {x.shape[1]} dimensions and the reference {len(reference.mean)}; both must "
             "come from the same extractor"
         )
-    return _Sample(x, math.ceil(len(x) / ROWS))
+    return Dealt(x, device=device)
 
 
 def distance_from_features(x1: Tensor, x2: Tensor) -> float:
@@ -137,17 +129,16 @@ def distance_from_features(x1: Tensor, x2: Tensor) -> float:
     x1: (n1, d), x2: (n2, d). Raises ValueError as from_features does.
     """
     x1, x2 = _check_pair(x1, x2)
-    return max(_distance(_Sample(x1, 1).gaussian(), _Sample(x2, 1).gaussian()), 0.0)
+    return max(_distance(Dealt(x1).gaussian(), Dealt(x2).gaussian()), 0.0)
 
 
 def from_features(
     x1: Tensor,
     x2: Tensor,
-    blocks: int = 5,
+    blocks: int = BLOCKS,
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
     labels2: Tensor | None = None,
-    psi: Tensor | None = None,
 ) -> FrechetResult:
     """Fréchet distance between two sets of features, its standard error, and FD-infinity.
 
@@ -155,8 +146,7 @@ def from_features(
     in each set (by ``generator``, or a fixed one), and block b is left out of both sets at once, so
     that n1 and n2 shrink by the same factor. labels: (n1,) of x1 where they stand in fixed shares:
     its error takes them as strata, and each block has them in the same shares, since their number
-    is no part of the bias. labels2: (n2,) of x2 likewise. psi: (n1,), what x1's images
-    contribute, where that is known already.
+    is no part of the bias. labels2: (n2,) of x2 likewise.
 
     Raises ValueError for other shapes, fewer than 4 images, or features that are not finite (the
     message names the images).
@@ -166,42 +156,62 @@ def from_features(
         raise ValueError(f"blocks is {blocks}; the extrapolation needs at least 2, usually 5")
     blocks = min(blocks, len(x1) // 2, len(x2) // 2)
     generator = generator or torch.Generator().manual_seed(0)
-    first, second = (_Sample(x, blocks, generator, of) for x, of in ((x1, labels), (x2, labels2)))
+    first, second = (Dealt(x, blocks, generator, of) for x, of in ((x1, labels), (x2, labels2)))
+    principal = influence.Principal.of(x1, first.moments())
+    _, psi = principal.distance_to(second.moments())
+    return extrapolated(first, second, psi, labels)
+
+
+def dealt(
+    x: Tensor | Rows,
+    generator: torch.Generator,
+    labels: Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Dealt:
+    """Features (n, d) dealt as `from_features` deals them; errors as there."""
+    return Dealt(_check_features(x, "features"), BLOCKS, generator, labels, device)
+
+
+def extrapolated(
+    first: Dealt, second: Dealt, psi: Tensor, labels: Tensor | None = None
+) -> FrechetResult:
+    """`from_features` of two sets that are dealt to as many blocks; psi (n1,): what the first
+    one's images contribute."""
+    blocks = len(first.sizes)
     whole = _distance(first.gaussian(), second.gaussian())
     deleted = [_distance(first.gaussian(b), second.gaussian(b)) for b in range(blocks)]
     shrinkage = (first.shrinkage() + second.shrinkage()) / 2
     growth = sum(deleted) / blocks - whole
-    if psi is None:
-        psi = influence.frechet(x1.cpu(), x2.cpu())
     return FrechetResult(
         distance=max(whole, 0.0),
         standard_error=influence.standard_error(psi, labels),
         infinity=whole - growth / shrinkage,
-        num_images1=len(x1),
-        num_images2=len(x2),
-        dimension=x1.shape[1],
-        caution=_caution(min(len(x1), len(x2)), x1.shape[1]),
+        num_images1=first.n,
+        num_images2=second.n,
+        dimension=first.d,
+        caution=_caution(min(first.n, second.n), first.d),
         psi=psi,
     )
 
 
 def real_floor(
-    real: Tensor,
+    real: Tensor | Rows,
     num_images1: int,
     num_images2: int,
     repeats: int = 10,
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
     labels2: Tensor | None = None,
+    device: torch.device | str | None = None,
 ) -> float:
     """Mean distance between two disjoint sets of real features, at the sizes of a comparison.
 
-    real: (m, d). A comparison of ``num_images1`` samples with ``num_images2`` reference images
-    can do no better than this. labels: (m,), where samples take them in the shares of the real
-    images: the first set then has them in these shares too. By chance they would make much of the
-    distance: on digits, 1,000 against 1,500, it is 2.29 by chance and .61 in their shares. labels2:
-    (num_images2,), where the second set is to have the labels of a given one instead: by what these
-    are off from the shares, the distance to it is off for samples too.
+    real: (m, d), which may be mapped. A comparison of ``num_images1`` samples with ``num_images2``
+    reference images can do no better than this. labels: (m,), where samples take them in the shares
+    of the real images: the first set then has them in these shares too. By chance they would make
+    much of the distance: on digits, 1,000 against 1,500, it is 2.29 by chance and .61 in their
+    shares. labels2: (num_images2,), where the second set is to have the labels of a given one
+    instead: by what these are off from the shares, the distance to it is off for samples too.
 
     With m < num_images1 + num_images2 the sets shrink in proportion and the mean distance is scaled
     back by (1/n1 + 1/n2): two sets of one distribution are at distance zero, so to first order all
@@ -219,7 +229,7 @@ def real_floor(
             f"repeats is {repeats}, below 2; give more real images, or sizes closer to each other"
         )
     generator = generator or torch.Generator().manual_seed(0)
-    distances = []
+    rows, distances = real if isinstance(real, Rows) else Rows([real]), []
     for _ in range(repeats):
         order = torch.randperm(len(real), generator=generator)
         taken = order[:0]
@@ -228,9 +238,12 @@ def real_floor(
             taken, order = order[ours], order[~ours]
         if labels is not None:
             order = order[_in_shares_first(labels[order], n1)]
-        order, taken = (places.to(real.device) for places in (order, taken))
-        first, second = real[order[:n1]], real[taken if len(taken) else order[n1 : n1 + n2]]
-        distances.append(distance_from_features(first, second))
+        others = taken if len(taken) else order[n1 : n1 + n2]
+        first, second = (
+            Dealt(rows.only(which.sort().values), device=device).gaussian()
+            for which in (order[:n1], others)
+        )
+        distances.append(max(_distance(first, second), 0.0))
     correction = (1 / num_images1 + 1 / num_images2) / (1 / n1 + 1 / n2)
     correction = correction if min(n1 / num_images1, n2 / num_images2) < 1 else 1.0
     corrected = torch.tensor(distances, dtype=torch.float64) * correction
@@ -253,70 +266,11 @@ def _first_of_each(labels: Tensor, wanted: Tensor) -> Tensor:
     return place < wanted[labels]
 
 
-class _Sample:
-    """Features dealt to blocks; Gaussians of all of them, or of all but one block.
-
-    Only one block at a time is held in float64.
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        blocks: int,
-        generator: torch.Generator | None = None,
-        labels: Tensor | None = None,
-    ):
-        self.x, self.n, self.d = x, len(x), x.shape[1]
-        dealt = deal(self.n, blocks, generator, labels)
-        self.blocks = tuple(block.to(x.device) for block in dealt)
-        self.mean = sum(x[block].double().sum(0) for block in self.blocks) / self.n
-        self._scatter: Tensor | None = None
-
-    def scatter(self) -> Tensor:
-        if self._scatter is None:
-            self._scatter = sum(_gram(self._centred(block)) for block in self.blocks)
-        return self._scatter
-
-    def _centred(self, block: Tensor) -> Tensor:
-        return self.x[block].double() - self.mean
-
-    def gaussian(self, without: int | None = None) -> Gaussian:
-        left_out = self.blocks[without] if without is not None else self.blocks[0][:0]
-        gone = self._centred(left_out)
-        n, total = self.n - len(left_out), gone.sum(0)
-        mean = self.mean - total / n
-        if n <= self.d:
-            kept = torch.cat([b for i, b in enumerate(self.blocks) if i != without])
-            factor = (self.x[kept].double() - mean).T / math.sqrt(n - 1)
-            return Gaussian(mean, factor.square().sum().item(), factor)
-        scatter = self.scatter()
-        if len(gone):
-            scatter = scatter - _gram(gone) - torch.outer(total, total) / n
-        return _from_covariance(mean, scatter / (n - 1), name="the features' covariance")
-
-    def shrinkage(self) -> float:
-        """Mean of N / (N left) - 1: how much a bias of the form constant / N grows."""
-        return sum(self.n / (self.n - len(b)) for b in self.blocks) / len(self.blocks) - 1
-
-
-def _from_covariance(mean: Tensor, cov: Tensor, name: str) -> Gaussian:
-    factor, failed = torch.linalg.cholesky_ex(cov)
-    if failed:
-        values, vectors = torch.linalg.eigh(cov)
-        smallest, largest = values[0].item(), values[-1].item()
-        if smallest < -1e-6 * max(largest, 0.0) - 1e-300:
-            raise ValueError(
-                f"{name} has the eigenvalue {smallest:.3g} (largest {largest:.3g}); a covariance "
-                "has none below zero: compute it in float64"
-            )
-        kept = values > largest * len(values) * torch.finfo(cov.dtype).eps
-        factor = vectors[:, kept] * values[kept].sqrt()
-    return Gaussian(mean, cov.trace().item(), factor)
-
-
 def _distance(a: Gaussian, b: Gaussian) -> float:
-    means = (a.mean - b.mean).square().sum().item()
-    return means + a.trace + b.trace - 2 * _nuclear_norm(a.factor.T @ b.factor)
+    """On the device of the first."""
+    mean, factor = (x.to(a.mean.device) for x in (b.mean, b.factor))
+    means = (a.mean - mean).square().sum().item()
+    return means + a.trace + b.trace - 2 * _nuclear_norm(a.factor.T @ factor)
 
 
 def _nuclear_norm(m: Tensor) -> float:
@@ -324,18 +278,10 @@ def _nuclear_norm(m: Tensor) -> float:
     if m.numel() == 0:
         return 0.0
     if m.shape[0] == m.shape[1]:
-        squares = torch.linalg.eigvalsh(_gram(m.T))
+        squares = torch.linalg.eigvalsh(gram(m.T))
         if squares[0] > squares[-1] * len(squares) * torch.finfo(m.dtype).eps:
             return squares.sqrt().sum().item()
     return torch.linalg.svdvals(m).sum().item()
-
-
-def _gram(x: Tensor) -> Tensor:
-    """x^T x. On the CPU by numpy, which computes only one triangle of it; torch computes both."""
-    if x.device.type == "cpu":
-        array = x.numpy()
-        return torch.from_numpy(array.T @ array)
-    return x.T @ x
 
 
 def _caution(n: int, d: int) -> str:
@@ -347,9 +293,10 @@ def _caution(n: int, d: int) -> str:
     )
 
 
-def _check_features(x: Tensor, name: str) -> Tensor:
-    x = given.tensor(x, name).detach()
-    if x.ndim != 2 or x.shape[1] == 0:
+def _check_features(x: Tensor | Rows, name: str) -> Tensor | Rows:
+    if not isinstance(x, Rows):
+        x = given.tensor(x, name).detach()
+    if len(x.shape) != 2 or x.shape[1] == 0:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; features are (images, dimensions), so flatten or "
             "pool them first"
@@ -359,15 +306,17 @@ def _check_features(x: Tensor, name: str) -> Tensor:
             f"{name} has {len(x)} images; a distance needs at least {FEWEST_IMAGES}: give more, or "
             "where they are held-out images hold out more"
         )
-    finite = [part.isfinite().all(1) for part in x.split(ROWS)]
+    finite, largest = [], []
+    for part in parts_of(x):
+        finite.append(part.isfinite().all(1))
+        largest.append(part.abs().amax())
     if bad := (~torch.cat(finite)).nonzero().flatten().tolist():
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
             f"{name} has NaN or infinite features in {len(bad)} of {len(x)} images (rows {shown}); "
             "look at these images, or at the network that made them"
         )
-    for part in x.split(ROWS):
-        given.check_size(part, name)
+    given.check_size(torch.stack(largest), name)
     return x
 
 

@@ -66,11 +66,13 @@ def nearest(
     differences, so that a near-copy has its true small distance. Where rounding in the products
     could have hidden a neighbour, that sample's products are repeated in float64, and at last all
     its differences are taken. Working memory is about ``memory_mib``, whatever n and m; all
-    training images are read once for `samples_at_once` samples. Ties go to the lower index.
+    training images are read once for `samples_at_once` samples. It runs where the samples are:
+    training images are brought there as they are read. Ties go to the lower index.
 
     Raises ValueError as for ratio, or when k exceeds the number of training images.
     """
-    x, y = _flat(samples, "samples"), _Flat(training_images)
+    x = _flat(samples, "samples")
+    y = _Flat(training_images, x.device)
     if x.shape[1] != y.width:
         raise ValueError(
             f"samples have {x.shape[1]} values each and training_images {y.width}; bring both "
@@ -91,7 +93,8 @@ def nearest(
 def samples_at_once(d: int, k: int = 2, memory_mib: int = 256) -> int:
     """Samples of d values for which the training images are read once. More of them save reading;
     what they take is the samples themselves in float64, at most."""
-    return max(_rows_that_fit(memory_mib, d, k), min(ROWS, memory_mib * 2**20 // (16 * d)))
+    most = ROWS * max(1, memory_mib // 512)
+    return max(_rows_that_fit(memory_mib, d, k), min(most, memory_mib * 2**20 // (16 * d)))
 
 
 def _search(x: Tensor, y: _Flat, k: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -124,11 +127,11 @@ def _candidates(
     x_square = xc.square().sum(1, keepdim=True)
     best = x_square[:, :0]
     index = torch.zeros((len(x), 0), dtype=torch.long, device=x.device)
-    largest = 0.0
+    largest = torch.zeros((), dtype=torch.float64, device=x.device)
     for start in range(0, len(y), rows):
-        yc = _finite(y[start : start + rows], "training_images", start).to(dtype) - centre
+        yc = y[start : start + rows].to(dtype) - centre
         y_square = yc.square().sum(1)
-        largest = max(largest, y_square.max().item())
+        largest = largest.maximum(y_square.max())
         squares = torch.addmm(x_square + y_square, xc, yc.T, alpha=-2)
         here = torch.arange(start, start + len(yc), device=x.device).expand(len(x), -1)
         kept = min(width, best.shape[1] + len(yc))
@@ -176,9 +179,10 @@ def _rows_that_fit(memory_mib: int, d: int, k: int) -> int:
 
 
 class _Flat:
-    """Training images as rows (m, width), read by index."""
+    """Training images as rows (m, width), read by index and brought to a device."""
 
-    def __init__(self, images: Any) -> None:
+    def __init__(self, images: Any, device: torch.device) -> None:
+        self._device = device
         rows = hasattr(images, "shape") and not hasattr(images, "__array__")
         self._images = images if rows else given.tensor(images, "training_images")
         shape = tuple(self._images.shape)
@@ -189,7 +193,13 @@ class _Flat:
         return len(self._images)
 
     def __getitem__(self, which: slice | Tensor) -> Tensor:
-        return torch.as_tensor(self._images[which]).detach().flatten(1)
+        if not isinstance(which, slice):
+            which = which.to(getattr(self._images, "device", "cpu"))
+        found = torch.as_tensor(self._images[which]).detach().flatten(1)
+        if isinstance(which, slice):
+            # Here, so that a device has not to be waited for.
+            _finite(found, "training_images", which.start or 0)
+        return found.to(self._device)
 
 
 def _flat(images: Tensor, name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """Scores of sample quality beside the Fréchet distance, each with its error.
 
-Precision, recall, density and coverage come from the distances that their errors need, the kernel
+Precision, recall, density and coverage come from the counts that their errors need, the kernel
 distance from such sums; the Inception score is two lines and has no light library.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from stages.methods import given, influence
+from stages.methods.balls import Balls
 from stages.methods.fewest import most_neighbours
-from stages.methods.frechet import FrechetResult, from_features
 from stages.methods.jackknife import complements, deal, standard_error
 
 __all__ = [
@@ -23,10 +23,9 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "precision_recall",
-    "spatial_frechet",
 ]
 
-LARGEST_MATRIX = 10_000
+LARGEST_MATRIX = 10_000  # images of each set that pairs are taken of
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ def kernel_distance(
     reference: Tensor,
     labels: Tensor | None = None,
     among_reference: float | None = None,
+    device: torch.device | str | None = None,
 ) -> Estimate:
     """Kernel distance (KID): unbiased squared MMD with the kernel (x.y/d + 1)^3, of all images.
 
@@ -64,9 +64,10 @@ def kernel_distance(
     kernel over pairs of reference images, where it is known already.
     """
     samples, reference = _pair(samples, reference)
-    own, across = influence.kernel_means(samples), influence.kernel_means(samples, reference)
+    own = influence.kernel_means(samples, device=device)
+    across = influence.kernel_means(samples, reference, device=device)
     if among_reference is None:
-        among_reference = influence.kernel_means(reference).mean().item()
+        among_reference = influence.kernel_means(reference, device=device).mean().item()
     value = own.mean() + among_reference - 2 * across.mean()
     return _estimate(value.item(), influence.kernel(own, across), labels)
 
@@ -77,43 +78,30 @@ def precision_recall(
     neighbours: int = 5,
     errors: bool = True,
     labels: Tensor | None = None,
-    radii: Tensor | None = None,
+    reach: Tensor | None = None,
+    device: torch.device | str | None = None,
 ) -> Manifolds:
     """Precision, recall, density and coverage from k-th neighbour balls, with errors or without.
 
-    samples: (n, d), reference: (m, d). All in [0, 1] but density, which may exceed 1. They depend
-    on n and m: compare at equal sizes only. Standard errors (**ours**) are of the samples, the
-    reference being fixed, from one matrix of distances; labels: (n,) of samples where they stand in
-    fixed shares; radii: (m,) of the reference's balls, where they are known already.
-
-    Raises ValueError above 10,000 images, whose distance matrices no longer fit a usual memory.
+    samples: (n, d), reference: (m, d), which may be mapped. All in [0, 1] but density, which may
+    exceed 1. They depend on n and m: compare at equal sizes only. Standard errors (**ours**) are of
+    the samples, the reference being fixed; labels: (n,) of samples where they stand in fixed
+    shares; reach: (m,) squared radii of the reference's balls, where they are known already.
     """
     samples, reference = _pair(samples, reference)
-    fewest, most = sorted((len(samples), len(reference)))
-    if most > LARGEST_MATRIX:
-        raise ValueError(
-            f"{most} images need distance matrices of {most}^2 numbers; score the first "
-            f"{LARGEST_MATRIX} of each set"
-        )
+    fewest = min(len(samples), len(reference))
     if (largest := most_neighbours(fewest)) < 1:
         raise ValueError(f"{fewest} images are too few for neighbours among them; give at least 3")
     if not 1 <= neighbours <= largest:
         raise ValueError(
             f"neighbours is {neighbours} with {fewest} images; use 1 to {largest} neighbours"
         )
-    balls = influence.Balls.of(samples.cpu(), reference.cpu(), neighbours, radii)
-    values = {
-        "precision": balls.inside_reference.any(0).double().mean().item(),
-        "recall": balls.inside_samples.any(1).double().mean().item(),
-        "density": balls.inside_reference.sum().item() / (neighbours * len(samples)),
-        "coverage": balls.inside_reference.any(1).double().mean().item(),
-    }
-    if not errors:
-        return Manifolds(**{name: Estimate(value, None) for name, value in values.items()})
-    density, precision = influence.density_and_precision(balls)
-    psi = {"density": density, "precision": precision}
-    psi |= {"recall": influence.recall(balls), "coverage": influence.coverage(balls)}
-    return Manifolds(**{n: _estimate(value, psi[n], labels) for n, value in values.items()})
+    balls = Balls.of(samples, reference, neighbours, reach=reach, device=device)
+    found = {}
+    for name in ("precision", "recall", "density", "coverage"):
+        value, psi = getattr(balls, name)()
+        found[name] = _estimate(value, psi, labels) if errors else Estimate(value, None)
+    return Manifolds(**found)
 
 
 def _estimate(value: float, psi: Tensor, labels: Tensor | None) -> Estimate:
@@ -140,35 +128,6 @@ def inception_score(
         kept = complements(deal(len(logits), blocks, generator))
         error = standard_error([_inception_score(logits[chosen]) for chosen in kept])
     return Estimate(_inception_score(logits), error)
-
-
-def spatial_frechet(
-    samples: Tensor,
-    reference: Tensor,
-    generator: torch.Generator | None = None,
-    labels: Tensor | None = None,
-) -> FrechetResult:
-    """Fréchet distance of spatial features (sFID; Nash et al. 2021, section 5).
-
-    samples: (n, channels, h, w), reference: (m, channels, h, w): the first few channels of a
-    feature map, flattened, so that it notices where things are and not only whether they are.
-    """
-    samples, reference = (
-        given.tensor(x, name) for x, name in ((samples, "samples"), (reference, "reference"))
-    )
-    for name, x in (("samples", samples), ("reference", reference)):
-        if x.ndim != 4:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; spatial features are (images, channels, h, w)"
-            )
-    if samples.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"samples have maps of {tuple(samples.shape[1:])} and reference of "
-            f"{tuple(reference.shape[1:])}; both must come from one extractor at one image size"
-        )
-    return from_features(
-        samples.flatten(1), reference.flatten(1), generator=generator, labels=labels
-    )
 
 
 def _inception_score(logits: Tensor) -> float:

@@ -11,14 +11,15 @@ arrays mapped from files: a block of them is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from stages.methods import given, influence
-from stages.methods.frechet import Gaussian, distance_with_influence
+from stages.methods import given
+from stages.methods.balls import Balls
+from stages.methods.frechet import distance_with_influence
+from stages.methods.gaussians import Gaussian
 
 __all__ = [
     "Measured",
@@ -33,9 +34,6 @@ __all__ = [
 
 SPLIT = 5000  # images of one split of the Inception score
 NEIGHBOURS = 3
-BLOCK = 1000  # rows of distances in memory at once
-COLUMNS = 10_000
-
 ROUNDINGS = ("nearest", "down")
 
 
@@ -109,10 +107,12 @@ class Sums:
         return self._shift + mean, scatter / (self.count - 1)
 
 
-def distance(features: Tensor, reference: Gaussian) -> Measured:
+def distance(
+    features: Tensor, reference: Gaussian, device: torch.device | str | None = None
+) -> Measured:
     """The Fréchet distance of features (n, d) to a `reference_gaussian`; errors as `distance_to`
     has them."""
-    return Measured(*distance_with_influence(features, reference))
+    return Measured(*distance_with_influence(features, reference, device))
 
 
 def inception_score(logits: Tensor, split: int = SPLIT) -> Measured:
@@ -138,7 +138,10 @@ def inception_score(logits: Tensor, split: int = SPLIT) -> Measured:
 
 
 def precision_recall(
-    samples: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS
+    samples: Tensor,
+    reference: Tensor,
+    neighbours: int = NEIGHBOURS,
+    device: torch.device | str | None = None,
 ) -> tuple[Measured, Measured]:
     """The share of samples within a ball of the reference, and of the reference within one of the
     samples; a ball reaches to its centre's k-th nearest other image.
@@ -150,85 +153,5 @@ def precision_recall(
     for name, x in (("samples", samples), ("reference", reference)):
         if len(x) <= neighbours:
             raise ValueError(f"{name} are {len(x)} images; {neighbours} neighbours need more")
-    own, theirs = _Neighbours.of(samples, neighbours), _Neighbours.of(reference, neighbours)
-    precise = torch.zeros(len(samples), dtype=torch.bool)
-    # Of every reference image in how many balls it lies, and in whose where that is one.
-    counts, holder = (torch.zeros(len(reference), dtype=torch.long) for _ in range(2))
-    for rows, columns, squares in _blocks(samples, reference):
-        precise[rows] |= (squares <= theirs.reach[columns]).any(1)
-        inside = squares <= own.reach[rows, None]
-        counts[columns] += inside.sum(0)
-        holder[columns] += (inside * torch.arange(rows.start, rows.stop)[:, None]).sum(0)
-    recall = (counts > 0).double().mean().item()
-    return (
-        Measured(precise.double().mean().item(), influence.of_mean(precise.double())),
-        Measured(recall, _recall_psi(samples, reference, own, counts, holder)),
-    )
-
-
-@dataclass(frozen=True)
-class _Neighbours:
-    """Of every image of a set the nearest others: squares (n, k + 1) of distances, ascending, and
-    which; without the last column in a set of k + 1 images."""
-
-    squares: Tensor
-    index: Tensor
-    neighbours: int
-
-    @property
-    def reach(self) -> Tensor:
-        """(n,) squared radius of the balls."""
-        return self.squares[:, self.neighbours - 1]
-
-    @property
-    def grown(self) -> Tensor:
-        """(n,) squared radius of the balls without one of the neighbours within."""
-        return self.squares[:, self.neighbours :].amax(1)
-
-    @classmethod
-    def of(cls, x: Tensor, neighbours: int) -> _Neighbours:
-        kept = min(neighbours + 1, len(x) - 1)
-        nearest = torch.full((len(x), kept), torch.inf, dtype=torch.float64)
-        index = torch.zeros((len(x), kept), dtype=torch.long)
-        for rows, columns, squares in _blocks(x, x):
-            names = torch.arange(columns.start, columns.stop).expand(len(squares), -1)
-            squares[names == torch.arange(rows.start, rows.stop)[:, None]] = torch.inf
-            squares = torch.cat([nearest[rows], squares], 1)
-            nearest[rows], chosen = squares.topk(kept, largest=False)
-            index[rows] = torch.cat([index[rows], names], 1).gather(1, chosen)
-        return cls(nearest, index, neighbours)
-
-
-def _recall_psi(
-    samples: Tensor, reference: Tensor, own: _Neighbours, counts: Tensor, holder: Tensor
-) -> Tensor:
-    """psi (n,) of recall by the leave-one-out difference, as `influence.recall` has it: images that
-    a sample's ball alone holds are lost, and the balls of its neighbours grow."""
-    n, m, k = len(samples), len(reference), own.neighbours
-    lost = torch.bincount(holder[counts == 1], minlength=n).double()
-    pairs = []  # an image may be gained through several balls, and counts once
-    if own.squares.shape[1] > k:
-        rare = (counts <= 1).nonzero().flatten()
-        for rows, columns, squares in _blocks(samples, reference[rare]):
-            reach, grown = own.reach[rows, None], own.grown[rows, None]
-            ball, image = ((squares > reach) & (squares <= grown)).nonzero(as_tuple=True)
-            image = rare[columns][image].repeat_interleave(k)
-            without = own.index[rows][ball, :k].flatten()
-            new = (counts[image] == 0) | (holder[image] == without)
-            pairs.append(without[new] * m + image[new])
-    gained = torch.bincount(torch.cat(pairs).unique() // m, minlength=n) if pairs else 0
-    return influence.of_mean((n - 1) * (lost - gained) / m)
-
-
-def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Squared distances (b, c) in double precision between rows of x (n, d) and of y (m, d), in
-    blocks, and of which rows they are."""
-    for first in range(0, len(y), COLUMNS):
-        columns = slice(first, min(first + COLUMNS, len(y)))
-        other = y[columns].double()
-        lengths = other.square().sum(1)
-        for start in range(0, len(x), BLOCK):
-            rows = slice(start, min(start + BLOCK, len(x)))
-            part = x[rows].double()
-            squares = part.square().sum(1)[:, None] - 2 * part @ other.T + lengths
-            yield rows, columns, squares.clamp_min(0)
+    balls = Balls.of(samples, reference, neighbours, closed=True, device=device)
+    return Measured(*balls.precision()), Measured(*balls.recall())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ FIRST, NEAREST = 8, 4  # samples shown of a set: the first ones, and those neare
 
 
 def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> list[Section]:
-    """One section, or none where the run has no neighbours.
+    """One section, or none where the run has no neighbours and left none out.
 
     inputs: the report's. scores: its curves, by node.
     """
@@ -38,14 +39,17 @@ def sections(inputs: Mapping[str, Any], scores: Mapping[str, Sequence[Row]]) -> 
             continue
         if features.load(1).neighbours is not None:
             pictures.append(_picture(name, samples[name], features, data, threshold))
+    # One line, whatever the number of sets.
+    left_out = [f.description.get("left_out") for f in inputs.get("features", {}).values()]
+    notes = [f"<p>{html.escape(said)}.</p>" for said in left_out if said][:1]
     if not pictures:
-        return []
+        return [Section("Nearest training images", "".join(notes))] if notes else []
     text = (
         "<p>Top row: samples; below each its three nearest training images, nearest first, by "
         f"Euclidean distance of pixels. Left the first {FIRST} samples, not selected; right the "
         f"{NEAREST} whose nearest training image is nearest in proportion to the second nearest: "
         "the most suspect of being copies.</p>"
-    )
+    ) + "".join(notes)
     return [Section("Nearest training images", text, pictures=pictures)]
 
 

@@ -25,6 +25,7 @@ from stages.pages.findings import counted
 from stages.pages.made import Made
 from stages.report import claims, elsewhere, extractor, neighbours, overview, training
 from stages.report import scores as score_section
+from stages.scoring.evaluate import NO_NEIGHBOURS
 
 
 class ReportOptions(Settings):
@@ -104,7 +105,9 @@ def _lead(data: Data) -> str:
 def _sections(made: Made, papers: Sequence[str]) -> Iterator[Any]:
     inputs, scores = made.inputs, made.scores
     if scores:
-        yield score_section.overview(scores)
+        settings = [artifact.settings for artifact in inputs["scores"].values()]
+        without = any(one.get("neighbours") == 0 for one in settings)
+        yield score_section.overview(scores, NO_NEIGHBOURS if without else "")
     by_step = {
         name: rows for name, rows in scores.items() if len({row.training_step for row in rows}) > 1
     }

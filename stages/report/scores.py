@@ -30,8 +30,11 @@ FIRST = ("fid", "kid", "precision", "recall", "coverage", "memorization_ratio")
 UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
 
 
-def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
-    """The last set of every curve, one table for each protocol, and all scores folded away."""
+def overview(scores: Mapping[str, Sequence[Row]], left_out: str = "") -> Section:
+    """The last set of every curve, one table for each protocol, and all scores folded away.
+
+    left_out: which scores were not taken, and how they are; empty where all were.
+    """
     tables = []
     protocols = _by_protocol(scores)
     for protocol, curves in protocols.items():
@@ -47,6 +50,8 @@ def overview(scores: Mapping[str, Sequence[Row]]) -> Section:
         "<i>italic</i> is what is not beyond the 95 % interval of its difference to that, both "
         "taken as independent.</p>"
     )
+    if left_out:
+        text += f"<p>{html.escape(left_out)}.</p>"
     most = max(protocols.items(), key=lambda item: len(item[1]))
     return Section("Scores", text, tables, first=_best_of(*most))
 
@@ -217,8 +222,8 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     real = [f"{floors[metric]:.4g}" if metric in floors else "" for metric in metrics]
     lines.append(("real images", "", "", "", "", *real))
     if len(curves) <= UNFOLDED:
-        return table(lines)
-    return folded(f"the last sets of {len(curves)} curves", table(lines))
+        return table(lines, "scores")
+    return folded(f"the last sets of {len(curves)} curves", table(lines, "scores"))
 
 
 def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:

@@ -130,7 +130,7 @@ def _adm(files: Mapping[str, Path], job: Job) -> dict[str, Measured]:
     if (images := job.reference.images) is not None:
         theirs = features(job, REFERENCE, images, range(len(images)))["features"]
         found["precision"], found["recall"] = suite.precision_recall(
-            _mapped(files["features"]), _mapped(theirs)
+            _mapped(files["features"]), _mapped(theirs), device=job.settings.device
         )
     return found
 
@@ -140,7 +140,8 @@ def _distance(file: Path, job: Job, part: str) -> Measured:
     from stages.methods import suite
 
     place = Path(job.settings.reference).expanduser()
-    return suite.distance(_mapped(file), _gaussian(place, place.stat().st_mtime_ns, part))
+    reference = _gaussian(place, place.stat().st_mtime_ns, part)
+    return suite.distance(_mapped(file), reference, job.settings.device)
 
 
 @lru_cache(maxsize=2)
@@ -206,26 +207,35 @@ def _arrays(
 ) -> dict[str, np.ndarray]:
     import torch
 
+    from stages.artifacts.reading import in_order, sensible
     from stages.encoders import suites
+    from stages.encoders.feeding import fed, pinned
     from stages.methods import suite
     from stages.shards import blocks
 
     network = suites.load(settings.published.extractor, settings.weights, settings.device)
-    parts: dict[str, list[Tensor]] = {}
-    for first, last in blocks(len(span), settings.batch_size):
-        pixels = pixels_of(of, span[first:last], settings.stated("rounding"))
-        found = network(torch.from_numpy(pixels))
-        if not found.features.isfinite().all():
-            raise StageError(
-                f"features of images {span[first]} to {span[last - 1]} are NaN or infinite; look "
-                "at what made them"
-            )
-        parts.setdefault("features", []).append(found.features)
-        # Of the reference's images, and of all but ADM's scores, features alone are read.
-        if settings.protocol == "adm" and isinstance(of, Samples):
-            parts.setdefault("spatial", []).append(suite.flattened(found.spatial))
-            parts.setdefault("logits", []).append(found.logits)
-    return {key: torch.cat(some).numpy() for key, some in parts.items()}
+    parts = [span[first:last] for first, last in blocks(len(span), settings.batch_size)]
+    rounding = settings.stated("rounding")
+
+    def read(part: range) -> list[Tensor]:
+        return [pinned(torch.from_numpy(pixels_of(of, part, rounding)), network.device)]
+
+    # On CPUs there is a task for each of them already.
+    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
+    batches = in_order(read, parts, readers)
+    found = suites.on_the_cpu([network.seen(pixels) for pixels in fed(batches, network.device)])
+    bad = (~found.features.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        batch = parts[bad[0] // settings.batch_size]
+        raise StageError(
+            f"features of images {batch[0]} to {batch[-1]} are NaN or infinite; look at what made "
+            "them"
+        )
+    arrays = {"features": found.features}
+    # Of the reference's images, and of all but ADM's scores, features alone are read.
+    if settings.protocol == "adm" and isinstance(of, Samples):
+        arrays |= {"spatial": suite.flattened(found.spatial), "logits": found.logits}
+    return {key: array.contiguous().numpy() for key, array in arrays.items()}
 
 
 def pixels_of(of: Samples | FileArray, which: Sequence[int], rounding: str) -> np.ndarray:

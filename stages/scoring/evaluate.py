@@ -14,12 +14,17 @@ from stages.artifacts.samples import Samples
 from stages.artifacts.scores import Row, Scores, headline, mean_over_seeds, row_of, write
 from stages.methods.fewest import FEWEST_SCORED as FEWEST
 from stages.methods.fewest import most_neighbours
-from stages.scoring.judge import judge_of, score_sets
+from stages.scoring.judge import MANIFOLDS, floors_follow_from, judge_of, score_sets
 
 if TYPE_CHECKING:
     from pipeline.graph import Node
+    from stages.scoring.judge import Judge
 
 SHARD_NUMBERS = 10**7  # features of the sets that one task scores, about
+NO_NEIGHBOURS = (
+    "precision, recall, density and coverage were left out: evaluate.neighbours=0; with "
+    "evaluate.neighbours=5 they are taken"
+)
 
 
 class EvaluateOptions(Settings):
@@ -29,7 +34,16 @@ class EvaluateOptions(Settings):
         1500, ge=FEWEST, le=10**7, description="samples of each set to score, the first ones"
     )
     neighbours: int = Field(
-        5, ge=1, le=100, description="k of the k-th neighbour balls of precision and recall"
+        5,
+        ge=0,
+        le=100,
+        description="k of the k-th neighbour balls of precision, recall, density and coverage; 0 "
+        "leaves these out",
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="where distances between sets are computed; of published protocols also where "
+        "features are",
     )
     memorization_threshold: float = Field(
         1 / 3,
@@ -86,7 +100,7 @@ def run(context: Context) -> Result:
     told = [samples[name].description for name in sets]
     in_shares = all("labels" in facts and facts.get("classes") != "random" for facts in told)
     with raised_as(StageError):
-        judge = judge_of(context.inputs["train"], held_out, settings, in_shares)
+        judge = _judge(context, in_shares)
         context.progress(0, len(sets), "sets")
         shards = _shards(pairs, held_out.description["extractor"]["dimension"], settings)
         by_shard = context.map(score_sets, shards, judge, reference)
@@ -101,6 +115,8 @@ def run(context: Context) -> Result:
     rows = mean_over_seeds(singles, facts)
     for line in summaries(rows):
         context.log(line)
+    if not settings.neighbours:
+        context.log(NO_NEIGHBOURS)
     write(context.path, singles, rows)
     return Result(
         metrics=headline(rows),
@@ -108,6 +124,17 @@ def run(context: Context) -> Result:
         abscissa=settings.abscissa,
         timings=times(samples, settings.abscissa),
     )
+
+
+def _judge(context: Context, in_shares: bool) -> Judge:
+    """With the floors of another evaluation against the same images, where there was one."""
+    given = context.inputs["train"], context.inputs["held_out"], context.settings, in_shares
+    what = floors_follow_from(*given)
+    known = context.recall(what)
+    judge = judge_of(*given, floors=known)
+    if known is None:
+        context.remember(what, dict(judge.floors))
+    return judge
 
 
 def times(samples: Mapping[str, Samples], abscissa: str) -> dict[str, list[tuple[int, float]]]:
@@ -197,13 +224,14 @@ def summaries(rows: Sequence[Row]) -> Iterator[str]:
 
 
 METRICS = (
-    *("fid", "fid_infinity", "kid", "sfid", "inception_score", "precision", "recall"),
-    *("density", "coverage", "memorization_ratio", "fid_held_out", "fid_gap"),
+    *("fid", "fid_infinity", "kid", "sfid", "inception_score"),
+    *("memorization_ratio", "fid_held_out", "fid_gap"),
 )
 
 
 def _metrics(node: Node) -> tuple[str, ...]:
-    return METRICS + (("trajectory_rms",) if node.slot("reference") else ())
+    more = MANIFOLDS if node.settings.neighbours else ()
+    return (*METRICS, *more, *(("trajectory_rms",) if node.slot("reference") else ()))
 
 
 STAGE = Stage(

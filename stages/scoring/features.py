@@ -1,16 +1,18 @@
 """The stage `features`: a set of images seen through the extractor, once, whatever reads it later.
 
 Beside the features stand the nearest training images of every image, for samples among those that
-their model was trained on: neither depends on how many of them an evaluation takes. Both are
-computed in shards of whole batches, so that the bytes do not depend on how many shards there are.
+their model was trained on, unless a search pixel by pixel takes long and nobody asks for it:
+neither depends on how many of them an evaluation takes. Both are computed in shards of whole
+batches, so that the bytes do not depend on how many shards there are.
 A shard's arrays lie in the work area: an interrupted pass goes on, and no process holds them all.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -31,9 +33,14 @@ if TYPE_CHECKING:
 
     from stages.artifacts.data import Images
 
+T = TypeVar("T")
+
 MOST_VALUES = 2**21  # of images that are in one pass on a CPU: maps of large ones take much memory
-SEARCH_MIB = 128  # that a task's search for neighbours works with
-LONG_HOURS, PRODUCTS_A_SECOND = 1.0, 2e10  # of a core: from when on a search is told beforehand
+READ_AT_ONCE = 32  # images by each reader of a device: resized there too
+SEARCH_MIB = {"cpu": 128, "cuda": 4096}  # that a task's search for neighbours works with
+LONG_HOURS = 1.0  # of one core or device: a longer search is made only where it is asked for
+OPERATIONS_A_SECOND = {"cpu": 2e10, "cuda": 1e13}
+BYTES_A_SECOND = 2e8  # of training images that are read
 NEIGHBOURS = 3  # nearest training images kept: two give the memorisation ratio, all are shown
 
 
@@ -57,9 +64,11 @@ def run(context: Context) -> Result:
     extractor = context.inputs["extractor"]
     count = _count(settings, data, samples)
     context.progress(0, count, "images")
-    _tell_long_search(context, data, samples, count)
+    search = Search.of(settings, data, samples, count)
+    if search.said:
+        context.notice(search.said)
     items = shards(count, settings.batch_size, settings.shard_size)
-    common = data, samples, extractor, settings, context.work
+    common = data, samples, extractor, settings, search.among, context.work
     with raised_as(StageError, ValueError, OSError):
         parts = context.map(embed_shard, items, *common)
     context.work.pull()
@@ -78,29 +87,61 @@ def run(context: Context) -> Result:
     }
     if settings.nearest_among is not None:
         facts["nearest_among"] = settings.nearest_among
+    if search.left_out:
+        facts["left_out"] = search.said
     FeatureSet.describe(context.path, facts)
     context.progress(count, count, "images")
     return Result()
 
 
-def _tell_long_search(context: Context, data: Data, samples: Samples | None, count: int) -> None:
-    """Say so where the search for nearest training images takes long."""
-    among = _among(context.settings, samples, data.description["num_train"])
-    products = 2 * count * among * math.prod(data.description["shape"])
-    if (hours := products / PRODUCTS_A_SECOND / 3600) >= LONG_HOURS:
-        context.notice(
+@dataclass(frozen=True)
+class Search:
+    """Among how many training images, the first ones, the nearest of every image are sought; 0 for
+    none. said: what a user is told of it. left_out: whether nobody asked for a search that is long.
+    """
+
+    among: int
+    said: str = ""
+    left_out: bool = False
+
+    @classmethod
+    def of(
+        cls, settings: FeatureSettings, data: Data, samples: Samples | None, count: int
+    ) -> Search:
+        """Of `count` images."""
+        asked, num_train = settings.nearest_among, data.description["num_train"]
+        if settings.part == "train" or asked == 0:
+            return cls(0)
+        seen = samples.description.get("num_training_images") if samples else None
+        among = min(seen or num_train, asked or num_train)
+        hours = _hours(count, among, math.prod(data.description["shape"]), settings.device)
+        if hours < LONG_HOURS:
+            return cls(among)
+        cost = (
             f"comparing {count:,} images with {among:,} training images pixel by pixel takes about "
-            f"{hours:.2g} hours of a core; extractor.nearest_among=10000 compares with the first "
-            "10,000, 0 with none"
+            f"{hours:.2g} hours of a {WHERE[settings.device]}"
         )
+        if asked is not None:
+            some = "extractor.nearest_among=10000 compares with the first 10,000, 0 with none"
+            return cls(among, f"{cost}; {some}")
+        said = (
+            f"nearest training images and the memorisation ratio are left out: {cost}; "
+            "extractor.nearest_among=10000 compares with the first 10,000, "
+            f"extractor.nearest_among={num_train} with all"
+        )
+        return cls(0, said, left_out=True)
 
 
-def _among(settings: FeatureSettings, samples: Samples | None, num_train: int) -> int:
-    """The first so many training images are compared with every image; 0 leaves it out."""
-    if settings.part == "train" or settings.nearest_among == 0:
-        return 0
-    seen = samples.description.get("num_training_images") if samples else None
-    return min(seen or num_train, settings.nearest_among or num_train)
+WHERE = {"cpu": "core", "cuda": "GPU"}
+
+
+def _hours(count: int, among: int, values: int, device: str) -> float:
+    """Of a search for the neighbours of `count` images, each of so many values."""
+    from stages.methods.memorization import samples_at_once
+
+    readings = math.ceil(count / samples_at_once(values, NEIGHBOURS, SEARCH_MIB[device]))
+    computing = 2 * count * among * values / OPERATIONS_A_SECOND[device]
+    return (computing + readings * among * values / BYTES_A_SECOND) / 3600
 
 
 def _count(settings: FeatureSettings, data: Data, samples: Samples | None) -> int:
@@ -124,13 +165,17 @@ def embed_shard(
     samples: Samples | None,
     extractor: Extractor,
     settings: FeatureSettings,
+    among: int,
     folder: Path,
 ) -> dict[str, str]:
-    """The files with the arrays of images first..last-1, by name, in the work area `folder`."""
+    """The files with the arrays of images first..last-1, by name, in the work area `folder`.
+
+    among: training images that the nearest are sought among.
+    """
     from stages.artifacts.written import write_arrays
 
     def arrays() -> dict[str, np.ndarray]:
-        return _arrays(shard, data, samples, extractor, settings)
+        return _arrays(shard, data, samples, extractor, settings, among)
 
     files = write_arrays(Path(folder), f"features-{shard[0]}-{shard[1]}", arrays)
     return {name: str(file) for name, file in files.items()}
@@ -142,6 +187,7 @@ def _arrays(
     samples: Samples | None,
     extractor: Extractor,
     settings: FeatureSettings,
+    among: int,
 ) -> dict[str, np.ndarray]:
     from stages.artifacts.reading import in_order, sensible
     from stages.encoders import embedded
@@ -160,24 +206,26 @@ def _arrays(
     # On CPUs there is a task for each of them already.
     readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
 
-    def batches(size: int, most: int) -> Iterator[Tensor]:
-        """Images of the shard, clipped as an image file would be; at most so many of a batch."""
+    def batches(size: int, most: int, made: Callable[[Tensor], T] = lambda x: x) -> Iterator[T]:
+        """Images of the shard, clipped as an image file would be; at most so many of a batch. made:
+        by the readers, of what they read."""
         first, last = shard
         parts = [
             slice(first + begin + start, first + begin + stop)
             for begin, end in blocks(last - first, size)
             for start, stop in blocks(end - begin, most)
         ]
-        yield from in_order(lambda part: read(part).clamp(-1, 1), parts, readers)
+        yield from in_order(lambda part: made(read(part).clamp(-1, 1)), parts, readers)
 
-    names = [name_of(index) for index in range(*shard)]
-    most = settings.batch_size
+    names, size = [name_of(index) for index in range(*shard)], settings.batch_size
+    most, together = min(size, READ_AT_ONCE), size
     if settings.device == "cpu":
-        most = min(most, max(1, MOST_VALUES // math.prod(loaded.shape)))
-    outputs = embedded.extract(network, batches(settings.batch_size, most), names=names)
+        most, together = min(size, max(1, MOST_VALUES // math.prod(loaded.shape))), 1
+    ready = batches(size, most, network.ready)
+    outputs = embedded.extract(network, ready, names=names, together=together)
     arrays = {name: getattr(outputs, name) for name in embedded.Features.__annotations__}
-    if among := _among(settings, samples, len(loaded.train)):
-        arrays |= _neighbours(batches, loaded.train.first(among))
+    if among:
+        arrays |= _neighbours(batches, loaded.train.first(among), settings.device)
     return {name: array.numpy() for name, array in arrays.items() if array is not None}
 
 
@@ -195,25 +243,23 @@ class _Stored:
 
 
 def _neighbours(
-    batches: Callable[[int, int], Iterator[Tensor]], train: Images
+    batches: Callable[[int, int], Iterator[Tensor]], train: Images, device: str
 ) -> dict[str, Tensor]:
     """The nearest training images of the shard's images, which `batches` reads in any size."""
     import torch
 
     from stages.methods.memorization import nearest, samples_at_once
 
-    stored, k = _Stored(train), min(NEIGHBOURS, len(train))
-    at_once = samples_at_once(math.prod(train.shape), k, SEARCH_MIB)
+    stored, k, mib = _Stored(train), min(NEIGHBOURS, len(train)), SEARCH_MIB[device]
+    at_once = samples_at_once(math.prod(train.shape), k, mib)
     scale = train.white / 2 if stored[:1].dtype == torch.uint8 else None
-    parts = [
-        nearest(images if scale is None else (images + 1) * scale, stored, k, SEARCH_MIB)
-        for images in batches(at_once, at_once)
-    ]
-    distances = torch.cat([part.distances for part in parts])
-    return {
-        "neighbours": torch.cat([part.indices for part in parts]),
-        "neighbour_distances": distances / (scale or 1.0),
-    }
+    parts = []
+    for images in batches(at_once, at_once):
+        images = images.to(device)
+        found = nearest(images if scale is None else (images + 1) * scale, stored, k, mib)
+        parts.append((found.indices.cpu(), found.distances.cpu()))
+    indices, distances = map(torch.cat, zip(*parts, strict=True))
+    return {"neighbours": indices, "neighbour_distances": distances / (scale or 1.0)}
 
 
 STAGE = Stage(
@@ -228,6 +274,7 @@ STAGE = Stage(
         "samples": Input(Samples, optional=True),
     },
     sources=lambda settings: [table.EXTRACTORS[settings.kind]],
+    version=2,
     files=weight_files,
     estimate="stages.settings.costs:features",
     metrics=lambda node: (),

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.scoring.references import References, enough, labels_of
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from stages.artifacts.features import FeatureArrays, FeatureSet
     from stages.artifacts.samples import Samples
+    from stages.methods.frechet import FrechetResult
+    from stages.methods.gaussians import Dealt
     from stages.methods.influence import Principal
     from stages.methods.protocol import Influence, Protocol, Score
     from stages.scoring.evaluate import EvaluateSettings
@@ -78,8 +80,7 @@ class Judge:
     floors: by metric. protocol: without the details that single metrics add.
     """
 
-    train: FeatureSet
-    held_out: FeatureSet
+    references: References
     protocol: Protocol
     floors: Mapping[str, float]
     settings: EvaluateSettings
@@ -88,12 +89,6 @@ class Judge:
         import torch
 
         return torch.Generator().manual_seed(self.settings.seed)
-
-    @cached_property
-    def references(self) -> References:
-        """What all sets are held against, read and worked out once in a process."""
-        arrays = self.train.load(), self.held_out.load()
-        return References.of(*arrays, self.settings.seed, self.settings.neighbours)
 
     def score(
         self,
@@ -122,11 +117,27 @@ class Judge:
         )
 
 
+def floors_follow_from(
+    train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings, in_shares: bool
+) -> dict[str, Any]:
+    """All that the floors of a `judge_of` depend on, for evaluations to have them from each other.
+
+    A curve's abscissa is none of it.
+    """
+    payloads = [one.manifest.payload for one in (train, held_out)]
+    chosen = settings.model_dump(mode="json", exclude={"abscissa"})
+    return {"floors of": payloads, "settings": chosen, "in_shares": in_shares}
+
+
 def judge_of(
-    train: FeatureSet, held_out: FeatureSet, settings: EvaluateSettings, in_shares: bool = True
+    train: FeatureSet,
+    held_out: FeatureSet,
+    settings: EvaluateSettings,
+    in_shares: bool = True,
+    floors: Mapping[str, float] | None = None,
 ) -> Judge:
     """The judge of an evaluation. in_shares: whether all sets have labels in fixed shares; others
-    are held against real images of random labels."""
+    are held against real images of random labels. floors: where they are known already."""
     from stages.methods.protocol import Protocol
 
     facts = train.description
@@ -141,8 +152,9 @@ def judge_of(
         num_reference=facts["num_images"],
         num_samples=count,
     )
-    floors = _floors(train.load(), held_out.load(), settings, in_shares)
-    return Judge(train, held_out, protocol, floors, settings)
+    real = train.load(), held_out.load()
+    floors = _floors(*real, settings, in_shares) if floors is None else floors
+    return Judge(References.of(*real, settings), protocol, floors, settings)
 
 
 def _floors(
@@ -159,27 +171,31 @@ def _floors(
 
     from stages.methods import quality
     from stages.methods.frechet import real_floor
+    from stages.methods.gaussians import Rows
 
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator, device = torch.Generator().manual_seed(settings.seed), settings.device
     count, reference = settings.num_samples, len(train.features)
-    real = torch.cat([train.features, held_out.features])
+    real = Rows([train.features, held_out.features])
     repeats = 10 if real.shape[1] <= 512 else 3
     floors = {"fid_infinity": 0.0, "kid": 0.0, "trajectory_rms": 0.0}
     labels = labels_of(train, held_out) if in_shares else None
-    floors["fid"] = real_floor(real, count, reference, repeats, generator, labels)
+    taken = {"repeats": repeats, "generator": generator, "labels": labels, "device": device}
+    floors["fid"] = real_floor(real, count, reference, **taken)
     if enough(held_out):
         rest = len(held_out.features)
         theirs = None if labels is None else held_out.labels.long()
-        floors["fid_held_out"] = real_floor(real, count, rest, repeats, generator, labels, theirs)
+        floors["fid_held_out"] = real_floor(real, count, rest, labels2=theirs, **taken)
         floors["fid_gap"] = 0.0
     if train.spatial is not None:
-        maps = torch.cat([train.spatial, held_out.spatial]).flatten(1)
-        floors["sfid"] = real_floor(maps, count, reference, repeats, generator, labels)
+        maps = Rows([part.spatial.flatten(1) for part in (train, held_out)])
+        floors["sfid"] = real_floor(maps, count, reference, **taken)
     half = min(count, len(real) // 2, quality.LARGEST_MATRIX)
-    if half > settings.neighbours + 2:
+    if 0 < settings.neighbours < half - 2:
         order = torch.randperm(len(real), generator=generator)
-        first, second = real[order[:half]], real[order[half : 2 * half]]
-        manifolds = quality.precision_recall(first, second, settings.neighbours, errors=False)
+        halves = real[order[:half]], real[order[half : 2 * half]]
+        manifolds = quality.precision_recall(
+            *halves, settings.neighbours, errors=False, device=device
+        )
         floors |= {name: getattr(manifolds, name).value for name in MANIFOLDS}
     if held_out.logits is not None:
         floors["inception_score"] = quality.inception_score(held_out.logits, blocks=0).value
@@ -199,71 +215,92 @@ def score_set(
     samples: Samples, features: FeatureSet, judge: Judge, reference: Samples | None
 ) -> list[Score]:
     """All scores of one set of samples."""
-    from stages.methods.influence import Principal
-
     scored = Scored(samples, judge.settings.num_samples)
     arrays = features.load(scored.count)
-    principal = Principal.of(arrays.features)
-    seen = principal, judge.references, scored, judge
-    scores = [*_feature_scores(arrays, *seen), *_held_out(*seen)]
+    fd = Frechet.of(arrays.features, judge.references.features, scored, judge)
+    scores = [*_feature_scores(arrays, fd, scored, judge), *_held_out(fd.principal, scored, judge)]
     scores += _memorization(arrays, scored, judge, features.description.get("nearest_among"))
     if reference is not None:
         scores += _trajectories(scored, reference, judge)
     return scores
 
 
+@dataclass(frozen=True)
+class Frechet:
+    """A set's distance to the training images, and the decomposition that further ones take."""
+
+    result: FrechetResult
+    principal: Principal
+
+    @classmethod
+    def of(cls, found: Tensor, reference: Dealt, scored: Scored, judge: Judge) -> Frechet:
+        """found: (n, d) of the samples."""
+        import torch
+
+        from stages.methods import frechet
+        from stages.methods.influence import Principal
+
+        labels, device = torch.from_numpy(scored.labels), judge.settings.device
+        own = frechet.dealt(found, judge.generator(), labels, device)
+        principal = Principal.of(found, own.moments(), device)
+        _, psi = principal.distance_to(reference.moments())
+        return cls(frechet.extrapolated(own, reference, psi, labels), principal)
+
+
 def _feature_scores(
-    found: FeatureArrays,
-    principal: Principal,
-    against: References,
-    scored: Scored,
-    judge: Judge,
+    found: FeatureArrays, fd: Frechet, scored: Scored, judge: Judge
 ) -> Iterator[Score]:
     """Scores from features (n, d) against the training images' (m, d)."""
     import torch
 
     from stages.methods import quality
-    from stages.methods.frechet import from_features
 
-    labels, reference = torch.from_numpy(scored.labels), against.train
-    given = {"generator": judge.generator(), "labels": labels, "labels2": reference.labels}
-    _, psi = principal.distance_to(against.moments)
-    fd = from_features(found.features, reference.features, psi=psi, **given)
-    influence = scored.influence(fd.psi)
-    yield judge.score("fid", fd.distance, fd.standard_error, influence, fd.caution)
-    yield judge.score("fid_infinity", fd.infinity, fd.standard_error, influence, fd.caution)
+    labels, against = torch.from_numpy(scored.labels), judge.references
+    device, result = judge.settings.device, fd.result
+    influence = scored.influence(result.psi)
+    told = {"influence": influence, "caution": result.caution}
+    yield judge.score("fid", result.distance, result.standard_error, **told)
+    yield judge.score("fid_infinity", result.infinity, result.standard_error, **told)
     if found.spatial is not None:
-        sfd = quality.spatial_frechet(
-            found.spatial, reference.spatial, generator=judge.generator(), labels=labels
-        )
+        sfd = Frechet.of(found.spatial.flatten(1), against.spatial, scored, judge).result
         influence = scored.influence(sfd.psi)
         yield judge.score("sfid", sfd.distance, sfd.standard_error, influence, sfd.caution)
     few, many = found.features[: quality.LARGEST_MATRIX], against.many
-    kid = quality.kernel_distance(few, many, labels[: len(few)], against.among_many)
-    some = len(few) < len(found.features) or len(many) < len(reference.features)
+    kid = quality.kernel_distance(few, many, labels[: len(few)], against.among_many, device)
+    some = len(few) < len(found.features) or len(many) < against.count
     details = f"{len(few)} against {len(many)}" if some else ""
     influence = scored.influence(kid.psi)
     yield judge.score("kid", kid.value, kid.standard_error, influence, details=details)
-    fewest = min(len(few), len(many))
-    k = judge.settings.neighbours
-    # Samples are in random order, with the noise of each; training images are in that of the data.
-    drawn, radii = against.balls(fewest)
-    manifolds = quality.precision_recall(
-        few[:fewest], drawn, k, labels=labels[:fewest], radii=radii
-    )
-    details = f"k={k}, {fewest} of each"
-    for name in MANIFOLDS:
-        one = getattr(manifolds, name)
-        influence = scored.influence(one.psi)
-        yield judge.score(name, one.value, one.standard_error, influence, details=details)
+    if against.drawn is not None:
+        yield from _manifolds(few, labels, scored, judge)
     if found.logits is not None:
         inception = quality.inception_score(found.logits, generator=judge.generator())
         yield judge.score("inception_score", inception.value, inception.standard_error)
 
 
-def _held_out(
-    principal: Principal, against: References, scored: Scored, judge: Judge
-) -> Iterator[Score]:
+def _manifolds(few: Tensor, labels: Tensor, scored: Scored, judge: Judge) -> Iterator[Score]:
+    """Scores of neighbours. Samples are in random order, with the noise of each; training images
+    are in that of the data, and drawn at random from it."""
+    from stages.methods import quality
+
+    against, settings = judge.references, judge.settings
+    fewest = min(len(few), len(against.drawn))
+    manifolds = quality.precision_recall(
+        few[:fewest],
+        against.drawn,
+        settings.neighbours,
+        labels=labels[:fewest],
+        reach=against.reach,
+        device=settings.device,
+    )
+    details = f"k={settings.neighbours}, {fewest} of each"
+    for name in MANIFOLDS:
+        one = getattr(manifolds, name)
+        influence = scored.influence(one.psi)
+        yield judge.score(name, one.value, one.standard_error, influence, details=details)
+
+
+def _held_out(principal: Principal, scored: Scored, judge: Judge) -> Iterator[Score]:
     """FD to the held-out images, and by how much it is above that to as many training images with
     the same labels: samples that are near their training images are farther from others.
 
@@ -274,6 +311,7 @@ def _held_out(
 
     from stages.methods import influence
 
+    against = judge.references
     if against.held_out is None:
         return
     labels = torch.from_numpy(scored.labels)

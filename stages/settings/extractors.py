@@ -66,9 +66,10 @@ class PassOptions(Settings):
     nearest_among: int | None = Field(
         None,
         ge=0,
-        description="the first so many training images are compared with every image for the "
-        "memorisation ratio and the nearest ones; unset is all, 0 leaves both out: every image is "
-        "compared with every one, pixel by pixel",
+        description="the first so many training images are compared with every image, pixel by "
+        "pixel, for the memorisation ratio and the nearest ones; 0 leaves both out; unset is all "
+        "where that takes less than about an hour of a core, or of a GPU where device=cuda, and "
+        "none where it takes longer",
     )
     shard_size: int = unkeyed(
         5000, ge=1, description="images of one task; rounded up to whole batches"

@@ -88,7 +88,9 @@ class ProtocolOptions(Settings):
         "protocol takes, whatever sample.num_samples and sample.sweep_samples say",
     )
     device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="published protocols: where features are computed"
+        "cpu",
+        description="where distances between sets are computed; of published protocols also where "
+        "features are",
     )
 
     @property
@@ -100,7 +102,7 @@ class ProtocolOptions(Settings):
     @model_validator(mode="after")
     def _protocol_fits(self) -> ProtocolOptions:
         if self.protocol == CLEAN:
-            for name in ProtocolOptions.model_fields.keys() - {"protocol"}:
+            for name in ProtocolOptions.model_fields.keys() - {"protocol", "device"}:
                 value = getattr(self, name)
                 if value != ProtocolOptions.model_fields[name].default:
                     raise ValueError(

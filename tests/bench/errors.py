@@ -24,6 +24,7 @@ from stages.encoders.embedded import extract
 from stages.methods import influence, quality
 from stages.methods.alarm import first_alarms
 from stages.methods.decisions import quantile
+from stages.methods.gaussians import Moments
 from stages.methods.strata import in_turn
 from tests.bench.icr import RICH, digits
 
@@ -112,7 +113,7 @@ def repetitions(
     generator = torch.Generator().manual_seed(n + shares)
     fixed = torch.from_numpy(in_turn(of.counts, n))
     weights = torch.tensor(of.counts, dtype=torch.float64)
-    moments = influence.Moments.of(of.reference)
+    moments = Moments.of(of.reference)
     among = influence.kernel_means(of.reference).mean().item()
     for _ in range(count):
         labels = others = fixed

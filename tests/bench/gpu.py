@@ -53,6 +53,8 @@ TARGETS = {  # of a record's value, by its name: least or most
     "correctness/compiled": ("at most", 1e-4),
     "correctness/draws": ("at most", 1e-6),
     "resume/difference": ("at most", 0),
+    "scoring/host_gib": ("at most", 2),
+    "scoring/gpu_gib": ("at most", 2),
 }
 
 
@@ -349,6 +351,26 @@ def features(bench: Bench) -> Iterator[tuple[str, float]]:
         yield f"{name}/images_a_second", count / bench.seconds(embed, least=1)
 
 
+def scoring(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Seconds of scores of 50,000 samples against 10,000 images, of 2,048 features in files, and
+    the memory that they take beyond these."""
+    from tests.bench import scoring as sets
+
+    counts, dimension = ((400, 300), 16) if bench.tiny else ((50_000, 10_000), 2048)
+    with tempfile.TemporaryDirectory() as folder:
+        x, y = (
+            sets.written(Path(folder), str(count), count, dimension, seed)
+            for seed, count in enumerate(counts)
+        )
+        host = there = 0.0
+        for name, call in sets.phases(x, y, bench.device).items():
+            seconds, *taken = sets.measured(call, bench.device)
+            yield f"{name}/seconds", seconds
+            host, there = max(host, taken[0]), max(there, taken[1])
+        yield "host_gib", host / 1024
+        yield "gpu_gib", there / 1024
+
+
 def decoding(bench: Bench) -> Iterator[tuple[str, float]]:
     """Images a second of an autoencoder of Stable Diffusion's size, freshly initialised."""
     prepare_torchvision()
@@ -433,7 +455,7 @@ def nccl(bench: Bench) -> Iterator[tuple[str, float]]:
 
 PHASES = (
     *(ceilings, correctness, waits, training, sampling, feeding, resume, nccl),
-    *(features, decoding, stages),
+    *(features, scoring, decoding, stages),
 )
 
 

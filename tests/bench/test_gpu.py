@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.bench import gpu
+from tests.stages.test_table import graph
 
 SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.nccl)
 
@@ -13,7 +14,7 @@ SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.nccl)
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "PHASES", (*SHORT, gpu.decoding))
+        patch.setattr(gpu, "PHASES", (*SHORT, gpu.scoring, gpu.decoding))
         out = tmp_path_factory.mktemp("out") / "gpu.jsonl"
         bench = gpu.Bench("cpu", tiny=True, deadline=time.monotonic() + 300)
         found = gpu.run(bench, out)
@@ -25,6 +26,7 @@ def test_every_phase_measures_and_none_fails(records):
     assert not [record for record in records.values() if "error" in record]
     assert records["decoding/images_a_second"]["value"] > 0
     assert records["nccl/sum"]["value"] == 8
+    assert records["scoring/adm/seconds"]["value"] > 0
 
 
 def test_what_has_a_target_here_meets_it(records):
@@ -33,6 +35,7 @@ def test_what_has_a_target_here_meets_it(records):
     assert 0 < records["correctness/bfloat16"]["value"] <= gpu.TARGETS["correctness/bfloat16"][1]
     assert records["resume/difference"]["value"] == 0
     assert records["training/waits_a_step"]["value"] == 0
+    assert records["scoring/host_gib"]["value"] <= gpu.TARGETS["scoring/host_gib"][1]
 
 
 def test_the_table_says_what_met_its_target():
@@ -46,6 +49,14 @@ def test_the_table_says_what_met_its_target():
     assert "| 0.9 | at most 0.88 | MISSED |" in table
     assert "| 7 | at least 6 | met |" in table
     assert "| stages | no time was left | | |" in table
+
+
+def test_every_stage_that_has_a_device_is_put_on_it():
+    nodes = graph(preset="smoke-gpu").nodes.values()
+    found = [node for node in nodes if hasattr(node.settings, "device")]
+    assert {node.settings.device for node in found} == {"cuda"}
+    assert all(node.resources.gpus for node in found)
+    assert {"evaluate", "features", "train", "diagnose"} <= {node.stage.name for node in found}
 
 
 def test_no_phase_begins_when_the_time_is_up(tmp_path):

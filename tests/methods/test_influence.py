@@ -7,8 +7,6 @@ import torch
 
 from stages.methods import influence
 from stages.methods.frechet import distance_from_features, frechet_distance
-from stages.methods.influence import Balls
-from stages.methods.quality import precision_recall
 
 
 def normal(*shape, seed=0):
@@ -70,25 +68,6 @@ def test_kernels_values_are_its_derivatives():
             weights[i] += sign * e
             moved.append(value(weights))
         assert psi[i].item() == pytest.approx((moved[0] - moved[1]) / (2 * e), rel=1e-3, abs=1e-4)
-
-
-@pytest.mark.parametrize("metric", ["recall", "coverage", "precision", "density"])
-def test_values_of_manifolds_are_leave_one_out_differences(metric):
-    samples, reference, k = normal(40, 2), normal(50, 2, seed=1), 3
-    balls = Balls.of(samples, reference, k)
-    psi = {
-        "recall": influence.recall(balls),
-        "coverage": influence.coverage(balls),
-        "density": influence.density_and_precision(balls)[0],
-        "precision": influence.density_and_precision(balls)[1],
-    }[metric]
-    whole = getattr(precision_recall(samples, reference, k, errors=False), metric).value
-    without = []
-    for i in range(len(samples)):
-        left = torch.cat([samples[:i], samples[i + 1 :]])
-        without.append(getattr(precision_recall(left, reference, k, errors=False), metric).value)
-    expected = (len(samples) - 1) * (whole - torch.tensor(without, dtype=torch.float64))
-    torch.testing.assert_close(psi, expected - expected.mean(), rtol=1e-9, atol=1e-9)
 
 
 def test_a_root_of_a_mean():

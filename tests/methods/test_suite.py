@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torch.nn import functional as F
 
-from stages.methods import frechet, influence, suite, tf_resize
+from stages.methods import balls, gaussians, influence, suite, tf_resize
 from stages.methods.frechet import distance_to, frechet_distance, reference_gaussian
 from tests import oracle
 
@@ -86,8 +86,8 @@ def by_loops(samples, reference, k=3):
 
 
 def test_precision_and_recall_of_sets_of_different_sizes(monkeypatch):
-    monkeypatch.setattr(suite, "BLOCK", 17)
-    monkeypatch.setattr(suite, "COLUMNS", 23)
+    monkeypatch.setattr(balls, "BLOCK", 17)
+    monkeypatch.setattr(balls, "COLUMNS", 23)
     samples, reference = features(90, 3, 0) * 1.4, features(40, 3, 1)
     found = shares(samples, reference)
     assert found == pytest.approx(by_loops(samples.numpy(), reference.numpy()))
@@ -120,7 +120,7 @@ def weighted_distance(x, weights, mean, cov):
 def test_what_a_sample_contributes_to_the_distance_is_the_derivative_by_its_weight(
     count, monkeypatch
 ):
-    monkeypatch.setattr(frechet, "ROWS", 7_000)
+    monkeypatch.setattr(gaussians, "ROWS", 7_000)
     x, (mean, cov) = features(count, 6, 0).float(), suite.moments(features(150, 6, 1) * 1.3 + 0.2)
     found = suite.distance(x, reference_gaussian(mean, cov))
     assert found.value == pytest.approx(distance_to(x, reference_gaussian(mean, cov)))
@@ -162,8 +162,8 @@ def test_what_a_sample_contributes_to_the_inception_score():
 
 
 def test_what_a_sample_contributes_to_precision_and_recall(monkeypatch):
-    monkeypatch.setattr(suite, "BLOCK", 17)
-    monkeypatch.setattr(suite, "COLUMNS", 23)
+    monkeypatch.setattr(balls, "BLOCK", 17)
+    monkeypatch.setattr(balls, "COLUMNS", 23)
     samples, reference = features(60, 3, 0) * 1.4, features(40, 3, 1)
     precision, recall = suite.precision_recall(samples, reference)
     others = [torch.cat([samples[:i], samples[i + 1 :]]) for i in range(60)]

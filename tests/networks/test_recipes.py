@@ -312,6 +312,7 @@ LATENT = [
     *("latents.device=cpu", "resources.encode.gpus=0", "resources.decode.gpus=0"),
     *("teach.device=cpu", "resources.teach.gpus=0", "train.device=cpu", "train.num_workers=0"),
     *("diagnose.device=cpu", "resources.diagnose.gpus=0"),
+    *("evaluate.device=cpu", "resources.evaluate.gpus=0"),
 ]
 
 

@@ -4,6 +4,7 @@ Most tests run the sender in this process against a sqlite database; those marke
 senders and a real server, and kill them.
 """
 
+import base64
 import http.server
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,7 +76,7 @@ def make(database, tmp_path, monkeypatch):
     """Build started trackers that spawn nothing; each test has an experiment of its own."""
     monkeypatch.setattr(track, "_spawn", lambda *args, **kwargs: NoProcess())
 
-    def build(run="run-1", uri=database, params=None, warnings=None):
+    def build(run="run-1", uri=database, params=None, warnings=None, **more):
         tracker = track.Tracker(
             uri,
             tmp_path / "runs" / run,
@@ -85,6 +87,7 @@ def make(database, tmp_path, monkeypatch):
             tags={"git.revision": "abc", "recipe": "full", "preset": "digits"},
             warn=(warnings if warnings is not None else []).append,
             system_metrics=False,
+            **more,
         )
         tracker.start()
         return tracker
@@ -141,8 +144,7 @@ def test_round_trip(make, client, tmp_path):
     assert parent.data.params == {"train.lr": "0.001", "train.betas": "[0.9, 0.99]", "seed": "0"}
     expected = {"recipe": "full", "preset": "digits", "git.revision": "abc"}
     assert expected.items() <= parent.data.tags.items()
-    assert parent.data.metrics["prepare/num_images"] == 1500
-    assert history(client, parent, "evaluate/nfe/fid") == history(client, nfe, "fid")
+    assert parent.data.metrics == {}, "the run has no copies of its children"
     assert [d.dataset.name for d in parent.inputs.dataset_inputs] == ["digits"]
     assert [a.path for a in client.list_artifacts(parent.info.run_id, "report")] == [
         "report/report.html"
@@ -160,9 +162,103 @@ def test_round_trip(make, client, tmp_path):
     assert ours.items() <= nfe.data.tags.items()
     assert "cached" not in train.data.tags
     experiment = client.get_experiment_by_name(name)
-    saved = [views.abscissa_of(tag, value) for tag, value in experiment.tags.items()]
-    assert {"nfe", "training_step"} <= set(saved)
+    saved = [views.view_of(tag, value) for tag, value in experiment.tags.items()]
+    assert {"nfe", "training_step", views.RUNS_VIEW} <= set(saved)
+    assert views.CHARTS_VIEW not in saved, "no charts were declared"
     assert not is_pending(tmp_path / "runs" / "run-1")
+
+
+CHARTS = [
+    {"section": "Samples", "metric": "fid", "abscissa": "nfe"},
+    {"section": "Samples", "metric": "fid", "abscissa": "training_step"},
+    {"section": "ICR", "metric": "icr", "abscissa": "sigma_1000"},
+    {"section": "Losses", "metric": "loss", "abscissa": "training_step"},
+]
+
+
+def state_of(experiment, view):
+    """A saved view as MLflow's page reads it."""
+    stored = json.loads(experiment.tags[f"mlflow.sharedViewState.{views.key(view)}"])
+    kind, _, packed = stored["state"].partition(";")
+    assert kind == "deflate"
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def test_declared_charts_keep_abscissas_apart(make, client, tmp_path):
+    tracker = make(charts=CHARTS, names={"evaluate/sit-euler": "sit euler"}, short="b6b0")
+    curve = [("fid", 5, 9.0), ("fid", 10, 6.0), ("kid", 5, 0.1)]
+    tracker.node_finished("evaluate/sit-euler", curves=curve, abscissa="nfe")
+    tracker.node_finished("evaluate/sit", curves=[("fid", 400, 7.0)], abscissa="training_step")
+    rows = [("icr", 0, 0.7), ("icr", 100, 0.6), ("icr", 10_000, 0.5)]
+    tracker.node_finished("scan/sit", curves=rows, abscissa="sigma_1000")
+    tracker.points("train/sit", "training_step", [("loss", 1, 2.0), ("loss", 2, 1.0)])
+    tracker.node_finished("risk/sit", curves=[("mse", 100, 1.0)], abscissa="sigma_1000")
+    tracker.summary({"Paper: better in pct": -3.5}, {"Paper: better in pct": "holds: -3.5 %"})
+    tracker.close("FINISHED")
+    send(tmp_path / "runs" / "run-1")
+
+    name = f"full/{tmp_path.name}"
+    runs = runs_of(client, name)
+    shown = {run.info.run_name for run in runs.values() if run.data.tags.get("shows") == "curves"}
+    assert shown == {f"{n} · b6b0" for n in ("sit euler", "evaluate/sit", "scan/sit", "train/sit")}
+    assert history(client, runs["sit euler · b6b0"], "nfe") == [(5, 5.0), (10, 10.0)]
+    assert history(client, runs["evaluate/sit · b6b0"], "training_step") == [(400, 400.0)]
+    assert history(client, runs["scan/sit · b6b0"], "log10 sigma") == [(100, -1.0), (10_000, 1.0)]
+    assert set(runs["train/sit · b6b0"].data.metrics) == {"loss"}, "steps are its axis already"
+    assert runs["run-1"].data.metrics == {"Paper: better in pct": -3.5}
+    assert runs["run-1"].data.tags["Paper: better in pct"] == "holds: -3.5 %"
+    assert runs["run-1"].data.tags["shows"] == "run"
+
+    experiment = client.get_experiment_by_name(name)
+    charts = state_of(experiment, views.CHARTS_VIEW)
+    assert [(c["metricKey"], c["selectedXAxisMetricKey"]) for c in charts["compareRunCharts"]] == [
+        ("fid", "nfe"),
+        ("fid", "training_step"),
+        ("icr", "log10 sigma"),
+        ("loss", ""),
+    ]
+    open_sections = [s["name"] for s in charts["compareRunSections"] if s["display"]]
+    assert open_sections == ["Samples", "ICR", "Losses"]
+    ids = {section["uuid"] for section in charts["compareRunSections"]}
+    assert {card["metricSectionId"] for card in charts["compareRunCharts"]} <= ids
+    found = client.search_runs([experiment.experiment_id], charts["searchFilter"])
+    assert {run.info.run_name for run in found} == shown
+    whole = state_of(experiment, views.RUNS_VIEW)
+    (parent,) = client.search_runs([experiment.experiment_id], whole["searchFilter"])
+    assert parent.info.run_name == "run-1"
+    nfe = state_of(experiment, "nfe")["compareRunCharts"]
+    assert [card["metricKey"] for card in nfe] == ["fid"]
+
+
+def test_a_model_is_logged_once_with_its_run_and_its_data(make, client, tmp_path):
+    tracker = make(names={"train/sit": "sit train"}, short="b6b0")
+    tracker.node_finished("train/sit", curves=[("loss", 1, 0.5)], abscissa="training_step")
+    config = {"answer": "no:where", "settings": {}, "params": {"nfe": 5}, "shape": [1, 8, 8]}
+    config |= {"columns": [{"name": "seed", "type": "long", "many": False, "required": True}]}
+    config |= {"store": str(tmp_path), "stage": "train", "key": "k1"}
+    data = {"name": "digits", "digest": "d1", "source": "sklearn", "profile": {"num_train": 9}}
+    for _ in range(2):
+        tracker.model("train/sit", config, [("prepare", data)])
+    tracker.close("FINISHED")
+    send(tmp_path / "runs" / "run-1")
+
+    run = runs_of(client, f"full/{tmp_path.name}")["sit train · b6b0"]
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["digits"]
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (model.name, model.source_run_id) == ("sit train b6b0", run.info.run_id)
+    assert model.status == "READY"
+    assert model.tags["dataset"] == "digits d1"
+    assert model.tags["node"] == "train/sit"
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+
+
+def test_a_view_that_a_person_changed_is_left_alone():
+    (_, first), (_, other) = views.tag(views.CHARTS_VIEW, CHARTS), views.tag(views.CHARTS_VIEW)
+    assert views.is_current(first, first)
+    assert not views.is_current(first, other), "an older version's view is replaced"
+    assert not views.is_current(None, first)
+    theirs = json.dumps(json.loads(first) | {"updatedAt": 9e15})
+    assert views.is_current(theirs, other)
 
 
 def test_tables_are_laid_out_by_mlflow(make, client, tmp_path, monkeypatch):
@@ -304,13 +400,12 @@ def test_values_that_are_not_finite_are_left_out_and_said(make, client, tmp_path
     tracker.node_finished("train", metrics={"fid": infinity, "kid": 0.1}, curves=rows)
     send(tmp_path / "runs" / "run-1")
     runs = runs_of(client, f"full/{tmp_path.name}")
-    for run, at in ((runs["train · run-1"], ""), (runs["run-1"], "train/")):
-        # A database would keep infinity as the largest float there is.
-        assert history(client, run, f"{at}loss") == [(1, 0.5)]
-        assert f"{at}fid" not in run.data.metrics
-        assert run.data.metrics[f"{at}kid"] == 0.1
-        assert run.data.tags[f"not_finite.{at}loss"].endswith((" at step 2", " at step 3"))
-        assert run.data.tags[f"not_finite.{at}fid"] == "inf at step 0"
+    run = runs["train · run-1"]
+    # A database would keep infinity as the largest float there is.
+    assert history(client, run, "loss") == [(1, 0.5)]
+    assert run.data.metrics == {"loss": 0.5, "kid": 0.1}
+    assert run.data.tags["not_finite.loss"].endswith((" at step 2", " at step 3"))
+    assert run.data.tags["not_finite.fid"] == "inf at step 0"
     assert said == [
         "train: loss is nan at step 2, which MLflow is not told",
         "train: fid is inf, which MLflow is not told",

@@ -26,8 +26,9 @@ def make_store(path, with_runs=True):
         """)
         if with_runs:
             database.execute("INSERT INTO runs VALUES (1, 10, 'active'), (2, 20, 'active')")
-            tag = (1, *views.tag("training_step"))
-            database.execute("INSERT INTO experiment_tags VALUES (?, ?, ?)", tag)
+            for view in (views.CHARTS_VIEW, views.RUNS_VIEW, "training_step"):
+                tag = (1, *views.tag(view))
+                database.execute("INSERT INTO experiment_tags VALUES (?, ?, ?)", tag)
             database.execute(
                 "INSERT INTO experiment_tags VALUES (1, 'mlflow.sharedViewState.x', '')"
             )
@@ -70,11 +71,12 @@ def test_the_latest_experiment_comes_first_with_its_views(tmp_path):
     pages = ui.addresses(5000, ui._experiments(make_store(tmp_path / "mlflow.db")))
     assert [name.strip() for name, _ in pages] == [
         "icr/digits",
-        "full/digits",
-        "Curves by training step",
+        "full/digits  charts",
+        "full/digits  runs compared",
     ]
     assert all(url.startswith("http://127.0.0.1:5000/#/experiments/") for _, url in pages)
-    assert "viewStateShareKey=by-training-step" in pages[2][1]
+    assert "viewStateShareKey=charts" in pages[1][1]
+    assert "viewStateShareKey=runs" in pages[2][1]
 
 
 def test_the_server_is_bound_to_this_machine_only():

@@ -52,19 +52,32 @@ def test_shards_change_no_byte(tmp_path, few, extractor, noise):
     assert settings.keyed() == settings.revised(shard_size=30).keyed()
 
 
-def test_a_long_search_is_told_beforehand(tmp_path, few, extractor, noise, monkeypatch):
+def test_a_long_search_is_made_only_where_it_is_asked_for(
+    tmp_path, few, extractor, noise, monkeypatch
+):
+    inputs = {"data": few, "extractor": extractor, "samples": samples_of(tmp_path, noise)}
+
     def told(name, among):
         settings = features.FeatureSettings(nearest_among=among)
-        inputs = {"data": few, "extractor": extractor, "samples": samples_of(tmp_path, noise)}
         at = context(tmp_path / name, settings, **inputs)
-        features.run(at)
-        return [said for said, _ in at.noticed]
+        made = sealed(at, features.STAGE, features.run(at))
+        return [said for said, _ in at.noticed], made
 
-    assert told("short", None) == []
+    assert told("short", None)[0] == []
     monkeypatch.setattr(features, "LONG_HOURS", 1e-9)
-    (said,) = told("long", 50)
+    (said,), asked = told("long", 50)
     assert said.startswith("comparing 100 images with 50 training images pixel by pixel")
-    assert told("none", 0) == []
+    assert asked.load().neighbours.shape == (100, 3)
+    said, none = told("none", 0)
+    assert said == []
+    assert "left_out" not in none.description
+    (said,), unasked = told("unset", None)
+    assert said.startswith("nearest training images and the memorisation ratio are left out")
+    assert "extractor.nearest_among=96 with all" in said
+    assert unasked.description["left_out"] == said
+    assert unasked.load().neighbours is None
+    one, other = none.load(), unasked.load()
+    assert torch.equal(one.features, other.features)
 
 
 def test_references_are_the_data_sets_own_images(few, extractor, references):

@@ -1,7 +1,9 @@
 """Scores of sets of samples whose scores are known, and how they are stored."""
 
 import json
+import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -9,11 +11,12 @@ import pytest
 import torch
 
 from pipeline.errors import StageError
+from pipeline.graph import Node
 from stages.artifacts import features as artifacts_features
 from stages.artifacts import samples as artifacts_samples
 from stages.artifacts import scores
 from stages.data import prepare
-from stages.methods import effects, frechet, influence, memorization, protocol, strata
+from stages.methods import effects, frechet, memorization, protocol, strata
 from stages.sampling import sample
 from stages.scoring import evaluate, judge
 from stages.scoring import features as scoring_features
@@ -229,13 +232,19 @@ def test_a_part_of_the_training_images_is_drawn_not_their_first(tmp_path, refere
     empty = dict.fromkeys(("spatial", "logits", "neighbours", "neighbour_distances"))
     train = artifacts_features.FeatureArrays(clusters, **empty)
     samples = artifacts_features.FeatureArrays(clusters[1::2], **empty)
-    bench = judge.judge_of(references["train"], references["held_out"], SETTINGS)
+    settings = SETTINGS.revised(num_samples=50)
+    bench = judge.judge_of(references["train"], references["held_out"], settings)
     of = samples_of(tmp_path, torch.zeros(50, 1, 8, 8))
-    against = References.of(train, train, 0, SETTINGS.neighbours)
-    principal = influence.Principal.of(samples.features)
-    scores = judge._feature_scores(samples, principal, against, judge.Scored(of, 50), bench)
+    bench = replace(bench, references=References.of(train, train, settings))
+    scores = judge._feature_scores(samples, *seen(samples, judge.Scored(of, 50), bench))
     found = {score.metric: score.value for score in scores}
     assert found["precision"] > 0.8
+
+
+def seen(samples, scored, bench):
+    """What scores from features are made of beside these."""
+    fd = judge.Frechet.of(samples.features, bench.references.features, scored, bench)
+    return fd, scored, bench
 
 
 def of_real(features, labels):
@@ -254,9 +263,10 @@ def real():
 
 def gaps(tmp_path, bench, found, train, held_out):
     of = judge.Scored(samples_of(tmp_path, torch.zeros(len(found.features), 1, 8, 8)), 200)
-    against = References.of(train, held_out, 0, SETTINGS.neighbours)
-    principal = influence.Principal.of(found.features)
-    return {score.metric: score for score in judge._held_out(principal, against, of, bench)}
+    settings = bench.settings.revised(num_samples=200)
+    against = References.of(train, held_out, settings)
+    fd, *rest = seen(found, of, replace(bench, references=against, settings=settings))
+    return {score.metric: score for score in judge._held_out(fd.principal, *rest)}
 
 
 def test_the_gap_to_held_out_images_tells_copies(tmp_path, references, real):
@@ -293,6 +303,23 @@ def test_floors_have_random_labels_where_samples_have_them(references):
     assert by_chance > 1.2 * in_shares
 
 
+def test_evaluations_against_the_same_images_have_their_floors_from_each_other(
+    tmp_path, few, score, monkeypatch
+):
+    inputs = score.inputs(tmp_path, {"one": samples_of(tmp_path / "1", few.load().test[:])})
+    first = context(tmp_path / "a", SETTINGS, **inputs)
+    evaluate.run(first)
+    monkeypatch.setattr(judge, "_floors", lambda *given: pytest.fail("computed again"))
+    again = context(tmp_path / "b", SETTINGS.revised(abscissa="nfe"), **inputs)
+    again.memory = first.memory
+    evaluate.run(again)
+    assert digests(again.path) == digests(first.path)
+    other = context(tmp_path / "c", SETTINGS.revised(neighbours=3), **inputs)
+    other.memory = first.memory
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        evaluate.run(other)
+
+
 def test_features_of_other_samples_or_extractors_are_refused(tmp_path, few, score):
     images = few.load().test[:]
     sets = {"one": samples_of(tmp_path / "1", images)}
@@ -319,6 +346,11 @@ def test_groups_of_sets_give_the_same_scores(tmp_path, few, score, artifact, mon
         "real": samples_of(tmp_path / "b", data.test[:], training_step=20),
         "noise": samples_of(tmp_path / "c", noise, training_step=10),
     }
+    sent = judge.judge_of
+    # As it reaches another process.
+    monkeypatch.setattr(
+        evaluate, "judge_of", lambda *a, **k: pickle.loads(pickle.dumps(sent(*a, **k)))
+    )
     assert digests(score(tmp_path / "s", sets).path) == digests(artifact.path)
 
 
@@ -368,6 +400,22 @@ def test_twice_is_the_same_bytes(tmp_path, few, score):
     one = score(tmp_path / "1", sets)
     two = score(tmp_path / "2", sets)
     assert digests(one.path) == digests(two.path)
+
+
+def test_neighbours_are_left_out_where_nobody_asks_for_them(tmp_path, few, score, artifact):
+    sets = {"real": samples_of(tmp_path / "m", few.load().test[:], training_step=20)}
+    settings = SETTINGS.revised(neighbours=0)
+    found = values(score(tmp_path / "s", sets, settings), "real")
+    manifolds = {"precision", "recall", "density", "coverage"}
+    assert found.keys() == METRICS - manifolds
+    assert found["fid"] == values(artifact, "real")["fid"]
+    at = context(tmp_path / "x", settings, **score.inputs(tmp_path / "y", sets))
+    evaluate.run(at)
+    assert any("evaluate.neighbours=5" in line for line in at.logged)
+    slots = {"samples": ["a"], "features": ["f"], "train": "t", "held_out": "h"}
+    for count, expected in ((0, set()), (5, manifolds)):
+        node = Node("evaluate", evaluate.STAGE, SETTINGS.revised(neighbours=count), slots)
+        assert manifolds & set(evaluate.STAGE.metrics(node)) == expected
 
 
 def test_bad_sets_are_refused(tmp_path, few, score):

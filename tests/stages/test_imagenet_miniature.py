@@ -58,12 +58,13 @@ sample:
   device: cpu
 stein: {in_full: false}
 combined: {in_full: false}
-evaluate: {num_samples: 40}
+evaluate: {num_samples: 40, device: cpu}
 resources:
   encode: &cpu {gpus: 0}
   decode: *cpu
   extractor: *cpu
   features: *cpu
+  evaluate: *cpu
   teach: *cpu
   diagnose: *cpu
   sample: *cpu

@@ -4,9 +4,11 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stages.artifacts import scores
+from stages.artifacts.features import FeatureArrays
 from stages.data.readers.order import mixed_order
 from stages.methods.protocol import Protocol, Score
 from stages.report import extractor as extractor_section
@@ -172,6 +174,23 @@ def test_copies_are_shown_beside_their_training_image(inputs, few):
     first = np.rint(given[mixed_order(60)[0] // 20].numpy() * (255 / 16))
     assert np.abs(shown(0, 0) - first).max() <= 1
     assert neighbours.sections(inputs | {"features": {}}, curves) == []
+
+
+def test_what_was_left_out_is_said_once(inputs):
+    class Unsought:
+        description = {"left_out": "neighbours are left out: a <long> search"}  # noqa: RUF012
+
+        def load(self, count):
+            return FeatureArrays(*[torch.zeros(count, 2), *[None] * 4])
+
+    curves = {"evaluate/external": [row(1.0, node="external")]}
+    given = inputs | {"features": {"features/external": Unsought(), "features/b": Unsought()}}
+    (section,) = neighbours.sections(given, curves)
+    assert section.pictures == ()
+    assert section.text == "<p>neighbours are left out: a &lt;long&gt; search.</p>"
+    text = score_section.overview(curves, "no <precision>: evaluate.neighbours=5").text
+    assert text.endswith("<p>no &lt;precision&gt;: evaluate.neighbours=5.</p>")
+    assert "evaluate.neighbours" not in score_section.overview(curves).text
 
 
 def test_the_extractors_validation_is_shown(extractor):

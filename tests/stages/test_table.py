@@ -286,6 +286,7 @@ def test_checkpoints_can_be_sampled_by_the_papers_sde():
             ["extractor.device=cuda", "resources.features.gpus=0"],
         ),
         (["resources.sample.gpus=1"], ["resources.sample.gpus=1", "sample.device=cpu"]),
+        (["evaluate.device=cuda"], ["evaluate.device=cuda", "set resources.evaluate.gpus=1"]),
         (
             ["resources.train.gpus=1", "train.num_workers=2"],
             ["resources.train.gpus=1", "train.num_workers=2"],
