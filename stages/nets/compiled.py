@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 
 # Of one function in one process: two numbers of tokens, with gradients and without, in several
 # precisions, of every network that the process meets. Beyond it calls would run uncompiled.
@@ -30,7 +31,7 @@ def compile_network(
     dynamo.optimize_ddp = False
     dynamo.recompile_limit = max(dynamo.recompile_limit, FORMS)
     if retained:
-        torch._functorch.config.donated_buffer = False
+        functorch.donated_buffer = False
     # What samplers call of an EDM network is the inside of its preconditioning.
     parts = repeated(network) or [getattr(network, "inner", network)]
     for part in parts:

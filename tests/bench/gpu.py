@@ -32,8 +32,8 @@ from stages.methods.path import VelocityDenoiser
 from stages.methods.solvers import solve
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets.compiled import compile_network
+from stages.nets.precision import products_in
 from stages.nets.sit import SiT
-from stages.sampling.problem import products_in
 from stages.training.loop import Batches, Optimization, TrainState, train
 from stages.training.saving import Saver
 from tests.bench.training import TEACHER, Training, data, training_flops
