@@ -154,6 +154,14 @@ class Room:
         # Alone it may be more than there is: that was checked before, and the cluster may shrink.
         return not (self.taken or others)
 
+    def renew(self, keys: Collection[str]) -> None:
+        """Keep no room for any of these any more, before they are offered anew: a more urgent one
+        may have come since, and would wait for the other's room, which it stands in the way of."""
+        for key in self.awaited.keys() & keys:
+            del self.awaited[key]
+            if key not in self.taken:
+                self.groups.pop(key, None)
+
     def began(self, key: str) -> None:
         """Ray has started it."""
         self.unbegun.get(self.taken.get(key, Amount()), set()).discard(key)

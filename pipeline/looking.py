@@ -65,6 +65,8 @@ def show(root: Root, options: Namespace) -> int:
         took = progress.duration(seconds) if seconds is not None else ""
         said = node.damage or "  ".join(results.measured(node.metrics)) or node.data["error"]
         print(f"{name:<{width}}  {node.state:<8} {took:>12}  {printable(said)}")
+        for what, rows in node.speeds.items() if options.node is not None else ():
+            print(f"  {printable(what)} {record.in_words(rows)}")
     report = run.store.run_path(run.id) / "report.html"
     if report.is_file():
         print(f"\nreport: {report}")
@@ -86,6 +88,7 @@ def _shown(run: results.Run, names: Sequence[str]) -> dict[str, Any]:
             "seconds": run[name].data["seconds"],
             "key": run[name].data["key"],
             "metrics": run[name].metrics,
+            "speeds": run[name].speeds,
             "error": run[name].damage or run[name].data["error"],
         }
         for name in names

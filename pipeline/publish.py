@@ -20,6 +20,7 @@ from pipeline import drawing, partial, progress
 from pipeline.artifact import Artifact
 from pipeline.errors import DamagedArtifactError
 from pipeline.locations import write_own
+from pipeline.record import in_words
 from pipeline.results import Run
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
@@ -190,11 +191,8 @@ def speeds(data: Mapping[str, Any]) -> str:
     lines = []
     for name, node in data["nodes"].items():
         for what, rows in node.get("timings", {}).items():
-            values = ", ".join(
-                f"median {value:.3g}" if step is None else f"{step:g}: {value:.3g}"
-                for step, value in rows
-            )
-            cells = "".join(f"<td>{html.escape(text)}</td>" for text in (name, what, values))
+            texts = (name, what, in_words(rows))
+            cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
             lines.append(f"<tr>{cells}</tr>")
     if not lines:
         return ""

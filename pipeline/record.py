@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,13 @@ def brief(timings: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
             median = statistics.median(value for _, value in rows)
             curves[name] = [[None, median]] if long else [list(row) for row in rows]
     return curves
+
+
+def in_words(rows: Sequence[Sequence[float | None]]) -> str:
+    """One curve of `brief` as text."""
+    return ", ".join(
+        f"median {value:.3g}" if step is None else f"{step:g}: {value:.3g}" for step, value in rows
+    )
 
 
 def _new(run_id: str, plan: Plan, overrides: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifact import Artifact, Manifest
 from pipeline.errors import DamagedArtifactError, UsageError, nearest
 from pipeline.holding import holder
-from pipeline.record import RUNNING, STOPPED
+from pipeline.record import RUNNING, STOPPED, brief
 from pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ class RunNode:
         """Headline numbers; empty while the node has not finished, or where they are damaged."""
         manifest = self._read[0]
         return dict(manifest.metrics) if manifest else {}
+
+    @property
+    def speeds(self) -> dict[str, list[list[float | None]]]:
+        """What it measured of its own speed, `{name: [[step, value], ...]}`; of many values the
+        median, without step."""
+        manifest = self._read[0]
+        return brief(manifest.timings) if manifest else {}
 
     @property
     def artifact(self) -> Artifact:

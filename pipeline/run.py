@@ -61,6 +61,7 @@ class Execution:
             name: Progress(item.node, item.key, manifest=item.manifest)
             for name, item in plan.nodes.items()
         }
+        self.keys = frozenset(item.key for item in self.nodes.values())
         self.rank = {name: rank for rank, name in enumerate(plan.by_urgency())}
         self.readers: dict[str, list[str]] = {name: [] for name in self.nodes}
         for name, item in self.nodes.items():
@@ -147,6 +148,7 @@ class Execution:
         self.placed.difference_update(waiting)
         for name in waiting:
             self._look_at(name)
+        self.claims.room.renew(self.keys)
         full: set[Amount] = set()
         while heads := [(line[0], need) for need, line in self.ready.items() if need not in full]:
             (_, name), need = min(heads, key=lambda head: head[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ from stages.papers.icr import measure
 from stages.settings.scans import ScannedOptions
 from stages.training.log import LossLog
 from stages.training.loop import Batches, Optimization, TrainState, train
-from tests.pretend_gpu import DEVICE, running
+from tests.pretend_gpu import DEVICE, Gpu, running
 
 CLASSES, SIDE, WIDTH = 5, 8, 6
 U_NET = {
@@ -142,19 +143,24 @@ def images(latents: bool = False) -> Images:
     return Images(Held(random.integers(0, 256, (30, 1, SIDE, SIDE)).astype(np.uint8)), labels)
 
 
+def on_stand_in(device):
+    """What is done on the CPU needs none."""
+    return running() if torch.device(device) == DEVICE else nullcontext(Gpu())
+
+
 def trained(network, loss, device, stored=None, again=False, teacher=None, **how):
-    """The state after three steps, their losses, and what waited in the last; again: blocks are
+    """The state after two steps, their losses, and what waited in the last; again: blocks are
     computed again for their gradients. teacher(images, device): another than `Features`."""
     torch.manual_seed(0)
     stored, where = images() if stored is None else stored, torch.device(device)
-    with running() as gpu:
+    with on_stand_in(where) as gpu:
         state = TrainState(placed(network(), where), Optimization(1e-3, **how))
         if again:
             recompute(state.network)
         log = LossLog(every=100)
         taught = Features() if teacher is None else teacher(stored, where)
         with Batches(stored, stored.labels, 6, 0, device, taught) as batches:
-            for step in train(state, loss, batches, 3):
+            for step in train(state, loss, batches, 2):
                 log.add(step)
                 waited = dict(gpu.waits)
                 gpu.waits.clear()
@@ -239,7 +245,8 @@ def ends(sample):
         gpu.waits.clear()
         found = sample(*there)
         waits = gpu.waits.copy()
-        return found.cpu(), sample(denoiser_on("cpu"), LEVELS[0] * NOISE), waits
+        found = found.cpu()
+    return found, sample(denoiser_on("cpu"), LEVELS[0] * NOISE), waits
 
 
 def stochastic(name):
@@ -344,7 +351,7 @@ def test_what_is_measured_on_trajectories_mixes_no_devices(measure):
 
 def on(device, call):
     """What `call(device)` gives, on the CPU."""
-    with running():
+    with on_stand_in(device):
         found = call(device)
         return [x.cpu() if isinstance(x, torch.Tensor) else x for x in found]
 

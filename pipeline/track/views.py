@@ -170,9 +170,9 @@ def _laid_out(view: str, charts: Charts) -> tuple[list[dict], list[dict]]:
         )
         for chart in among
     ]
+    # In three columns beside the list of runs, titles are cut off.
     sections = [
-        _section(f"section {at}", heading, columns=min(3, max(2, _count(among, heading))))
-        for at, heading in enumerate(headings)
+        _section(f"section {at}", heading, columns=2) for at, heading in enumerate(headings)
     ]
     return cards, [*sections, *_folded(headings)]
 
@@ -185,10 +185,6 @@ def _folded(headings: Sequence[str]) -> list[dict[str, Any]]:
         for heading, uuid in rest.items()
         if heading not in headings
     ]
-
-
-def _count(charts: Charts, heading: str) -> int:
-    return sum(chart["section"] == heading for chart in charts)
 
 
 def _section(

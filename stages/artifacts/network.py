@@ -72,6 +72,13 @@ class TrainedModel:
         return self.config.get("num_classes", other)
 
     @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class; None where only leaving labels out does."""
+        if self.kind in table.NO_NULL_LABEL:
+            return self.config.get("null_class")
+        return self.known_classes
+
+    @property
     def noise_scale(self) -> float:
         """Standard deviation of the noise at the end of the network's own path."""
         return self.config.get("noise_scale", 1.0)
@@ -154,10 +161,12 @@ def as_denoiser(
     if guiding.scale == 1:
         return conditional
     check_guidance(model, guiding.scale)
+    pair = None
     if model.guide is not None:
         away = _plain_denoiser(model.guide, guide, labels, around)
     else:
         away = _plain_denoiser(model, network, None, around)
+        pair = _with_and_without(model, network, labels, around)
     return Guidance(
         conditional,
         away,
@@ -168,7 +177,23 @@ def as_denoiser(
         model.noise_scale,
         guiding.token_scale,
         model.packing,
+        pair,
     )
+
+
+def _with_and_without(
+    model: TrainedModel, network: nn.Module, labels: Tensor | None, around: Callable[..., Any]
+) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """D(y, s) with the labels and without, in one call on twice the samples; None where that is
+    not to be had."""
+    import torch
+
+    null = model.null_label
+    if labels is None or null is None:
+        return None
+    both = torch.cat([labels, torch.full_like(labels, null)])
+    doubled = _plain_denoiser(model, network, both, around)
+    return lambda y, s: doubled(torch.cat([y, y]), s).chunk(2)
 
 
 def _plain_denoiser(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+FILE = "samples.npy"  # the images
 GRID_SIDE = 10
 
 LARGE = 64  # pixels of a side that a picture in a grid is brought to, about
@@ -46,27 +47,30 @@ class Samples(DescribedArtifact):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
-        return tuple(rows(self.path, "samples.npy", slice(0)).shape[1:])
+        return tuple(rows(self.path, FILE, slice(0)).shape[1:])
 
     def stored(self) -> np.ndarray:
         """(n, C, H, W) as they are stored, mapped."""
         import numpy as np
 
-        return np.load(self.path / "samples.npy", mmap_mode="r")
+        return np.load(self.path / FILE, mmap_mode="r")
 
     @property
     def is_rounded(self) -> bool:
         """Whether they are stored as 8 bits."""
-        return rows(self.path, "samples.npy", slice(0)).dtype.kind == "u"
+        return rows(self.path, FILE, slice(0)).dtype.kind == "u"
 
     def images(self, which: slice = slice(None)) -> Tensor:
         """(n, C, H, W) float32 images; reads no more of the file than `which` asks for."""
+        return as_images(rows(self.path, FILE, which))
+
+    def chosen(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) float32 and labels (B,) of these indices; reads no others."""
         import numpy as np
         import torch
 
-        stored = rows(self.path, "samples.npy", which)
-        images = torch.from_numpy(np.array(stored, np.float32))
-        return images / 127.5 - 1 if stored.dtype == np.uint8 else images
+        labels = torch.from_numpy(np.load(self.path / "labels.npy"))
+        return as_images(self.stored()[which.numpy()]), labels[which]
 
     def load(self) -> SampleSet:
         import numpy as np
@@ -81,7 +85,7 @@ class Samples(DescribedArtifact):
         """Write images (n, C, H, W), their labels (n,), a grid of the first ones and the facts."""
         import numpy as np
 
-        np.save(folder / "samples.npy", images)
+        np.save(folder / FILE, images)
         cls.complete(folder, labels, facts)
 
     @classmethod
@@ -89,7 +93,7 @@ class Samples(DescribedArtifact):
         """Write all the rest beside images that are there."""
         import numpy as np
 
-        images = np.load(folder / "samples.npy", mmap_mode="r")
+        images = np.load(folder / FILE, mmap_mode="r")
         np.save(folder / "labels.npy", labels)
         first = images[: GRID_SIDE**2]
         write_grid(folder / "grid.png", first / 127.5 - 1 if first.dtype == np.uint8 else first)
@@ -98,6 +102,15 @@ class Samples(DescribedArtifact):
     def name_of(self, index: int) -> str:
         """What messages call a sample."""
         return f"image {index}"
+
+
+def as_images(stored: np.ndarray) -> Tensor:
+    """(n, C, H, W) float32 of images as they are stored."""
+    import numpy as np
+    import torch
+
+    images = torch.from_numpy(np.array(stored, np.float32))
+    return images / 127.5 - 1 if stored.dtype == np.uint8 else images
 
 
 def write_grid(path: Path, images: np.ndarray, columns: int = GRID_SIDE) -> None:

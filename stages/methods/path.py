@@ -208,9 +208,11 @@ class Guidance:
     D = D_u + scale (D_c - D_u) (Ho and Salimans 2022) where t lies in `interval` (Kynkäänniemi et
     al. 2024), D_c elsewhere. Guiding denoisers equals guiding velocities, noises or scores, all of
     them being affine in D with the same coefficients. The unconditional denoiser is called only
-    where it counts. One guided evaluation counts as one evaluation, though it calls two networks.
+    where it counts. One guided evaluation counts as one evaluation, though it calls two networks,
+    or one on twice the samples.
 
-    scale: 1 is no guidance. interval: closed interval of t, in [0, 1]. channels: only the first so
+    pair: both denoisers' outputs at (y, s) in one call; None calls one after the other. scale: 1
+    is no guidance. interval: closed interval of t, in [0, 1]. channels: only the first so
     many channels of y (B, C, ...) are guided, as in the published samplers of SiT and DiT; None
     for all. is_open: the ends of the interval are left out, but for t = 1, as in JiT's sampler.
     noise_scale: n of a path whose noise has this standard deviation, whose own t is s / (n + s).
@@ -227,6 +229,7 @@ class Guidance:
     noise_scale: float = 1.0
     token_scale: float | None = None
     packing: Packing | None = None
+    pair: Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -236,10 +239,12 @@ class Guidance:
             )
 
     def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
-        clean = self.conditional(y, s)
         if self.scale == 1 or not self._acts_at(float(s)):
-            return clean
-        unconditional = self.unconditional(y, s)
+            return self.conditional(y, s)
+        if self.pair is not None:
+            clean, unconditional = self.pair(y, s)
+        else:
+            clean, unconditional = self.conditional(y, s), self.unconditional(y, s)
         guided = unconditional + self.scale * (clean - unconditional)
         if self.packing is not None:
             return self._with_token(guided, clean, unconditional)

@@ -82,6 +82,9 @@ PUBLISHED = {
     "python": "stages.networks.python_functions:Called",
 }
 
+# Those whose null class is no label behind the last; their configuration may say which it is.
+NO_NULL_LABEL = frozenset({"diffusers", "python"})
+
 # Those of them that are trained, by EDM's loss or JiT's.
 TRAINED_PUBLISHED = {kind: PUBLISHED[kind] for kind in ("song", "dhariwal", "edm2", "jit")}
 

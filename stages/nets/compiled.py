@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 
 # Of one function in one process: two numbers of tokens, with gradients and without, in several
 # precisions, of every network that the process meets. Beyond it calls would run uncompiled.
@@ -30,7 +31,7 @@ def compile_network(
     dynamo.optimize_ddp = False
     dynamo.recompile_limit = max(dynamo.recompile_limit, FORMS)
     if retained:
-        torch._functorch.config.donated_buffer = False
+        functorch.donated_buffer = False
     # What samplers call of an EDM network is the inside of its preconditioning.
     parts = repeated(network) or [getattr(network, "inner", network)]
     for part in parts:
@@ -44,12 +45,13 @@ def repeated(network: nn.Module) -> list[nn.Module]:
     Equals are of one class and have parameters of the same names and shapes. A U-Net's levels
     differ, and so it has none.
     """
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    kinds = (nn.ModuleList, nn.Sequential)
+    lists = [module for module in network.modules() if isinstance(module, kinds)]
     found = [part for one in lists if len(one) > 1 and _alike(one) for part in one]
     return found if 2 * _weights(found) > _weights([network]) else []
 
 
-def _alike(modules: nn.ModuleList) -> bool:
+def _alike(modules: nn.ModuleList | nn.Sequential) -> bool:
     """Whether all are of one class with parameters of the same names and shapes."""
 
     def form(module: nn.Module) -> tuple[type, list[tuple[str, torch.Size]]]:

@@ -157,9 +157,10 @@ def plot(
 
 
 def narrow(ax: Any) -> None:
-    """Labels of a small figure: broken where they are longer than it."""
+    """Labels of a small figure: broken where they are longer than it, and not broken already."""
     for axis, width in ((ax.xaxis, 44), (ax.yaxis, 26)):
-        axis.set_label_text(fill(axis.get_label_text(), width), fontsize="small")
+        text = axis.get_label_text()
+        axis.set_label_text(text if "\n" in text else fill(text, width), fontsize="small")
     ax.tick_params(labelsize="small")
 
 
@@ -198,6 +199,7 @@ def _lines(ax: Any, curves: Sequence[Curve]) -> list[Any]:
 def _scales(ax: Any, curves: Sequence[Curve], axes: Axes) -> None:
     ax.set_xlabel(axes.x)
     ax.set_ylabel(score_name(axes.y))
+    ax.ticklabel_format(axis="y", scilimits=(-2, 5))  # long numbers would lie over the label
     drawn = [point for curve in curves for point in _finite(curve)]
     for place, (axis, is_log) in enumerate(((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y))):
         if is_log and any(point[place] > 0 for point in drawn):

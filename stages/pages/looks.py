@@ -38,7 +38,8 @@ NAMES = {
     **{"csflow": "CSFlow", "uniform_t": "uniform in t", "whole": "whole trajectory"},
 }
 SCORES = {
-    **{"fid": "FID", "sfid": "sFID", "kid": "KID", "fid_infinity": "FID for infinite samples"},
+    **{"fid": "FID", "sfid": "sFID", "kid": "KID", "fid_infinity": "FID ∞"},
+    **{"fid_held_out": "FID held-out", "fid_gap": "FID gap", "inception_score": "IS"},
     **{"trajectory_rms": "rms to own fine sample"},
 }
 

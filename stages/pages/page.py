@@ -51,8 +51,9 @@ figcaption details:not([open]) { display: inline-block; }
 .halves { grid-column: 1 / -1; }
 .halves:not(.beside) img { aspect-ratio: 2; object-fit: cover; object-position: top; }
 p { margin: .6rem 0; }
-.error { font-size: .82em; color: var(--soft); } td.best { font-weight: 700; }
-td.close { font-style: italic; } .scores td, .scores th { padding-right: .9rem; }
+.error { font-size: .82em; color: var(--soft); font-weight: 400; } td.best { font-weight: 700; }
+td.close { font-style: italic; } .scores td { white-space: nowrap; }
+.scores tr > :first-child { position: sticky; left: 0; background: var(--paper); }
 figure svg { width: 100%; max-width: 40rem; height: auto; display: block; }
 figure img { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
 .pictures { display: grid; gap: 1rem;
@@ -67,7 +68,8 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 td.number, th.number { text-align: right; white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 details { margin: .4rem 0; font-size: .9rem; } summary { cursor: pointer; color: var(--soft); }
-.claims [data-label="claim"] { min-width: 24rem; } .claims .note { font-size: .8rem; }
+.claims [data-label="claim"] { min-width: 18rem; } .claims [data-label="paper"] { min-width: 8rem; }
+.claims [data-label="verdict"] { min-width: 9.5rem; } .claims .note { font-size: .8rem; }
 @media (min-width: 62rem) { .halves.beside { grid-column: span 2; } }
 @media (max-width: 40rem) { .claims thead { display: none; }
   .claims tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
@@ -238,8 +240,8 @@ def score_cell(value: float, error: float | None, look: str = "") -> Cell:
     return Cell(f"{number}<span class=error>{sign}{rest}</span>" if sign else number, look)
 
 
-def table(rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; the first row is its heading, numbers stand right."""
+def table(rows: Sequence[Sequence[Any]], look: str = "") -> str:
+    """An HTML table of a class; the first row is its heading, numbers stand right."""
     heading, *body = rows
     numeric = [any(_is_number(row[i]) for row in body) for i in range(len(heading))]
 
@@ -257,8 +259,8 @@ def table(rows: Sequence[Sequence[Any]]) -> str:
 
     lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in body)
     return (
-        f"<div class='wide'><table><thead><tr>{cells('th', heading)}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
+        f"<div class='wide'><table{f' class={look}' if look else ''}><thead><tr>"
+        f"{cells('th', heading)}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
 

@@ -52,7 +52,29 @@ def under_protocol(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
         name for node in scored for slot in ("samples", "reference") for name in node.slot(slot)
     }
     gone = {"extractor", *REFERENCES.values()}
-    return [_under(bench, node, settings, sets) for node in nodes if node.name not in gone]
+    pictures = _scored_alone(nodes) if _samples_pixels(bench) else set()
+    return [
+        _under(bench, node, settings, sets, node.name in pictures)
+        for node in nodes
+        if node.name not in gone
+    ]
+
+
+def _samples_pixels(bench: Bench) -> bool:
+    """Whether samples are pictures, and not latents of them."""
+    return bench.latents.autoencoder is None and not bench.data.holds_latents
+
+
+def _scored_alone(nodes: Sequence[Node]) -> set[str]:
+    """The sets that are scored by their pictures and read by nothing else: distances between sets
+    would see that they were rounded."""
+    by_pictures, otherwise = set(), set()
+    for node in nodes:
+        for slot in node.inputs:
+            scored = node.stage is evaluate.STAGE and slot == "samples"
+            plain = scored and not node.slot("reference")
+            (by_pictures if plain else otherwise).update(node.slot(slot))
+    return by_pictures - otherwise
 
 
 def _settings(bench: Bench) -> PublishedSettings:
@@ -72,7 +94,9 @@ def _settings(bench: Bench) -> PublishedSettings:
     return settings
 
 
-def _under(bench: Bench, node: Node, settings: PublishedSettings, sets: set[str]) -> Node:
+def _under(
+    bench: Bench, node: Node, settings: PublishedSettings, sets: set[str], is_picture: bool
+) -> Node:
     if node.stage is evaluate.STAGE:
         inputs = {name: of for name, of in node.inputs.items() if name in published.STAGE.inputs}
         return Node(
@@ -90,6 +114,8 @@ def _under(bench: Bench, node: Node, settings: PublishedSettings, sets: set[str]
     count = settings.stated("best_of") * settings.protocol_samples
     # Equal shares: "balanced" is every class equally often, whatever the data's shares.
     drawn = {"num_samples": count, "classes": settings.stated("classes"), "labels": "equal"}
+    if is_picture:
+        drawn["kept"] = settings.stated("rounding")
     return replace(node, settings=node.settings.revised(**drawn))
 
 

@@ -222,8 +222,8 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     real = [f"{floors[metric]:.4g}" if metric in floors else "" for metric in metrics]
     lines.append(("real images", "", "", "", "", *real))
     if len(curves) <= UNFOLDED:
-        return table(lines)
-    return folded(f"the last sets of {len(curves)} curves", table(lines))
+        return table(lines, "scores")
+    return folded(f"the last sets of {len(curves)} curves", table(lines, "scores"))
 
 
 def _cautions(curves: Mapping[str, Sequence[Row]]) -> str:

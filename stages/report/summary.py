@@ -55,21 +55,24 @@ def by_method(found: Sequence[Finding]) -> dict[str, list[Finding]]:
 def ending(run: Run) -> str:
     """One screen: a line or two a paper, the best score with its floor, and what to try next."""
     found = claims(run)
-    lines = [line for method, ones in by_method(found).items() for line in _paper(method, ones)]
-    if not lines:
+    if not found:
         return _first(run)
+    lines, absent = [], []
+    for method, ones in by_method(found).items():
+        if tested := [finding for finding in ones if finding["verdict"] in VERDICTS]:
+            lines += _paper(method, tested)
+        else:
+            absent.append(method)
+    if lines and absent:
+        lines.append(f"{'not measured':<14} {', '.join(absent)}")
     if any(finding["together"] for finding in found):
         lines.append("* stays when all claims are looked at together (Holm)")
-    lines += ["", *_best(run), *_next(run, found)]
+    lines += [*([""] if lines else []), *_best(run), *_next(run, found)]
     return "\n".join(lines).rstrip()
 
 
-def _paper(method: str, found: Sequence[Finding]) -> Iterator[str]:
+def _paper(method: str, tested: Sequence[Finding]) -> Iterator[str]:
     """Its first claim that was measured, with what came of it, and how the others went."""
-    tested = [finding for finding in found if finding["verdict"] in VERDICTS]
-    if not tested:
-        yield f"{method:<14} nothing measured in this run"
-        return
     first = tested[0]
     text = first["claim"]["text"]
     yield f"{method:<14} {text[0].upper()}{text[1:]}"
@@ -145,7 +148,8 @@ def _best(run: Run) -> Iterator[str]:
     """The set of samples with the least FD, and what real images get in its place."""
     if scores := _scores(run):
         name = _least(scores)
-        yield f"best:    {measured(scores[name])[0]}, {name}, of {len(scores)} sets of samples"
+        among = f", of {len(scores)} sets of samples" if len(scores) > 1 else ""
+        yield f"best:    {measured(scores[name])[0]}, {name}{among}"
 
 
 def _next(run: Run, found: Sequence[Finding]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from stages.methods.path import Denoiser
 
 
+MOST_SPANS = 4096  # of a GPU's work that a clock keeps before it adds them up
+
+
 @dataclass(frozen=True)
 class Calls:
     """How a network is called; results depend on it.
 
-    precision: of its products, see `products_in`. compile: by its blocks.
+    precision: of its products, see `nets.precision`. compile: by its blocks.
     """
 
     precision: str = "float32"
@@ -38,29 +41,12 @@ class Calls:
 PLAIN = Calls()
 
 
-@contextmanager
-def products_in(precision: str, device: str) -> Iterator[None]:
-    """Within it matrix products and convolutions of float32 are made in float32, tf32 (on a GPU) or
-    bfloat16; the process's own choice comes back after."""
-    import torch
-
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
 @dataclass
 class Problem:
     """A model as solvers see it: states, and denoisers of blocks of samples.
 
     A state is an image, or an image with the class token that the network carries beside it, packed
-    into one vector. precision: of the network's products. `network_seconds` adds up what calls of
-    the network took.
+    into one vector. precision: of the network's products.
     """
 
     network: Callable[..., Any]
@@ -68,7 +54,6 @@ class Problem:
     settings: SolverOptions
     guide: Callable[..., Any] | None = None
     precision: str = "float32"
-    network_seconds: float = field(default=0.0, init=False)
 
     @cached_property
     def packing(self) -> Any:
@@ -124,7 +109,7 @@ class Problem:
         """denoiser(y, s) of the samples with these labels (B,); one network call a block of them.
 
         The state is float64, the network float32 but for its products. Guidance calls the network
-        twice. Raises ValueError for guidance of a network without classes.
+        on twice the samples. Raises ValueError for guidance of a network without classes.
         """
         options = self.settings
         guiding = Guiding(
@@ -141,22 +126,57 @@ class Problem:
         return parts[0] if len(parts) == 1 else InBlocks(parts, self.settings.block_size)
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        from stages.nets.precision import products_in
+
         def timed(*args: Any, **kwargs: Any) -> Any:
-            self._wait()
-            begun = time.perf_counter()
-            with products_in(self.precision, self.settings.device):
-                output = call(*args, **kwargs)
-            self._wait()
-            self.network_seconds += time.perf_counter() - begun
-            return output
+            with self._clock.running(), products_in(self.precision, self.settings.device):
+                return call(*args, **kwargs)
 
         return timed
 
-    def _wait(self) -> None:
-        if self.settings.device == "cuda":
-            import torch
+    @cached_property
+    def _clock(self) -> Clock:
+        return Clock(self.settings.device)
 
-            torch.cuda.synchronize()
+    @property
+    def network_seconds(self) -> float:
+        """What calls of the network took so far."""
+        return self._clock.seconds()
+
+
+class Clock:
+    """Adds up what parts of the work took on a device, which nobody waits for meanwhile."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device == "cuda"
+        self._seconds = 0.0
+        self._spans: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts what happens within."""
+        if not self._on_gpu:
+            begun = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begun
+            return
+        import torch
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._spans.append((begin, end))
+        if len(self._spans) >= MOST_SPANS:
+            self.seconds()
+
+    def seconds(self) -> float:
+        """Of all so far; waits for the device."""
+        if self._spans:
+            self._spans[-1][1].synchronize()
+            taken = sum(begin.elapsed_time(end) for begin, end in self._spans)
+            self._seconds, self._spans = self._seconds + taken / 1000, []
+        return self._seconds
 
 
 @dataclass(frozen=True)

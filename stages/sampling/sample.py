@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve, unkeyed
-from stages.artifacts import network
+from stages.artifacts import network, written
+from stages.artifacts import samples as artifacts_samples
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork
 from stages.artifacts.samples import Samples
@@ -124,6 +125,11 @@ class SampleSettings(SampleOptions):
 
     step: int | None = Field(None, ge=1, description="the checkpoint's step; unset is the last")
     seed: int = Field(0, ge=0, description="of the noise")
+    kept: Literal["float32", "nearest", "down"] = Field(
+        "float32",
+        description="how images are kept: as float32, or as 8 bits, rounded to the nearest or "
+        "down; recipes choose 8 bits for pictures that a published protocol alone reads",
+    )
 
 
 @dataclass(frozen=True)
@@ -152,15 +158,14 @@ def sample_shard(
 ) -> dict[str, str]:
     """The files, by name, in the work area `folder`, with what was made of samples first..last-1.
 
-    images: (n, C, H, W) float32. gammas: (blocks, steps) float64. took: (3,) float64, the step of
-    the checkpoint, and the seconds of all and of the network.
+    images: (n, C, H, W), as they are kept. gammas: (blocks, steps) float64. took: (3,) float64, the
+    step of the checkpoint, and the seconds of all and of the network.
     """
-    from stages.artifacts.written import write_arrays
 
     def make() -> dict[str, np.ndarray]:
         return _made(shard, model, settings, plan)
 
-    files = write_arrays(Path(folder), f"samples-{shard[0]}-{shard[1]}", make)
+    files = written.write_arrays(Path(folder), f"samples-{shard[0]}-{shard[1]}", make)
     return {name: str(file) for name, file in files.items()}
 
 
@@ -180,18 +185,33 @@ def _made(
     first, last = shard
     size = settings.block_size
     held = 1 if _over_batch(settings) else math.ceil(settings.batch_size / size)
-    parts = []
+    kept, every = None, []
     for start, stop in blocks(last - first, held * size):
         whole = math.ceil((stop - start) / size) * size
         indices = torch.arange(first + start, first + start + whole)
         images, gammas = sample_block(problem, indices, settings, plan)
-        parts.append((images[: stop - start].cpu().numpy(), gammas))
+        part = as_kept(images[: stop - start], settings.kept).cpu().numpy()
+        kept = np.empty((last - first, *part.shape[1:]), part.dtype) if kept is None else kept
+        kept[start:stop] = part
+        every.append(gammas)
     took = step, time.perf_counter() - begun, problem.network_seconds
     return {
-        "images": np.concatenate([images for images, _ in parts]),
-        "gammas": np.array([gammas for _, gammas in parts], np.float64),
+        "images": kept,
+        "gammas": np.array(every, np.float64),
         "took": np.array(took, np.float64),
     }
+
+
+def as_kept(images: Tensor, kept: str) -> Tensor:
+    """Images in [-1, 1] as they are, or their pixels in 8 bits; ValueError for images that are not
+    finite, of which those would not tell."""
+    from stages.methods.suite import rounded
+
+    if kept == "float32":
+        return images
+    if not images.isfinite().all():
+        raise ValueError("samples hold NaN or infinity; set sample.precision=float32, or more nfe")
+    return rounded(images, kept)
 
 
 def sample_block(
@@ -297,14 +317,14 @@ def run(context: Context) -> Result:
         parts = context.map(sample_shard, items, model, settings, plan, context.work)
     context.work.pull()
 
-    def of_all(name: str) -> np.ndarray:
-        files = [context.work.path / Path(part[name]).name for part in parts]
-        return np.concatenate([np.load(file, mmap_mode="r") for file in files])
+    def of_all(name: str) -> list[Path]:
+        return [context.work.path / Path(part[name]).name for part in parts]
 
-    images, took = of_all("images"), of_all("took").reshape(-1, 3)
-    context.progress(len(images), settings.num_samples, "samples")
+    took = np.stack([np.load(file) for file in of_all("took")])
+    written.join_arrays(of_all("images"), context.path / artifacts_samples.FILE)
+    context.progress(settings.num_samples, settings.num_samples, "samples")
     problem = sampling_problem.Problem(None, model.load(), settings)
-    labels = labels_of(settings, problem, torch.arange(len(images))).cpu().numpy()
+    labels = labels_of(settings, problem, torch.arange(settings.num_samples)).cpu().numpy()
     facts = {
         "training_step": model.description.get("steps_before", 0) + int(took[0, 0]),
         "method": model.description["method"],
@@ -317,20 +337,25 @@ def run(context: Context) -> Result:
         "seed": settings.seed,
         "labels": settings.labels,
         "network": network.model_identity(model, int(took[0, 0])),
-        "num_samples": len(images),
+        "num_samples": settings.num_samples,
         "classes": settings.classes,
         # Copies are sought among the images that the model has seen.
         "num_training_images": model.description.get("num_images"),
     }
-    Samples.write(context.path, images, labels, facts)
-    gammas = of_all("gammas")
+    if settings.kept != "float32":
+        facts["rounding"] = settings.kept
+    Samples.complete(context.path, labels, facts)
+    gammas = np.concatenate([np.load(file) for file in of_all("gammas")])
     mean = gammas.mean(0) if _over_batch(settings) else gammas[0]
     steps = {"level": plan.levels[:-1].tolist(), "gamma": mean.tolist()}
     (context.path / "steps.json").write_text(json.dumps(steps, indent=1), encoding="utf-8")
+    seconds = float(took[:, 1].sum())
     return Result(
         timings={
-            "sampling_seconds": float(took[:, 1].sum()),
+            "sampling_seconds": seconds,
             "network_seconds": float(took[:, 2].sum()),
+            # Of one task; several may have run beside each other.
+            "images_per_second": [(settings.nfe, settings.num_samples / seconds)],
         }
     )
 

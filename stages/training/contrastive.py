@@ -15,6 +15,7 @@ from pipeline.stage import Context
 from stages.artifacts import reading
 from stages.artifacts.teacher import TeacherNetwork
 from stages.methods.simclr import Loss
+from stages.nets.compiled import compile_network
 from stages.nets.vit import ContrastiveViT
 from stages.training import loop, resume
 from stages.training.log import LossLog
@@ -89,7 +90,10 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
         warmup_steps=min(20, settings.steps),
         decay_steps=settings.steps,
         ema_decay=0.0,
+        precision=settings.compute,
     )
+    if settings.compile:
+        compile_network(network)
     state, log = loop.TrainState(network, how), LossLog(LOG_EVERY)
     if (saved := resume.latest(context.work.path)) is not None:
         step, tensors, record = saved

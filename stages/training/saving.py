@@ -59,6 +59,11 @@ class Saver:
 
         self._begin("weights", tensors, write)
 
+    def wait(self) -> None:
+        """Until all that was given is written. Raises what went wrong."""
+        while self._going:
+            self._going.popitem()[1].result()
+
     def _begin(
         self, kind: str, tensors: Mapping[str, Tensor], write: Callable[[Mapping], None]
     ) -> None:
@@ -83,8 +88,7 @@ class Saver:
     def __exit__(self, *error: Any) -> None:
         self._pool.shutdown()
         if error[0] is None:
-            for future in self._going.values():
-                future.result()
+            self.wait()
 
 
 class Copy:

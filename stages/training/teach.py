@@ -71,7 +71,10 @@ class TeachOptions(Settings):
         "float32", description="of stored features; float16 halves their size"
     )
     compute: Literal["float32", "bfloat16"] = Field(
-        "float32", description="in which the teacher computes"
+        "float32", description="in which the teacher computes, and the embedded one is trained"
+    )
+    compile: bool = Field(
+        False, description="embedded: compile the network by its blocks (worth it on a GPU)"
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where the teacher runs; online it then runs where the network trains"
@@ -147,9 +150,21 @@ class TeachSettings(TeachOptions):
         """As the base's; of a teacher that is not embedded, what trains the embedded one left
         out."""
         inherited = super().keyed()
+        if not self.compile:  # the key from before there was the choice
+            del inherited["compile"]
         if self.kind == EMBEDDED:
             return inherited
-        trained = {"patch", "width", "depth", "heads", "steps", "train_batch_size", "lr", "seed"}
+        trained = {
+            "compile",
+            "patch",
+            "width",
+            "depth",
+            "heads",
+            "steps",
+            "train_batch_size",
+            "lr",
+            "seed",
+        }
         return {k: v for k, v in inherited.items() if k not in trained | {"temperature"}}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 import traceback
@@ -31,8 +32,8 @@ from stages.methods.path import VelocityDenoiser
 from stages.methods.solvers import solve
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets.compiled import compile_network
+from stages.nets.precision import products_in
 from stages.nets.sit import SiT
-from stages.sampling.problem import products_in
 from stages.training.loop import Batches, Optimization, TrainState, train
 from stages.training.saving import Saver
 from tests.bench.training import TEACHER, Training, data, training_flops
@@ -52,7 +53,7 @@ TARGETS = {  # of a record's value, by its name: least or most
     "correctness/bfloat16": ("at most", 3e-2),
     "correctness/compiled": ("at most", 1e-4),
     "correctness/draws": ("at most", 1e-6),
-    "resume/difference": ("at most", 0),
+    "resume/deterministic/resumed": ("at most", 0),
     "scoring/host_gib": ("at most", 2),
     "scoring/gpu_gib": ("at most", 2),
 }
@@ -229,7 +230,8 @@ class _Latents:
     """A mapped file of latents, as the loop reads images."""
 
     def __init__(self, path: Path, count: int, shape: Sequence[int]) -> None:
-        np.save(path, np.random.default_rng(0).standard_normal((count, *shape)).astype(np.float16))
+        values = np.random.default_rng(0).standard_normal((count, *shape), np.float32)
+        np.save(path, values.astype(np.float16))
         self.rows = np.load(path, mmap_mode="r")
 
     def __len__(self) -> int:
@@ -245,7 +247,7 @@ class _Latents:
 def feeding(bench: Bench) -> Iterator[tuple[str, float]]:
     """REG through the training loop, its latents and its teacher's features read from disk: the
     share of the time in which the device had nothing to do, and how long a save holds it up."""
-    size, steps = bench.sizes()[0], 6 if bench.tiny else 60
+    size, steps = bench.sizes()[0], 6 if bench.tiny else 30
     batch, count, readers = (4, 16, 1) if bench.tiny else (256, 1024, 8)
     patches, side = (16, 8) if bench.tiny else (256, 32)
     network = bench.network(size, "reg")
@@ -271,14 +273,13 @@ def feeding(bench: Bench) -> Iterator[tuple[str, float]]:
             yield "steps_a_second", steps / seconds
             yield "waiting_share", (batches.waited - waited) / seconds
             with Saver(place, lambda: None) as saver:
-                for again in ("first", "second"):  # the first takes pinned memory
+                for again in ("first", "next"):  # the first takes pinned memory
+                    bench.wait()
                     began = time.perf_counter()
                     saver.state(state.step, state.tensors(), {})
                     yield f"{again}_save_holds_up_seconds", time.perf_counter() - began
-                    for _ in train(state, reg.Loss(), batches, state.step + steps // 6):
-                        pass
-                    bench.wait()
-            yield "save_with_steps_seconds", time.perf_counter() - began
+                    saver.wait()
+                    yield f"{again}_save_written_seconds", time.perf_counter() - began
 
 
 def waits(bench: Bench) -> Iterator[tuple[str, float]]:
@@ -392,10 +393,13 @@ def decoding(bench: Bench) -> Iterator[tuple[str, float]]:
 
 
 def resume(bench: Bench) -> Iterator[tuple[str, float]]:
-    """Four steps, and two, a save, a load and two more: how far the weights are apart."""
+    """Four steps twice, and two, a save, a load and two more: how far the weights are apart; as
+    trainings run by default, and where every kernel is deterministic."""
     size = bench.sizes()[0]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
 
     def run(steps: Sequence[int], state: Record | None = None) -> tuple[Training, Record]:
+        torch.manual_seed(1)
         one = _trained(bench, size, "reg", 4)
         if state is not None:
             one.network.load_state_dict(state["network"])
@@ -405,20 +409,34 @@ def resume(bench: Bench) -> Iterator[tuple[str, float]]:
             one.step()
         return one, {"network": one.network.state_dict(), "optimizer": one.optimizer.state_dict()}
 
-    torch.manual_seed(1)
-    whole, _ = run(range(4))
-    torch.manual_seed(1)
-    half, state = run(range(2))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.pt"
-        start = time.perf_counter()
-        torch.save(state, path)
-        yield "save_seconds", time.perf_counter() - start
-        torch.manual_seed(1)
-        again, _ = run(range(2, 4), torch.load(path, map_location=bench.device, weights_only=True))
-    del half
-    pairs = zip(whole.network.parameters(), again.network.parameters(), strict=True)
-    yield "difference", max(float((a - b).detach().abs().max()) for a, b in pairs)
+    def apart(one: Training, other: Training) -> float:
+        pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
+        return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        name = "deterministic" if deterministic else "default"
+        try:
+            whole, _ = run(range(4))
+            yield f"{name}/repeated", apart(whole, run(range(4))[0])
+            _, state = run(range(2))
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "state.pt"
+                torch.save(state, path)
+                kept = torch.load(path, map_location=bench.device, weights_only=True)
+            yield f"{name}/resumed", apart(whole, run(range(2, 4), kept)[0])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    one = _trained(bench, size, "reg", 4 if bench.tiny else 256)
+    bench.compiled(one.network)
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            rate = 1 / bench.seconds(one.step, most=2.0)
+            name = "deterministic" if deterministic else "default"
+            yield f"{name}/compiled_steps_a_second", rate
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 def stages(bench: Bench) -> Iterator[tuple[str, float]]:

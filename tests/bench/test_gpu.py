@@ -33,7 +33,8 @@ def test_what_has_a_target_here_meets_it(records):
     for name in ("correctness/float32", "correctness/compiled", "correctness/draws"):
         assert records[name]["value"] <= gpu.TARGETS[name][1]
     assert 0 < records["correctness/bfloat16"]["value"] <= gpu.TARGETS["correctness/bfloat16"][1]
-    assert records["resume/difference"]["value"] == 0
+    for name in ("default/repeated", "default/resumed", "deterministic/resumed"):
+        assert records[f"resume/{name}"]["value"] == 0
     assert records["training/waits_a_step"]["value"] == 0
     assert records["scoring/host_gib"]["value"] <= gpu.TARGETS["scoring/host_gib"][1]
 

@@ -177,6 +177,24 @@ def test_guidance_acts_at_both_ends_of_its_interval():
         assert torch.equal(guided(y, path.level_from_time(t - 1e-6)), 3 * y)
 
 
+def test_a_pair_gives_both_where_guidance_acts_and_only_there():
+    asked = []
+
+    def pair(y, s):
+        asked.append(s)
+        return 3 * y, y
+
+    def refuse(y, s):
+        raise AssertionError("the pair has it")
+
+    y = oracle.noise((2, 3), 0)
+    guided = path.Guidance(refuse, refuse, 2.0, interval=(0.4, 0.6), pair=pair)
+    assert torch.allclose(guided(y, 1.0), 5 * y)
+    alone = path.Guidance(lambda y, s: 3 * y, refuse, 2.0, interval=(0.4, 0.6), pair=pair)
+    assert torch.equal(alone(y, 9.0), 3 * y)
+    assert asked == [1.0]
+
+
 def test_guiding_denoisers_is_guiding_velocities():
     data = gaussian()
     network = exact_velocity(data)

@@ -293,7 +293,13 @@ def test_presets_are_planned_without_files(tmp_path, monkeypatch, capsys, preset
 MINIATURE = [
     *(word for word in SMALL if not word.startswith("stein.solvers")),
     *("extractor.kind=embedded", "extractor.device=cpu", "sample.device=cpu", "scan.device=cpu"),
-    *("sample.batch_size=40", "sample.nfe=3", "sample.nfes=[3]", "sample.reference_nfe=7"),
+    *(
+        "sample.batch_size=40",
+        "sample.compile=false",
+        "sample.nfe=3",
+        "sample.nfes=[3]",
+        "sample.reference_nfe=7",
+    ),
     *("csflow.num_seeds=1", "csflow.more_mixes=[]", "csflow.baselines=[]", "data.crop=null"),
     *("icr.num_samples=40", "scan.num_images=40", "icr.components=2", "icr.nfe=3"),
     *("data.size=null", "networks.format=null", "scan.num_views=8", "scan.view_seeds=[0,1]"),
@@ -450,7 +456,8 @@ def test_guided_channels_are_the_formats_unless_others_are_asked_for(tmp_path, m
 
     plain, three = guided(), guided("sample.guidance=3")
     every = guided("sample.guidance=3", "sample.guidance_channels=4")
-    assert torch.equal(three[:, 3], plain[:, 3])
+    # Rows of twice the samples may be summed in another order.
+    assert apart(three[:, 3], plain[:, 3]) < CLOSE
     assert torch.equal(three[:, :3], every[:, :3])
     assert apart(every[:, 3], plain[:, 3]) > 100 * CLOSE
 

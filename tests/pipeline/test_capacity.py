@@ -60,6 +60,21 @@ def test_a_group_whose_execution_was_stopped_is_no_longer_waited_for():
     assert room.offer("other", ONE)
 
 
+def test_room_is_kept_for_the_most_urgent_of_now():
+    """Else what came since would wait for what waits behind it."""
+    room, gpu = Room(Amount(4, 1)), Amount(1, 1)
+    assert room.offer("first", gpu)
+    assert not room.offer("second", gpu, gpu)
+    room.leave("first")
+    assert not room.offer("came since", gpu), "in the same round the second keeps its room"
+    room.renew({"second", "came since", "others"})
+    assert not room.reserved
+    assert room.offer("came since", gpu)
+    assert not room.offer("second", gpu)
+    room.renew({"of another execution"})
+    assert set(room.awaited) == {"second"}
+
+
 def test_gpus_and_memory_are_counted():
     room = Room(Amount(8, 2, 16))
     assert room.offer("a", Amount(1, 1, 10))

@@ -89,6 +89,33 @@ def test_the_time_that_an_input_is_made_again_in_does_not_count(execution, monke
     assert (execution.running, item.deadline) == ({"reference": "total"}, None)
 
 
+def test_what_becomes_ready_while_another_waits_for_the_only_gpu(tmp_path, monkeypatch):
+    """The more urgent newcomer is offered first, and must not wait for the room kept behind it."""
+    gpus = ("resources.number.gpus=1", "resources.apply.gpus=1")
+    store = Store(tmp_path / "store")
+    plan = planning.make(CATALOG, store, Request("chain", overrides=gpus))
+    view = SimpleNamespace(update=lambda *a, **k: None, message=print)
+    one = Execution(plan, store, SimpleNamespace(view=view, tracker=None, on_change=None), ())
+    one.rank |= {"number/a": 0, "apply/a": 1, "number/b": 2}
+    handed = []
+    monkeypatch.setattr(cluster, "capacity", lambda growth: Amount(4, 1))
+    monkeypatch.setattr(cluster, "submit", lambda job, *rest: handed.append(job.node) or job.node)
+    one.channel = SimpleNamespace(drain=list, reserve=lambda kinds: None)
+
+    def end(name):
+        one._submit_ready()
+        assert handed[-1] == name
+        assert list(one.running) == [name]
+        del one.running[name]
+        one.claims.running.clear()
+        one.claims.room.leave(one.nodes[name].key)
+        make(one, name)
+
+    for name in ("number/a", "apply/a", "number/b", "total"):
+        end(name)
+    assert handed == ["number/a", "apply/a", "number/b", "total"]
+
+
 def test_a_late_word_of_damage_leaves_the_new_artifact_alone(execution, store):
     found = damage(execution, "number/b")
     execution._handle("total", found)

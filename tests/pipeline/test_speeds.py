@@ -1,7 +1,7 @@
 """What nodes measure of their own speed, in the run's record and its page."""
 
 from pipeline import publish
-from pipeline.record import brief
+from pipeline.record import brief, in_words
 
 
 def test_a_record_holds_short_curves_and_the_median_of_long_ones():
@@ -12,6 +12,11 @@ def test_a_record_holds_short_curves_and_the_median_of_long_ones():
         "none": [],
     }
     assert brief(timings) == {"short": [[3, 0.5], [5, 0.25]], "long": [[None, 50]]}
+
+
+def test_curves_are_read_as_words():
+    assert in_words([[3, 0.5], [5, 0.25]]) == "3: 0.5, 5: 0.25"
+    assert in_words([[None, 123.456]]) == "median 123"
 
 
 def test_the_page_shows_them():

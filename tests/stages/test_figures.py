@@ -42,6 +42,12 @@ def test_logarithmic_axes_have_plain_numbers(values, expected):
     assert not any("e-" in text or "\u2212" in text for text in found)
 
 
+def test_small_values_have_short_numbers_and_their_power_once():
+    found = texts(drawn(Curve("a", (1, 2), (-0.001, 0.0025))))
+    assert "1e\u22123" in found
+    assert max(map(len, found)) <= len("\u22121.0 ")
+
+
 def test_given_ticks_leave_the_other_axis_its_own():
     found = texts(drawn(Curve("a", (3, 5), (1.2, 4.0)), log_x=True, log_y=True, ticks=(3, 5)))
     assert found.count("3") == 2  # 3 evaluations, and y = 3

@@ -54,6 +54,7 @@ sample:
   nfes: [3]
   reference_nfe: 6
   checkpoint_nfe: 4
+  compile: false
   device: cpu
 stein: {in_full: false}
 combined: {in_full: false}

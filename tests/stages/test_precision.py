@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stages.nets import compiled
+from stages.methods import suite
+from stages.nets import compiled, precision
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
 from tests.stages.context import make
@@ -78,14 +79,64 @@ def test_compiled_networks_are_gone_back_through_once_for_every_probe(tmp_path, 
 def test_products_come_back_to_what_the_process_had():
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
-    for precision, allowed in (("float32", False), ("tf32", True), ("bfloat16", False)):
-        with sampling_problem.products_in(precision, "cpu"):
+    for name, allowed in (("float32", False), ("tf32", True), ("bfloat16", False)):
+        with precision.products_in(name, "cpu"):
             assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
             product = torch.ones(2, 2) @ torch.ones(2, 2)
-        assert product.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        assert product.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
         assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 
 
+class Event:
+    """A GPU's, of a device on which every recording is a second after the last."""
+
+    now, waits = 0, 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        Event.now += 1
+        self.at = Event.now
+
+    def synchronize(self):
+        Event.waits += 1
+
+    def elapsed_time(self, end):
+        return 1000.0 * (end.at - self.at)
+
+
+def test_a_gpus_clock_is_read_without_a_wait_between(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(sampling_problem, "MOST_SPANS", 4)
+    clock = sampling_problem.Clock("cuda")
+    for _ in range(6):
+        with clock.running():
+            pass
+    assert Event.waits == 1  # four are added up
+    assert [clock.seconds(), clock.seconds()] == [6.0, 6.0]
+    assert Event.waits == 2
+
+
+@pytest.mark.parametrize("kept", ["nearest", "down"])
+def test_pictures_are_kept_as_the_protocol_rounds_them(tmp_path, model, plain, kept):
+    settings = SETTINGS.revised(kept=kept, shard_size=4)
+    made = make(tmp_path, sample.STAGE, settings, model=model)
+    assert made.is_rounded
+    assert torch.equal(torch.from_numpy(made.stored().copy()), suite.rounded(plain, kept))
+    assert made.description["rounding"] == kept
+    assert made.manifest.timings["images_per_second"][0][0] == settings.nfe
+    some = torch.tensor([5, 1])
+    images, labels = made.chosen(some)
+    assert torch.equal(images, made.load().images[some])
+    assert torch.equal(labels, made.load().labels[some])
+
+
+def test_what_is_not_finite_has_no_pixels():
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        sample.as_kept(torch.tensor([[0.0, torch.nan]]), "nearest")
+
+
 def test_samples_are_keyed_by_both():
-    keyed = {"precision": "float32", "compile": False}
+    keyed = {"precision": "float32", "compile": False, "kept": "float32"}
     assert keyed.items() <= SETTINGS.keyed().items()

@@ -247,6 +247,7 @@ def test_a_runs_own_samples_are_drawn_rounded_and_scored_as_the_protocol_says(
     labels = np.load(samples.path / "labels.npy")
     assert np.bincount(labels, minlength=3).max() > 6  # not in turn
     assert labels.max() < 3
+    assert samples.stored().dtype == np.uint8
     found = {row.score.metric: row.score for row in own["evaluate/given"].load()}
     assert found.keys() == {"fid", "sfid", "inception_score", "precision", "recall"}
     assert found["fid"].protocol.rules == "rounding nearest, crop none, classes random"
@@ -385,6 +386,12 @@ def test_recipes_under_a_published_protocol(folder):
                 settings = nodes[name].settings
                 found = (settings.num_samples, settings.classes, settings.labels)
                 assert found == (60, "random", "equal")  # the least of three sets of 20
+                # Rounded where nothing but the protocol reads them.
+                alone = node.slot("reference") == () and recipe == "train"
+                assert settings.kept == "nearest" or not alone
+            for name in node.slot("reference"):
+                swept = (*node.slot("samples"), name)
+                assert {nodes[one].settings.kept for one in swept} == {"float32"}
     assert "prepare" in nodes.nodes  # trainings read it
     with pytest.raises(UsageError, match="this recipe scores no samples"):
         graph("wavelet", *chosen)

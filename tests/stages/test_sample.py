@@ -1,5 +1,7 @@
 """Samples: independent of shards and of their number, balanced, at exactly the asked NFE."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from pipeline import sources
 from pipeline.errors import StageError
 from pipeline.stage import resolve
 from stages.artifacts import samples as artifacts_samples
+from stages.artifacts.network import Guiding, as_denoiser
 from stages.catalog import CATALOG
 from stages.methods import grids, solvers, stein, strata, table
 from stages.methods.draws import Draws
@@ -126,8 +129,9 @@ def test_the_network_is_called_nfe_times(model, solver, nfe):
 
 
 def test_guidance_moves_away_from_the_unconditional_velocity(model):
-    def network(x, t, labels=None):  # the path of a point mass at 1 (conditional) or 0
-        return (x - (0.0 if labels is None else 1.0)) / t[:, None, None, None]
+    def network(x, t, labels):  # the path of a point mass at 1 (conditional) or 0
+        told = labels < model.load().known_classes
+        return (x - told.to(x)[:, None, None, None]) / t[:, None, None, None]
 
     for guidance, expected in ((1.0, 1.0), (3.0, 3.0), (0.0, 0.0)):
         settings = SETTINGS.revised(guidance=guidance)
@@ -136,6 +140,35 @@ def test_guidance_moves_away_from_the_unconditional_velocity(model):
     outside = SETTINGS.revised(guidance=3.0, guidance_interval=(0.0, 0.0))
     found = block(network, model, outside)
     torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("correction", ["none", "literal"])
+def test_guidance_is_one_call_of_the_network_on_twice_the_samples(model, correction):
+    """Where it acts; elsewhere one call on the samples alone. Corrections take the same calls."""
+    network, sizes = model.load().network(), []
+
+    def counted(x, *args, **kwargs):
+        sizes.append(len(x))
+        return network(x, *args, **kwargs)
+
+    options = {"guidance": 2.0, "guidance_interval": (0.0, 0.9), "correction": correction}
+    block(counted, model, SETTINGS.revised(**options))
+    assert sizes == [4, 8, 8]
+
+
+@pytest.mark.parametrize("which", ["reg", "edm", "sit"])
+def test_one_call_for_both_is_two_calls(networks, model, which):
+    loaded = (model if which == "sit" else networks[which]).load()
+    # EDM's own was trained with classes alone, and still takes rows of zeros.
+    loaded = dataclasses.replace(loaded, null_class=True)
+    network, labels = loaded.network(), torch.tensor([1, 3])
+    guided = as_denoiser(loaded, network, labels, guiding=Guiding(2.5))
+    problem = sampling_problem.Problem(None, loaded, SETTINGS)
+    y = 3 * problem.noise(0, torch.arange(2))
+    assert guided.pair is not None
+    apart = dataclasses.replace(guided, pair=None)
+    torch.testing.assert_close(guided(y, 3.0), apart(y, 3.0), rtol=1e-5, atol=1e-5)
+    assert (guided(y, 3.0) - guided.conditional(y, 3.0)).abs().max() > 1e-4
 
 
 def test_checkpoint_and_facts(tmp_path, model, samples):

@@ -76,6 +76,16 @@ def test_a_run_ends_with_a_claim_a_paper_the_best_score_and_what_to_run_next(run
     ]
 
 
+def test_papers_that_a_run_did_not_measure_take_one_line_or_none(run, monkeypatch):
+    found = summary.claims(run)
+    absent = found[-1] | {"verdict": summary.ABSENT}
+    others = [absent | {"claim": absent["claim"] | {"method": name}} for name in ("A", "B")]
+    monkeypatch.setattr(summary, "claims", lambda run: [*found, *others])
+    assert "not measured   A, B" in summary.ending(run).splitlines()
+    monkeypatch.setattr(summary, "claims", lambda run: others)
+    assert summary.ending(run).startswith("best: ")
+
+
 def test_claims_become_a_table_a_paper(run):
     tables = summary.claims_as(run, "markdown")
     row = "| fewer steps than SiT | no number stated here | -0.32 % [-0.34, -0.3], these networks |"

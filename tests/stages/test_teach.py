@@ -195,6 +195,8 @@ def test_what_trains_the_embedded_one_is_not_dino_s():
     dino = teach.TeachSettings(kind="dinov2-base", student_patch=2)
     assert dino.keyed() == dino.revised(steps=7, seed=3, width=32).keyed()
     assert TEACH.keyed() != TEACH.revised(steps=7).keyed()
+    assert "compile" not in TEACH.keyed()
+    assert TEACH.revised(compile=True).keyed()["compile"] is True
 
 
 @pytest.mark.parametrize(

@@ -324,9 +324,10 @@ def _chosen(clean: Data | Samples, block: tuple[int, int], settings: Calibration
 
 def _images(clean: Data | Samples, which: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, C, H, W) and labels (B,) of these indices."""
-    loaded = clean.load()
-    source = loaded if isinstance(clean, Samples) else loaded.train
-    return (source.images if isinstance(clean, Samples) else source)[which], source.labels[which]
+    if isinstance(clean, Samples):
+        return clean.chosen(which)
+    images = clean.load().train
+    return images[which], images.labels[which]
 
 
 def _on_trajectories(context: Context, levels: Tensor) -> tuple[Tensor, float, dict[str, object]]:
