@@ -96,14 +96,19 @@ def _locked(path: Path) -> IO[str]:
         stream.close()
 
 
-def make_room(size: int) -> bool:
-    """Remove what nobody holds until `size` bytes more are within the bound; whether they are."""
+def make_room(size: int, anyway: bool = False) -> bool:
+    """Remove what nobody holds until `size` bytes more are within the bound; whether they are.
+
+    Where they cannot be, nothing is removed.
+
+    anyway: they come even so; then what nobody holds makes room for them as far as the disk goes.
+    """
     folder = cache_folder()
     most = bound()
     slack = min(SLACK_BYTES, most // 16)
     known = _room.get(folder, 0)
     if known < size:
-        known = _looked(folder, most, size)
+        known = _looked(folder, most, size, anyway)
     fits = known >= size
     # Others fetch too: what is known now soon is not.
     _room[folder] = min(known - size, slack) if fits else 0
@@ -115,11 +120,17 @@ def free_bytes() -> int:
     return shutil.disk_usage(_existing(cache_folder())).free
 
 
-def _looked(folder: Path, most: int, size: int) -> int:
-    """The room that there is, after removing as much as `size` needs."""
+def _looked(folder: Path, most: int, size: int, anyway: bool) -> int:
+    """The room that there is, after removing as much as `size` needs, if that gives it room."""
     entries = {entry: _size(entry) for entry in _entries(folder)}
-    room = min(most - sum(entries.values()), free_bytes())
-    for entry in sorted(entries, key=lambda entry: (entry.parents[1].name == WORK, _used(entry))):
+    free = free_bytes()
+    room = min(most - sum(entries.values()), free)
+    if room >= size:
+        return room
+    loose = [entry for entry in entries if not _is_held(entry)]
+    if (free if anyway else room) + sum(entries[entry] for entry in loose) < size:
+        return room
+    for entry in sorted(loose, key=lambda entry: (entry.parents[1].name == WORK, _used(entry))):
         if room >= size:
             break
         if _removed(entry):
@@ -130,6 +141,18 @@ def _looked(folder: Path, most: int, size: int) -> int:
 def _entries(folder: Path) -> Iterator[Path]:
     for kind in (ARTIFACTS, WORK):
         yield from folder.glob(f"*/{kind}/*/*")
+
+
+def _is_held(entry: Path) -> bool:
+    """Whether somebody uses an entry at this moment."""
+    try:
+        with _hold_file(*_place(entry)).open("r+", encoding="utf-8") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _removed(entry: Path) -> bool:

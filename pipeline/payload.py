@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.objects import ObjectLocation, is_no_name
 # A file of which so large a part was asked for, bit by bit, is fetched whole: 1 / 32.
 PARTS = 32
 TRIES = 2
+REFUSED_SECONDS = 60.0  # in which a cache without room for a file is not asked again
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -51,6 +53,7 @@ class Payload:
         self._hold: cache.Hold | None = None
         self._here: set[str] = set()
         self._parts: Counter[str] = Counter()  # bytes of files that were read without fetching
+        self._refused: dict[str, float] = {}  # until when files are not asked room for
         self._last = ("", 0, b"")  # file, place and bytes of what was read so at last
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -111,13 +114,22 @@ class Payload:
             last = self._last  # of this thread: others may read too
             if not _has(last, full, begin, end):
                 self._parts[full] += end - begin
-                if self._parts[full] * PARTS >= total and cache.make_room(total):
+                if self._parts[full] * PARTS >= total and self._has_room(full, total):
                     return self._read(full, start, size)
                 last = full, begin, self._asked(full, begin, end)
                 if end - begin <= LARGEST:
                     self._last = last
             return memoryview(last[2])[start - last[1] :][:size]
         return self._read(full, start, size)
+
+    def _has_room(self, name: str, size: int) -> bool:
+        """Whether a file that need not come may: to ask looks through the whole cache."""
+        if time.monotonic() < self._refused.get(name, 0.0):
+            return False
+        fits = cache.make_room(size)
+        if not fits:
+            self._refused[name] = time.monotonic() + REFUSED_SECONDS
+        return fits
 
     def _read(self, name: str, start: int, size: int) -> bytes:
         with self._fetched(name).open("rb") as stream:
@@ -193,7 +205,7 @@ class Payload:
         raise self._damaged(name, "does not match its SHA-256")
 
     def _make_room(self, name: str, size: int) -> None:
-        if cache.make_room(size):
+        if cache.make_room(size, anyway=True):
             return
         free = cache.free_bytes()
         if free < size:

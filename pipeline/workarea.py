@@ -81,7 +81,7 @@ class WorkArea:
         # Where nobody else has stored it since, what is here is the newer one.
         if version and path.is_file() and known.get(relative, [""])[0] == version:
             return
-        cache.make_room(size)
+        cache.make_room(size, anyway=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._location.download(f"{self._name}/{relative}", part)
