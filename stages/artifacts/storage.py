@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pipeline.parts import header, opened
+from pipeline.parts import Read, header, opened
 from pipeline.payload import Payload
 
 if TYPE_CHECKING:
@@ -89,10 +89,12 @@ class _Shards:
         return np.arange(*which.indices(len(self))) if isinstance(which, slice) else which
 
     def _by_shard(self, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(shard, which of `places` lie in it), so that each file is opened once."""
+        """(shard, which of `places` lie in it), so that each file is opened once; in their order
+        there, so that what was read for one serves its neighbours."""
         shard = np.searchsorted(self.starts, places, side="right") - 1
         for index in np.unique(shard):
-            yield int(index), np.flatnonzero(shard == index)
+            chosen = np.flatnonzero(shard == index)
+            yield int(index), chosen[np.argsort(places[chosen], kind="stable")]
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,19 @@ class Latents(_Shards):
     shape: tuple[int, int, int, int]
     dtype: str
 
+    @cached_property
+    def _heads(self) -> dict[int, tuple[np.dtype, int]]:
+        """Type and begin of the values of those shards that were read."""
+        return {}
+
+    def _head(self, shard: int, file: str, read: Read) -> tuple[np.dtype, int]:
+        if shard not in self._heads:
+            found, *head = header(read)
+            if found[1:] != self.shape:
+                raise ValueError(f"{file} of the data set has shape {found}, not {self.shape}")
+            self._heads[shard] = tuple(head)
+        return self._heads[shard]
+
     def take(self, which: slice | np.ndarray) -> np.ndarray:
         places = self._places(which)
         latents = np.empty((len(places), *self.shape), self.dtype)
@@ -137,9 +152,7 @@ class Latents(_Shards):
             rows = places[chosen] - self.starts[shard]
             ends = np.flatnonzero(np.diff(rows, append=-2) != 1) + 1  # of runs of neighbours
             with opened(self.folder, file) as read:
-                found, dtype, begin = header(read)
-                if found[1:] != self.shape:
-                    raise ValueError(f"{file} of the data set has shape {found}, not {self.shape}")
+                dtype, begin = self._head(shard, file, read)
                 size = dtype.itemsize * int(np.prod(self.shape))
                 for first, last in zip([0, *ends[:-1]], ends, strict=True):
                     data = read(size * int(last - first), begin + size * int(rows[first]))

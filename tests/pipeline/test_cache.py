@@ -19,6 +19,7 @@ from pipeline.parts import rows
 from pipeline.payload import Payload
 from pipeline.store import Store
 from pipeline.workarea import visiting
+from stages.artifacts.storage import Latents
 from tests import s3
 from tests.pipeline.test_store import KEY
 
@@ -315,6 +316,44 @@ def test_what_was_just_made_goes_last_and_not_while_it_is_kept(machine, monkeypa
     assert cache._removed(store.local / f"artifacts/blob/{keys[3]}"), "and may have it then"
 
 
+def test_nothing_goes_for_what_cannot_have_room(machine, monkeypatch):
+    maker = machine("maker")
+    small, held, large = (f"{i:032d}" for i in range(3))
+    for key, size in ((small, MIB), (held, MIB), (large, 9 * MIB)):
+        put(maker, {"a.bin": os.urandom(size)}, key)
+    store = machine("reader")
+    monkeypatch.setenv("PIPELINE_CACHE_GIB", str(8 / 1024))
+    used = store.open("blob", held).path
+    for path in (used, store.open("blob", small).path):
+        path / "a.bin"
+    del path
+    looked, real = [], cache._looked
+    monkeypatch.setattr(cache, "_looked", lambda *asked: looked.append(asked) or real(*asked))
+    payload = store.open("blob", large).path
+    for start in range(0, 9 * MIB, MIB):
+        assert len(payload.part("a.bin", start, 1000)) == 1000
+    assert len(looked) == 1, "a refusal is remembered"
+    payload._refused["a.bin"] = 0.0
+    payload.part("a.bin", 0, 1000)
+    assert len(looked) == 2, "for a while"
+
+    def kept():
+        return sorted(p.parent.name for p in store.local.glob("artifacts/*/*/a.bin"))
+
+    assert kept() == [small, held]
+    monkeypatch.setattr(cache, "free_bytes", lambda: 7 * MIB)
+    with pytest.raises(StoreFullError):
+        payload / "a.bin"
+    assert kept() == [small, held], "not even all of them are room enough on the disk"
+    # What comes even so has the room that there is.
+    monkeypatch.setattr(cache, "free_bytes", lambda: 9 * MIB if kept() == [held] else 8 * MIB)
+    said = []
+    store.location.say = said.append
+    payload / "a.bin"
+    assert "above its bound" in said[0]
+    assert kept() == [held, large]
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "nan", "inf", "many"])
 def test_a_bound_that_is_none_is_refused(monkeypatch, said):
     monkeypatch.setenv("PIPELINE_CACHE_GIB", said)
@@ -398,3 +437,30 @@ def test_on_a_disk_a_shard_works_in_the_area_itself(tmp_path):
     area = Store(tmp_path).work("blob", KEY)
     assert visiting(doubled, 4, (area.visit(), 2)) == ("shard-4", ["shard-4"])
     assert (area.path / "shard-4").read_text() == "8"
+
+
+def test_a_row_in_a_store_costs_a_small_block_that_serves_its_neighbours(
+    machine, tmp_path, monkeypatch
+):
+    size, count = 2**13, 2048  # 16 MiB
+    values = np.random.RandomState(0).randint(0, 99, (count, 2, size // 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", values)
+    data = (tmp_path / "x.npy").read_bytes()
+    store = machine("maker")
+    found = put(store, {"train-00000.npy": data})
+    assert found.files["train-00000.npy"]["blocks"]["bytes"] == blocks.SMALLEST
+    payload = machine("reader").open("blob", KEY).path
+    asked, real = [], payload._asked
+    monkeypatch.setattr(payload, "_asked", lambda *bytes: asked.append(bytes) or real(*bytes))
+    stored = Latents(payload, "train", (count,), values.shape[1:], "float32")
+    which = np.array([405, 401, 1201, 403, 401, 1203])
+    np.testing.assert_array_equal(stored.take(which), values[which])
+    assert len(asked) == 3, "its head, and one block for each of two places"
+    np.testing.assert_array_equal(stored.take(which[3:]), values[which[3:]])
+    assert len(asked) == 5, "its head is known"
+    assert not payload.has("train-00000.npy")
+
+
+def test_files_of_a_gigabyte_have_blocks_of_a_quarter_of_a_mebibyte(tmp_path):
+    for size, step in ((2**28, 2**16), (2**30, 2**18), (2**40, 2**22)):
+        assert blocks.step(size) == step
