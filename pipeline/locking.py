@@ -259,7 +259,8 @@ def _me() -> dict[str, Any]:
 
 
 def _born(pid: int) -> str:
-    """When a process of that number began, in ticks of this boot's clock; "" if there is none."""
+    """When a process of that number began, in ticks of this boot's clock; "" if there is none, or
+    it is hidden (`hidepid`)."""
     try:
         said = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return said.rpartition(")")[2].split()[19]  # its name may have spaces, and brackets
@@ -293,10 +294,24 @@ def _lives(sign: Path, said: dict[str, Any], now: float) -> bool:
         beaten = sign.stat().st_mtime
     except FileNotFoundError:
         return False
-    if said.get("space") == _space() != "" and isinstance(said.get("pid"), int):
-        born = _born(said["pid"])  # another may have its number meanwhile
-        return born != "" and said.get("born", born) == born
+    pid = said.get("pid")
+    if said.get("space") == _space() != "" and isinstance(pid, int) and pid > 0:
+        if born := _born(pid):  # another may have its number meanwhile
+            return (said.get("born") or born) == born
+        if _is_gone(pid):
+            return False
     return abs(now - beaten) < FRESH_SECONDS
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether no process has that number, neither one that is hidden."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _now(folder: Path) -> float:

@@ -1,6 +1,7 @@
 """Locks on disks with and without locks of their own."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -84,6 +85,39 @@ def test_a_process_that_has_the_number_of_the_holder_holds_nothing(tmp_path):
     assert not locking.is_locked(tmp_path / "a")
     with locking.lock_file(tmp_path / "a") as held:
         assert held
+
+
+@pytest.mark.parametrize(
+    ("answer", "lives"),
+    [(None, True), (PermissionError, True), (ProcessLookupError, False), (OverflowError, False)],
+)
+def test_a_holder_that_is_hidden_lives_while_its_number_does(tmp_path, monkeypatch, answer, lives):
+    (tmp_path / locking.MARK).touch()
+    sign = locking._sign_of(tmp_path / "a")
+
+    def kill(pid, number):
+        assert (pid, number) == (os.getpid(), 0)
+        if answer:
+            raise answer
+
+    with locking.lock_file(tmp_path / "a"):
+        monkeypatch.setattr(locking, "_born", lambda pid: "")
+        monkeypatch.setattr(locking.os, "kill", kill)
+        assert locking.is_locked(tmp_path / "a") is lives
+        old = time.time() - locking.FRESH_SECONDS - 5
+        os.utime(sign, (old, old))
+        assert not locking.is_locked(tmp_path / "a"), "it was not touched for long"
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_no_process_group_is_taken_for_a_holder(tmp_path, pid):
+    (tmp_path / locking.MARK).touch()
+    sign = locking._sign_of(tmp_path / "a")
+    with locking.lock_file(tmp_path / "a"):
+        sign.write_text(json.dumps(locking._me() | {"pid": pid}))
+        old = time.time() - locking.FRESH_SECONDS - 5
+        os.utime(sign, (old, old))
+        assert not locking.is_locked(tmp_path / "a")
 
 
 def test_a_file_where_locks_go_is_named(tmp_path):
