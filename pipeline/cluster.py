@@ -28,6 +28,7 @@ from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
 BOARD_TRIES = 20  # to ask a board that is away
+SLOW_SECONDS = 10.0  # until a call is said to take long
 CALL_SECONDS = 1800.0  # for a machine to come as well, where the cluster grows
 
 
@@ -352,8 +353,10 @@ def submit(
     return task.remote(job, channel, share, code)
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a worker.
+def call(function: Callable[..., Any], *arguments: Any, slow: Callable[[], None]) -> Any:
+    """What a function gives in a worker, which ends with this call.
+
+    slow: is called if it takes longer than a moment.
 
     Raises what it raises, Ray's errors, or:
         UsageError: no machine had done it in half an hour.
@@ -361,13 +364,19 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     import ray
 
     task = remote(_call).options(num_cpus=1, name=function.__name__)
+    result = task.remote(function, own_terms()[1], *arguments)
     try:
-        return ray.get(task.remote(function, own_terms()[1], *arguments), timeout=CALL_SECONDS)
+        if not ray.wait([result], timeout=SLOW_SECONDS)[0]:
+            slow()
+        return ray.get(result, timeout=CALL_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.GetTimeoutError as error:
         minutes = CALL_SECONDS / 60
         raise UsageError(f"no machine of the cluster made it in {minutes:.0f} min") from error
+    finally:
+        with contextlib.suppress(Exception):  # Ray may be lost
+            ray.cancel(result)
 
 
 def _call(function: Callable[..., Any], code: Mapping[str, str], *arguments: Any) -> Any:

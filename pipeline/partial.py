@@ -58,11 +58,38 @@ def _recorded(data: Mapping[str, Any], node: Node, slot: str) -> Any:
 
 
 def render(job: worker.Job, patterns: Sequence[str]) -> dict[str, bytes]:
-    """The files of these patterns that the report's stage writes on what there is, by name."""
-    store = Store(job.store)
+    """The files of these patterns that the report's stage writes on what there is, by name.
+
+    What it finds damaged while it reads is left out as well.
+
+    Raises what the stage does, or:
+        DamagedArtifactError: something is damaged that is none of its inputs.
+    """
     worker.set_threads(job.identity.threads)
+    inputs = dict(job.inputs)
+    while True:
+        try:
+            return _rendered(job, inputs, patterns)
+        except DamagedArtifactError as error:
+            fewer = {slot: _without(value, error.where) for slot, value in inputs.items()}
+            if fewer == inputs:
+                raise
+            inputs = fewer
+
+
+def _without(value: Any, where: tuple[str, str] | None) -> Any:
+    """What a slot reads, without the artifact at a place."""
+    if isinstance(value, Mapping):
+        return {name: place for name, place in value.items() if place != where}
+    return None if value == where else value
+
+
+def _rendered(
+    job: worker.Job, places: Mapping[str, Any], patterns: Sequence[str]
+) -> dict[str, bytes]:
+    store = Store(job.store)
     function = resolve_name(job.run)  # its module knows the classes of what it reads
-    inputs = {slot: _opened(store, value) for slot, value in job.inputs.items()}
+    inputs = {slot: _opened(store, value) for slot, value in places.items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         function(worker.WorkerContext(job, inputs, folder, folder, _unheard, worker.run_inline))

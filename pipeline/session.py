@@ -26,6 +26,7 @@ from pipeline.store import Store
 from pipeline.supervise import RAY_LOST, decided
 from pipeline.track.redaction import redact
 
+MAKING = "making the report on the cluster; Ctrl-C ends the command without it"
 SHOWN = 4  # nodes that are named of those that did not run
 CODE = Path(__file__).resolve().parent.parent
 _EXIT_CODES = {record.FINISHED: DONE, record.FAILED: NODE_FAILED, record.STOPPED: INTERRUPTED}
@@ -229,6 +230,8 @@ class _Session:
     def _close(self, state: str) -> None:
         self.entry.end(state)
         decided(_EXIT_CODES[state])
+        if state == record.FAILED:  # before what may take long
+            say(failure_text(self.entry.data, self.entry.folder))
         stopped = state == record.STOPPED
         if stopped:
             self.relay.stop()
@@ -269,14 +272,12 @@ class _Session:
             return function(*arguments)
         if not self.connected:
             self._connect()
-        return cluster.call(function, *arguments)
+        return cluster.call(function, *arguments, slow=lambda: say(MAKING))
 
     def _last_words(self, state: str) -> int:
         if state == record.STOPPED:
             say(f"interrupted; nothing finished is lost. Go on with:\n  {record.resume_command()}")
-        elif state == record.FAILED:
-            say(failure_text(self.entry.data, self.entry.folder))
-        else:
+        elif state == record.FINISHED:
             uri = self.options.tracking_uri
             say(results_text(self.catalog, self.store, self.entry.data, uri))
         return _EXIT_CODES[state]

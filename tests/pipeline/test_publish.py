@@ -1,15 +1,19 @@
 """What a finished, partial or damaged run leaves in its folder and hands to MLflow."""
 
+import contextlib
 import dataclasses
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+from pipeline import cluster, partial, publish, record, session
 from pipeline import plan as planning
-from pipeline import publish, session
 from pipeline.artifact import Artifact
+from pipeline.errors import DamagedArtifactError, UsageError
 from pipeline.graph import Node
 from pipeline.stage import Input, Result, Settings, Stage
 from pipeline.store import Store
@@ -17,6 +21,8 @@ from tests.inline import run_all
 from tests.toy import stages
 from tests.toy.table import CATALOG as TOY
 from tests.toy.table import chain
+
+DAMAGED = None  # what a report finds damaged
 
 
 class Page(Artifact):
@@ -159,3 +165,96 @@ def test_mlflow_gets_what_the_reports_node_did_not_give_it(run):
         ("report", "claims.json"): False,
         ("report", "scores.json"): True,
     }
+
+
+def test_what_is_found_damaged_while_it_is_read_is_left_out(run, monkeypatch):
+    store, data = run
+    for name in ("report", "total"):
+        lose(store, data, name)
+    nodes = data["nodes"]
+    monkeypatch.setitem(globals(), "DAMAGED", (nodes["apply/a"]["stage"], nodes["apply/a"]["key"]))
+    job, _ = partial.job_of(CATALOG, store, data, "report")
+    job = dataclasses.replace(job, run="tests.pipeline.test_publish:write_or_find")
+    files = partial.render(job, (publish.PAGE, "left.txt"))
+    assert sorted(files) == [publish.PAGE], "what was begun before is not in it"
+    assert files[publish.PAGE].startswith(b"<p>[]</p>")
+    monkeypatch.setitem(globals(), "DAMAGED", ("number", "elsewhere"))
+    job = dataclasses.replace(job, run="tests.pipeline.test_publish:always_damaged")
+    with pytest.raises(DamagedArtifactError, match=r"b\.bin is missing"):
+        partial.render(job, (publish.PAGE,))
+
+
+def write_or_find(context):
+    """As `write`, and in an object store, where damage shows when files are read."""
+    if context.inputs["numbers"]:
+        (context.path / "left.txt").write_text("half")
+        raise DamagedArtifactError("a.bin is missing", DAMAGED)
+    return write(context)
+
+
+def always_damaged(context):
+    raise DamagedArtifactError("b.bin is missing", DAMAGED)
+
+
+def ended(state, said, call):
+    """What is said when a run with a partial report ends."""
+    parts = SimpleNamespace(
+        entry=SimpleNamespace(
+            data={"nodes": {"a": {"state": "failed", "error": "why"}}},
+            folder=Path("r"),
+            end=lambda state: None,
+        ),
+        relay=SimpleNamespace(stop=str, close=lambda say: say("relay"), problems=["p"]),
+        tracker=SimpleNamespace(close=lambda *said, timeout: None),
+        _publish=call,
+    )
+    session._Session._close(parts, state)
+    assert session._Session._last_words(parts, state) == session._EXIT_CODES[state]
+    return said
+
+
+def test_why_a_node_failed_is_said_once_and_before_its_report_is_made(monkeypatch):
+    said = []
+    monkeypatch.setattr(session, "say", said.append)
+    monkeypatch.setattr(session, "decided", lambda code: None)
+    ended(record.FAILED, said, lambda: said.append("report"))
+    assert said[0].startswith("a failed: why")
+    assert said[1:] == ["relay", "report", "warning: p"]
+
+
+class FakeRay:
+    """Of Ray what waits for a task: `late`, whether it takes longer than a moment."""
+
+    exceptions = SimpleNamespace(RayTaskError=KeyError, GetTimeoutError=TimeoutError)
+
+    def __init__(self, late, error=None):
+        self.late, self.error, self.cancelled = late, error, []
+
+    def wait(self, tasks, timeout):
+        return ([], tasks) if self.late else (tasks, [])
+
+    def get(self, task, timeout):
+        if self.error:
+            raise self.error
+        return 7
+
+    def cancel(self, task):
+        self.cancelled.append(task)
+        raise RuntimeError("Ray is lost")
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("error", "raised"), [(None, None), (TimeoutError(), UsageError), (KeyboardInterrupt(), None)]
+)
+def test_a_call_on_a_cluster_says_that_it_takes_long_and_ends(monkeypatch, late, error, raised):
+    ray, said = FakeRay(late, error), []
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    task = SimpleNamespace(options=lambda **options: task, remote=lambda *arguments: "task")
+    monkeypatch.setattr(cluster, "remote", lambda function: task)
+    monkeypatch.setattr(cluster, "own_terms", lambda: (None, {}))
+    expected = pytest.raises(raised or type(error)) if error else contextlib.nullcontext()
+    with expected:
+        assert cluster.call(abs, -7, slow=lambda: said.append("late")) == 7
+    assert said == ["late"] * late
+    assert ray.cancelled == ["task"]
