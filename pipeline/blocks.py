@@ -2,7 +2,7 @@
 
 A file's description has a CRC-32 of each block beside the SHA-256 of the whole. Damage within 32
 bits is noticed for certain, any other but for one case in 4 billion. To compute them takes a third
-of the time of the SHA-256, and they are 33 to 66 kB of text for a file of 0.3 to 17 GB, 1 MB for
+of the time of the SHA-256, and they are 33 to 66 kB of text for a file of 0.3 to 34 GB, 1 MB for
 one of 500 GB.
 """
 
