@@ -127,6 +127,7 @@ class Execution:
             _check_ray()
             self._submit_ready()
             self._say_what_is_awaited()
+            self.listener.view.tick()
             self._collect(wait_seconds)
             self._drain(final=self.ended)
             self._stop_late()
