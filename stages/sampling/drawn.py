@@ -66,10 +66,18 @@ def answer(
         raise UsageError("no row asks for samples; give one with seed and count")
     drawn = []
     for row in rows.to_dict("records"):
-        labels = row.get("labels")
-        given = None if labels is None or labels is np.nan else np.array(labels)
-        drawn.append(draw(trained, _settings(settings, row, params), given))
+        drawn.append(draw(trained, _settings(settings, row, params), _labels(row.get("labels"))))
     return np.concatenate(drawn)
+
+
+def _labels(given: Any) -> np.ndarray | None:
+    """The classes of a row; None where it has none, which data frames also say as NaN or NA."""
+    import numpy as np
+    import pandas
+
+    if pandas.api.types.is_scalar(given) and pandas.isna(given):
+        return None
+    return np.array(given)
 
 
 def _settings(
