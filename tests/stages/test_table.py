@@ -161,7 +161,7 @@ def test_a_folder_of_fewer_images_than_scores_need_is_refused_in_one_sentence(tm
     data = (f"data.path={tmp_path}", "data.size=8")
     for number in range(43):
         (tmp_path / f"{number}.png").touch()
-    with pytest.raises(UsageError, match=r"data\.path=.* too few images, 43: .* at least 40 to train"):
+    with pytest.raises(UsageError, match=r"too few images, 43: .* at least 40 to train"):
         graph(*data, preset="smoke")
     (tmp_path / "43.png").touch()
     assert "prepare" in graph(*data, preset="smoke").nodes
