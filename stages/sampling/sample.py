@@ -163,6 +163,8 @@ def sample_shard(
     """
     from stages.artifacts import written
 
+    from stages.artifacts import written
+
     def make() -> dict[str, np.ndarray]:
         return _made(shard, model, settings, plan)
 
