@@ -180,7 +180,8 @@ def _made(
     import torch
 
     begun = time.perf_counter()
-    calls = sampling_problem.Calls(settings.precision, settings.compile)
+    # A correction on the running batch goes back once for every probe.
+    calls = sampling_problem.Calls(settings.precision, settings.compile, _over_batch(settings))
     problem, step = sampling_problem.problem(model, settings, settings.step, calls)
     first, last = shard
     size = settings.block_size
