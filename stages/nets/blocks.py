@@ -41,6 +41,5 @@ def recompute(network: nn.Module) -> None:
 
 
 def _computed_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A block's forward pass: a method, since a partial in its place would leave nothing to compile,
-    and a copy with the blocks of the first."""
+    """A block's forward pass, as a method: compilers pass over a partial in its place."""
     return checkpoint(type(block).forward, block, *args, use_reentrant=False, **kwargs)
