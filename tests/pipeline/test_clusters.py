@@ -54,7 +54,7 @@ def test_on_a_cluster(case, tmp_path):
 
 def execution(store, plan):
     said = []
-    view = SimpleNamespace(update=lambda *a, **k: None, message=said.append)
+    view = SimpleNamespace(update=lambda *a, **k: None, tick=lambda: None, message=said.append)
     listener = SimpleNamespace(
         view=view, tracker=None, on_change=None, said=said, log=lambda *a: None
     )
