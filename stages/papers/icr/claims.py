@@ -178,6 +178,8 @@ def _window(scans: Sequence[Scan]) -> Finding:
     for all trainings: the one that speaks most against the claim. Tested against a loss of
     `TOLERANCE`: the claim holds where the loss is less at every sigma and the minimum is inside the
     range, and fails where it is more at this one when all comparisons are looked at together."""
+    from stages.methods.decisions import CONFIDENCE
+
     inside, parts, curves = [], [], []
     rows: list[tuple[Any, ...]] = [("sigma", "ICR", "probe accuracy")]
     for scan in scans:
@@ -190,25 +192,24 @@ def _window(scans: Sequence[Scan]) -> Finding:
         best = max(probes, key=lambda row: row.probe_accuracy)
         parts.append(f"ICR lowest at sigma {lowest.sigma:g}, probe best at {best.sigma:g}")
         rows += [(row.sigma, row.icr, row.probe_accuracy) for row in probes]
-    from stages.methods.decisions import CONFIDENCE
-
     effects = _losses(curves)
     if not effects:
         return Finding(WINDOW)
     most = min(effects, key=lambda sigma: _ratio(effects[sigma]))
     effect = replace(effects[most], among=len(effects))
     said = FAILS if _ratio(effect) < 0 and effect.probability <= 1 - CONFIDENCE else OPEN
-    if all(verdict(one, HIGHER) == HOLDS for one in effects.values()):
+    less = all(verdict(one, HIGHER) == HOLDS for one in effects.values())
+    if less and all(inside):
         # What is shown at every sigma needs no correction.
         said, effect = HOLDS, effects[most]
     note = (
         f"{'; '.join(parts)}, most against it at {most:g}; tested against a loss of {TOLERANCE:g} "
         "points on the same held-out images; holds only beyond the 95 % interval at every sigma "
-        f"and with every minimum inside the range, and fails only beyond the interval of all "
+        "and with every minimum inside the range, and fails only beyond the interval of all "
         f"{len(effects)} comparisons together, which is shown unless it holds"
     )
-    if said == HOLDS and not all(inside):
-        said, note = OPEN, f"{note}; {inside.count(False)} of {len(inside)} minima are not inside"
+    if less and said == OPEN:
+        note = f"{note}; {inside.count(False)} of {len(inside)} minima are not inside"
     what = "probe accuracy where ICR is lowest minus that at any other sigma"
     return Finding(WINDOW, what, effect, said, note, tuple(rows))
 
