@@ -28,6 +28,7 @@ from pipeline.rayfiles import ray_folder
 
 NAMESPACE = "diffusion-bench"
 BOARD_TRIES = 20  # to ask a board that is away
+RESERVED_SECONDS = 60.0  # that a word of `Board.reserve` holds
 CALL_SECONDS = 1800.0  # for a machine to come as well, where the cluster grows
 
 
@@ -225,19 +226,21 @@ class Board:
     def __init__(self, growth: Amount, code: Mapping[str, str]) -> None:
         self._terms = growth, code
         self._events: dict[str, list[tuple]] = {}
-        self._reserved: dict[str, frozenset[str]] = {}
+        self._reserved: dict[str, tuple[frozenset[str], float]] = {}
 
     def terms(self) -> tuple[Amount, Mapping[str, str]]:
         """What the cluster may grow to, and what code its machines must have."""
         return self._terms
 
     def reserve(self, channel: str, kinds: frozenset[str]) -> None:
-        """Say of what, such as `cpus`, shards must not take more than was counted."""
-        self._reserved[channel] = kinds
+        """Say of what, such as `cpus`, shards must not take more than was counted; to be said again
+        within `RESERVED_SECONDS`, since who said it may be killed."""
+        self._reserved[channel] = kinds, time.monotonic()
 
     def reserved(self) -> frozenset[str]:
         """See `reserve`; of all channels."""
-        return frozenset().union(*self._reserved.values())
+        since = time.monotonic() - RESERVED_SECONDS
+        return frozenset().union(*(k for k, said in self._reserved.values() if said > since))
 
     def push(self, channel: str, event: tuple) -> None:
         self._events.setdefault(channel, []).append(event)

@@ -49,6 +49,8 @@ class NodeView:
 class View(Protocol):
     def update(self, name: str, **changes: Any) -> None: ...
 
+    def tick(self) -> None: ...
+
     def message(self, text: str) -> None: ...
 
     def close(self) -> None: ...
@@ -93,6 +95,9 @@ class _Lines:
     def changed(self, before: NodeView, after: NodeView) -> None:
         raise AssertionError("a view says what to do with a change")
 
+    def tick(self) -> None:
+        """Called all the time, also where nothing changes."""
+
     def summary(self) -> str:
         ended = sum(node.state in ENDED for node in self.nodes.values())
         left = time_left(self.nodes, self.jobs, time.monotonic())
@@ -123,10 +128,15 @@ class PlainView(_Lines):
             took = f" in {duration(after.seconds)}" if after.state == DONE else ""
             note = f"  {after.note}" if after.note else ""
             print(f"{stamp} {after.name} {after.state}{took}{note}", flush=True)
+        self.tick()
+
+    def tick(self) -> None:
+        """Say what runs, if nothing was said of it for a while."""
+        now = time.monotonic()
         is_over = all(node.state in ENDED for node in self.nodes.values())
         if now - self._said >= self._every and not is_over:
             self._said = now
-            print(f"{stamp} {self.summary()}; {self._going(now)}", flush=True)
+            print(f"[{now - self.begun:6.1f} s] {self.summary()}; {self._going(now)}", flush=True)
 
     def _going(self, now: float) -> str:
         """What runs and how far it is, or what is waited for."""

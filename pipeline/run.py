@@ -61,7 +61,9 @@ class Execution:
             name: Progress(item.node, item.key, manifest=item.manifest)
             for name, item in plan.nodes.items()
         }
-        self.keys = frozenset(item.key for item in self.nodes.values())
+        self.named = {item.key: name for name, item in self.nodes.items()}
+        nodes = [item.node for item in self.nodes.values()]
+        self.has_groups = any(node.stage.workers(node.settings) for node in nodes)
         self.rank = {name: rank for rank, name in enumerate(plan.by_urgency())}
         self.readers: dict[str, list[str]] = {name: [] for name in self.nodes}
         for name, item in self.nodes.items():
@@ -127,6 +129,7 @@ class Execution:
             _check_ray()
             self._submit_ready()
             self._say_what_is_awaited()
+            self.listener.view.tick()
             self._collect(wait_seconds)
             self._drain(final=self.ended)
             self._stop_late()
@@ -148,7 +151,7 @@ class Execution:
         self.placed.difference_update(waiting)
         for name in waiting:
             self._look_at(name)
-        self.claims.room.renew(self.keys)
+        self.claims.room.renew([key for key in self.claims.room.awaited if self._offers(key)])
         full: set[Amount] = set()
         while heads := [(line[0], need) for need, line in self.ready.items() if need not in full]:
             (_, name), need = min(heads, key=lambda head: head[0])
@@ -159,6 +162,12 @@ class Execution:
             else:
                 full.add(need)
         self._tell_shards(self.claims.room.reserved)
+
+    def _offers(self, key: str) -> bool:
+        """Whether the node with a key stands in a line, to be offered in this round."""
+        name = self.named.get(key)
+        is_with_ray = key in self.claims.running
+        return name in self.placed and not is_with_ray and name not in self.later
 
     def _tell_shards(self, reserved: frozenset[str]) -> None:
         """Say of what they must not take more; now and then again: the board may have restarted."""
@@ -231,9 +240,12 @@ class Execution:
             return
         self.stirred = time.monotonic()
         states = [self.nodes[name].state for name in self.running.values()]
-        if not self.running or progress.RUNNING in states:
+        if progress.RUNNING in states:
             return
-        name = min(self.running.values(), key=self.rank.__getitem__)
+        waiting = list(self.running.values()) or [line[0][1] for line in self.ready.values()]
+        if not waiting:
+            return
+        name = min(waiting, key=self.rank.__getitem__)
         need, have = self.nodes[name].node.need, cluster.here()
         why = "others use it" if need.within(have) else f"it has {have.words()}"
         said = f"waiting for the cluster: {name} needs {need.words()}, and {why}"
@@ -376,13 +388,12 @@ class Execution:
                 ray.cancel(reference, force=True, recursive=True)
 
     def _free_orphans(self) -> None:
-        """Now and then, while a training with workers of its own runs or waits for its room."""
+        """Now and then, where trainings with workers of their own may have left something."""
         now = time.monotonic()
         if now < self.freed + STILL_SECONDS:
             return
         self.freed = now
-        nodes = [self.nodes[name].node for name in self.running.values()]
-        if any(node.stage.workers(node.settings) for node in nodes):
+        if self.has_groups and self.running:
             with contextlib.suppress(Exception):  # Ray's own server may be away for a moment
                 reservations.free_orphans()
 

@@ -97,7 +97,8 @@ def _child(body: Callable[[int], int], attempt: int) -> dict[str, Any]:
             signal.signal(number, handler)
     heard = json.loads(said[-1]) if said else {}
     # A signal to all of our processes ends Ray too: that is no Ray that was lost.
-    if interrupted and heard.get("code") in (None, RAY_LOST):
+    # One that takes too long to leave Ray is killed, and said before how it ended.
+    if interrupted and heard.get("code") in (None, RAY_LOST, INTERRUPTED):
         return {"code": INTERRUPTED, "last": True}
     return heard
 

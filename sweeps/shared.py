@@ -133,6 +133,9 @@ class Listener:
         if shown is not None and shown.state not in progress.ENDED:
             self._view.update(self._names[name], **changes)
 
+    def tick(self) -> None:
+        self._view.tick()
+
     def message(self, text: str) -> None:
         self._view.message(text)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import cluster, progress, worker
+from pipeline import cluster, progress, run, worker
 from pipeline import plan as planning
 from pipeline.capacity import Amount
 from pipeline.plan import Request
@@ -114,6 +114,55 @@ def test_what_becomes_ready_while_another_waits_for_the_only_gpu(tmp_path, monke
     for name in ("number/a", "apply/a", "number/b", "total"):
         end(name)
     assert handed == ["number/a", "apply/a", "number/b", "total"]
+
+
+def side_by_side(store, monkeypatch, *overrides):
+    """Two executions of one plan that share what runs; nothing is really handed to Ray."""
+    plan = planning.make(CATALOG, store, Request("chain", overrides=overrides))
+    view = SimpleNamespace(update=lambda *a, **k: None, message=print)
+    listener = SimpleNamespace(view=view, tracker=None, on_change=None)
+    one = Execution(plan, store, listener, ())
+    two = Execution(plan, store, listener, (), claims=one.claims)
+    monkeypatch.setattr(cluster, "capacity", lambda growth: Amount(4, 1))
+    monkeypatch.setattr(cluster, "submit", lambda job, *rest: job.node)
+    for each in (one, two):
+        each.channel = SimpleNamespace(drain=list, reserve=lambda kinds: None)
+    return one, two
+
+
+def test_room_that_another_execution_waits_for_is_kept(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    one, two = side_by_side(store, monkeypatch, "resources.number.gpus=1")
+    one._submit_ready()
+    (waits,) = one.claims.room.awaited
+    for lines in (two.ready, two.later):
+        lines.clear()
+    two.later.append(two.named[waits])  # it may be offered by the other alone
+    two.nodes[two.named[waits]].not_before = float("inf")
+    two._submit_ready()
+    assert set(one.claims.room.awaited) == {waits}
+
+
+def test_what_waits_with_nothing_running_is_said(tmp_path, monkeypatch, capsys):
+    one, _ = side_by_side(Store(tmp_path / "store"), monkeypatch, "resources.number.gpus=1")
+    monkeypatch.setattr(cluster, "here", lambda: Amount(4, 1))
+    one.claims.room.awaited["another command's"] = Amount(1, 1)
+    one._submit_ready()
+    assert not one.running
+    one.stirred -= 1000
+    one._say_what_is_awaited()
+    assert "number/" in capsys.readouterr().out
+
+
+def test_what_a_lost_training_held_is_freed_for_nodes_without_workers(tmp_path, monkeypatch):
+    one, _ = side_by_side(Store(tmp_path / "store"), monkeypatch)
+    freed = []
+    monkeypatch.setattr(run.reservations, "free_orphans", lambda: freed.append(True))
+    one._submit_ready()
+    for has_groups, found in ((False, []), (True, [True])):
+        one.has_groups, one.freed = has_groups, 0.0
+        one._free_orphans()
+        assert freed == found
 
 
 def test_a_late_word_of_damage_leaves_the_new_artifact_alone(execution, store):

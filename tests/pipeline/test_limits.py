@@ -1,6 +1,8 @@
 """What ends a node or a command for good, in one sentence."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -65,6 +67,20 @@ def test_a_driver_that_dies_after_its_last_node_is_not_started_again():
     code, count, said = attempts_of(body)
     assert (code, count) == (0, 1)
     assert said == ["the command died when its last node had ended; what it made is kept"]
+
+
+def test_an_interrupted_command_that_is_slow_to_leave_is_no_command_that_died(monkeypatch):
+    monkeypatch.setattr(supervise, "GRACE_SECONDS", 0.2)
+
+    def body(attempt):
+        supervise.decided(supervise.INTERRUPTED)
+        os.kill(os.getppid(), signal.SIGTERM)
+        while True:  # through the interrupt, as a library that ends slowly
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+
+    code, count, said = attempts_of(body)
+    assert (code, count, said) == (supervise.INTERRUPTED, 1, [])
 
 
 def test_a_driver_that_dies_before_is_started_again():

@@ -39,6 +39,17 @@ def test_in_a_pipe_nodes_say_a_line_at_their_end_and_all_one_every_ten_seconds(c
     assert "runs: train/sit 9/40 steps, about 31.0 s left, loss 0.5; train/repa about" in regular[0]
 
 
+def test_in_a_pipe_a_silent_node_is_spoken_of(clock, capsys):
+    view = PlainView(NODES, jobs=2)
+    view.update("prepare", state=RUNNING)
+    for _ in range(22):
+        clock(1)
+        view.tick()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:10] for line in lines] == ["[  10.0 s]", "[  20.0 s]"]
+    assert "runs: prepare" in lines[1]
+
+
 def test_in_a_pipe_it_is_said_what_is_waited_for(clock, capsys):
     view = PlainView(NODES, jobs=2)
     clock(11)
