@@ -99,7 +99,7 @@ def products_of_each(
     coordinates: Coordinates = None,
 ) -> Tensor:
     """The same of every sample: (B, num_steps, 3) float64. Raises ValueError for no samples."""
-    if not len(clean):
+    if isinstance(clean, Tensor) and clean.ndim and not len(clean):
         raise ValueError("the batch holds no samples; give at least one to average over")
     products = []
     for step in straight_path(denoiser, clean, levels, named(solver), generator):

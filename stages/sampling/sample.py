@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Result, Stage, resolve, unkeyed
-from stages.artifacts import network, written
+from stages.artifacts import network
 from stages.artifacts import samples as artifacts_samples
 from stages.artifacts.data import Data
 from stages.artifacts.network import TrainedNetwork
@@ -161,6 +161,8 @@ def sample_shard(
     images: (n, C, H, W), as they are kept. gammas: (blocks, steps) float64. took: (3,) float64, the
     step of the checkpoint, and the seconds of all and of the network.
     """
+
+    from stages.artifacts import written
 
     def make() -> dict[str, np.ndarray]:
         return _made(shard, model, settings, plan)
@@ -307,6 +309,8 @@ def run(context: Context) -> Result:
     """Sample all shards; write images, labels, gammas, a picture and how they were made."""
     import numpy as np
     import torch
+
+    from stages.artifacts import written
 
     settings: SampleSettings = context.settings
     model = context.inputs["model"]

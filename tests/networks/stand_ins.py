@@ -44,7 +44,8 @@ def held(module: nn.Module, names=None):
     """A module as a persistent object: the classes of EDM as their own, containers of torch as
     themselves."""
     state = {"training": False, "_parameters": dict(module._parameters)}
-    state["_buffers"] = dict(module._buffers)
+    unsaved = module._non_persistent_buffers_set
+    state["_buffers"] = {n: b for n, b in module._buffers.items() if n not in unsaved}
     state["_modules"] = {
         name: None if part is None else held(part) for name, part in module._modules.items()
     }
