@@ -100,11 +100,13 @@ def _others(tested: Sequence[Finding]) -> str:
 
 
 def verdict(finding: Finding) -> str:
-    """`holds*: -32 % [-40, -24], these networks`."""
+    """`holds*: -32 % [-40, -24], these networks`; what it follows from where not the effect."""
     effect = finding["effect"]
     said = finding["verdict"] + "*" * bool(finding["together"])
     if finding["verdict"] not in VERDICTS or effect is None:
         return said
+    if instead := finding.get("instead"):
+        return f"{said}: {instead}"
     unit = f" {effect['unit']}" if effect["unit"] else ""
     if effect["interval"] is None:
         side = "at most " if effect["value"] < 0 else "at least "

@@ -163,8 +163,6 @@ def sample_shard(
     """
     from stages.artifacts import written
 
-    from stages.artifacts import written
-
     def make() -> dict[str, np.ndarray]:
         return _made(shard, model, settings, plan)
 
@@ -183,7 +181,8 @@ def _made(
     import torch
 
     begun = time.perf_counter()
-    calls = sampling_problem.Calls(settings.precision, settings.compile)
+    # A correction on the running batch goes back once for every probe.
+    calls = sampling_problem.Calls(settings.precision, settings.compile, _over_batch(settings))
     problem, step = sampling_problem.problem(model, settings, settings.step, calls)
     first, last = shard
     size = settings.block_size

@@ -79,6 +79,13 @@ def test_a_row_without_labels_may_say_so_in_any_way(model):
         np.testing.assert_array_equal(drawn.answer(model, settings, rows, params), plain)
 
 
+def test_products_have_the_precision_that_was_kept(tmp_path, model):
+    settings = SETTINGS.revised(precision="bfloat16")
+    expected = make(tmp_path, sample.STAGE, settings, model=model).load().images.numpy()
+    np.testing.assert_array_equal(drawn.draw(model, settings), expected)
+    assert not np.array_equal(drawn.draw(model, SETTINGS), expected)
+
+
 def test_what_mlflow_keeps_is_small_linked_and_has_a_signature(loaded):
     import mlflow
 
