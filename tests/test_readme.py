@@ -55,6 +55,8 @@ def places(tmp_path, monkeypatch):
     for folder in ("PICTURES/a", "PICTURES/b", "out/samples", "SAMPLES", *IMAGENET):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "one.JPEG", "JPEG")
+    for number in range(50):  # no fewer can be scored
+        (tmp_path / "PICTURES" / "a" / f"{number}.png").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import UsageError
 from pipeline.stage import Place, Settings, unkeyed
+from stages.data.readers.tree import may_be_images
 from stages.data.recognised import beside, recognised
 from stages.methods import table
 
@@ -249,8 +250,8 @@ def readers_of(settings: PrepareSettings) -> list[str]:
 
 
 def sources_of(settings: PrepareSettings) -> list[Path]:
-    """The file or folder to read, if any; UsageError where it is absent or of the other kind, which
-    is before any work."""
+    """The file or folder to read, if any; UsageError where it is absent, empty or of the other
+    kind, which is before any work."""
     if settings.path is None:
         return []
     path = Path(settings.path)
@@ -264,5 +265,10 @@ def sources_of(settings: PrepareSettings) -> list[Path]:
         raise UsageError(
             f"the data {path} are a {here}, and dataset={settings.dataset} is read from a {kind}; "
             "set data.path to it, or choose another data.dataset"
+        )
+    if settings.dataset == "folder" and not may_be_images(path, most=1):
+        raise UsageError(
+            f"the folder {path} holds no images; set data.path (of a teacher's own images: "
+            "teach.pixels.path) to one that does"
         )
     return [path, *beside(path, settings.dataset)]

@@ -192,13 +192,17 @@ class EDMDenoiser:
 
 @dataclass(frozen=True)
 class DirectDenoiser:
-    """A network that is a denoiser itself, called as network(y, s, **condition)."""
+    """A network that is a denoiser itself, called as network(y, s, **condition).
+
+    It gets s as a tensor of y's type, a scalar or (B,): a number would be a constant of what is
+    compiled, which every level would compile anew.
+    """
 
     network: Callable[..., Tensor]
     condition: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, y: Tensor, s: float | Tensor) -> Tensor:
-        return self.network(y, s, **self.condition)
+        return self.network(y, on_device(s, y.dtype, y.device), **self.condition)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,4 +37,9 @@ def recompute(network: nn.Module) -> None:
     numbers, when its gradient is asked for (Chen et al. 2016). Copies made before stay as they
     are; compile blocks after this."""
     for block in blocks(network):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = MethodType(_computed_again, block)
+
+
+def _computed_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A block's forward pass, as a method: compilers pass over a partial in its place."""
+    return checkpoint(type(block).forward, block, *args, use_reentrant=False, **kwargs)

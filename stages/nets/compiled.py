@@ -17,26 +17,29 @@ from torch._functorch import config as functorch
 FORMS = 64
 
 
-def compile_network(
-    network: nn.Module, backend: str | Callable = "inductor", retained: bool = False
-) -> list[nn.Module]:
+def compile_network(network: nn.Module, backend: str | Callable = "inductor") -> list[nn.Module]:
     """Compile what the network spends its time in; returns the modules compiled.
 
     These are its `repeated` blocks, or, where it has none, the whole. Parameters, their names and
     copies made before stay as they are; the first call of each shape compiles for that shape.
-    backend: of torch.compile. retained: whether a graph is gone through backwards several times.
+    backend: of torch.compile. A graph is gone through backwards once, see `retain`.
     """
     dynamo = torch._dynamo.config
     # Of several workers: gradients come block by block, without graphs being split for them.
     dynamo.optimize_ddp = False
     dynamo.recompile_limit = max(dynamo.recompile_limit, FORMS)
-    if retained:
-        functorch.donated_buffer = False
+    retain(False)
     # What samplers call of an EDM network is the inside of its preconditioning.
     parts = repeated(network) or [getattr(network, "inner", network)]
     for part in parts:
         part.compile(backend=backend, dynamic=False)
     return parts
+
+
+def retain(several: bool) -> None:
+    """Say whether what this process compiles from now on is gone through backwards several times;
+    otherwise a backward pass takes the room of what was kept for it."""
+    functorch.donated_buffer = not several
 
 
 def repeated(network: nn.Module) -> list[nn.Module]:

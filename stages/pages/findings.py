@@ -49,8 +49,9 @@ class Effect:
     say the same in percent, to first order. against: what it is tested against. degrees: of freedom
     of the error where they are not one less than the seeds. beside: where a spread over seeds
     decides, the error that the samples alone give. scope: of which networks it speaks, "" for any
-    that are trained so. terms: the scores it is made of with their derivatives in `tested`.
-    by_seed: what is averaged over seeds, by seed.
+    that are trained so. among: of how many effects it is the one that was chosen, to all of which
+    interval and probability then hold together (Bonferroni). terms: the scores it is made of with
+    their derivatives in `tested`. by_seed: what is averaged over seeds, by seed.
     """
 
     value: float
@@ -63,6 +64,7 @@ class Effect:
     degrees: float | None = None
     beside: float | None = None
     scope: str = ""
+    among: int = 1
     terms: tuple[Term, ...] = field(default=(), compare=False, repr=False)
     by_seed: Mapping[Any, float] = field(default_factory=dict, compare=False, repr=False)
 
@@ -91,12 +93,13 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval in the effect's unit, None without an error."""
-        from stages.methods.decisions import quantile
+        from stages.methods.decisions import CONFIDENCE, quantile
 
         if self.error is None:
             return None
         value, error = self.log or (self.value, self.error)
-        ends = (value + sign * quantile(self.freedom) * error for sign in (-1, 1))
+        reach = quantile(self.freedom, 1 - (1 - CONFIDENCE) / self.among) * error
+        ends = (value - reach, value + reach)
         low, high = (100 * math.expm1(end) for end in ends) if self.log else ends
         return low, high
 
@@ -107,7 +110,9 @@ class Effect:
         from stages.methods.decisions import probability
 
         value, error = self.tested
-        return None if error is None else probability(value, error, self.freedom)
+        if error is None:
+            return None
+        return min(1.0, self.among * probability(value, error, self.freedom))
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,9 @@ class Finding:
     """What a run has to say of a claim.
 
     what: the effect in words, with its conditions. details: the same condition by condition, as
-    rows of a table, the heading first. note: what a reader must know to weigh it. together: whether
-    the verdict stays when all of a report are looked at together.
+    rows of a table, the heading first. note: what a reader must know to weigh it. instead: what
+    the verdict follows from where it is not the effect. together: whether the verdict stays when
+    all of a report are looked at together.
     """
 
     claim: Claim
@@ -125,7 +131,13 @@ class Finding:
     verdict: str = ABSENT
     note: str = ""
     details: tuple[tuple[Any, ...], ...] = ()
+    instead: str = ""
     together: bool = False
+
+    @property
+    def probability(self) -> float | None:
+        """The effect's, where the verdict follows from it; None where no test is behind it."""
+        return self.effect.probability if self.effect and not self.instead else None
 
     def plain(self) -> dict[str, Any]:
         """As plain data for JSON."""

@@ -2,7 +2,7 @@
 
 A method's place in its table (`stages/methods/table.py`) is its colour, so that a new one has one
 too. Curves of one method in one figure (a solver corrected, or on another grid) share its colour
-in other shades, with dashes of their own.
+in other shades, with dashes of their own: which shade follows from what else is drawn there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stages.methods import table
 
 COLORS = (
     *("#3b82d6", "#e07b39", "#2fa36b", "#c65b9e", "#a8820f", "#7a6fd9", "#2496a5", "#9c6b4f"),
-    *("#d0473e", "#7b8794", "#6b9a1f", "#4a5fc4"),
+    *("#d0473e", "#7b8794", "#6b9a1f", "#4a5fc4", "#e45fee", "#247536"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.graph import Node
 from pipeline.stage import resolve
+from stages.data.readers.tree import may_be_images
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.given import GIVEN
 from stages.recipes.nodes import (
@@ -30,6 +32,7 @@ from stages.training import checkpoint, teach, train
 
 if TYPE_CHECKING:
     from stages.bench import Bench
+    from stages.data.options import PrepareSettings
 
 
 def completed(place: str) -> Callable[[Bench], list[Node]]:
@@ -160,6 +163,7 @@ def _check_data(bench: Bench) -> None:
                 f"data.{name}={count} leaves too few held-out images: scores need at least "
                 f"{fewest}; raise it"
             )
+    _check_folder(data)
     if (most := data.most_train) is None:
         return
     if most < evaluate.FEWEST:
@@ -172,6 +176,18 @@ def _check_data(bench: Bench) -> None:
             bench.evaluate.check_neighbours(most, f"the {most} training images that are left")
         except ValueError as error:
             raise UsageError(f"evaluate.{error}") from error
+
+
+def _check_folder(data: PrepareSettings) -> None:
+    """Raise UsageError for a folder with fewer images than scores need."""
+    place, fewest = Path(data.path or "").expanduser(), evaluate.FEWEST + FEWEST_IMAGES
+    if data.dataset != "folder" or not place.is_dir():
+        return
+    if 0 < (count := may_be_images(place, fewest)) < fewest:
+        raise UsageError(
+            f"data.path={data.path} holds too few images, {count}: scores need at least "
+            f"{evaluate.FEWEST} to train on and {FEWEST_IMAGES} held out; give more"
+        )
 
 
 def _check_size(scores: Node, samples: Node) -> None:

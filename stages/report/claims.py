@@ -73,8 +73,8 @@ def marked(found: Sequence[Finding]) -> list[Finding]:
     """The findings, those marked that stay decided when all are looked at together (Holm)."""
     from stages.methods.decisions import holm
 
-    tested = [place for place, one in enumerate(found) if _probability(one) is not None]
-    stay = holm([_probability(found[place]) for place in tested])
+    tested = [place for place, one in enumerate(found) if one.probability is not None]
+    stay = holm([found[place].probability for place in tested])
     together = {place for place, decided in zip(tested, stay, strict=True) if decided}
     return [
         replace(one, together=place in together and one.verdict in (rules.HOLDS, rules.FAILS))
@@ -82,13 +82,9 @@ def marked(found: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def _probability(finding: Finding) -> float | None:
-    return finding.effect.probability if finding.effect else None
-
-
 def _together(found: Sequence[Finding]) -> str:
     """What the mark means, where there is one."""
-    count = sum(_probability(finding) is not None for finding in found)
+    count = sum(finding.probability is not None for finding in found)
     if not any(finding.together for finding in marked(found)):
         return ""
     return (
@@ -127,7 +123,9 @@ def row(finding: Finding) -> tuple[str, ...]:
         recipes = " or ".join(claim.recipes)
         said = f"{rules.ABSENT} (recipe {recipes})"
     elif effect is not None:
-        said = " ".join(filter(None, (said + "*" * finding.together, _interval(effect))))
+        interval = "" if finding.instead else _interval(effect)
+        said = " ".join(filter(None, (said + "*" * finding.together, interval)))
+        said += f": {finding.instead}" if finding.instead else ""
         said += f", {effect.scope}" if effect.scope else ""
     return (claim.method, claim.text, claim.paper, value(effect), kind(effect), said)
 

@@ -23,9 +23,10 @@ OVERVIEW = (
     *("fid", "fid_infinity", "fid_held_out", "fid_gap", "sfid", "kid"),
     *("precision", "recall", "density", "coverage", "inception_score", "memorization_ratio"),
 )
-# Which way they get better; the others are not to be ranked.
+# Which way they get better; the others are not to be ranked. More only up to what real images
+# score: samples crowded around few images have more density, and more precision, than those.
 LESS = ("fid", "fid_infinity", "fid_held_out", "sfid", "kid", "memorization_ratio")
-MORE = ("precision", "recall", "density", "coverage", "inception_score")
+MORE = ("precision", "recall", "coverage", "inception_score")
 FIRST = ("fid", "kid", "precision", "recall", "coverage", "memorization_ratio")
 UNFOLDED = 30  # curves; later sections compare them, and a longer table would bury those
 
@@ -46,9 +47,11 @@ def overview(scores: Mapping[str, Sequence[Row]], left_out: str = "") -> Section
         "extractor, reference and number of samples. An error is one standard error; its kind "
         "says what it holds: <b>seeds</b> the spread over repeated trainings or samplings, "
         "<b>influence</b> and <b>jackknife</b> only that of one set of samples, from what each "
-        "sample or block of them contributes. In a table the best of a column is <b>bold</b>; "
-        "<i>italic</i> is what is not beyond the 95 % interval of its difference to that, both "
-        "taken as independent.</p>"
+        "sample or block of them contributes. In a table the best of a column is <b>bold</b>, of "
+        "each measurement where a column holds several; "
+        "<i>italic</i> is what is not beyond the 95 % interval of its difference to that: paired "
+        "where both sets are from the same noise and labels, Student's over seeds. Density is not "
+        "ranked, nor is a column whose highest value is above what real images score.</p>"
     )
     if left_out:
         text += f"<p>{html.escape(left_out)}.</p>"
@@ -64,22 +67,37 @@ def _last(curves: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Score]]:
     }
 
 
-def _best(of: Mapping[str, Mapping[str, Score]], metric: str) -> str | None:
-    """The curve whose score is the best; None where nothing ranks them."""
-    values = {name: scores[metric].value for name, scores in of.items() if metric in scores}
-    if len(set(values.values())) < 2 or metric not in (*LESS, *MORE):
+def _bests(of: Mapping[str, Mapping[str, Score]], metric: str) -> dict[Protocol, str]:
+    """The curve whose score is the best of each measurement: protocol with the metric's own
+    details. None where nothing ranks them."""
+    alike: dict[Protocol, dict[str, Score]] = {}
+    for name, scores in of.items():
+        if metric in scores and metric in (*LESS, *MORE):
+            alike.setdefault(scores[metric].protocol, {})[name] = scores[metric]
+    found = {protocol: _best(metric, scores) for protocol, scores in alike.items()}
+    return {protocol: name for protocol, name in found.items() if name is not None}
+
+
+def _best(metric: str, scores: Mapping[str, Score]) -> str | None:
+    values = {name: one.value for name, one in scores.items()}
+    if len(set(values.values())) < 2:
         return None
-    return (min if metric in LESS else max)(values, key=values.__getitem__)
+    name = (min if metric in LESS else max)(values, key=values.__getitem__)
+    floor = scores[name].floor
+    passed = metric in MORE and floor is not None and values[name] > floor
+    return None if passed else name
 
 
 def _look(one: Score, best: Score | None) -> str:
     """`best`, or `close` where the difference to the best is within its 95 % interval."""
+    from stages.methods.effects import combined
+
     if best is None:
         return ""
     if one is best:
         return "best"
-    error = math.hypot(one.error or 0.0, best.error or 0.0)
-    return "close" if side(one.value - best.value, error) == OPEN else ""
+    found = combined([(1.0, one), (-1.0, best)])
+    return "close" if side(one.value - best.value, found.error, found.degrees) == OPEN else ""
 
 
 def _best_of(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
@@ -87,13 +105,15 @@ def _best_of(protocol: Protocol, curves: Mapping[str, Sequence[Row]]) -> str:
     of = _last(curves)
     lines: list[tuple[Any, ...]] = []
     for metric in FIRST:
-        name = _best(of, metric)
-        if name is not None:
+        bests = _bests(of, metric)
+        for measured, name in bests.items():
             one = of[name][metric]
             curve = name.removeprefix("evaluate/")
             better = "lower" if metric in LESS else "higher"
+            which = f", {measured.details}" if len(bests) > 1 and measured.details else ""
             best = score_cell(one.value, one.error)
-            lines.append((f"{score_name(metric)} ({better} is better)", best, curve, one.floor))
+            words = f"{score_name(metric)} ({better} is better){which}"
+            lines.append((words, best, curve, one.floor))
     if not lines:
         return ""
     caption = f"<p class='note'>The best last sets of protocol {html.escape(protocol.name)}.</p>"
@@ -204,12 +224,16 @@ def _last_sets(curves: Mapping[str, Sequence[Row]]) -> str:
     names = map(score_name, metrics)
     lines: list[tuple[Any, ...]] = [("curve", "step", "solver", "NFE", "kind of error", *names)]
     of = _last(curves)
-    best = {metric: of.get(_best(of, metric), {}).get(metric) for metric in metrics}
+    best = {
+        (metric, protocol): of[name][metric]
+        for metric in metrics
+        for protocol, name in _bests(of, metric).items()
+    }
     floors: dict[str, float] = {}
     for name, rows in curves.items():
         last, by_metric = rows[-1], of[name]
         cells = [
-            score_cell(one.value, one.error, _look(one, best[metric]))
+            score_cell(one.value, one.error, _look(one, best.get((metric, one.protocol))))
             if (one := by_metric.get(metric)) is not None
             else ""
             for metric in metrics

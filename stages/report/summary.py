@@ -1,6 +1,7 @@
 """A run's claims in words: the screen that ends a run, and tables for a page in Markdown.
 
-Both read `claims.json` of the run's folder, so that nothing is computed and little is imported.
+Both read what the report left in the run's folder, `claims.json` and the table of scores, so that
+nothing is computed and little is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pipeline.shown import Summary
 if TYPE_CHECKING:
     from pipeline.results import Run
 
-FILE = "claims.json"
+FILE, SCORES = "claims.json", "tables/scores.json"
+ALL = "all"  # what the tag `data` says of a training that no limit shortened
 # As in stages.pages.findings, which importing would cost more than all of this.
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "inconclusive", "not measured in this run"
 VERDICTS = (HOLDS, FAILS, OPEN)
@@ -33,9 +35,18 @@ def claims(run: Run) -> list[Finding]:
     Raises:
         UsageError: the file cannot be read.
     """
-    path = run.store.run_path(run.id) / FILE
+    return _kept(run, FILE) or []
+
+
+def _kept(run: Run, file: str) -> Any:
+    """What a file of the run's folder holds; None where it is absent.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    path = run.store.run_path(run.id) / file
     if not path.is_file():
-        return []
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -89,11 +100,13 @@ def _others(tested: Sequence[Finding]) -> str:
 
 
 def verdict(finding: Finding) -> str:
-    """`holds*: -32 % [-40, -24], these networks`."""
+    """`holds*: -32 % [-40, -24], these networks`; what it follows from where not the effect."""
     effect = finding["effect"]
     said = finding["verdict"] + "*" * bool(finding["together"])
     if finding["verdict"] not in VERDICTS or effect is None:
         return said
+    if instead := finding.get("instead"):
+        return f"{said}: {instead}"
     unit = f" {effect['unit']}" if effect["unit"] else ""
     if effect["interval"] is None:
         side = "at most " if effect["value"] < 0 else "at least "
@@ -114,11 +127,9 @@ def summary(run: Run) -> Summary:
         tags[name] = verdict(finding)
         if finding["effect"] is not None:
             metrics[name] = finding["effect"]["value"]
-    scores = _scores(run)
-    if scores:
-        best = _least(scores)
-        metrics["best fid"] = scores[best]["fid"]
-        tags["best fid"] = f"{measured(scores[best])[0]}, {best}"
+    if ranked := _ranked(run):
+        metrics["best fid"] = ranked[0]["value"]
+        tags["best fid"] = f"{_said(ranked[0])}, {ranked[0]['set']}, {ranked[0]['protocol']}"
     return Summary(metrics, tags)
 
 
@@ -130,26 +141,41 @@ def metric_of(finding: Finding) -> str:
     return f"{claim['method']}: {text}"[:250]
 
 
-def _scores(run: Run) -> dict[str, Mapping[str, float]]:
-    """The headline of every evaluation, by node."""
-    found = {}
-    for name in run:
-        metrics = run[name].metrics if run[name].data["stage"] == "evaluate" else {}
-        if "fid" in metrics:
-            found[name] = metrics
-    return found
+def _ranked(run: Run) -> list[Mapping[str, Any]]:
+    """The FID of sets that were measured alike, the least first, as rows of the report's table.
+
+    Of several protocols and numbers of samples it is the one with the most sets, of equally many
+    the one with more samples. Networks trained on a limited part of the images, which may copy
+    them, are left out.
+    """
+    table = _kept(run, SCORES) or {"columns": [], "data": []}
+    rows = [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+    groups: dict[tuple[int, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["metric"] == "fid" and not _is_limited(run, row["set"]):
+            groups.setdefault((row["N"], row["protocol"], row["details"]), []).append(row)
+    most = max(groups, key=lambda alike: (len(groups[alike]), alike[0]), default=None)
+    return sorted(groups.get(most, ()), key=lambda row: row["value"])
 
 
-def _least(scores: Mapping[str, Mapping[str, float]]) -> str:
-    return min(scores, key=lambda one: scores[one]["fid"])
+def _is_limited(run: Run, samples: str) -> bool:
+    """Whether the network of a node of samples saw only some of the training images."""
+    tags = run.data["nodes"].get(samples, {}).get("tags", {})
+    return tags.get("data", ALL) != ALL
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """`fid 2.25 ± 0.1 (floor 0.6)`."""
+    numbers = {"fid": "value", "fid_standard_error": "error", "fid_floor": "floor"}
+    return measured({name: row[of] for name, of in numbers.items() if row[of] is not None})[0]
 
 
 def _best(run: Run) -> Iterator[str]:
-    """The set of samples with the least FD, and what real images get in its place."""
-    if scores := _scores(run):
-        name = _least(scores)
-        among = f", of {len(scores)} sets of samples" if len(scores) > 1 else ""
-        yield f"best:    {measured(scores[name])[0]}, {name}{among}"
+    """The set of samples with the least FD, what real images get in its place, and among which."""
+    if ranked := _ranked(run):
+        row, many = ranked[0], len(ranked)
+        among = f", of {many} sets of samples" if many > 1 else ""
+        yield f"best:    {_said(row)}, {row['set']}{among} under {row['protocol']}"
 
 
 def _next(run: Run, found: Sequence[Finding]) -> Iterator[str]:

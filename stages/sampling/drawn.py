@@ -66,10 +66,18 @@ def answer(
         raise UsageError("no row asks for samples; give one with seed and count")
     drawn = []
     for row in rows.to_dict("records"):
-        labels = row.get("labels")
-        given = None if labels is None or labels is np.nan else np.array(labels)
-        drawn.append(draw(trained, _settings(settings, row, params), given))
+        drawn.append(draw(trained, _settings(settings, row, params), _labels(row.get("labels"))))
     return np.concatenate(drawn)
+
+
+def _labels(given: Any) -> np.ndarray | None:
+    """The classes of a row; None where it has none, which data frames also say as NaN or NA."""
+    import numpy as np
+    import pandas
+
+    if pandas.api.types.is_scalar(given) and pandas.isna(given):
+        return None
+    return np.array(given)
 
 
 def _settings(
@@ -96,18 +104,21 @@ def draw(
 ) -> np.ndarray:
     """(n, C, H, W) float32: the first samples of a seed, computed in whole blocks.
 
+    The network's products have the precision of the settings; it is not compiled, whatever they
+    say, since a compilation takes longer than the few images that are asked for.
+
     labels: (n,) classes; by default those that the settings say.
     """
     import numpy as np
     import torch
 
-    from stages.sampling.problem import problem
+    from stages.sampling.problem import Calls, problem
     from stages.sampling.sample import plan_of, sample_block
 
     if labels is not None:
         settings = settings.revised(classes="balanced")
     plan = plan_of(settings, trained)
-    made, _ = problem(trained, settings, settings.step)
+    made, _ = problem(trained, settings, settings.step, Calls(settings.precision))
     if labels is not None:
         made.labels = _Given.of(labels, settings, made.num_classes)
     size, parts = settings.block_size, []

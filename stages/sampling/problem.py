@@ -31,11 +31,13 @@ MOST_SPANS = 4096  # of a GPU's work that a clock keeps before it adds them up
 class Calls:
     """How a network is called; results depend on it.
 
-    precision: of its products, see `nets.precision`. compile: by its blocks.
+    precision: of its products, see `nets.precision`. compile: by its blocks. retained: whether an
+    evaluation is gone through backwards several times.
     """
 
     precision: str = "float32"
     compile: bool = False
+    retained: bool = False
 
 
 PLAIN = Calls()
@@ -205,6 +207,10 @@ def problem(
     network, guide = warm_network(trained.path, step, settings.device, calls.compile), None
     if model.guide is not None and settings.guidance != 1:
         guide = warm_guide(trained.path, settings.device, calls.compile)
+    if calls.compile:
+        from stages.nets.compiled import retain
+
+        retain(calls.retained)  # also of networks that were warm
     return Problem(network, model, settings, guide, calls.precision), step
 
 
@@ -220,7 +226,7 @@ def warm_network(
 def _compiled(network: nn.Module) -> nn.Module:
     from stages.nets.compiled import compile_network
 
-    compile_network(network, retained=True)  # a correction may go back once for every probe
+    compile_network(network)
     return network
 
 

@@ -161,7 +161,6 @@ def sample_shard(
     images: (n, C, H, W), as they are kept. gammas: (blocks, steps) float64. took: (3,) float64, the
     step of the checkpoint, and the seconds of all and of the network.
     """
-
     from stages.artifacts import written
 
     def make() -> dict[str, np.ndarray]:
@@ -182,7 +181,8 @@ def _made(
     import torch
 
     begun = time.perf_counter()
-    calls = sampling_problem.Calls(settings.precision, settings.compile)
+    # A correction on the running batch goes back once for every probe.
+    calls = sampling_problem.Calls(settings.precision, settings.compile, _over_batch(settings))
     problem, step = sampling_problem.problem(model, settings, settings.step, calls)
     first, last = shard
     size = settings.block_size

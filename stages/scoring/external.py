@@ -11,6 +11,7 @@ from pipeline.errors import StageError, UsageError, raised_as
 from pipeline.stage import Context, Input, Place, Result, Settings, Stage, unkeyed
 from stages.artifacts.data import Data
 from stages.artifacts.samples import ExternalSamples
+from stages.data.readers.tree import may_be_images
 from stages.methods import table
 
 if TYPE_CHECKING:
@@ -51,11 +52,16 @@ def sources_of(settings: ExternalSettings) -> list[Path]:
 
 
 def readers_of(settings: ExternalSettings) -> list[str]:
-    """The place of the reader in the code."""
+    """The place of the reader in the code; UsageError for a folder without images."""
     from stages.data.image_files import kind_of
 
     (path,) = sources_of(settings)
-    return [table.SAMPLES[kind_of(path)]]
+    kind = kind_of(path)
+    if kind == "folder" and not may_be_images(path, most=1):
+        raise UsageError(
+            f"evaluate.path={settings.path} holds no images; set it to a folder that does"
+        )
+    return [table.SAMPLES[kind]]
 
 
 def run(context: Context) -> Result:

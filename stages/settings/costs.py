@@ -99,11 +99,12 @@ def _last(path: str) -> list[str]:
 
 
 def sample(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
-    """The network at every evaluation, twice where it is guided; float32 samples."""
+    """The network at every evaluation, twice where it is guided; float32 samples, or 8 bits."""
     model, count = given["model"], settings.num_samples
     facts: dict[str, Any] = {"images": count}
     if "shape" in model:
-        facts |= {"shape": model["shape"], "bytes": 4 * count * prod(model["shape"])}
+        each = 4 if settings.kept == "float32" else 1
+        facts |= {"shape": model["shape"], "bytes": each * count * prod(model["shape"])}
     if "forward" in model:
         passes = settings.nfe * (1 if settings.guidance == 1 else 2)
         facts["flops"] = count * passes * model["forward"]

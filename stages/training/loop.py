@@ -388,7 +388,7 @@ def _replicated(network: nn.Module, accumulate: int) -> nn.Module:
 
     Its graph is the same at every step, with parameters that a loss leaves alone (maps of a
     published network) among them; in several parts the first one, which is not reduced, would be
-    taken for all. Buffers are constants.
+    taken for all, so that those parameters are sought in each. Buffers are constants.
     """
     if _rank_and_world()[1] == 1 or sharding.is_sharded(network):
         return network
@@ -397,13 +397,13 @@ def _replicated(network: nn.Module, accumulate: int) -> nn.Module:
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
         static_graph=accumulate == 1,
+        find_unused_parameters=accumulate > 1,
     )
 
 
 def _reduced(model: nn.Module, reduced: bool) -> Any:
-    """Where gradients stay each process's own unless they are to be reduced."""
-    if sharding.is_sharded(model):
-        model.set_requires_gradient_sync(reduced)
+    """Where gradients stay each process's own unless they are to be reduced. A sharded network's
+    are reduced in every part: kept until the last, each process would hold all of them."""
     apart = isinstance(model, nn.parallel.DistributedDataParallel) and not reduced
     return model.no_sync() if apart else nullcontext()
 

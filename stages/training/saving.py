@@ -1,7 +1,7 @@
 """What a training keeps is written behind it: it goes on as soon as a copy is taken.
 
 On a GPU the copy goes to pinned memory, in the order of the device's work; nobody waits for it but
-the thread that writes.
+the thread that writes. A sharded training waits, too, while its tensors are gathered one by one.
 """
 
 from __future__ import annotations

@@ -76,6 +76,18 @@ def test_gradients_are_the_same_from_less_memory(make, count):
     assert less < 0.6 * more
 
 
+def test_a_copy_computes_its_own_blocks_again():
+    network = made(MAKERS["sit"])
+    recompute(network)
+    again = copy.deepcopy(network)
+    expected = network(*inputs())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(again(*inputs()), expected)
+    assert not torch.equal(network(*inputs()), expected)
+
+
 @pytest.mark.parametrize("kind", ["unet", "edm2", "song"])
 def test_channels_lie_last_on_a_gpu_and_change_no_result(kind):
     def result(device):

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from stages.methods.path import DirectDenoiser
+from stages.nets.blocks import recompute
 from stages.nets.compiled import compile_network, repeated
+from stages.nets.edm.preconditioning import dhariwal, song
+from stages.nets.edm2 import EDM2
 from stages.nets.jit import JiTDenoiser
 from stages.nets.sit import SiT
 from stages.nets.unet import UNet
@@ -57,10 +61,13 @@ def used(network):
         return [*given, network.eval()(*inputs())]
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("depth", [2, 5])
-def test_blocks_are_compiled_once_for_each_number_of_tokens_and_are_what_they_were(depth):
+def test_blocks_are_compiled_once_for_each_number_of_tokens_and_are_what_they_were(depth, again):
     network, backend = sit(depth), Counting()
     expected, names = used(network), list(network.state_dict())
+    if again:
+        recompute(network)
     assert len(compile_network(network, backend)) == depth + 2
     found = used(network)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -77,6 +84,22 @@ def test_networks_of_one_form_share_what_was_compiled():
         compile_network(network, backend)
         with torch.no_grad():
             network.eval()(*inputs())
+    assert backend.graphs == 1
+
+
+@pytest.mark.parametrize("make", [song, dhariwal, EDM2])
+def test_a_whole_network_is_compiled_once_for_all_levels(make):
+    sizes = {"label_dim": 4, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
+    torch.manual_seed(0)
+    network = (make(8, 1, **sizes) if make is EDM2 else make(1, img_resolution=8, **sizes)).eval()
+    y, backend = torch.randn(2, 1, 8, 8, dtype=torch.float64), Counting()
+    labels = torch.tensor([1, 3])
+    with torch.no_grad():
+        expected = [network(y, level, labels) for level in (0.5, 2.0, 7.0)]
+        assert compile_network(network, backend) == [network]
+        denoiser = DirectDenoiser(network, {"labels": labels})
+        found = [denoiser(y, level) for level in (0.5, 2.0, 7.0)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert backend.graphs == 1
 
 

@@ -24,6 +24,7 @@ from stages.papers.maskalign import claims as maskalign_claims
 from stages.papers.stein import claims as stein_claims
 from stages.papers.wavelet import claims as wavelet_claims
 from stages.report import claims as section
+from stages.report import summary
 
 CLAIM = f.Claim("M", "better", "-1 %", ("full", "deep"))
 
@@ -154,6 +155,30 @@ def test_verdicts_that_stay_when_all_are_looked_at_are_marked():
     assert section.row(found[0])[-1].startswith("holds* [")
     assert "all 3 tests of this report" in section.section(found).text
     assert "star" not in section.section([finding(-2.1), finding(-1.0)]).text
+
+
+def test_a_verdict_without_a_test_has_no_star_and_no_part_in_holms():
+    effect = f.Effect(0.03, 0.002, f.NOISES)
+    other = f.Effect(-2.1, 1.0, f.NOISES)
+    instead = "copies from step 200, minimum at 400"
+    untested = f.Finding(CLAIM, "w", effect, f.FAILS, instead=instead)
+    tested = f.Finding(CLAIM, "w", other, f.verdict(other, f.LOWER))
+    assert (untested.probability, tested.probability) == (None, other.probability)
+    found = section.marked([untested, tested])
+    assert [one.together for one in found] == [False, True]  # alone in Holm's family
+    assert section.row(found[0])[-1] == f"does not hold: {instead}"
+    assert "all 1 tests of this report" in section.section(found).text
+    run = SimpleNamespace(**found[0].plain())
+    assert summary.verdict(vars(run)) == f"does not hold: {instead}"
+
+
+def test_the_chosen_of_several_effects_is_corrected_for_all():
+    one, of_five = f.Effect(2.2, 1.0, "paired"), f.Effect(2.2, 1.0, "paired", among=5)
+    assert one.probability == pytest.approx(0.0278, rel=1e-2)
+    assert of_five.probability == pytest.approx(5 * one.probability)
+    assert f.Effect(0.1, 1.0, "paired", among=5).probability == 1
+    assert one.interval == pytest.approx((0.240, 4.160), abs=1e-3)
+    assert of_five.interval == pytest.approx((2.2 - 2.5758, 2.2 + 2.5758), abs=1e-3)
 
 
 FLIPPED = {f.HOLDS: f.FAILS, f.FAILS: f.HOLDS, f.OPEN: f.OPEN}
@@ -580,7 +605,16 @@ RICH = scan(1500, [0.8, 0.75, 0.7], fid=[30.0, 10.0, 5.0], alarm=warned(30, None
 def test_icr_warns(alarm, copies, said):
     scans = {"a": scan(64, [0.8, 0.7, 0.72], alarm=alarm, copies=copies), "b": RICH}
     found = by_text(from_scans(scans))
-    assert found["Few data: its minimum comes before memorisation"].verdict == said
+    warns = found["Few data: its minimum comes before memorisation"]
+    assert warns.verdict == said
+    # Only where all else holds does the rise decide: else no test is behind the verdict.
+    assert (warns.probability is None) == bool(warns.instead) == (said != f.HOLDS)
+    if said == f.FAILS:
+        assert section.row(section.marked([warns])[0])[3:] == (
+            "0.0200\u00a0±\u00a00.0020",
+            "view seeds, one seed",
+            "does not hold: copies from step 20, minimum at 20, this network",
+        )
 
 
 @pytest.mark.parametrize(
@@ -664,6 +698,54 @@ def test_icr_over_sigma_tests_the_mean_over_seeds(losses, said):
     found = by_text(from_scans(scans))[WINDOW]
     assert found.effect.value == pytest.approx(-sum(losses) / 3)
     assert found.verdict == said
+
+
+def test_icr_over_sigma_prints_the_interval_of_all_comparisons():
+    found = by_text(
+        from_scans({"s": scan(1500, [0.8, 0.6, 0.8, 0.8], probe=[0.9285, 0.9, 0.8, 0.8])})
+    )[WINDOW]
+    assert found.verdict == f.OPEN
+    assert found.effect.among == 3
+    low, high = found.effect.interval
+    assert low < -2 < high  # 2.85 +- 0.4: beyond the interval of one comparison, not of three
+    single = replace(found.effect, among=1)
+    assert single.interval[1] < -2
+    assert found.probability == pytest.approx(3 * single.probability)
+    assert not section.marked([found])[0].together
+
+
+def test_icr_over_sigma_chooses_one_sigma_for_all_seeds():
+    # Each training is worse by 5 points at another sigma; at none are all.
+    icr = [0.8, 0.8, 0.6, 0.8, 0.8, 0.8]
+    scans = {}
+    for seed, worse in enumerate((0, 1, 3, 4, 5)):
+        probe = [0.95 + seed / 1000 if place == worse else 0.9 for place in range(6)]
+        scans[f"s{seed}"] = scan(1500, icr, probe=probe, seed=seed)
+    found = by_text(from_scans(scans))[WINDOW]
+    assert found.verdict == f.OPEN
+    assert -1.1 < found.effect.value < -0.9
+    assert (found.effect.num_seeds, found.effect.among) == (5, 5)
+    assert found.effect.interval[0] < -2 < found.effect.interval[1]
+
+
+def test_icr_over_sigma_needs_every_sigma_to_hold_and_all_comparisons_to_fail():
+    def window(losses):
+        # Losses of three trainings at the first sigma and at the last.
+        scans = {
+            f"s{seed}": scan(
+                1500, [0.8, 0.6, 0.8], probe=[0.9 + a / 100, 0.9, 0.9 + b / 100], seed=seed
+            )
+            for seed, (a, b) in enumerate(losses)
+        }
+        return by_text(from_scans(scans))[WINDOW]
+
+    assert window([(0.0, 1.0), (0.1, 1.2), (0.2, 1.1)]).verdict == f.HOLDS
+    assert window([(0.0, 1.0), (0.1, 1.2), (0.2, 2.1)]).verdict == f.OPEN
+    # t = 5.2 on 2 degrees of freedom: p .035 of one comparison and .07 of two.
+    found = window([(0.0, 2.2), (0.1, 2.3), (0.2, 2.4)])
+    assert (found.verdict, found.effect.among) == (f.OPEN, 2)
+    assert found.probability == pytest.approx(0.070, abs=0.001)
+    assert found.effect.interval[1] > -2
 
 
 def test_networks_given_by_path_are_no_seeds_of_our_trainings():

@@ -67,6 +67,25 @@ def test_a_loaded_model_samples_what_the_stage_samples(tmp_path, model, loaded):
     assert not np.array_equal(changed, same), "classes count"
 
 
+def test_a_row_without_labels_may_say_so_in_any_way(model):
+    """A data frame's NaN need not be the object np.nan."""
+    import pandas
+
+    settings = drawn.described(model, []).settings
+    params = {"solver": "euler", "nfe": 2}
+    plain = drawn.answer(model, settings, asked(seed=[1], count=[2]), params)
+    for none in (None, float("nan"), np.float64("nan"), pandas.NA):
+        rows = asked(seed=[1], count=[2], labels=pandas.Series([none], dtype=object))
+        np.testing.assert_array_equal(drawn.answer(model, settings, rows, params), plain)
+
+
+def test_products_have_the_precision_that_was_kept(tmp_path, model):
+    settings = SETTINGS.revised(precision="bfloat16")
+    expected = make(tmp_path, sample.STAGE, settings, model=model).load().images.numpy()
+    np.testing.assert_array_equal(drawn.draw(model, settings), expected)
+    assert not np.array_equal(drawn.draw(model, SETTINGS), expected)
+
+
 def test_what_mlflow_keeps_is_small_linked_and_has_a_signature(loaded):
     import mlflow
 

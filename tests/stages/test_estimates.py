@@ -10,6 +10,8 @@ from pipeline.graph import Graph
 from stages.catalog import CATALOG, RECIPES
 from stages.data.counted import counts
 from stages.data.options import PrepareSettings
+from stages.sampling.sample import SampleSettings
+from stages.settings import costs
 
 
 def taken(*overrides, preset="imagenet256", recipe="full"):
@@ -45,6 +47,12 @@ def test_blocks_that_are_computed_again_take_less_of_a_gpu():
     # Of 8 workers, each 32 images of 256 tokens of 1152 values: 28 blocks, but for one 4 bytes.
     values = 32 * 256 * 1152
     assert whole - inputs == pytest.approx(values * (28 * 34 - 28 * 4 - 34), rel=1e-9)
+
+
+@pytest.mark.parametrize(("kept", "each"), [("float32", 4), ("nearest", 1), ("down", 1)])
+def test_samples_take_a_byte_a_value_where_they_are_rounded(kept, each):
+    settings = SampleSettings(num_samples=50, kept=kept)
+    assert costs.sample(settings, {"model": {"shape": (3, 8, 8)}})["bytes"] == each * 50 * 192
 
 
 def test_mirrored_latents_take_twice_the_room_of_training():

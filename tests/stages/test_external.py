@@ -165,6 +165,9 @@ def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
     with pytest.raises(UsageError, match="neither a folder nor"):
         _ = graph(path=str(tmp_path / "x.png")).keys
     (tmp_path / "a").mkdir()
+    with pytest.raises(UsageError, match=r"evaluate\.path=.*a holds no images; set it to a folder"):
+        _ = graph(path=str(tmp_path / "a")).keys
+    (tmp_path / "a" / "0.png").touch()
     nodes = graph(path=str(tmp_path / "a"))
     assert {"external", "features/external", "evaluate/external", "report"} <= set(nodes.nodes)
     before = nodes.keys["external"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._functorch import config as functorch
 
 from stages.methods import suite
 from stages.nets import compiled, precision
@@ -74,6 +75,10 @@ def test_compiled_networks_are_gone_back_through_once_for_every_probe(tmp_path, 
     found = images(tmp_path / "compiled", model, compile=True, **common)
     torch.testing.assert_close(found, images(tmp_path / "plain", model, **common))
     assert len(traced) == 1
+    assert not functorch.donated_buffer
+    images(tmp_path / "warm", model, compile=True)
+    assert len(traced) == 1
+    assert functorch.donated_buffer, "no other network is kept from giving memory back"
 
 
 def test_products_come_back_to_what_the_process_had():

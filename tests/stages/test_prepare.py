@@ -401,6 +401,17 @@ def test_absent_data_are_told_before_any_work(tmp_path):
             prepare.sources_of(settings)
 
 
+def test_a_folder_without_images_is_told_before_any_work(tmp_path):
+    (tmp_path / "a/.hidden").mkdir(parents=True)
+    for name in ("README", "a/notes.txt", "a/.DS_Store", "a/.hidden/0.png"):
+        (tmp_path / name).touch()
+    settings = prepare.PrepareSettings(path=str(tmp_path))
+    with pytest.raises(UsageError, match=r"holds no images; set data\.path"):
+        prepare.STAGE.files(settings)
+    (tmp_path / "a/0.PNG").touch()
+    assert prepare.STAGE.files(settings) == [tmp_path]
+
+
 def test_what_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):
     def denied(settings):
         raise PermissionError(13, "Permission denied", "images")

@@ -1,6 +1,7 @@
 """The report's score sections: protocols apart, kinds of errors said, neighbours as they are."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from stages.artifacts import scores
 from stages.artifacts.features import FeatureArrays
 from stages.data.readers.order import mixed_order
-from stages.methods.protocol import Protocol, Score
+from stages.methods.protocol import Influence, Protocol, Score
 from stages.report import extractor as extractor_section
 from stages.report import neighbours
 from stages.report import scores as score_section
@@ -40,16 +41,22 @@ def protocol(count=100, **changes):
     )
 
 
-def row(value, *, metric="fid", kind="jackknife", seeds=1, count=100, caution="", **which):
+def row(
+    value, *, metric="fid", kind="jackknife", seeds=1, count=100, caution="", details="", **which
+):
+    more = {name: which.pop(name) for name in ("error", "at_most", "influence") if name in which}
     found = Score(
-        metric=metric,
-        value=value,
-        protocol=protocol(count),
-        error=0.5,
-        error_kind=kind,
-        num_seeds=seeds,
-        floor=1.25,
-        caution=caution,
+        **{
+            "metric": metric,
+            "value": value,
+            "protocol": protocol(count, details=details),
+            "error": 0.5,
+            "error_kind": kind,
+            "num_seeds": seeds,
+            "floor": 1.25,
+            "caution": caution,
+        }
+        | more
     )
     return scores.row_of(which.pop("node", "sample/a"), FACTS | which, found)
 
@@ -80,20 +87,82 @@ def test_two_protocols_are_never_on_one_axis():
 def test_the_best_of_each_score_is_marked_and_what_may_be_as_good():
     curves = {
         "evaluate/worse": [row(9.0), row(0.4, metric="recall")],
-        "evaluate/near": [row(3.5), row(9.9, metric="recall")],
+        "evaluate/near": [row(3.5), row(1.1, metric="recall")],
         "evaluate/best": [row(3.0), row(0.9, metric="recall")],
     }
     section = score_section.overview(curves)
     assert "<td class=best>3.00<span class=error>\u00a0±\u00a00.50</span></td>" in section.tables[1]
     assert "<td class=close>3.50" in section.tables[1]
-    assert "<td class=best>9.90" in section.tables[1]
+    assert "<td class=best>1.10" in section.tables[1]
     assert "<td>9.00" in section.tables[1]
     assert "<td>FID (lower is better)</td><td>3.00" in section.first
     assert "</td><td>best</td><td class=number>1.25</td>" in section.first
-    assert "<td>recall (higher is better)</td><td>9.90" in section.first
+    assert "<td>recall (higher is better)</td><td>1.10" in section.first
     alike = {"evaluate/a": [row(3.0)], "evaluate/b": [row(3.0)]}
     assert "class=best" not in "".join(score_section.overview(alike).tables)
     assert score_section.overview(alike).first == ""
+
+
+def looks(*rows):
+    """How each row's score looks among the last sets of as many curves."""
+    curves = {f"evaluate/c{place}": [one] for place, one in enumerate(rows)}
+    table = score_section.overview(curves).tables[1]
+    lines = [line.partition("</tr>")[0] for line in table.split("<tr>")[2 : 2 + len(rows)]]
+    return [re.search("class=(best|close)|$", line).group(1) or "" for line in lines]
+
+
+def test_what_is_close_to_the_best_is_tested_as_any_difference():
+    # 2.5 errors: beyond the normal's interval, within Student's of three seeds each (df 4: 2.78).
+    seeds = {"kind": "seeds", "seeds": 3, "error": 1.0}
+    far = 3.0 + 2.5 * 2**0.5
+    assert looks(row(3.0, **seeds), row(far, **seeds)) == ["best", "close"]
+    assert looks(row(3.0, error=1.0), row(far, error=1.0)) == ["best", ""]
+    # No copies among 60 may be a share of up to 5 %.
+    none = {"metric": "memorization_ratio", "error": 0.0, "at_most": 0.05}
+    few = {"metric": "memorization_ratio", "error": 0.01}
+    assert looks(row(0.0, **none), row(0.04, **few)) == ["best", "close"]
+    # What sets from the same noise share cancels.
+    noise = np.random.default_rng(0).normal(0, 30, 400)
+    paired = [
+        row(value, kind="influence", error=1.5, influence=influence(noise + shift))
+        for value, shift in ((3.0, 0), (3.5, np.linspace(-1, 1, 400)))
+    ]
+    assert looks(*paired) == ["best", ""]
+    apart = [
+        row(value, kind="influence", error=1.5, influence=influence(noise, f"noise {value}"))
+        for value in (3.0, 3.5)
+    ]
+    assert looks(*apart) == ["best", "close"]
+    # Without an error nothing is known to be close.
+    unknown = {"kind": "none", "error": None}
+    assert looks(row(3.0, **unknown), row(3.1, **unknown)) == ["best", ""]
+
+
+def influence(psi, samples="noise"):
+    return Influence(np.asarray(psi, np.float32), np.zeros(len(psi), np.int64), samples)
+
+
+def test_only_what_was_measured_alike_is_ranked():
+    def copies(value, among):
+        return row(value, metric="memorization_ratio", details=f"among {among}", error=0.001)
+
+    assert looks(copies(0.0, 1500), copies(0.9, 64)) == ["", ""]
+    curves = [copies(0.1, 1500), copies(0.2, 1500), copies(0.9, 64), copies(0.7, 64)]
+    assert looks(*curves) == ["best", "", "", "best"]
+    first = score_section.overview({f"evaluate/c{n}": [one] for n, one in enumerate(curves)}).first
+    assert "(lower is better), among 1500</td><td>0.1000" in first
+    assert "(lower is better), among 64</td><td>0.7000" in first
+
+
+@pytest.mark.parametrize("metric", ["precision", "recall", "coverage"])
+def test_above_what_real_images_score_is_not_the_best(metric):
+    low, high, above = (row(value, metric=metric, error=0.1) for value in (0.1, 1.2, 1.3))
+    assert looks(high, low) == ["best", ""]
+    assert looks(above, high) == ["", ""]  # real images score 1.25
+
+
+def test_density_is_not_ranked():
+    assert looks(row(1.2, metric="density"), row(0.1, metric="density")) == ["", ""]
 
 
 def test_kinds_of_errors_are_said_and_not_mixed():

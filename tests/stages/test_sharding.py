@@ -12,6 +12,7 @@ from stages.nets.compiled import compile_network
 from stages.nets.sit import SiT
 from stages.training import loop, resume, sharding, train
 from stages.training.log import LossLog
+from tests.nets.test_compiled import Counting
 
 WIDTH, IMAGES, STEPS = 6, 24, 4
 
@@ -51,17 +52,20 @@ def network():
     return made
 
 
-def state_of(shard: bool, accumulate: int = 1) -> loop.TrainState:
-    how = loop.Optimization(1e-3, clip=0.3, accumulate=accumulate, ema_decay=0.9)
-    return loop.TrainState(network(), how, "cpu" if shard else None)
+def state_of(shard: bool, accumulate: int = 1, unused: bool = False) -> loop.TrainState:
+    """unused: with a parameter that no loss reads."""
+    how, made = loop.Optimization(1e-3, clip=0.3, accumulate=accumulate, ema_decay=0.9), network()
+    if unused:
+        made.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
+    return loop.TrainState(made, how, "cpu" if shard else None)
 
 
-def trained(state: loop.TrainState, steps: int = STEPS) -> list[list[float]]:
+def trained(state: loop.TrainState, steps: int = STEPS, loss=None) -> list[list[float]]:
     """Train; the losses and the gradient's norm of every step, over all processes."""
-    stored, rows = Stored(), []
+    stored, rows, loss = Stored(), [], loss or maskalign.Loss()
     with loop.Batches(stored, torch.arange(IMAGES) % 4, 8, 0, teacher=Features()) as batches:
         log = LossLog(every=1)
-        for step in loop.train(state, maskalign.Loss(), batches, steps, batches.share):
+        for step in loop.train(state, loss, batches, steps, batches.share):
             rows.append([value for _, _, value in log.add(step)])
     return rows
 
@@ -81,11 +85,22 @@ def work(rank: int, folder) -> None:
         if name == "sharded":
             held = [p.to_local().numel() for p in state.network.parameters()]
             found["held"] = sum(held), sum(p.numel() for p in state.network.parameters())
+    more = state_of(False, 2, unused=True)
+    found["replicated, in parts"] = trained(more), {}, more.weights()
+    reduced = []
+
+    def watched(model, batch):
+        reduced.append(any(p.grad is not None for p in model.parameters()))
+        return maskalign.Loss()(model, batch)
+
+    trained(state_of(True, 2), 2, watched)
+    found["reduced"], found["graphs"] = reduced, {}
     for name, shard in (("computed again", True), ("replicated, computed again", False)):
-        again = state_of(shard)
+        again, backend = state_of(shard), Counting()
         recompute(again.network)
-        compile_network(again.network, "eager")
+        compile_network(again.network, backend)
         found[name] = trained(again), again.tensors(), again.weights()
+        found["graphs"][name] = backend.graphs
     # Interrupted after half, and gone on with by new processes.
     half = state_of(True)
     rows = trained(half, STEPS // 2)
@@ -129,6 +144,21 @@ def test_they_train_the_same_network(found, name):
     """Their gradients' norms are added up in another order; in parts the gradients too; blocks are
     compiled, and computed again."""
     alike(found[name], found["replicated"])
+
+
+def test_parameters_that_a_loss_leaves_alone_go_with_gradients_in_parts(found):
+    rows, _, weights = found["replicated, in parts"]
+    assert weights.pop("unused").shape == (3,)
+    alike((rows, weights), (found["replicated"][0], found["replicated"][2]))
+
+
+def test_gradients_in_parts_are_spread_after_each(found):
+    assert found["reduced"] == [False, True] * 2
+
+
+def test_blocks_that_are_computed_again_are_compiled(found):
+    assert found["graphs"]["computed again"] >= 1
+    assert found["graphs"]["replicated, computed again"] >= 1
 
 
 def test_each_process_holds_half(found):

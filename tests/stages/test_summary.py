@@ -18,29 +18,40 @@ PEAK = Claim("SteinDiff", "Singular values peak", "above 1", ("full",))
 FADES = Claim("SteinDiff", "The gain fades", "no number", ("stein", "train"))
 
 
+COLUMNS = ("set", "metric", "value", "error", "floor", "N", "protocol", "details")
+
+
+def table(*rows):
+    """The report's table of scores: (set, metric, value, N) each, of one protocol an N."""
+    data = [[name, metric, fid, 0.1, 0.6, n, f"p-{n}", ""] for name, metric, fid, n in rows]
+    return {"columns": COLUMNS, "data": data}
+
+
+SETS = (
+    ("sample/worse", "fid", 9.5, 1500),
+    ("sample/best", "kid", 0.0, 1500),
+    ("sample/best", "fid", 2.25, 1500),
+    ("sample/least-of-few", "fid", 0.1, 800),
+    ("sample/copies", "fid", 0.2, 1500),
+)
+
+
 class Run:
-    """As much of a run as the summary reads: nodes with metrics, and a folder."""
+    """As much of a run as the summary reads: its record, and a folder."""
 
     def __init__(self, folder, recipe="full", preset="digits"):
-        self.id, self.data = "r1", {"recipe": recipe, "preset": preset}
+        tags = {"sample/copies": {"data": "64 images"}, "sample/best": {"data": "all"}}
+        nodes = {name: {"tags": tags.get(name, {})} for name, *_ in SETS}
+        self.id, self.data = "r1", {"recipe": recipe, "preset": preset, "nodes": nodes}
         self.store = SimpleNamespace(run_path=lambda run: folder)
-        self.nodes = {
-            f"evaluate/{name}": SimpleNamespace(
-                data={"stage": "evaluate"},
-                metrics={"fid": fid, "fid_standard_error": 0.1, "fid_floor": 0.6, "kid": 0.0},
-            )
-            for name, fid in (("worse", 9.5), ("best", 2.25))
-        }
-        self.nodes["prepare"] = SimpleNamespace(data={"stage": "prepare"}, metrics={"fid": 0.0})
-
-    def __iter__(self):
-        return iter(self.nodes)
-
-    def __getitem__(self, name):
-        return self.nodes[name]
 
     def text(self):
         return "\n".join(f"node {number}" for number in range(20))
+
+
+def write_scores(folder, *rows):
+    (folder / "tables").mkdir(exist_ok=True)
+    (folder / "tables" / "scores.json").write_text(json.dumps(table(*rows)), encoding="utf-8")
 
 
 @pytest.fixture
@@ -54,6 +65,7 @@ def run(tmp_path):
         Finding(FADES, "", None, findings.ABSENT),
     ]
     claims.write(tmp_path, found)
+    write_scores(tmp_path, *SETS)
     return Run(tmp_path)
 
 
@@ -70,10 +82,33 @@ def test_a_run_ends_with_a_claim_a_paper_the_best_score_and_what_to_run_next(run
         "               holds: at least 1.18 (of a step)",
         "* stays when all claims are looked at together (Holm)",
         "",
-        "best:    fid 2.25 ± 0.1 (floor 0.6), evaluate/best, of 2 sets of samples",
+        "best:    fid 2.25 ± 0.1 (floor 0.6), sample/best, of 2 sets of samples under p-1500",
         "numbers: python -m pipeline show r1",
         "next:    python -m pipeline run train    measures 2 claims that this run did not",
     ]
+
+
+def test_the_best_score_is_of_sets_measured_alike_and_of_no_network_that_saw_few_images(run):
+    """The least of fewer samples, and copies of 64 images, are not the best."""
+    found = summary.summary(run)
+    assert found.metrics["best fid"] == 2.25
+    assert found.tags["best fid"] == "fid 2.25 ± 0.1 (floor 0.6), sample/best, p-1500"
+
+
+def test_the_best_score_is_of_the_measurement_with_the_most_sets_then_samples(run, tmp_path):
+    few = [(f"sample/{fid}", "fid", fid, 800) for fid in (7.0, 6.0)]
+    for more, best in (([], 2.25), ([("sample/third", "fid", 8.0, 800)], 6.0)):
+        write_scores(tmp_path, SETS[0], SETS[2], *few, *more)
+        assert summary.summary(run).metrics["best fid"] == best
+    write_scores(tmp_path, SETS[-1])
+    assert "best fid" not in summary.summary(run).metrics
+    assert "best:" not in summary.ending(run)
+
+
+def test_the_tables_of_a_report_have_what_the_summary_reads():
+    from stages.report.scores import HEADING
+
+    assert set(COLUMNS) <= set(HEADING)
 
 
 def test_papers_that_a_run_did_not_measure_take_one_line_or_none(run, monkeypatch):

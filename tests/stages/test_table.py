@@ -157,6 +157,16 @@ def test_data_to_place_ask_for_their_path():
         graph("data.dataset=folder", recipe="train")
 
 
+def test_a_folder_of_fewer_images_than_scores_need_is_refused_in_one_sentence(tmp_path):
+    data = (f"data.path={tmp_path}", "data.size=8")
+    for number in range(43):
+        (tmp_path / f"{number}.png").touch()
+    with pytest.raises(UsageError, match=r"too few images, 43: .* at least 40 to train"):
+        graph(*data, preset="smoke")
+    (tmp_path / "43.png").touch()
+    assert "prepare" in graph(*data, preset="smoke").nodes
+
+
 def test_one_patch_is_refused_where_alignment_is_diagnosed():
     with pytest.raises(UsageError, match=r"patch=8 makes an image of 8 pixels a side one patch"):
         graph("train.network.patch=8", "teach.patch=8")

@@ -179,7 +179,7 @@ def chosen(paths: Iterable[str], place: str) -> Found:
             found.passed["hidden or foreign files"] += 1
         elif suffix in IMAGES:
             found.paths.append(path)
-        elif suffix in COMPANIONS or (suffix == "" and _is_text_name(parts[-1])):
+        elif _is_companion(path):
             found.passed[f"{suffix or 'text'} files"] += 1
             found.companions.append(path)
         else:
@@ -192,6 +192,25 @@ def chosen(paths: Iterable[str], place: str) -> Found:
         )
     found.paths.sort(key=by_parts)
     return found
+
+
+def may_be_images(root: Path, most: int) -> int:
+    """How many files below a folder may be images, going by their names; not beyond `most`, and
+    `most` where they cannot be listed. Cheap, for what is said before any work."""
+    count = 0
+    try:
+        for path in files_below(root, True, Found()):
+            count += not foreign(path.rpartition("/")[2]) and not _is_companion(path)
+            if count >= most:
+                break
+    except (OSError, ValueError):
+        return most
+    return count
+
+
+def _is_companion(path: str) -> bool:
+    name = PurePosixPath(path)
+    return name.suffix.lower() in COMPANIONS or (name.suffix == "" and _is_text_name(name.name))
 
 
 def by_parts(path: str) -> str:
