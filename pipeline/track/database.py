@@ -48,17 +48,34 @@ def create_database(path: Path) -> None:
         temporary.replace(path)
 
 
+_seen: dict[tuple[int, int], int] = {}  # identities by the files' device and inode
+
+
 def identity(path: Path) -> int | None:
     """The number that a database got when it was made, by which a new one in its place differs.
 
-    It stands in the file's header: reading it takes no lock. None if there is no database.
+    It stands in the file's header: reading it takes no lock. None if there is no database. A file
+    is read once in a process, to be called before anything connects to it: closing it again drops
+    the locks that this process's own connections have on it, and whoever closes the database next
+    takes the log of writes away from under them (sqlite.org/howtocorrupt.html, 2.2).
     """
     try:
-        with path.open("rb") as stream:
-            header = stream.read(64)
+        found = path.stat()
+        place = found.st_dev, found.st_ino
+        if place not in _seen:
+            with path.open("rb") as stream:
+                header = stream.read(64)
+            if not header.startswith(b"SQLite format 3\0"):
+                return None
+            _seen[place] = int.from_bytes(header[60:64])
     except OSError:
         return None
-    return int.from_bytes(header[60:64]) if header.startswith(b"SQLite format 3\0") else None
+    return _seen[place]
+
+
+def forget() -> None:
+    """No connection is left: another file may come to have the place of one that was seen."""
+    _seen.clear()
 
 
 def is_lost(path: Path, known: int | None) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.track import views
-from pipeline.track.database import create_database
+from pipeline.track.database import create_database, forget, identity
 from pipeline.track.redaction import redact
 from pipeline.track.uri import (
     check_uri,
@@ -78,8 +78,10 @@ class Server:
         logging.getLogger("alembic").setLevel(logging.ERROR)
         path = sqlite_path(self._uri)
         if path is not None:
-            check_uri(self._uri)  # MLflow would try what can never be opened for two minutes
+            if not path.is_file():  # MLflow would try what can never be opened for two minutes
+                check_uri(self._uri)
             create_database(path)
+            identity(path)
         client = mlflow.MlflowClient(tracking_uri=with_driver(self._uri))
         client.search_experiments(max_results=1)
         drop_stray_folder(self._uri)
@@ -90,6 +92,7 @@ class Server:
         if self.client is not None:
             # MLflow keeps one pool of connections a URI, and they keep the file that is gone.
             self.client._tracking_client.store._dispose_engine()
+            forget()
             self.client = None
 
     def must(self, call: Callable[[], Any]) -> Any:

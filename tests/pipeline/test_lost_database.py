@@ -100,6 +100,25 @@ def test_a_database_that_is_removed_while_a_run_writes_is_noticed(tmp_path, made
     assert identity(tmp_path / "mlflow.db") == State.load(run_dir, default_uri(tmp_path)).database
 
 
+def test_to_know_a_database_again_takes_no_locks_from_those_who_write(tmp_path):
+    """Else whoever closes it next takes the log of writes away from under them."""
+    path = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        made.execute("PRAGMA user_version=7")
+        made.execute("PRAGMA journal_mode=WAL")
+    assert identity(path) == 7
+    with contextlib.closing(sqlite3.connect(path)) as ours:
+        ours.execute("CREATE TABLE numbers (value)")
+        ours.commit()
+        assert identity(path) == 7
+        look = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); print(d.execute('SELECT "
+        look += "count(*) FROM numbers').fetchone()); d.close()"
+        subprocess.run([sys.executable, "-c", look, str(path)], check=True)
+        assert path.with_name("mlflow.db-wal").exists()
+        ours.execute("INSERT INTO numbers VALUES (1)")
+        ours.commit()
+
+
 def test_another_database_in_its_place_is_noticed_too(tmp_path, made):
     shutil.copyfile(made, tmp_path / "mlflow.db")
     run_dir = spooled(tmp_path)
