@@ -133,8 +133,9 @@ class PlainView(_Lines):
     def tick(self) -> None:
         """Say what runs, if nothing was said of it for a while."""
         now = time.monotonic()
-        is_over = all(node.state in ENDED for node in self.nodes.values())
-        if now - self._said >= self._every and not is_over:
+        if now - self._said < self._every:
+            return  # before all nodes are looked at: this is called all the time
+        if not all(node.state in ENDED for node in self.nodes.values()):
             self._said = now
             print(f"[{now - self.begun:6.1f} s] {self.summary()}; {self._going(now)}", flush=True)
 
