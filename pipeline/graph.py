@@ -144,6 +144,10 @@ class Graph:
             known = nearest(name, self.nodes) or f" (known: {', '.join(self.nodes)})"
             raise UsageError(f"unknown node '{name}'{known}") from None
 
+    def place(self, name: str) -> tuple[str, str]:
+        """Stage and key of a node, by which a store has its artifact."""
+        return self[name].stage.name, self.keys[name]
+
     def _check_inputs(self, node: Node) -> None:
         for slot in node.inputs:
             if slot not in node.stage.inputs:

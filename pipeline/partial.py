@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import worker
 from pipeline.artifact import Artifact
 from pipeline.errors import DamagedArtifactError, UsageError
-from pipeline.graph import Graph, Node
+from pipeline.graph import Graph
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
 from pipeline.store import Store
@@ -37,24 +37,12 @@ def job_of(
     node = next((node for node in graph if node.stage.name == stage), None)
     if node is None:
         return None
-    job = worker.Job(
-        node=node.name,
-        key="",
-        identity=graph.identities[node.name],
-        run=node.stage.run,
-        output=node.stage.output.type_name(),
-        settings=node.settings,
-        inputs={slot: _recorded(data, node, slot) for slot in node.stage.inputs},
-        store=store.uri,
-    )
-    return job, node.stage.output
 
+    def recorded(name: str) -> tuple[str, str] | None:
+        entry = data["nodes"].get(name)
+        return entry and (entry["stage"], entry["key"])
 
-def _recorded(data: Mapping[str, Any], node: Node, slot: str) -> Any:
-    """Stages and keys of what a slot reads, as far as the run has them."""
-    entries = {name: data["nodes"].get(name) for name in node.slot(slot)}
-    places = {name: (entry["stage"], entry["key"]) for name, entry in entries.items() if entry}
-    return places if node.stage.inputs[slot].many else next(iter(places.values()), None)
+    return worker.job_of(graph, node, "", store.uri, recorded), node.stage.output
 
 
 def render(job: worker.Job, patterns: Sequence[str]) -> dict[str, bytes]:

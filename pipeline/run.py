@@ -256,27 +256,9 @@ class Execution:
             self.listener.view.message(said)
 
     def _job(self, item: Progress) -> worker.Job:
-        node = item.node
-        inputs: dict[str, Any] = {}
-        for slot, declared in node.stage.inputs.items():
-            where = {name: self._where(name) for name in node.slot(slot)}
-            inputs[slot] = where if declared.many else next(iter(where.values()), None)
-        return worker.Job(
-            node=node.name,
-            key=item.key,
-            identity=self.plan.graph.identities[node.name],
-            run=node.stage.run,
-            output=node.stage.output.type_name(),
-            settings=node.settings,
-            inputs=inputs,
-            store=self.store.uri,
-            packages=self.packages,
-            git=self.git,
-            memory_gib=node.resources.memory_gib,
-        )
-
-    def _where(self, name: str) -> tuple[str, str]:
-        return self.plan.graph[name].stage.name, self.plan.graph.keys[name]
+        graph, memory_gib = self.plan.graph, item.node.resources.memory_gib
+        more = {"packages": self.packages, "git": self.git, "memory_gib": memory_gib}
+        return worker.job_of(graph, item.node, item.key, self.store.uri, graph.place, **more)
 
     def _collect(self, wait_seconds: float) -> None:
         import ray

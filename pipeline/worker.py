@@ -19,7 +19,7 @@ from typing import Any
 from pipeline import provenance, shapes
 from pipeline.artifact import CURVES, Manifest, write_curves
 from pipeline.errors import DamagedArtifactError, PipelineError
-from pipeline.graph import Identity
+from pipeline.graph import Graph, Identity, Node
 from pipeline.stage import Result, Settings, Work, resolve
 from pipeline.store import Store
 from pipeline.workarea import WorkArea, visiting
@@ -45,6 +45,29 @@ class Job:
     packages: Sequence[str] = ()
     git: Mapping[str, Any] = field(default_factory=dict)
     memory_gib: float = 0.0
+
+
+def job_of(
+    graph: Graph,
+    node: Node,
+    key: str,
+    store: str,
+    place: Callable[[str], tuple[str, str] | None],
+    **more: Any,
+) -> Job:
+    """The job of a node.
+
+    Args:
+        place: stage and key of a node that it reads; None for one that is left out.
+        more: the rest of the job's fields.
+    """
+    inputs: dict[str, Any] = {}
+    for slot, declared in node.stage.inputs.items():
+        places = {name: found for name in node.slot(slot) if (found := place(name))}
+        inputs[slot] = places if declared.many else next(iter(places.values()), None)
+    stage = node.stage
+    identity, output = graph.identities[node.name], stage.output.type_name()
+    return Job(node.name, key, identity, stage.run, output, node.settings, inputs, store, **more)
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,8 @@ from pipeline.store import Store
 
 def job_of(graph: Graph, store: Store, name: str, packages: tuple[str, ...] = ()) -> worker.Job:
     """The job that the engine would hand to a worker."""
-    node = graph[name]
-    inputs = {}
-    for slot, declared in node.stage.inputs.items():
-        where = {n: (graph[n].stage.name, graph.keys[n]) for n in node.slot(slot)}
-        inputs[slot] = where if declared.many else next(iter(where.values()), None)
-    return worker.Job(
-        node=name,
-        key=graph.keys[name],
-        identity=graph.identities[name],
-        run=node.stage.run,
-        output=node.stage.output.type_name(),
-        settings=node.settings,
-        inputs=inputs,
-        store=store.uri,
-        packages=packages,
-    )
+    key, place = graph.keys[name], graph.place
+    return worker.job_of(graph, graph[name], key, store.uri, place, packages=packages)
 
 
 def run_all(catalog, store: Store, request: planning.Request) -> dict[str, Artifact]:
