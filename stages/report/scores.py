@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stages.pages.curves import score_curve
+from stages.pages.curves import grouped, mean_score, score_curve
 from stages.pages.figures import Axes, Figure, plot
 from stages.pages.findings import OPEN, side
 from stages.pages.looks import score_name
@@ -124,6 +124,7 @@ def plots(
     name: str, scores: Mapping[str, Sequence[Row]], metric: str, over: str, label: str, **axes: Any
 ) -> list[Figure]:
     """A metric of every curve over `over`: one figure for each protocol, never two on one axis.
+    Trainings that differ in the seed alone are one curve, their mean.
 
     name: stem of the figures' files. label: the abscissa in words. axes: of `figures.Axes`.
     """
@@ -148,15 +149,12 @@ def _plot(
     label: str,
     **axes: Any,
 ) -> Figure:
-    kinds = {curve: _kinds(row.score for row in rows) for curve, rows in curves.items()}
+    points = {name: _over_seeds(many, over) for name, many in grouped(curves).items()}
+    kinds = {name: _kinds(scores) for name, (_, scores) in points.items()}
     mixed = len(set(kinds.values())) > 1
     lines = [
-        score_curve(
-            name.removeprefix("evaluate/") + (f" ({kinds[name]})" if mixed else ""),
-            [getattr(row, over) for row in rows],
-            [row.score for row in rows],
-        )
-        for name, rows in curves.items()
+        score_curve(name + (f" ({kinds[name]})" if mixed else ""), at, scores)
+        for name, (at, scores) in points.items()
     ]
     which = "of the kind that the legend names" if mixed else f"({next(iter(kinds.values()))})"
     details = f", {protocol.details}" if protocol.details else ""
@@ -167,6 +165,15 @@ def _plot(
     places = sorted({x for line in lines for x in line.x})
     ticks = apart(places, logarithmic=axes.get("log_x", False))
     return plot(stem, caption, lines, Axes(label, metric, ticks=ticks, **axes))
+
+
+def _over_seeds(many: Sequence[Sequence[Row]], over: str) -> tuple[list[float], list[Score]]:
+    """Where a training of one seed was scored, and how; of several at the places that all have."""
+    if len(many) == 1:
+        return [getattr(row, over) for row in many[0]], [row.score for row in many[0]]
+    tables = [{getattr(row, over): row.score for row in rows} for rows in many]
+    at = [x for x in tables[0] if all(x in table for table in tables)]
+    return at, [mean_score([table[x] for table in tables]) for x in at]
 
 
 def _kinds(scores: Iterable[Score]) -> str:

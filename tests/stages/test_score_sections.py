@@ -179,6 +179,22 @@ def test_kinds_of_errors_are_said_and_not_mixed():
     assert ">jackknife<" in text
 
 
+def test_the_seeds_of_a_training_are_one_curve_with_the_error_over_them():
+    curves = {
+        "evaluate/few": [row(3.0, training_step=2), row(2.0, training_step=4)],
+        "evaluate/few-seed1": [row(5.0, training_step=2), row(4.0, training_step=4)],
+        "evaluate/all": [row(1.0, training_step=2), row(0.5, training_step=4)],
+        "evaluate/all-seed1": [row(1.0, training_step=2)],
+    }
+    (figure,) = score_section.plots("x", curves, "fid", "training_step", "training step")
+    assert figure.rows[1:] == [
+        ("few", 2, 4.0, pytest.approx(1.0)),
+        ("few", 4, 3.0, pytest.approx(1.0)),
+        ("all", 2, 1.0, 0.0),
+    ]
+    assert figure.caption.endswith("one standard error (2 seeds).")
+
+
 def test_cautions_and_floors_are_shown():
     text = "".join(
         score_section.overview({"evaluate/a": [row(3.0, caution="too few images")]}).tables
