@@ -17,6 +17,8 @@ from stages.methods import given
 REC_601 = (0.299, 0.587, 0.114)
 """Luma of red, green and blue, ITU-R BT.601."""
 
+LARGEST_PIXEL = 16.0  # of what may be meant as [-1, 1]: noise reaches farther than images
+
 _ULP_EXPONENT = -1074  # 2^-1074 is the smallest float64: every finite one is a multiple of it.
 
 
@@ -63,8 +65,8 @@ class RadialPower:
         C = 1 is grey; C = 3 is RGB and turned into grey by Rec. 601; for latents that are allowed
         the power is averaged over the channels (ours). The transform runs on the CPU in the
         images' precision, in float32 at least, and the sums in float64.
-        Raises ValueError for other shapes or dtypes, for values that are not finite, and for
-        latents as `check_pixels` does.
+        Raises ValueError for other shapes or dtypes, for values that are not finite or, of
+        pixels, far from [-1, 1], and for latents as `check_pixels` does.
         """
         images = given.tensor(images, "images")
         if images.ndim != 4 or not images.is_floating_point():
@@ -78,6 +80,12 @@ class RadialPower:
         if channels < 1:
             raise ValueError("images has no channels; give (B, C, H, W) with C >= 1")
         latent = check_pixels(channels, latent, allow_latent)
+        largest = images.abs().max().item() if images.numel() else 0.0
+        if not latent and LARGEST_PIXEL < largest < math.inf:
+            raise ValueError(
+                f"images reach {largest:.4g}; give pixels in [-1, 1], as images / 127.5 - 1 is "
+                "of 0 to 255: contrast is measured on this scale"
+            )
         num_bins = len(_radial_bins(height, width).frequency)
         sums = np.zeros((num_images, num_bins))
         size = _chunk_size(height, width)

@@ -125,6 +125,14 @@ def test_an_unknown_solver_names_the_nearest():
 # ------------------------------------------------------------------ the steps
 
 
+def test_what_is_no_solver_or_correction_is_named():
+    y, levels = torch.zeros(2, 3), torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match=r"solver is NoneType; give a name \(euler, .* fit_whole"):
+        solvers.solve(lambda y, s: y, y, levels, None)
+    with pytest.raises(ValueError, match=r"correction is Tensor; .* as calibrated\(gammas\) is"):
+        solvers.solve(lambda y, s: y, y, levels, correction=torch.ones(1))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_is_affine_in_state_and_outputs_and_keeps_constants(name):
     solver, levels = solvers.named(name), grids.edm(7, 80, 0.02).tolist()

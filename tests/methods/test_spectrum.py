@@ -135,6 +135,14 @@ def test_latents_are_refused_with_the_reason_unless_allowed():
     assert check_pixels(16, allow_latent=True)
 
 
+def test_pixels_of_0_to_255_are_refused_and_latents_have_any_scale():
+    images = torch.rand(3, 1, 4, 4) * 255
+    with pytest.raises(ValueError, match=r"images reach 2\d\d.*; give pixels in \[-1, 1\], as"):
+        radial_power(images)
+    radial_power(images, latent=True, allow_latent=True)
+    radial_power(16 * (images / 255))  # noise and drawn images reach beyond 1
+
+
 def test_errors():
     images = make_images(2, 1, 8, 8)
     with pytest.raises(ValueError, match="floating-point"):

@@ -74,6 +74,12 @@ def test_the_error_that_it_tells_is_that_of_fresh_noise():
     assert 0.5 * made.rms < fresh < 2 * made.rms
 
 
+def test_noise_that_was_scaled_before_is_refused():
+    mixture = oracle.bench_mixture(0, 4)
+    with pytest.raises(ValueError, match=r"noise has a root mean square of 10.*; give z of var"):
+        fit_whole(mixture.denoiser, 10 * oracle.noise((64, 4), 1), 3, S_MAX)
+
+
 def test_evaluations_are_counted_and_the_same_generator_gives_the_same_levels():
     mixture, calls = oracle.bench_mixture(0, 16), []
 

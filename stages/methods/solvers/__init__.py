@@ -34,9 +34,14 @@ __all__ = [
 
 def named(solver: str | Solver) -> Solver:
     """The solver of this name, or the solver object itself. Raises ValueError."""
-    if not isinstance(solver, str):
-        return solver
     known = table.PLAIN_SOLVERS
+    if hasattr(solver, "weights"):
+        return solver
+    if not isinstance(solver, str):
+        raise ValueError(
+            f"solver is {type(solver).__name__}; give a name ({', '.join(known)}) or a solver, as "
+            "fit_whole returns"
+        )
     if solver not in known:
         close = difflib.get_close_matches(solver, known, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""

@@ -225,7 +225,12 @@ def trajectory(
     check_state(denoiser, y, finite=finite)
     grid = grids.check(levels).tolist()
     solver.check(grid)
-    rectifier = (correction or Vanilla()).begin(solver, grid, generator)
+    if not hasattr(correction := Vanilla() if correction is None else correction, "begin"):
+        raise ValueError(
+            f"correction is {type(correction).__name__}; give one of stein.py's, as "
+            "calibrated(gammas) is"
+        )
+    rectifier = correction.begin(solver, grid, generator)
     num_levels = len(grid) - 1
     history: tuple[Evaluation, ...] = ()
     previous = y

@@ -28,6 +28,7 @@ from stages.methods.solvers.refined import Passed, Steps, passed, refined, root_
 from stages.methods.solvers.trajectories import check_state, checked, combine, trajectory
 
 RIDGE = 1e-7  # of the mean diagonal of the normal equations
+LARGEST_NOISE = 3.0  # root mean square of what may be noise of variance 1
 SMALLEST = 0.02  # of the levels that further starts are drawn from
 STARTS = ((3.0, 0.3), (3.0, 0.05), (7.0, 0.1), (7.0, 0.02), (12.0, 0.05))  # rho, smallest level
 
@@ -78,8 +79,8 @@ def teacher(denoiser: Denoiser, noise: Tensor, s_max: float, steps: int = 100) -
     """Heun on `steps` levels, uniform in t = s / (1 + s), from s_max noise down to 0.
 
     noise: (B, ...), z ~ N(0, I). Takes 2 steps - 1 evaluations of the batch and keeps steps + 1
-    copies of it. Raises ValueError for an empty batch, a level that is not above 0, fewer than 2
-    steps, and as `solve` does.
+    copies of it. Raises ValueError for an empty batch, noise that s_max was applied to already, a
+    level that is not above 0, fewer than 2 steps, and as `solve` does.
     """
     check_state(denoiser, noise, "noise")
     if not len(noise):
@@ -88,6 +89,11 @@ def teacher(denoiser: Denoiser, noise: Tensor, s_max: float, steps: int = 100) -
         raise ValueError(f"s_max is {s_max}; it must be above 0 and finite")
     if steps < 2:
         raise ValueError(f"steps is {steps}; a teacher needs at least 2")
+    if (size := noise.square().mean().sqrt().item()) > LARGEST_NOISE:
+        raise ValueError(
+            f"noise has a root mean square of {size:.3g}; give z of variance 1, which is scaled "
+            f"to s_max={s_max:.6g} here"
+        )
     top = float(time_from_level(s_max))
     levels = level_from_time(torch.linspace(top, 0, steps + 1, dtype=torch.float64))
     start = s_max * noise
