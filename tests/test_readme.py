@@ -36,8 +36,17 @@ def commands() -> list[str]:
     return list(dict.fromkeys(text for text in whole if text.split()[0] in PLANNED))
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """A folder of as many images as the default preset scores."""
+    folder = tmp_path_factory.mktemp("samples")
+    for number in range(1500):
+        (folder / f"{number}.png").touch()
+    return folder
+
+
 @pytest.fixture
-def places(tmp_path, monkeypatch):
+def places(samples, tmp_path, monkeypatch):
     """What the commands' placeholders name, and weights that a person must place."""
     for name in ("out/model", "FILE"):
         folder = tmp_path / name
@@ -52,7 +61,10 @@ def places(tmp_path, monkeypatch):
     config = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]}
     (autoencoder / "config.json").write_text(json.dumps(config))
     (autoencoder / "diffusion_pytorch_model.safetensors").touch()
-    for folder in ("PICTURES/a", "PICTURES/b", "out/samples", "SAMPLES", *IMAGENET):
+    for place in ("out/samples", "SAMPLES"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).symlink_to(samples)
+    for folder in ("PICTURES/a", "PICTURES/b", *IMAGENET):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "one.JPEG", "JPEG")
     for number in range(50):  # no fewer can be scored

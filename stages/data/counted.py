@@ -1,6 +1,7 @@
 """How many images a data set will have, before any of them is read: for plans.
 
-Known data sets are known by name; a folder of pictures is counted by its listing.
+Known data sets are known by name; a folder of pictures is counted by its listing, and so are
+samples made elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.data.options import DIGITS, HELD_OUT, PrepareSettings
-from stages.data.readers.tree import IMAGES, side_of
+from stages.data.readers.tree import IMAGES, may_be_images, side_of
 
 # Training and held-out images, and classes, of sets that are always the same.
 KNOWN = {
@@ -68,6 +69,19 @@ def counts(settings: PrepareSettings) -> tuple[int, int, int] | None:
     limits = (settings.limit, settings.limit_held_out)
     kept = (n if most is None else min(n, most) for n, most in zip(found, limits, strict=False))
     return (*kept, found[2])
+
+
+def samples_at(place: Path, most: int) -> int | None:
+    """How many samples made elsewhere lie at a place, as far as names and headers tell: of a folder
+    not beyond `most`; None of what would have to be read. Raises ValueError and UsageError where
+    they cannot be listed."""
+    from stages.data.image_files import kind_of
+    from stages.data.readers import archive, npz
+
+    kind = kind_of(place)
+    if kind == "folder":
+        return may_be_images(place, most)
+    return {"npz": npz.count, "zip": archive.count}.get(kind, lambda place: None)(place)
 
 
 def _listed(place: Path, settings: PrepareSettings) -> tuple[int, int, int]:

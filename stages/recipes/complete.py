@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, raised_as
 from pipeline.graph import Node
 from pipeline.stage import resolve
+from stages.data.counted import samples_at
 from stages.data.readers.tree import may_be_images
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.given import GIVEN
@@ -33,6 +34,7 @@ from stages.training import checkpoint, teach, train
 if TYPE_CHECKING:
     from stages.bench import Bench
     from stages.data.options import PrepareSettings
+    from stages.scoring.external import ExternalSettings
 
 
 def completed(place: str) -> Callable[[Bench], list[Node]]:
@@ -107,7 +109,7 @@ def with_features(bench: Bench, nodes: Sequence[Node]) -> list[Node]:
     """
     by_name = {node.name: node for node in nodes}
     for node in nodes:
-        for name in node.slot("samples") if node.stage is evaluate.STAGE else ():
+        for name in node.slot("samples") if node.stage in (evaluate.STAGE, published.STAGE) else ():
             _check_size(node, by_name[name])
     nodes = _decoded(bench, nodes)
     scored = [node for node in nodes if node.stage is evaluate.STAGE]
@@ -191,6 +193,10 @@ def _check_folder(data: PrepareSettings) -> None:
 
 
 def _check_size(scores: Node, samples: Node) -> None:
+    if samples.stage is external.STAGE:
+        return _check_external(scores, samples.settings)
+    if scores.stage is published.STAGE:
+        return  # which says how many are made
     wanted = scores.settings.num_samples
     if samples.stage is sample.STAGE and samples.settings.num_samples < wanted:
         raise UsageError(
@@ -198,6 +204,19 @@ def _check_size(scores: Node, samples: Node) -> None:
             f"sample.num_samples={samples.settings.num_samples}; raise sample.num_samples, or "
             "lower evaluate.num_samples"
         )
+
+
+def _check_external(scores: Node, samples: ExternalSettings) -> None:
+    """Raise UsageError where fewer samples lie at `evaluate.path` than are scored, as far as that
+    is known before they are read."""
+    place, by = Path(samples.path), published if scores.stage is published.STAGE else evaluate
+    if not place.exists():
+        return  # its node says so
+    external.readers_of(samples)  # of what holds no samples at all
+    with raised_as(UsageError, ValueError, OSError):
+        count = samples_at(place, most=by.wanted(scores.settings))
+    if count and (said := by.too_few(count, scores.settings)):
+        raise UsageError(f"evaluate.path={place} {said}")
 
 
 def _with_needed(bench: Bench, nodes: Sequence[Node]) -> list[Node]:

@@ -163,13 +163,27 @@ def _check(
         facts = artifact.description
         if features[node].description["samples"] != facts:
             raise StageError(f"{features_node(node)} holds features of other samples than {node}")
-        if facts["num_samples"] < settings.num_samples:
-            raise StageError(
-                f"{node} holds {facts['num_samples']} samples, fewer than "
-                f"evaluate.num_samples={settings.num_samples}; lower it, or give more samples"
-            )
+        if said := too_few(facts["num_samples"], settings):
+            raise StageError(f"{node} {said}")
         if reference is not None:
             check_noise(node, facts, reference.description)
+
+
+def wanted(settings: EvaluateSettings) -> int:
+    """How many samples a set has to have."""
+    return settings.num_samples
+
+
+def too_few(count: int, settings: EvaluateSettings) -> str:
+    """What is said of a set of fewer samples than are scored; empty of others."""
+    if count >= wanted(settings):
+        return ""
+    remedy = "lower it, or give more samples"
+    if count < FEWEST:
+        remedy = f"give more: scores need at least {FEWEST}, and setting it lower does not help"
+    return (
+        f"holds {count} samples, fewer than evaluate.num_samples={settings.num_samples}; {remedy}"
+    )
 
 
 def check_noise(node: str, facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

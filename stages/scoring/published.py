@@ -141,7 +141,8 @@ def run(context: Context) -> Result:
 def _rows(job: Job, node: str, samples: Samples, other: Samples | None) -> Iterator[Row]:
     """The scores of one set; other: the samples that trajectory_rms refers to."""
     settings = job.settings
-    _check_count(node, samples, settings)
+    if said := too_few(samples.description["num_samples"], settings):
+        raise StageError(f"{node} {said}")
     protocol = protocol_of(settings, job.reference, samples)
     job.context.log(f"{node}: protocol {protocol.name}, {protocol.rules}")
     for score in scores(job, node.replace("/", "-"), samples, protocol, _caution(settings)):
@@ -170,19 +171,26 @@ def trajectory(scored: Scored, other: Samples, protocol: Protocol) -> Score:
     )
 
 
-def _check_count(node: str, samples: Samples, settings: PublishedSettings) -> None:
-    count, sets = samples.description["num_samples"], settings.stated("best_of")
-    if count < (wanted := sets * settings.protocol_samples):
-        several = (
-            f" ({sets} sets of evaluate.protocol_samples={settings.protocol_samples}; "
-            "evaluate.best_of=1 takes one set, which is another protocol)"
-            if sets > 1
-            else ""
-        )
-        raise StageError(
-            f"{node} holds {count} samples, and evaluate.protocol={settings.protocol} takes "
-            f"{wanted}{several}; give more samples, or lower evaluate.protocol_samples"
-        )
+def wanted(settings: PublishedSettings) -> int:
+    """How many samples a set has to have."""
+    return settings.stated("best_of") * settings.protocol_samples
+
+
+def too_few(count: int, settings: PublishedSettings) -> str:
+    """What is said of a set of fewer samples than the protocol takes; empty of others."""
+    if count >= wanted(settings):
+        return ""
+    sets = settings.stated("best_of")
+    several = (
+        f" ({sets} sets of evaluate.protocol_samples={settings.protocol_samples}; "
+        "evaluate.best_of=1 takes one set, which is another protocol)"
+        if sets > 1
+        else ""
+    )
+    return (
+        f"holds {count} samples, and evaluate.protocol={settings.protocol} takes "
+        f"{wanted(settings)}{several}; give more samples, or lower evaluate.protocol_samples"
+    )
 
 
 def protocol_of(
@@ -227,10 +235,10 @@ def protocol_of(
 
 def _caution(settings: PublishedSettings) -> str:
     """Empty, or why the numbers are none that were published."""
-    if settings.protocol_samples == (wanted := settings.published.num_samples):
+    if settings.protocol_samples == (usual := settings.published.num_samples):
         return ""
     return (
-        f"{settings.protocol_samples} samples, where published numbers are of {wanted}: not "
+        f"{settings.protocol_samples} samples, where published numbers are of {usual}: not "
         "comparable with them"
     )
 

@@ -197,10 +197,13 @@ def test_folders_say_what_lives_in_them():
 
 
 @pytest.fixture(scope="module")
-def keyed():
+def keyed(tmp_path_factory):
     """The modules in the key of every node of the recipes full and evaluate, on digits."""
-    found = {}
-    for recipe, overrides in (("full", ()), ("evaluate", [f"evaluate.path={ROOT}"])):
+    found, samples = {}, tmp_path_factory.mktemp("samples")
+    for number in range(40):
+        (samples / f"{number}.png").touch()
+    own = [f"evaluate.path={samples}", "evaluate.num_samples=40"]
+    for recipe, overrides in (("full", ()), ("evaluate", own)):
         settings = config.resolve(CATALOG, "digits", overrides).settings
         made = Graph(RECIPES[recipe](settings), CATALOG.exclude_sources)
         found |= {name: set(made.identities[name].sources) for name in made.nodes}

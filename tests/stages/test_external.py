@@ -1,6 +1,7 @@
 """Samples made elsewhere: folders and archives, and the numbers of clean-fid on the same files."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -153,9 +154,13 @@ def test_bad_folders_are_refused_in_words(tmp_path, few, monkeypatch):
         read(tmp_path / "4", tmp_path / "bad.npz", few)
 
 
+def graph(**evaluation):
+    """That of the recipe evaluate."""
+    evaluation = {"num_samples": 40, **evaluation}
+    return Graph(RECIPES["evaluate"](Bench(evaluate=evaluation)), CATALOG.exclude_sources)
+
+
 def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
-    def graph(**evaluation):
-        return Graph(RECIPES["evaluate"](Bench(evaluate=evaluation)), CATALOG.exclude_sources)
 
     with pytest.raises(UsageError, match=r"set evaluate\.path to a folder"):
         graph()
@@ -167,7 +172,8 @@ def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(UsageError, match=r"evaluate\.path=.*a holds no images; set it to a folder"):
         _ = graph(path=str(tmp_path / "a")).keys
-    (tmp_path / "a" / "0.png").touch()
+    for number in range(40):
+        (tmp_path / "a" / f"{number}.png").touch()
     nodes = graph(path=str(tmp_path / "a"))
     assert {"external", "features/external", "evaluate/external", "report"} <= set(nodes.nodes)
     before = nodes.keys["external"]
@@ -176,16 +182,50 @@ def test_the_recipe_refuses_missing_paths_before_any_work(tmp_path):
     assert graph(path=str(tmp_path / "b" / "a")).keys["external"] == before
 
 
+@pytest.mark.parametrize("kind", ["folder", "npz", "npy", "zip"])
+def test_too_few_samples_are_refused_before_any_work(tmp_path, kind):
+    place, pixels = tmp_path / f"few.{kind}", np.zeros((45, 8, 8), np.uint8)
+    if kind == "npz":
+        np.savez(place, pixels)
+    elif kind == "npy":
+        np.save(place, pixels)
+    else:
+        write_images(tmp_path / "few.folder", pixels)
+    if kind == "zip":
+        shutil.make_archive(str(tmp_path / "few"), "zip", tmp_path / "few.folder")
+    graph(path=str(place), num_samples=45)
+    words = (
+        r"evaluate\.path=.*few\..* holds 45 samples, fewer than evaluate\.num_samples=46; lower it"
+    )
+    with pytest.raises(UsageError, match=words):
+        graph(path=str(place), num_samples=46)
+
+
+def test_where_lowering_does_not_help_it_is_not_said(tmp_path):
+    place = write_images(tmp_path / "few", np.zeros((9, 8, 8), np.uint8))
+    with pytest.raises(UsageError, match=r"holds 9 samples.*give more: scores need at least 40"):
+        graph(path=str(place))
+
+
+def test_archives_that_cannot_be_listed_are_refused_before_any_work(tmp_path):
+    np.savez(tmp_path / "two.npz", np.zeros((40, 8, 8)), np.zeros((40, 8, 8)))
+    (tmp_path / "cut.zip").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"two\.npz holds 2 arrays of images"):
+        graph(path=str(tmp_path / "two.npz"))
+    with pytest.raises(UsageError, match=r"cut\.zip is not a readable \.zip"):
+        graph(path=str(tmp_path / "cut.zip"))
+
+
 @pytest.mark.parametrize("kind", ["folder", "archive"])
 def test_samples_of_another_name_run_nothing_and_are_called_by_it(tmp_path, kind):
     """Names with dots too; what is cached holds no name that could be a former one's."""
 
     def planned(path):
         fingerprint.cache_clear()
-        graph = Graph(RECIPES["evaluate"](Bench(evaluate={"path": str(path)})))
-        return graph.keys, graph["evaluate/external"].tags["method"]
+        nodes = graph(path=str(path))
+        return nodes.keys, nodes["evaluate/external"].tags["method"]
 
-    pixels = np.random.RandomState(0).randint(0, 256, (3, 8, 8)).astype(np.uint8)
+    pixels = np.random.RandomState(0).randint(0, 256, (40, 8, 8)).astype(np.uint8)
     end = "" if kind == "folder" else ".npz"
     first, second = (tmp_path / f"{name}{end}" for name in ("lr-0.001", "lr-0.002"))
     if kind == "folder":

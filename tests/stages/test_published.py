@@ -189,6 +189,7 @@ def test_a_run_that_names_a_reference_reads_no_training_pixels(folder):
         f"evaluate.path={ARCHIVE}",
         f"evaluate.reference={folder / 'reference.npz'}",
         f"evaluate.weights={folder}",
+        "evaluate.protocol_samples=32",
     )
     nodes = graph("evaluate", *chosen)
     assert set(nodes.nodes) == {"external", "evaluate/external", "report"}
@@ -196,6 +197,8 @@ def test_a_run_that_names_a_reference_reads_no_training_pixels(folder):
         graph("evaluate", "evaluate.protocol=adm", f"evaluate.path={ARCHIVE}")
     with pytest.raises(UsageError, match="only published protocols read it"):
         graph("evaluate", "evaluate.rounding=down", f"evaluate.path={ARCHIVE}")
+    with pytest.raises(UsageError, match=r"evaluate\.path=.* samples, and evaluate\.protocol=adm"):
+        graph("evaluate", *chosen[:-1])  # which is of 50,000
 
 
 def test_the_recipe_evaluate_scores_and_reports_without_a_data_set(folder, tmp_path):

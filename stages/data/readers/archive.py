@@ -45,6 +45,11 @@ def pool(path: Path) -> Listing:
     return Listing(_images(path, found, members), tuple(found.paths), found.said())
 
 
+def count(path: Path) -> int:
+    """How many images lie in an archive. ValueError as `pool` raises for what cannot be listed."""
+    return len(_listed(path)[0].paths)
+
+
 def _listed(path: Path) -> tuple[Found, dict[str, zipfile.ZipInfo]]:
     try:
         with zipfile.ZipFile(path) as archive:

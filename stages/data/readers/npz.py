@@ -84,6 +84,18 @@ def read(settings) -> Source:
 
 def pool(path: Path, like: tuple[int, int, int] | None = None) -> Listing:
     """The one array of images of a file, as samples come; `like`: (C, H, W) of the data."""
+    name, array = _one(path)
+    images = pixels_of(array, f"{name} in {path}", like=like, overshoot=0.5, told=False)
+    return Listing(images, [f"image {index}" for index in range(len(images))])
+
+
+def count(path: Path) -> int:
+    """How many images `pool` lists, by the headers alone. ValueError as `pool` raises for them."""
+    return len(_one(path)[1])
+
+
+def _one(path: Path) -> tuple[str, FileArray]:
+    """The one array of images of a file, and its name."""
     arrays, _ = _arrays(path)
     stacks = {n: a for n, a in arrays.items() if len(a.shape) in (3, 4)}
     if len(stacks) != 1:
@@ -93,8 +105,7 @@ def pool(path: Path, like: tuple[int, int, int] | None = None) -> Listing:
             "shape (n, H, W), (n, H, W, C) or (n, C, H, W)"
         )
     ((name, array),) = stacks.items()
-    images = pixels_of(array, f"{name} in {path}", like=like, overshoot=0.5, told=False)
-    return Listing(images, [f"image {index}" for index in range(len(images))])
+    return name, array
 
 
 def _arrays(path: Path) -> tuple[dict[str, FileArray], list[str]]:
