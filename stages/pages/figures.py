@@ -109,7 +109,8 @@ def as_file(figure: Figure) -> str:
 
 LARGEST = 1e300  # of what can be drawn: matplotlib adds margins
 WHOLE, PANEL, SMALL = (5.8, 3.2), (3.6, 2.6), (3.0, 2.4)  # inches
-# Room for labels, of figures whose legend stands inside: four times faster than fitting it.
+LEGEND_LINE = 0.165  # inches of one that stands above
+# Room for labels, of figures without a legend beside them: four times faster than fitting it.
 MARGINS = {
     WHOLE: {"left": 0.15, "right": 0.97, "bottom": 0.165, "top": 0.97},
     PANEL: {"left": 0.23, "right": 0.96, "bottom": 0.21, "top": 0.96},
@@ -127,23 +128,24 @@ def plot(
 
     if not any(curve.like is not None for curve in curves):
         curves = [curves[place] for place in ordered([curve.name for curve in curves])]
-    beside = len(curves) > 4  # the legend stands beside the lines, not over them
+    names = [shown(curve.name) for curve in curves]
+    # Inside the axes a legend would stand over lines; many names leave room beside them alone.
+    beside, above = len(curves) > 4, 1 < len(curves) <= 4
 
     def draw(ax: Any) -> None:
         lines = _lines(ax, curves)
         _scales(ax, curves, axes)
-        names = [shown(curve.name) for curve in curves]
         if beside:
             _legend(ax, lines, names, loc="center left", anchor=(1.0, 0.5), fontsize="small")
-        elif len(curves) > 1:
-            _legend(ax, lines, names)
+        elif above:
+            legend_above(ax, lines, names, size, over_power=_has_power(curves, axes))
 
     def draw_small(ax: Any) -> None:
         lines = _lines(ax, curves)
         _scales(ax, curves, replace(axes, ticks=_few(axes.ticks, axes.log_x)))
         narrow(ax)
         if len(curves) > 1:
-            legend_above(ax, lines, [shown(curve.name) for curve in curves])
+            legend_above(ax, lines, names, over_power=_has_power(curves, axes))
 
     rows = [("curve", axes.x, axes.y, "standard error")]
     for curve in curves:
@@ -151,23 +153,51 @@ def plot(
         rows += [
             (curve.name, x, y, error) for x, y, error in zip(curve.x, curve.y, errors, strict=True)
         ]
-    margins = None if beside else MARGINS.get(size)
-    small = partial(svg, draw_small, f"small-{name}", SMALL)
+    fitted = beside or _has_power(curves, axes)
+    margins = None if fitted or size not in MARGINS else dict(MARGINS[size])
+    if margins and above:
+        margins["top"] -= legend_lines(names, size) * LEGEND_LINE / size[1]
+    # Three lines of names leave the axes of a small figure enough room.
+    higher = LEGEND_LINE * max(0, legend_lines(names) - 3)
+    small = partial(svg, draw_small, f"small-{name}", (SMALL[0], SMALL[1] + higher))
     return Figure(name, caption, svg(draw, name, size, margins), rows, small)
 
 
 def narrow(ax: Any) -> None:
     """Labels of a small figure: broken where they are longer than it, and not broken already."""
-    for axis, width in ((ax.xaxis, 44), (ax.yaxis, 26)):
+    for axis, width in ((ax.xaxis, 36), (ax.yaxis, 20)):
         text = axis.get_label_text()
         axis.set_label_text(text if "\n" in text else fill(text, width), fontsize="small")
     ax.tick_params(labelsize="small")
 
 
-def legend_above(ax: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
-    """The legend of a small figure, over it and not over its lines."""
-    columns = 1 if max(map(len, names)) > 18 else 2
-    look = {"ncols": columns, "fontsize": "small", "borderaxespad": 0.3, "handlelength": 1.4}
+def _columns(names: Sequence[str], size: tuple[float, float]) -> int:
+    """Columns of a legend that stands above, of a figure of this size in inches."""
+    return 1 if max(map(len, names)) > 6 * size[0] else 2
+
+
+def legend_lines(names: Sequence[str], size: tuple[float, float] = SMALL) -> int:
+    """How many lines a legend above a figure has."""
+    return math.ceil(len(names) / _columns(names, size)) if names else 0
+
+
+def legend_above(
+    ax: Any,
+    lines: Sequence[Any],
+    names: Sequence[str],
+    size: tuple[float, float] = SMALL,
+    over_power: bool = False,
+) -> None:
+    """The legend of a figure over it, and not over its lines, nor over the y axis's power of ten.
+
+    size: of the figure, in inches.
+    """
+    look = {
+        "ncols": _columns(names, size),
+        "fontsize": "small",
+        "borderaxespad": 1.9 if over_power else 0.3,
+        "handlelength": 1.4,
+    }
     _legend(ax, lines, names, anchor=(0.45, 1.0), loc="lower center", labelspacing=0.2, **look)
 
 
@@ -200,12 +230,24 @@ def _scales(ax: Any, curves: Sequence[Curve], axes: Axes) -> None:
     ax.set_xlabel(axes.x)
     ax.set_ylabel(score_name(axes.y))
     ax.ticklabel_format(axis="y", scilimits=(-2, 5))  # long numbers would lie over the label
+    if axes.ticks is None and not axes.log_x and all(_is_whole(x) for c in curves for x in c.x):
+        ax.xaxis.get_major_locator().set_params(integer=True)
     drawn = [point for curve in curves for point in _finite(curve)]
     for place, (axis, is_log) in enumerate(((ax.xaxis, axes.log_x), (ax.yaxis, axes.log_y))):
         if is_log and any(point[place] > 0 for point in drawn):
             logarithmic(axis)
     if axes.ticks is not None:
         ax.set_xticks(list(axes.ticks), [f"{tick:g}" for tick in axes.ticks])
+
+
+def _has_power(curves: Sequence[Curve], axes: Axes) -> bool:
+    """Whether the y axis may tell a power of ten, which stands on top of it."""
+    largest = max((abs(y) + bar for curve in curves for _, y, bar in _finite(curve)), default=1.0)
+    return not axes.log_y and not 0.1 <= largest < 5e4
+
+
+def _is_whole(number: float) -> bool:
+    return math.isfinite(number) and number == int(number)
 
 
 def _legend(

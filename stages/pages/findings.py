@@ -385,6 +385,12 @@ def details(pairs: Mapping[Any, Mapping[int | None, tuple[Score, Score]]]) -> tu
     return tuple(rows)
 
 
+def either(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def counted(findings: Iterable[Finding]) -> dict[str, int]:
     """How many findings have each verdict."""
     counts = dict.fromkeys((HOLDS, FAILS, OPEN, TIMED, ABSENT), 0)

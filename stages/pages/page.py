@@ -32,7 +32,7 @@ main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
   grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; }
 .card h3 { margin: 0 0 .3rem; } .card p { margin: .4rem 0; font-size: .9rem; }
-.card svg { width: 100%; height: auto; max-height: 15rem; display: block; }
+.card svg { width: 100%; height: auto; max-height: 18rem; display: block; }
 .chip { border: 1px solid currentColor; border-radius: 1rem; padding: 0 .6rem; font-size: .8rem;
   margin-right: .4rem; white-space: nowrap; }
 .pair { display: grid; gap: 0 1.2rem; align-items: start;

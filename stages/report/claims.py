@@ -46,11 +46,11 @@ def section(found: Sequence[Finding]) -> Section:
     )
     text = (
         f"<p>Of {len(found)} claims {counts}. Verdicts are computed: a claim <b>holds</b> or "
-        "<b>does not hold</b> where the 95 % interval of its effect is on one side of none, and is "
-        f"<b>inconclusive</b> where it does; over seeds the interval is Student's. A change in % "
-        f"is tested as the logarithm of its ratio, so that it does not matter which side is "
-        f"divided by which. An error over seeds of training holds the spread of "
-        "repeated trainings, one over seeds of noise only that of sampling one training anew. "
+        "<b>does not hold</b> where the 95 % interval of its effect lies on one side of no effect, "
+        "and is <b>inconclusive</b> where no effect is within it; over seeds the interval is "
+        "Student's. A change in % is tested as the logarithm of its ratio, so that it does not "
+        "matter which side is divided by which. An error over seeds of training holds the spread "
+        "of repeated trainings, one over seeds of noise only that of sampling one training anew. "
         "Errors of single sets are of the samples alone, the reference being fixed: "
         "<b>paired</b> where both sides were made from the same noise and labels, so that what "
         "they share cancels, <b>independent</b> otherwise; such a verdict is of <b>this "
@@ -120,7 +120,7 @@ def row(finding: Finding) -> tuple[str, ...]:
     claim, effect = finding.claim, finding.effect
     said = finding.verdict
     if said == rules.ABSENT:
-        recipes = " or ".join(claim.recipes)
+        recipes = rules.either(claim.recipes)
         said = f"{rules.ABSENT} (recipe {recipes})"
     elif effect is not None:
         interval = "" if finding.instead else _interval(effect)

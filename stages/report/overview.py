@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from stages.pages.page import Picture, Section
 
 MODELS = 6  # whose samples stand on top
-CHIPS = {rules.HOLDS: ("good", "hold"), rules.FAILS: ("failed", "do not"), rules.OPEN: ("", "open")}
+# How many claims have a verdict, where it is one and where there are several.
+CHIPS = {
+    rules.HOLDS: ("good", "holds", "hold"),
+    rules.FAILS: ("failed", "does not", "do not"),
+    rules.OPEN: ("", "open", "open"),
+}
 
 
 def section(
@@ -62,8 +67,8 @@ def card(
     """A paper with a measured claim: verdicts as chips, a sentence on the first, its key figure."""
     tested = [finding for finding in found if finding.verdict in CHIPS]
     chips = "".join(
-        f"<span class='chip {looks}'>{number} {word}</span>"
-        for verdict, (looks, word) in CHIPS.items()
+        f"<span class='chip {looks}'>{number} {one if number == 1 else several}</span>"
+        for verdict, (looks, one, several) in CHIPS.items()
         if (number := sum(one.verdict == verdict for one in tested))
     )
     *_, effect, _, said = claims.row(tested[0])
@@ -81,7 +86,7 @@ def _elsewhere(absent: Mapping[str, Sequence[Finding]]) -> str:
     parts = []
     for method, found in absent.items():
         recipes = sorted({name for finding in found for name in finding.claim.recipes})
-        parts.append(f"{html.escape(method)} (recipe {' or '.join(recipes)})")
+        parts.append(f"{html.escape(method)} (recipe {rules.either(recipes)})")
     return f"<p class='note'>Not measured in this run: {', '.join(parts)}.</p>"
 
 
@@ -106,7 +111,8 @@ def _again(figure: Figure) -> str:
 
 
 def latest(samples: Mapping[str, Samples]) -> list[Picture]:
-    """The last samples along each training: the same noise and classes at the same places."""
+    """The last samples along each training, or of trainings without such ones those with the most
+    evaluations: the same noise and classes at the same places."""
     from stages.pages.page import Picture
 
     last: dict[str, tuple[int, Samples]] = {}
@@ -115,10 +121,30 @@ def latest(samples: Mapping[str, Samples]) -> list[Picture]:
         step = artifact.description["training_step"]
         if along and step >= last.get(model, (-1,))[0]:
             last[model] = step, artifact
+    if not last:
+        return [
+            Picture(f"{name}, {most} evaluations", (artifact.path / "grid.png").read_bytes())
+            for name, (most, artifact) in list(_finest(samples).items())[:MODELS]
+        ]
     return [
         Picture(f"{shown(model)} after {step:,} steps", (artifact.path / "grid.png").read_bytes())
         for model, (step, artifact) in list(last.items())[:MODELS]
     ]
+
+
+def _finest(samples: Mapping[str, Samples]) -> dict[str, tuple[int, Samples]]:
+    """By training the samples of this project with the most evaluations, and how many these are."""
+    finest: dict[str, tuple[int, Samples]] = {}
+    for artifact in samples.values():
+        facts = artifact.description
+        if not (nfe := facts.get("nfe", 0)):
+            continue
+        density = facts["time_density"]
+        trained = f", trained with t {density}" if density not in ("", "uniform") else ""
+        name = f"{shown(facts['method'])}{trained}, step {facts['training_step']:,}"
+        if nfe > finest.get(name, (0,))[0]:
+            finest[name] = nfe, artifact
+    return finest
 
 
 def by_method(papers: Iterable[Sequence[Finding]], patterns: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -192,6 +193,8 @@ def _next(run: Run, found: Sequence[Finding]) -> Iterator[str]:
         recipe, number = absent.most_common(1)[0]
         preset = run.data["preset"]
         words = f" --preset {preset}" if preset != "digits" else ""
+        own = [one for one in run.data["overrides"] if one.startswith("data.")]
+        words += "".join(f" {shlex.quote(one)}" for one in own)
         what = f"{number} claims that this run did not" if number > 1 else "one more claim"
         yield f"next:    python -m pipeline run {recipe}{words}    measures {what}"
 
@@ -209,6 +212,8 @@ def markdown(run: Run) -> str:
     Raises:
         UsageError: the run has no claims.
     """
+    from stages.pages.findings import either
+
     methods = _methods(run)
     command = f"python -m pipeline run {run.data['recipe']} --preset {run.data['preset']}"
     parts = [f"From `{command}` (run {run.id}). 95 % intervals; * stays under Holm's adjustment."]
@@ -224,7 +229,7 @@ def markdown(run: Run) -> str:
         if absent:
             texts = "; ".join(finding["claim"]["text"] for finding in absent)
             recipes = sorted({name for one in absent for name in one["claim"]["recipes"]})
-            parts.append(f"Not measured here (recipe {' or '.join(recipes)}): {texts}.")
+            parts.append(f"Not measured here (recipe {either(recipes)}): {texts}.")
     return "\n\n".join(parts)
 
 

@@ -37,7 +37,7 @@ def drawn(*curves, **axes):
     ],
 )
 def test_logarithmic_axes_have_plain_numbers(values, expected):
-    found = texts(drawn(Curve("a", (1, 2), values), log_y=True))
+    found = texts(drawn(Curve("a", (2.2, 2.3), values), log_y=True))
     assert [text for text in found if text in expected] == expected
     assert not any("e-" in text or "\u2212" in text for text in found)
 
@@ -46,6 +46,12 @@ def test_small_values_have_short_numbers_and_their_power_once():
     found = texts(drawn(Curve("a", (1, 2), (-0.001, 0.0025))))
     assert "1e\u22123" in found
     assert max(map(len, found)) <= len("\u22121.0 ")
+
+
+def test_steps_are_whole_numbers():
+    found = texts(drawn(Curve("a", (20, 40), (1.25, 1.75))))
+    assert {"20", "40"} <= set(found)
+    assert not any(text in found for text in ("22.5", "37.5", "20.0"))
 
 
 def test_given_ticks_leave_the_other_axis_its_own():
@@ -139,7 +145,7 @@ def test_a_legend_shows_names_as_they_are(count):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """The labels of axes that stand beyond the edge of a figure, of all that are drawn."""
+    """The labels that stand beyond the edge of a figure, and legends over what is drawn."""
     from matplotlib.figure import Figure as Canvas
 
     found, save = [], Canvas.savefig
@@ -147,7 +153,18 @@ def cut(monkeypatch):
     def measured(canvas, *arguments, **options):
         save(canvas, *arguments, **options)
         canvas.draw_without_rendering()
-        for label in (axis.label for ax in canvas.axes for axis in (ax.xaxis, ax.yaxis)):
+        labels = [axis.label for ax in canvas.axes for axis in (ax.xaxis, ax.yaxis)]
+        labels += [ax.yaxis.get_offset_text() for ax in canvas.axes]
+        for legend in filter(None, (ax.get_legend() for ax in canvas.axes)):
+            labels += legend.get_texts()
+            box = legend.get_window_extent()
+            for ax in canvas.axes:
+                power = ax.yaxis.get_offset_text()
+                if box.overlaps(ax.get_window_extent()):
+                    found.append("legend over lines")
+                if power.get_text() and box.overlaps(power.get_window_extent()):
+                    found.append("legend over power")
+        for label in labels:
             box, room = label.get_window_extent(), canvas.bbox
             if not (box.x0 >= 0 <= box.y0 and box.x1 <= room.x1 and box.y1 <= room.y1):
                 found.append(label.get_text())
@@ -160,9 +177,13 @@ def test_labels_stand_within_the_figure(cut):
     from stages.papers.maskalign.section import _heatmap
     from stages.papers.wavelet.section import MSE, SIGMA
 
-    for count in (1, 11):  # the legend inside, and beside
+    for count in (1, 2, 4, 11):  # no legend, one above, and one beside
         curves = [Curve(f"empirical-bayes {i}", (0.25, 1, 4), (0.1, 1, 10)) for i in range(count)]
         plot("f", "", curves, Axes(SIGMA, MSE, log_x=True, log_y=True))
+        small = [
+            Curve(f"whole, calibrated {i}", (1, 2), (1e-5, 2e-5)) for i in range(min(count, 4))
+        ]
+        plot("f", "", small, Axes(SIGMA, "y")).small()
     for largest in (1.0, 0.25, 0.06, 0.006):
         for side in (2, 4, 8):
             rows = [[largest * (i + j) / (2 * side - 2) for i in range(side)] for j in range(side)]

@@ -156,7 +156,7 @@ def test_it_begins_with_a_card_a_paper_its_figure_and_the_last_samples(tmp_path)
         (samples[name].path / "grid.png").write_bytes(b"png")
     first = overview.section(found, {"A": "key-*"}, sections, samples)
     (card,) = re.findall(r"<article.*?</article>", first.text)
-    assert "<span class='chip good'>1 hold</span><span class='chip '>1 open</span>" in card
+    assert "<span class='chip good'>1 holds</span><span class='chip '>1 open</span>" in card
     assert "<p>second: <b>holds</b>, -30.0\u00a0±\u00a04.0\u00a0%.</p>" in card
     assert "<a href='#s2'" in card
     assert 'aria-label="the key" id="card-k" fill="url(#card-k)"' in card
@@ -167,6 +167,24 @@ def test_it_begins_with_a_card_a_paper_its_figure_and_the_last_samples(tmp_path)
     ids = re.findall(r"<h[12] id='(.+?)'", text)
     assert ids == ["s0", "s1", "run"]
     assert all(text.count(f"href='#{name}'") >= 2 for name in ids)  # at the side, and in the menu
+
+
+def test_a_run_without_samples_along_its_trainings_shows_those_with_the_most_evaluations(tmp_path):
+    from stages.report import overview
+
+    (tmp_path / "grid.png").write_bytes(b"png")
+    facts = {"training_step": 900, "time_density": "uniform", "method": "sit"}
+    told = {
+        "sample/sit-nfe5": facts | {"nfe": 5},
+        "sample/sit-nfe10": facts | {"nfe": 10},
+        "sample/csflow-nfe5": facts | {"nfe": 5, "time_density": "csflow a=0.4"},
+        "external": facts | {"nfe": 0},
+    }
+    samples = {name: SimpleNamespace(path=tmp_path, description=one) for name, one in told.items()}
+    assert [picture.caption for picture in overview.latest(samples)] == [
+        "SiT, step 900, 10 evaluations",
+        "SiT, trained with t csflow a=0.4, step 900, 5 evaluations",
+    ]
 
 
 def test_sections_show_two_sentences_and_two_figures_and_fold_the_rest():

@@ -63,7 +63,7 @@ def test_verdicts_are_paired_over_seeds():
     assert "over 3 seeds of the noise" in found.text
     figure = next(f for f in found.figures if f.name == "few-steps-fid-dpmpp2m")
     assert "3 seeds" in figure.caption
-    assert "grid uniform_t" in figure.caption
+    assert "grids: uniform_t" in figure.caption
     errors = [row[3] for row in figure.rows if row[0] == "dpmpp2m, calibrated"]
     values = [row[2] for row in figure.rows if row[0] == "dpmpp2m"]
     assert values == pytest.approx([5, 5, 5])

@@ -39,10 +39,11 @@ SETS = (
 class Run:
     """As much of a run as the summary reads: its record, and a folder."""
 
-    def __init__(self, folder, recipe="full", preset="digits"):
+    def __init__(self, folder, recipe="full", preset="digits", overrides=()):
         tags = {"sample/copies": {"data": "64 images"}, "sample/best": {"data": "all"}}
         nodes = {name: {"tags": tags.get(name, {})} for name, *_ in SETS}
         self.id, self.data = "r1", {"recipe": recipe, "preset": preset, "nodes": nodes}
+        self.data["overrides"] = list(overrides)
         self.store = SimpleNamespace(run_path=lambda run: folder)
 
     def text(self):
@@ -86,6 +87,12 @@ def test_a_run_ends_with_a_claim_a_paper_the_best_score_and_what_to_run_next(run
         "numbers: python -m pipeline show r1",
         "next:    python -m pipeline run train    measures 2 claims that this run did not",
     ]
+
+
+def test_what_to_run_next_is_on_the_same_data(run):
+    run.data["overrides"] = ["data.path=my pictures", "data.size=16", "train.lr=0.1"]
+    *_, last = summary.ending(run).splitlines()
+    assert "run train 'data.path=my pictures' data.size=16    measures 2" in last
 
 
 def test_the_best_score_is_of_sets_measured_alike_and_of_no_network_that_saw_few_images(run):

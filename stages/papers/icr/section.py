@@ -27,6 +27,7 @@ BESIDE = {
     "denoising_ratio": "held-out over\ntraining error",
     "fid": "FID",
 }
+WIDTH = 6.4  # inches of the figures
 FURTHER = {
     "alignment": "alignment",
     "uniformity": "uniformity",
@@ -245,6 +246,7 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
     panels = [panel for panel in panels if panel.curves]
 
     names = list(dict.fromkeys(name for panel in panels for name, _ in panel.curves))
+    height = 0.9 + 1.25 * len(panels)
     look = dict(zip(names, looks(names), strict=True))
 
     def draw(ax: Any, panels: Sequence[Panel] = panels, is_small: bool = False) -> None:
@@ -262,15 +264,16 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
             for at, label in panel.marks:
                 each.axvline(at, color=look[label].color, linestyle=":", linewidth=1)
             each.set_ylabel(panel.label, fontsize="small")
+            if all(y >= 0 for _, (_, ys, _) in panel.curves for y in ys):
+                each.set_ylim(bottom=max(0.0, each.get_ylim()[0]))  # no share is below 0
         logarithmic(axes[-1].xaxis)
         axes[-1].set_xlabel(x)
         canvas.align_ylabels(list(axes))
         for each in axes if is_small else ():
             narrow(each)
-        if len(panels[0].curves) > 1 and is_small:
-            legend_above(axes[0], *axes[0].get_legend_handles_labels())
-        elif len(panels[0].curves) > 1:
-            axes[0].legend(fontsize="small")
+        if len(panels[0].curves) > 1:
+            size = SMALL if is_small else (WIDTH, height)
+            legend_above(axes[0], *axes[0].get_legend_handles_labels(), size)
 
     def small() -> str:
         return svg(lambda ax: draw(ax, panels[:2], True), f"small-{name}", SMALL)
@@ -282,8 +285,7 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
                 (panel.label.replace("\n", " "), label, *point)
                 for point in zip(*points, strict=True)
             ]
-    height = 0.9 + 1.25 * len(panels)
-    return Figure(name, caption, svg(draw, name, (6.4, height)), rows, small)
+    return Figure(name, caption, svg(draw, name, (WIDTH, height)), rows, small)
 
 
 def report(made: Made) -> Iterator[Section]:

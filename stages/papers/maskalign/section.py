@@ -108,7 +108,8 @@ SUMMARIES = (
         "alignment-variation",
         "variation",
         "coefficient of variation",
-        "The same as standard deviation over mean of the probability.",
+        "How unevenly the largest alignment gradients fall on patches, all tokens present: the "
+        "standard deviation over the mean of the probability.",
     ),
 )
 

@@ -174,7 +174,7 @@ def _plot(stem: str, metric: str, group: Sequence[Which], curves: Curves, model:
     most = max(map(len, seeds))
     bars = f"over {most} seeds of the noise" if most > 1 else "of the samples, one seed"
     caption = (
-        f"{score_name(metric)} over network evaluations, grid {', '.join(grids)}, {model}; "
+        f"{score_name(metric)} over network evaluations; {model}; grids: {', '.join(grids)}; "
         f"{', '.join(map(str, sorted(counts)))} samples a point; bars: one standard error ({bars})."
     )
     return plot_over_nfe(stem, metric, lines, caption)
