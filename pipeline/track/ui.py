@@ -89,12 +89,13 @@ def addresses(port: int, experiments: list[Experiment]) -> list[tuple[str, str]]
     """The pages worth opening: what each shows, and its URL."""
     base = f"http://{HOST}:{port}/#/experiments"
     pages = []
+    width = max((len(experiment.name) for experiment in experiments), default=0)
     for experiment in experiments:
         page = f"{base}/{experiment.id}/{CHARTS}"
         found = [view for view in views.NAMES if view in experiment.views]
         for view in found:
             link = f"{page}&viewStateShareKey={views.key(view)}"
-            pages.append((f"{experiment.name}  {views.name(view).lower()}", link))
+            pages.append((f"{experiment.name:<{width}}  {views.name(view).lower()}", link))
         if not found:
             pages.append((experiment.name, page))
     return pages

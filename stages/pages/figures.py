@@ -109,7 +109,7 @@ def as_file(figure: Figure) -> str:
 
 LARGEST = 1e300  # of what can be drawn: matplotlib adds margins
 WHOLE, PANEL, SMALL = (5.8, 3.2), (3.6, 2.6), (3.0, 2.4)  # inches
-LEGEND_LINE = 0.165  # inches of one that stands above
+LEGEND_LINE, LETTER = 0.165, 0.07  # inches of a legend that stands above
 # Room for labels, of figures without a legend beside them: four times faster than fitting it.
 MARGINS = {
     WHOLE: {"left": 0.15, "right": 0.97, "bottom": 0.165, "top": 0.97},
@@ -173,7 +173,10 @@ def narrow(ax: Any) -> None:
 
 def _columns(names: Sequence[str], size: tuple[float, float]) -> int:
     """Columns of a legend that stands above, of a figure of this size in inches."""
-    return 1 if max(map(len, names)) > 6 * size[0] else 2
+    longest, count = max(map(len, names)), len(names)
+    if count * (longest + 5) * LETTER < size[0]:
+        return count
+    return 1 if longest > 6 * size[0] else 2
 
 
 def legend_lines(names: Sequence[str], size: tuple[float, float] = SMALL) -> int:

@@ -52,8 +52,9 @@ def section(
         for method, ones in measured.items()
     ]
     if last := latest(samples):
-        # Three cards stand in a row: behind a single one there is room for the samples.
+        # Three cards stand in a row: behind one or two there is room for samples.
         place = "halves beside" if len(cards) % 3 == 1 else "halves"
+        place = "third" if len(cards) % 3 == 2 and len(last) == 1 else place
         cards.append(f"<div class='{place}'>{pictures(last)}</div>")
     text = f"<div class='cards'>{''.join(cards)}</div>" if cards else ""
     if absent := {method: ones for method, ones in methods.items() if method not in measured}:

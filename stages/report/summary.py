@@ -138,7 +138,9 @@ def metric_of(finding: Finding) -> str:
     """`CSFlow: Better FID from the time grid alone in pct`, in letters that MLflow takes."""
     claim, effect = finding["claim"], finding["effect"]
     unit = f" in {effect['unit']}".replace("%", "pct") if effect and effect["unit"] else ""
-    text = re.sub(r"[^A-Za-z0-9 ._-]", "", f"{claim['text']}{unit}")
+    # Without its two plus signs DPM-Solver++ would be another solver.
+    text = f"{claim['text']}{unit}".replace("++", "pp")
+    text = re.sub(r"[^A-Za-z0-9 .:_-]", "", text)
     return f"{claim['method']}: {text}"[:250]
 
 

@@ -265,7 +265,8 @@ def _panels(name: str, caption: str, panels: Sequence[Panel], x: str) -> Figure:
                 each.axvline(at, color=look[label].color, linestyle=":", linewidth=1)
             each.set_ylabel(panel.label, fontsize="small")
             if all(y >= 0 for _, (_, ys, _) in panel.curves for y in ys):
-                each.set_ylim(bottom=max(0.0, each.get_ylim()[0]))  # no share is below 0
+                low, high = each.get_ylim()
+                each.set_ylim(bottom=max(-0.08 * high, low))  # no share is far below 0
         logarithmic(axes[-1].xaxis)
         axes[-1].set_xlabel(x)
         canvas.align_ylabels(list(axes))
