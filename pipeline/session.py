@@ -261,7 +261,7 @@ class _Session:
                 self.tracker.artifact(path, publish.STAGE, table=True)
         if self.entry.data["state"] == record.FINISHED and self.catalog.shown.summary:
             summary = resolve_name(self.catalog.shown.summary)(Run(self.store, self.entry.data))
-            self.tracker.summary(summary.metrics, summary.tags)
+            self.tracker.summary(summary.metrics, summary.tags, summary.note)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function gives where the machines are that hold what it reads: those of a cluster,

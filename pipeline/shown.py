@@ -26,10 +26,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run says as a whole: a value a claim, and words."""
+    """What a finished run says as a whole: a value a claim, and words. note: all of it for a
+    reader, as Markdown."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)

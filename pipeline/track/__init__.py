@@ -39,6 +39,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 Row = tuple[str, int, float]  # metric, step, value
+DESCRIPTION = "mlflow.note.content"  # the tag whose Markdown MLflow shows on a run's page
 
 
 class Tracker:
@@ -167,10 +168,13 @@ class Tracker:
             abscissa=abscissa,
         )
 
-    def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """What the run found as a whole: numbers and words of the parent."""
+    def summary(
+        self, metrics: Mapping[str, float], tags: Mapping[str, str], note: str = ""
+    ) -> None:
+        """What the run found as a whole: numbers and words of the parent, and its description."""
         plain = {name: float(value) for name, value in metrics.items()}
-        self._append("summary", metrics=plain, tags=dict(tags))
+        described = {DESCRIPTION: note} if note else {}
+        self._append("summary", metrics=plain, tags=dict(tags) | described)
 
     def _say_not_finite(self, node: str, rows: Iterable[Row]) -> None:
         """Say once of each metric of a node that it has a value that MLflow is not told."""

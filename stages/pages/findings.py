@@ -32,12 +32,14 @@ class Claim:
     """A claim of a paper.
 
     paper: the paper's own number, or that it gives none here. recipes: those that measure it.
+    short: what tells it from the method's others in a narrow column; its text where it is empty.
     """
 
     method: str
     text: str
     paper: str
     recipes: tuple[str, ...]
+    short: str = ""
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,9 @@ def test_declared_charts_keep_abscissas_apart(make, client, tmp_path):
     tracker.node_finished("scan/sit", curves=rows, abscissa="sigma_1000")
     tracker.points("train/sit", "training_step", [("loss", 1, 2.0), ("loss", 2, 1.0)])
     tracker.node_finished("risk/sit", curves=[("mse", 100, 1.0)], abscissa="sigma_1000")
-    tracker.summary({"Paper: better in pct": -3.5}, {"Paper: better in pct": "holds: -3.5 %"})
+    tracker.summary(
+        {"Paper: better in pct": -3.5}, {"Paper: better in pct": "holds: -3.5 %"}, "- said"
+    )
     tracker.close("FINISHED")
     send(tmp_path / "runs" / "run-1")
 
@@ -207,6 +209,7 @@ def test_declared_charts_keep_abscissas_apart(make, client, tmp_path):
     assert set(runs["train/sit · b6b0"].data.metrics) == {"loss"}, "steps are its axis already"
     assert runs["run-1"].data.metrics == {"Paper: better in pct": -3.5}
     assert runs["run-1"].data.tags["Paper: better in pct"] == "holds: -3.5 %"
+    assert runs["run-1"].data.tags["mlflow.note.content"] == "- said"
     assert runs["run-1"].data.tags["shows"] == "run"
 
     experiment = client.get_experiment_by_name(name)

@@ -8,8 +8,10 @@ import pytest
 from pipeline import results
 from pipeline.errors import UsageError
 from pipeline.store import Store
+from stages.catalog import PAPERS
 from stages.pages import findings
 from stages.pages.findings import Claim, Effect, Finding
+from stages.pages.made import Made
 from stages.report import claims, summary
 
 SIT = Claim("MaskAlign", "fewer steps than SiT", "no number stated here", ("full", "train"))
@@ -86,6 +88,26 @@ def test_a_run_ends_with_a_claim_a_paper_the_best_score_and_what_to_run_next(run
         "best:    fid 2.25 ± 0.1 (floor 0.6), sample/best, of 2 sets of samples under p-1500",
         "numbers: python -m pipeline show r1",
         "next:    python -m pipeline run train    measures 2 claims that this run did not",
+    ]
+
+
+def test_a_claims_name_is_told_in_a_narrow_column():
+    """MLflow's table of runs shows about 20 letters of a metric's name."""
+    every = claims.findings(Made({}), [paper.claims for paper in PAPERS if paper.claims])
+    names = [summary.metric_of(finding.plain()) for finding in every]
+    assert "MaskAlign: FD REG" in names
+    assert "Wavelet: local" in names
+    assert len(names) > 20
+    assert len({name[:20] for name in names}) == len(names)
+    assert max(map(len, names)) <= 26
+
+
+def test_a_runs_page_says_what_it_found(run):
+    assert summary.summary(run).note.splitlines() == [
+        "- MaskAlign: fewer steps than SiT: holds*: -0.32 % [-0.34, -0.3], these networks",
+        "- SteinDiff: Singular values peak: holds: at least 1.18 (of a step)",
+        "",
+        "Best: fid 2.25 ± 0.1 (floor 0.6), sample/best, p-1500",
     ]
 
 

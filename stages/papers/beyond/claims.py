@@ -37,21 +37,38 @@ NEARER = {
         f"own samples than {name}",
         "not in the papers",
         BOTH,
+        f"rms {solver}",
     )
     for solver, name in (("dpmpp2m", "DPM-Solver++ 2M"), ("unipc", "UniPC"))
 }
-FID = Claim(OURS, "Its FID is better than DPM-Solver++ 2M's", "not in the papers", BOTH)
+FID = Claim(OURS, "Its FID is better than DPM-Solver++ 2M's", "not in the papers", BOTH, "FID")
 AROUND = Claim(
-    OURS, "Gammas calibrated around it improve its FID", "not in the papers", ("stein", "beyond")
+    OURS,
+    "Gammas calibrated around it improve its FID",
+    "not in the papers",
+    ("stein", "beyond"),
+    "gammas",
 )
 GRIDS = Claim(
-    OURS, "The model's best grid is better than any of CSFlow's", "not in the papers", ("beyond",)
+    OURS,
+    "The model's best grid is better than any of CSFlow's",
+    "not in the papers",
+    ("beyond",),
+    "best grid",
 )
 PERCEPTUAL = Claim(
-    OURS, "The best of CSFlow's grids is better than the uniform one", "better", ("beyond",)
+    OURS,
+    "The best of CSFlow's grids is better than the uniform one",
+    "better",
+    ("beyond",),
+    "CSFlow's grids",
 )
 COST = Claim(
-    OURS, "All its fits together take less time than the training", "not in the papers", BOTH
+    OURS,
+    "All its fits together take less time than the training",
+    "not in the papers",
+    BOTH,
+    "cost",
 )
 STATES = "states, one network"
 

@@ -38,7 +38,7 @@ def findings(scores: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
     at = f"after {', '.join(map(str, sorted(steps)))} training steps each"
     for arm, word in words(scores).items():
         text = f"All three are better than {word}"
-        claim = Claim("Together", text, "not in the papers", ("full",))
+        claim = Claim("Together", text, "not in the papers", ("full",), arm)
         what = f"FID of all three against {word}, {at}, mean over NFE"
         yield compared(claim, what, arms.get(ALL, {}), arms.get(arm, {}))
 

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 PAPER = "FID 4.7 % lower (abstract; from the grid alone or short fine-tuning)"
 GRID = Claim(
-    "CSFlow", "Better FID at equal evaluations from the time grid alone", PAPER, ("full", "csflow")
+    "CSFlow",
+    "Better FID at equal evaluations from the time grid alone",
+    PAPER,
+    ("full", "csflow"),
+    "grid alone",
 )
-TUNED = Claim("CSFlow", "More with fine-tuning", PAPER, ("csflow",))
+TUNED = Claim("CSFlow", "More with fine-tuning", PAPER, ("csflow",), "fine-tuned")
 BASELINES = {
-    name: Claim("CSFlow", f"Better than {word} at equal a", "no number stated here", ("csflow",))
+    name: Claim(
+        "CSFlow", f"Better than {word} at equal a", "no number stated here", ("csflow",), word
+    )
     for name, word in (("minsnr", "MinSNR"), ("p2", "P2"))
 }
 OWN, UNIFORM = "csflow", "uniform_t"

@@ -31,14 +31,17 @@ if TYPE_CHECKING:
 
 METHOD, NO_NUMBER = "ICR", "no number stated here"
 RECIPES = ("full", "icr")
-WARNS = Claim(METHOD, "Few data: its minimum comes before memorisation", NO_NUMBER, RECIPES)
-FALLS = Claim(METHOD, "Rich data: it falls together with FD", NO_NUMBER, RECIPES)
+WARNS = Claim(
+    METHOD, "Few data: its minimum comes before memorisation", NO_NUMBER, RECIPES, "few data"
+)
+FALLS = Claim(METHOD, "Rich data: it falls together with FD", NO_NUMBER, RECIPES, "rich data")
 TOLERANCE = 2.0  # points of probe accuracy that count as none: ours
 WINDOW = Claim(
     METHOD,
     f"Over sigma its minimum is where the probe peaks, within {TOLERANCE:g} points of accuracy",
     NO_NUMBER,
     RECIPES,
+    "over sigma",
 )
 
 

@@ -46,7 +46,9 @@ OURS, ANCESTORS = "maskalign", {"sit": "SiT", "repa": "REPA", "reg": "REG"}
 NO_NUMBER = "no number stated here"
 RECIPES = ("full", "train")
 FEWER = {
-    name: Claim(METHOD, f"Fewer steps to a given FD than {word}", NO_NUMBER, RECIPES)
+    name: Claim(
+        METHOD, f"Fewer steps to a given FD than {word}", NO_NUMBER, RECIPES, f"steps {word}"
+    )
     for name, word in ANCESTORS.items()
 }
 BETTER = {
@@ -55,19 +57,20 @@ BETTER = {
         f"Better FD at equal steps than {word}",
         "FID 2.67 against 3.01" if name == "reg" else NO_NUMBER,
         RECIPES,
+        f"FD {word}",
     )
     for name, word in ANCESTORS.items()
 }
-GAP = Claim(METHOD, "Smaller stability gap than REG", "13.8 % of REG's", RECIPES)
+GAP = Claim(METHOD, "Smaller stability gap than REG", "13.8 % of REG's", RECIPES, "gap")
 PARTS = {
     ("maskalign-mix0", "without mixing"): Claim(
-        METHOD, "Mixing is needed", "FID 2.67 against 3.54", ("train",)
+        METHOD, "Mixing is needed", "FID 2.67 against 3.54", ("train",), "mixing"
     ),
     ("maskalign-ratio0", "without masking"): Claim(
-        METHOD, "Masking is needed", "FID 2.67 against 3.20", ("train",)
+        METHOD, "Masking is needed", "FID 2.67 against 3.20", ("train",), "masking"
     ),
 }
-COST = Claim(METHOD, "A step is cheaper than REG's", "0.883 of the time", RECIPES)
+COST = Claim(METHOD, "A step is cheaper than REG's", "0.883 of the time", RECIPES, "cost")
 # Where a curve passes a score, among its checkpoints.
 BEFORE, BETWEEN, NEVER, UNKNOWN = "at most", "about", "more than", "unknown"
 COMPARED = (f"train/{OURS}", "train/reg")

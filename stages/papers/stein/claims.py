@@ -39,19 +39,25 @@ METRIC = "fid"
 
 
 def _claims(
-    text: str, recipes: tuple[str, ...], solvers: Iterable[str] = SOLVERS
+    text: str, short: str, recipes: tuple[str, ...], solvers: Iterable[str] = SOLVERS
 ) -> dict[str, Claim]:
     return {
-        solver: Claim("SteinDiff", f"{text} for {SOLVERS[solver]}", NO_NUMBER, recipes)
+        solver: Claim(
+            "SteinDiff", f"{text} for {SOLVERS[solver]}", NO_NUMBER, recipes, f"{short} {solver}"
+        )
         for solver in solvers
     }
 
 
-BETTER = _claims("Better FID at 5 to 10 evaluations", ("full", "stein"))
-LITERAL = _claims("The same with the paper's literal form", ("stein",), ("dpmpp2m",))
-FADES = _claims("The gain fades with more evaluations", ("stein",))
+BETTER = _claims("Better FID at 5 to 10 evaluations", "FID", ("full", "stein"))
+LITERAL = _claims("The same with the paper's literal form", "literal", ("stein",), ("dpmpp2m",))
+FADES = _claims("The gain fades with more evaluations", "fades", ("stein",))
 PEAKS = Claim(
-    "SteinDiff", "Singular values of large steps peak above 1", "above 1", ("full", "stein")
+    "SteinDiff",
+    "Singular values of large steps peak above 1",
+    "above 1",
+    ("full", "stein"),
+    "peak",
 )
 
 

@@ -33,6 +33,7 @@ GAINED = Claim(
     "Steps with a calibrated gamma leave less error than the solver's own (Theorem 4.8)",
     "(1 - rho) of it",
     BOTH,
+    "gain",
 )
 LIMIT = {
     target: Claim(
@@ -40,6 +41,7 @@ LIMIT = {
         f"What gammas can gain falls to 0 as steps shrink (corollary of 4.8), {target} target",
         "rho to 0",
         BOTH,
+        f"{target} to 0",
     )
     for target in ("matched", "literal")
 }

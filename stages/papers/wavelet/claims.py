@@ -26,12 +26,14 @@ RELIABLE = Claim(
     "The local-coupled family is the most reliable over sigma",
     "no number stated here",
     ("full", "wavelet"),
+    "local",
 )
 NARROWS = Claim(
     "Wavelet score",
     "The gap to trained networks narrows at low to moderate noise",
     "no number stated here",
     ("full", "wavelet"),
+    "gap",
 )
 NO_PAPER = "ours, no paper's"
 BELOW_WIENER = Claim(
@@ -39,12 +41,14 @@ BELOW_WIENER = Claim(
     "Ours: polynomials of principal coordinates are below the Wiener filter",
     NO_PAPER,
     ("full", "wavelet"),
+    "Wiener",
 )
 BELOW_NETWORK = Claim(
     "Wavelet score",
     "Ours: from sigma 1 on they are below a trained network that is told no class",
     NO_PAPER,
     ("full", "wavelet"),
+    "network",
 )
 NOTE = "error over held-out images, image by image on one noise"
 
