@@ -228,6 +228,45 @@ def training(bench: Bench) -> Iterator[tuple[str, float]]:
             yield f"{size}/{how}/maskalign_over_reg", seconds["maskalign"] / seconds["reg"]
 
 
+KINDS = {  # of a step's kernels, by parts of their names; "rest" is of no kind
+    "products": ("nvjet", "gemm", "cutlass", "splitK", "aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("sdpa", "flash", "fmha", "cudnn::fusion", "attention"),
+    "blocks": ("triton",),
+}
+FULL = "Command Buffer Full"  # no kernel: the host is far ahead
+
+
+def kernels(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Where the time of a compiled step of REG goes: milliseconds of each kind of kernels, and the
+    arithmetic of blocks and projector over the time of products and attention."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    size, batch, steps = bench.sizes()[0], 4 if bench.tiny else 256, 3
+    one = _trained(bench, size, "reg", batch)
+    bench.compiled(one.network)
+    seconds = bench.seconds(one.step, most=1.0)
+    traced = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * bench.is_gpu
+    with profile(activities=traced) as found:
+        for _ in range(steps):
+            one.step()
+        bench.wait()
+    spent = dict.fromkeys((*KINDS, "rest"), 0.0)
+    for event in found.events():
+        if (event.device_type == DeviceType.CPU) == bench.is_gpu or event.name == FULL:
+            continue
+        ours = [kind for kind, names in KINDS.items() if any(n in event.name for n in names)]
+        time_us = event.device_time if bench.is_gpu else event.self_cpu_time_total
+        spent[ours[0] if ours else "rest"] += time_us / 1e3 / steps
+    for kind, milliseconds in spent.items():
+        yield f"{size}/{kind}_ms", milliseconds
+    yield f"{size}/step_ms", seconds * 1e3
+    tokens = one.network.num_patches + 1
+    flops = training_flops(one.network, tokens, mixed_tokens=tokens) * batch
+    busy = spent["products"] + spent["attention"]
+    yield f"{size}/tflops_while_at_arithmetic", flops / busy / 1e9
+
+
 class _Latents:
     """A mapped file of latents, as the loop reads images."""
 
@@ -451,6 +490,7 @@ def recomputed(bench: Bench) -> Iterator[tuple[str, float]]:
         bench.compiled(one.network)
         yield f"{size}/{name}/steps_a_second", 1 / bench.seconds(one.step, most=1.0)
         yield f"{size}/{name}/memory_gib", bench.most_memory() - held
+        del one  # before the next one's memory is counted
 
 
 def stages(bench: Bench) -> Iterator[tuple[str, float]]:
@@ -500,8 +540,8 @@ def nccl(bench: Bench) -> Iterator[tuple[str, float]]:
 
 
 PHASES = (
-    *(ceilings, correctness, waits, training, sampling, feeding, resume, recomputed, nccl),
-    *(features, scoring, decoding, stages),
+    *(ceilings, correctness, waits, training, sampling, feeding, resume, recomputed, kernels),
+    *(nccl, features, scoring, decoding, stages),
 )
 
 
