@@ -1,4 +1,4 @@
-"""In which precision a network's products are made."""
+"""In which precision a network's products are made, and whether they repeat bit for bit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+# How cuBLAS is to share its room so that it repeats: to be in the environment before a process
+# first uses it.
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 
 
 @contextmanager
@@ -20,3 +24,24 @@ def products_in(precision: str, device: str) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Within it, if wanted, a GPU gives the same bits for the same input every time: only kernels
+    that add up in a fixed order are taken, and what is compiled is not tuned by measured times.
+    Raises RuntimeError where an operation has no such kernel. The process's choice comes back."""
+    if not wanted:
+        yield
+        return
+    from torch._inductor import config as inductor
+
+    memory, before = torch.utils.deterministic, torch.are_deterministic_algorithms_enabled()
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
+    torch.use_deterministic_algorithms(True)
+    try:
+        with inductor.patch(deterministic=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filled

@@ -101,7 +101,7 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
         log.restore(tensors, record, settings.device)
         context.log(f"continuing after step {step} of {settings.steps}")
     size = min(settings.train_batch_size, len(data.train))
-    loss = Loss(settings.temperature)
+    loss = Loss(settings.temperature, padding=settings.padding, jitter=settings.jitter)
     readers = reading.sensible(settings.readers, settings.device, data.train.small)
     ahead = {"readers": readers, "end": settings.steps}
     with loop.Batches(data.train, None, size, settings.seed, settings.device, **ahead) as batches:

@@ -66,6 +66,16 @@ class TeachOptions(Settings):
     train_batch_size: int = Field(128, ge=2, le=65536, description="embedded: images a step")
     lr: float = Field(1.5e-3, gt=0, le=1, description="embedded: peak learning rate, then a cosine")
     temperature: float = Field(0.2, gt=0, le=100, description="embedded: of SimCLR's loss")
+    padding: Literal["black", "border", "reflection"] = Field(
+        "black", description="embedded: what comes into its views from outside an image"
+    )
+    jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="embedded: how far its views differ in contrast, brightness and sign; above 0 "
+        "where grey levels alone tell images apart",
+    )
     batch_size: int = Field(128, ge=1, le=65536, description="images in one pass")
     precision: Literal["float32", "float16"] = Field(
         "float32", description="of stored features; float16 halves their size"
@@ -150,12 +160,13 @@ class TeachSettings(TeachOptions):
         """As the base's; of a teacher that is not embedded, what trains the embedded one left
         out."""
         inherited = super().keyed()
-        if not self.compile:  # the key from before there was the choice
-            del inherited["compile"]
+        # The key from before there was the choice.
+        before = {"compile": False, "padding": "black", "jitter": 0.0}
+        inherited = {k: v for k, v in inherited.items() if k not in before or v != before[k]}
         if self.kind == EMBEDDED:
             return inherited
         trained = {
-            "compile",
+            *before,
             "patch",
             "width",
             "depth",

@@ -86,6 +86,11 @@ class TrainOptions(methods.MethodOptions):
     compile: bool = Field(
         False, description="compile the network by its blocks (worth it on a GPU)"
     )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU: only kernels that add up in a fixed order, so that a training "
+        "repeats, and goes on after an interruption, bit for bit; slower",
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where training runs")
     num_workers: int | tuple[int, int] = Field(
         0,
@@ -191,6 +196,11 @@ class TrainOptions(methods.MethodOptions):
             )
 
     @property
+    def repeats_on_gpu(self) -> bool:
+        """Whether kernels are to be chosen so that it repeats; on a CPU every training does."""
+        return self.deterministic and self.device == "cuda"
+
+    @property
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers."""
         fixed = isinstance(self.num_workers, int)
@@ -230,6 +240,7 @@ class TrainSettings(TrainOptions):
         others = methods.OWN.keys() - {self.method}
         others |= {"live"} if self.live is None else set()
         others |= set() if self.shard else {"shard"}
+        others |= set() if self.repeats_on_gpu else {"deterministic"}
         return {name: value for name, value in super().keyed().items() if name not in others}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,28 @@ def train_worker(context: Context) -> None:
 
     Only the first worker writes. All that `finish` needs is in the work area.
     """
+    with _kernels(context.settings):
+        _train(context)
+
+
+@contextmanager
+def _kernels(settings: TrainSettings) -> Iterator[None]:
+    """Where kernels repeat, if settings ask for it. Raises StageError where there are none such."""
+    from stages.nets.precision import CUBLAS, repeatable
+
+    if settings.repeats_on_gpu:
+        os.environ.setdefault(*CUBLAS)
+    try:
+        with repeatable(settings.repeats_on_gpu):
+            yield
+    except RuntimeError as error:
+        said = str(error).partition(", but")[0]
+        if "deterministic" not in said:
+            raise
+        raise StageError(f"train.deterministic=true: {said}; set it to false") from error
+
+
+def _train(context: Context) -> None:
     from stages.training import loop
 
     settings: TrainSettings = context.settings

@@ -31,8 +31,9 @@ from stages.methods.draws import Draws
 from stages.methods.path import VelocityDenoiser
 from stages.methods.solvers import solve
 from stages.methods.torchvision_shim import prepare_torchvision
+from stages.nets.blocks import recompute
 from stages.nets.compiled import compile_network
-from stages.nets.precision import products_in
+from stages.nets.precision import CUBLAS, products_in, repeatable
 from stages.nets.sit import SiT
 from stages.training.loop import Batches, Optimization, TrainState, train
 from stages.training.saving import Saver
@@ -54,6 +55,7 @@ TARGETS = {  # of a record's value, by its name: least or most
     "correctness/compiled": ("at most", 1e-4),
     "correctness/draws": ("at most", 1e-6),
     "resume/deterministic/resumed": ("at most", 0),
+    "resume/deterministic/compiled/resumed": ("at most", 0),
     "scoring/host_gib": ("at most", 2),
     "scoring/gpu_gib": ("at most", 2),
 }
@@ -226,6 +228,45 @@ def training(bench: Bench) -> Iterator[tuple[str, float]]:
             yield f"{size}/{how}/maskalign_over_reg", seconds["maskalign"] / seconds["reg"]
 
 
+KINDS = {  # of a step's kernels, by parts of their names; "rest" is of no kind
+    "products": ("nvjet", "gemm", "cutlass", "splitK", "aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("sdpa", "flash", "fmha", "cudnn::fusion", "attention"),
+    "blocks": ("triton",),
+}
+FULL = "Command Buffer Full"  # no kernel: the host is far ahead
+
+
+def kernels(bench: Bench) -> Iterator[tuple[str, float]]:
+    """Where the time of a compiled step of REG goes: milliseconds of each kind of kernels, and the
+    arithmetic of blocks and projector over the time of products and attention."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    size, batch, steps = bench.sizes()[0], 4 if bench.tiny else 256, 3
+    one = _trained(bench, size, "reg", batch)
+    bench.compiled(one.network)
+    seconds = bench.seconds(one.step, most=1.0)
+    traced = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * bench.is_gpu
+    with profile(activities=traced) as found:
+        for _ in range(steps):
+            one.step()
+        bench.wait()
+    spent = dict.fromkeys((*KINDS, "rest"), 0.0)
+    for event in found.events():
+        if (event.device_type == DeviceType.CPU) == bench.is_gpu or event.name == FULL:
+            continue
+        ours = [kind for kind, names in KINDS.items() if any(n in event.name for n in names)]
+        time_us = event.device_time if bench.is_gpu else event.self_cpu_time_total
+        spent[ours[0] if ours else "rest"] += time_us / 1e3 / steps
+    for kind, milliseconds in spent.items():
+        yield f"{size}/{kind}_ms", milliseconds
+    yield f"{size}/step_ms", seconds * 1e3
+    tokens = one.network.num_patches + 1
+    flops = training_flops(one.network, tokens, mixed_tokens=tokens) * batch
+    busy = spent["products"] + spent["attention"]
+    yield f"{size}/tflops_while_at_arithmetic", flops / busy / 1e9
+
+
 class _Latents:
     """A mapped file of latents, as the loop reads images."""
 
@@ -394,49 +435,62 @@ def decoding(bench: Bench) -> Iterator[tuple[str, float]]:
 
 def resume(bench: Bench) -> Iterator[tuple[str, float]]:
     """Four steps twice, and two, a save, a load and two more: how far the weights are apart; as
-    trainings run by default, and where every kernel is deterministic."""
+    trainings run by default, and with `train.deterministic`, then compiled, too. And its cost."""
     size = bench.sizes()[0]
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    os.environ.setdefault(*CUBLAS)
 
-    def run(steps: Sequence[int], state: Record | None = None) -> tuple[Training, Record]:
+    def run(compiled: bool, steps: Sequence[int], state: Record | None = None) -> Training:
         torch.manual_seed(1)
         one = _trained(bench, size, "reg", 4)
         if state is not None:
             one.network.load_state_dict(state["network"])
             one.optimizer.load_state_dict(state["optimizer"])
+        if compiled:
+            bench.compiled(one.network)
         for step in steps:
             one.batch = replace(one.batch, draws=one.batch.draws.at(step))
             one.step()
-        return one, {"network": one.network.state_dict(), "optimizer": one.optimizer.state_dict()}
+        return one
 
     def apart(one: Training, other: Training) -> float:
         pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
         return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
-    for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic)
-        name = "deterministic" if deterministic else "default"
-        try:
-            whole, _ = run(range(4))
-            yield f"{name}/repeated", apart(whole, run(range(4))[0])
-            _, state = run(range(2))
+    ways = {"default": (False, False), "deterministic": (True, False)}
+    ways["deterministic/compiled"] = True, True
+    for name, (deterministic, compiled) in ways.items():
+        with repeatable(deterministic):
+            whole = run(compiled, range(4))
+            yield f"{name}/repeated", apart(whole, run(compiled, range(4)))
+            half = run(compiled, range(2))
+            state = {"network": half.network.state_dict(), "optimizer": half.optimizer.state_dict()}
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "state.pt"
                 torch.save(state, path)
                 kept = torch.load(path, map_location=bench.device, weights_only=True)
-            yield f"{name}/resumed", apart(whole, run(range(2, 4), kept)[0])
-        finally:
-            torch.use_deterministic_algorithms(False)
-    one = _trained(bench, size, "reg", 4 if bench.tiny else 256)
-    bench.compiled(one.network)
+            yield f"{name}/resumed", apart(whole, run(compiled, range(2, 4), kept))
+    del whole, half, state, kept
     for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic)
-        try:
+        one = _trained(bench, size, "reg", 4 if bench.tiny else 256)
+        with repeatable(deterministic):
+            bench.compiled(one.network)
             rate = 1 / bench.seconds(one.step, most=2.0)
-            name = "deterministic" if deterministic else "default"
-            yield f"{name}/compiled_steps_a_second", rate
-        finally:
-            torch.use_deterministic_algorithms(False)
+        name = "deterministic" if deterministic else "default"
+        yield f"{name}/compiled_steps_a_second", rate
+
+
+def recomputed(bench: Bench) -> Iterator[tuple[str, float]]:
+    """REG compiled, with and without activation checkpointing: steps a second and memory."""
+    size, batch = bench.sizes()[-1], 4 if bench.tiny else 64
+    for name in ("kept", "recomputed"):
+        held = bench.memory()
+        one = _trained(bench, size, "reg", batch)
+        if name == "recomputed":
+            recompute(one.network)
+        bench.compiled(one.network)
+        yield f"{size}/{name}/steps_a_second", 1 / bench.seconds(one.step, most=1.0)
+        yield f"{size}/{name}/memory_gib", bench.most_memory() - held
+        del one  # before the next one's memory is counted
 
 
 def stages(bench: Bench) -> Iterator[tuple[str, float]]:
@@ -456,8 +510,17 @@ def stages(bench: Bench) -> Iterator[tuple[str, float]]:
 
 
 def nccl(bench: Bench) -> Iterator[tuple[str, float]]:
-    """A group of one process: that its collectives work here."""
+    """A group of one process: that its collectives work here, and how far weights are from those
+    of a plain training where they are sharded over it (FSDP2)."""
     import torch.distributed as dist
+
+    def trained(shard_on: str | None) -> list[torch.Tensor]:
+        network = bench.network(bench.sizes()[0], "reg")
+        state = TrainState(network, Optimization(lr=1e-4), shard_on=shard_on)
+        batch = _trained(bench, bench.sizes()[0], "reg", 4).batch
+        for _ in train(state, reg.Loss(), lambda step: batch, 2):
+            pass
+        return [value.cpu() for value in state.tensors().values()]
 
     with tempfile.TemporaryDirectory() as folder:
         backend = "nccl" if bench.is_gpu else "gloo"
@@ -467,18 +530,23 @@ def nccl(bench: Bench) -> Iterator[tuple[str, float]]:
             ones = torch.ones(8, device=bench.device)
             dist.all_reduce(ones)
             yield "sum", float(ones.sum())
+            pairs = zip(trained(None), trained(bench.device), strict=True)
+            yield (
+                "sharded",
+                max(float((a - b).abs().max()) for a, b in pairs if b.is_floating_point()),
+            )
         finally:
             dist.destroy_process_group()
 
 
 PHASES = (
-    *(ceilings, correctness, waits, training, sampling, feeding, resume, nccl),
-    *(features, scoring, decoding, stages),
+    *(ceilings, correctness, waits, training, sampling, feeding, resume, recomputed, kernels),
+    *(nccl, features, scoring, decoding, stages),
 )
 
 
-def run(bench: Bench, out: Path) -> list[Record]:
-    """Every phase that there is time for; its records, also written as they come."""
+def run(bench: Bench, out: Path, only: Sequence[str] = ()) -> list[Record]:
+    """Every phase (or only some) that there is time for; its records, also written as they come."""
     records: list[Record] = []
     with out.open("a", encoding="utf-8") as stream:
 
@@ -491,6 +559,8 @@ def run(bench: Bench, out: Path) -> list[Record]:
         card = torch.cuda.get_device_name() if bench.is_gpu else "cpu"
         write("device", text=f"{card}, torch {torch.__version__}")
         for phase in PHASES:
+            if only and phase.__name__ not in only:
+                continue
             if time.monotonic() > bench.deadline:
                 write(phase.__name__, error="no time was left")
                 continue
@@ -537,6 +607,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="everything small")
     parser.add_argument("--peak", type=float, default=PEAK, help="bfloat16 flops a second")
+    names = [phase.__name__ for phase in PHASES]
+    parser.add_argument("--only", nargs="+", choices=names, default=(), help="these phases alone")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print what was measured before")
     options = parser.parse_args()
     if options.show:
@@ -546,7 +618,7 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.device, options.tiny, deadline, options.peak)
-    print(shown(run(bench, options.out / "gpu.jsonl")))
+    print(shown(run(bench, options.out / "gpu.jsonl", options.only)))
 
 
 if __name__ == "__main__":

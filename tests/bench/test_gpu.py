@@ -8,7 +8,7 @@ import pytest
 from tests.bench import gpu
 from tests.stages.test_table import graph
 
-SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.nccl)
+SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.recomputed, gpu.kernels, gpu.nccl)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,10 @@ def records(tmp_path_factory):
 def test_every_phase_measures_and_none_fails(records):
     assert not [record for record in records.values() if "error" in record]
     assert records["decoding/images_a_second"]["value"] > 0
+    assert records["kernels/tiny/products_ms"]["value"] > 0
+    assert records["kernels/tiny/attention_ms"]["value"] > 0
     assert records["nccl/sum"]["value"] == 8
+    assert records["nccl/sharded"]["value"] < 1e-6
     assert records["scoring/adm/seconds"]["value"] > 0
 
 
@@ -33,7 +36,7 @@ def test_what_has_a_target_here_meets_it(records):
     for name in ("correctness/float32", "correctness/compiled", "correctness/draws"):
         assert records[name]["value"] <= gpu.TARGETS[name][1]
     assert 0 < records["correctness/bfloat16"]["value"] <= gpu.TARGETS["correctness/bfloat16"][1]
-    for name in ("default/repeated", "default/resumed", "deterministic/resumed"):
+    for name in ("default/repeated", "deterministic/resumed", "deterministic/compiled/resumed"):
         assert records[f"resume/{name}"]["value"] == 0
     assert records["training/waits_a_step"]["value"] == 0
     assert records["scoring/host_gib"]["value"] <= gpu.TARGETS["scoring/host_gib"][1]

@@ -57,3 +57,25 @@ def test_without_augmentation_a_view_is_its_image():
     expected = math.log(1 + 4 * math.exp(-1 / still.temperature))
     assert found.total.item() == pytest.approx(expected, rel=1e-5)
     assert found.terms["contrastive"] is found.total
+
+
+def test_jitter_changes_grey_levels_and_nothing_else():
+    """A view is an affine map of the image's levels, its sign changed in half of the views."""
+    images = torch.rand(400, 1, 4, 4) * 2 - 1
+    loss = Loss(strength=STRENGTHS["none"], noise=0.0, jitter=1.0)
+    views = loss.view(images, Draws(0, torch.arange(400)), 0).flatten(1).double()
+    levels = images.flatten(1).double()
+    centred = levels - levels.mean(1, keepdim=True)
+    factor = (centred * views).sum(1) / centred.square().sum(1)
+    rest = views - levels.mean(1, keepdim=True) - factor[:, None] * centred
+    torch.testing.assert_close(rest, rest.mean(1, keepdim=True).expand_as(rest), atol=1e-5, rtol=0)
+    assert rest.mean(1).std().item() == pytest.approx(0.5, abs=0.06)
+    assert factor.abs().log().std().item() == pytest.approx(0.7, abs=0.08)
+    assert (factor < 0).double().mean().item() == pytest.approx(0.5, abs=0.08)
+    less = Loss(strength=STRENGTHS["none"], noise=0.0, jitter=0.1)
+    near = less.view(images, Draws(0, torch.arange(400)), 0).flatten(1).double()
+    assert (
+        ((near - levels) * centred).sum(1) / centred.square().sum(1) < -1
+    ).double().mean() < 0.12
+    with pytest.raises(ValueError, match="jitter"):
+        Loss(jitter=1.5)

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch._functorch import config as functorch
 
+from pipeline.errors import StageError
 from stages.methods import suite
 from stages.nets import compiled, precision
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
+from stages.training import train, worker
 from tests.stages.context import make
 
 SETTINGS = sample.SampleSettings(nfe=5, num_samples=8, block_size=4)
@@ -145,3 +147,35 @@ def test_what_is_not_finite_has_no_pixels():
 def test_samples_are_keyed_by_both():
     keyed = {"precision": "float32", "compile": False, "kept": "float32"}
     assert keyed.items() <= SETTINGS.keyed().items()
+
+
+def test_kernels_that_repeat_are_taken_within_alone():
+    from torch._inductor import config as inductor
+
+    unordered = torch.zeros(2).put_, torch.tensor([0, 0]), torch.tensor([1.0, 2.0])
+    with precision.repeatable(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert inductor.deterministic
+        with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
+            unordered[0](*unordered[1:])
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not inductor.deterministic
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    with precision.repeatable(False):
+        unordered[0](*unordered[1:])
+
+
+def test_a_training_that_repeats_on_a_gpu_has_a_key_of_its_own(monkeypatch):
+    monkeypatch.setenv(*precision.CUBLAS)
+    usual = train.TrainSettings(device="cuda")
+    asked = usual.revised(deterministic=True)
+    assert asked.keyed() == usual.keyed() | {"deterministic": True}
+    on_cpu = train.TrainSettings(deterministic=True)
+    assert on_cpu.keyed() == train.TrainSettings().keyed()
+    with worker._kernels(on_cpu):
+        assert not torch.are_deterministic_algorithms_enabled()
+    said = "train.deterministic=true: put_ does not have a deterministic implementation; set it"
+    with pytest.raises(StageError, match=said), worker._kernels(asked):
+        torch.zeros(2).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    with pytest.raises(RuntimeError, match="out of memory"), worker._kernels(asked):
+        raise RuntimeError("CUDA out of memory")
