@@ -218,7 +218,6 @@ def _line(metric: str, section: str, over: str) -> dict[str, Any]:
     return _card(f"{metric} {over}", section, "LINE") | {
         "metricKey": metric,
         "selectedMetricKeys": [metric],
-        "displayName": f"{metric} over {(over or STEP).replace('_', ' ')}",
         "lineSmoothness": 0,
         "xAxisScaleType": "linear",
         "scaleType": "linear",

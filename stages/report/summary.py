@@ -125,8 +125,8 @@ def summary(run: Run) -> Summary:
         if finding["verdict"] not in VERDICTS:
             continue
         name = metric_of(finding)
-        tags[name] = f"{finding['claim']['text']}: {verdict(finding)}"
-        said.append(f"- {finding['claim']['method']}: {tags[name]}")
+        tags[name], claim = verdict(finding), finding["claim"]
+        said.append(f"- {claim['method']}: {claim['text']}: {tags[name]}")
         if finding["effect"] is not None:
             metrics[name] = finding["effect"]["value"]
     if ranked := _ranked(run):
@@ -137,13 +137,12 @@ def summary(run: Run) -> Summary:
 
 
 def metric_of(finding: Finding) -> str:
-    """`CSFlow: grid alone in pct`, in letters that MLflow takes; a narrow column shows 20."""
+    """`grid alone: CSFlow in pct`, in letters that MLflow takes; a narrow column shows 16."""
     claim, effect = finding["claim"], finding["effect"]
     unit = f" in {effect['unit']}".replace("%", "pct") if effect and effect["unit"] else ""
     # Without its two plus signs DPM-Solver++ would be another solver.
-    text = f"{claim.get('short') or claim['text']}{unit}".replace("++", "pp")
-    text = re.sub(r"[^A-Za-z0-9 .:_-]", "", text)
-    return f"{claim['method'].partition(' ')[0]}: {text}"[:250]
+    text = (claim.get("short") or claim["text"]).replace("++", "pp")
+    return re.sub(r"[^A-Za-z0-9 .:_-]", "", f"{text}: {claim['method']}{unit}")[:250]
 
 
 def _ranked(run: Run) -> list[Mapping[str, Any]]:
