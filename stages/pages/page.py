@@ -52,7 +52,7 @@ figcaption details:not([open]) { display: inline-block; }
 .halves:not(.beside) img { aspect-ratio: 2; object-fit: cover; object-position: top; }
 p { margin: .6rem 0; }
 .error { font-size: .82em; color: var(--soft); font-weight: 400; } td.best { font-weight: 700; }
-td.close { font-style: italic; } .scores td { white-space: nowrap; }
+td.long { min-width: 16rem; } td.close { font-style: italic; } .scores td { white-space: nowrap; }
 .scores tr > :first-child { position: sticky; left: 0; background: var(--paper); }
 figure svg { width: 100%; max-width: 40rem; height: auto; display: block; }
 figure img { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
@@ -65,7 +65,7 @@ figure img { max-width: 100%; height: auto; image-rendering: pixelated; display:
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; } td.number { white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 details { margin: .4rem 0; font-size: .9rem; } summary { cursor: pointer; color: var(--soft); }
 .claims [data-label="claim"] { min-width: 18rem; } .claims [data-label="paper"] { min-width: 8rem; }
@@ -85,6 +85,7 @@ pre { background: var(--tint); padding: .8rem; overflow-x: auto; }
 """
 
 
+LONG = 40  # letters of a table's cell that get more room than their column's other cells ask for
 FIGURES = 2  # of a section that are shown before anybody asks for more
 
 
@@ -251,6 +252,8 @@ def table(rows: Sequence[Sequence[Any]], look: str = "") -> str:
             if isinstance(value, Cell) and value.look
             else " class=number"
             if numeric[i]
+            else " class=long"
+            if isinstance(value, str) and len(value) > LONG
             else ""
             for i, value in enumerate(row)
         )

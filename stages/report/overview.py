@@ -76,7 +76,8 @@ def card(
     # The interval follows the verdict; what it is of stands in the claims table.
     said = said.split("*")[0].split(" [")[0]
     text = f"{html.escape(tested[0].claim.text)}: <b>{html.escape(said)}</b>"
-    sentence = f"{text}, {html.escape(effect)}." if effect else f"{text}."
+    told = effect and not tested[0].instead  # what a verdict does not follow from would mislead
+    sentence = f"{text}, {html.escape(effect)}." if told else f"{text}."
     picture = f"<a href='#s{place}' class='key'>{_again(figure)}</a>" if figure else ""
     title = f"<h3>{html.escape(method)}</h3>"
     return f"<article class='card'>{title}{chips}<p>{sentence}</p>{picture}</article>"

@@ -24,7 +24,7 @@ from stages.papers.maskalign import claims as maskalign_claims
 from stages.papers.stein import claims as stein_claims
 from stages.papers.wavelet import claims as wavelet_claims
 from stages.report import claims as section
-from stages.report import summary
+from stages.report import overview, summary
 
 CLAIM = f.Claim("M", "better", "-1 %", ("full", "deep"))
 
@@ -170,6 +170,7 @@ def test_a_verdict_without_a_test_has_no_star_and_no_part_in_holms():
     assert "all 1 tests of this report" in section.section(found).text
     run = SimpleNamespace(**found[0].plain())
     assert summary.verdict(vars(run)) == f"does not hold: {instead}"
+    assert overview.card("M", found[:1]).endswith(f"<b>does not hold: {instead}</b>.</p></article>")
 
 
 def test_the_chosen_of_several_effects_is_corrected_for_all():
@@ -588,6 +589,12 @@ def from_scans(scans, given=()):
 def made(key, **inputs):
     """An artifact that knows its key and those of what it was made from."""
     return SimpleNamespace(manifest=SimpleNamespace(key=key, inputs=inputs))
+
+
+def test_what_several_trainings_have_alike_is_said_once():
+    texts = ["nothing seen", "at 25", "nothing seen"]
+    assert icr_claims._counted(texts) == "nothing seen (2 of 3); at 25 (1 of 3)"
+    assert icr_claims._counted(texts[:1] * 3) == "nothing seen"
 
 
 RICH = scan(1500, [0.8, 0.75, 0.7], fid=[30.0, 10.0, 5.0], alarm=warned(30, None, 0.0))

@@ -206,6 +206,14 @@ def test_sections_show_two_sentences_and_two_figures_and_fold_the_rest():
     assert "<details class='rest'>" not in page("T", "", [Section("S", "<p>A.</p>")])
 
 
+def test_long_words_in_a_table_get_room():
+    from stages.pages.page import table
+
+    shown = table([("set", "caution"), ("a", "few images " * 9), ("b", "")])
+    assert "<td>a</td><td class=long>few images" in shown
+    assert shown.count("long") == 1
+
+
 def test_what_is_folded_is_said():
     from stages.pages.figures import Figure
     from stages.pages.page import Section, page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def _warns(scans: Sequence[Scan]) -> Finding:
     effect = over_seeds(effects, TRAININGS)
     if effect is None:
         return Finding(WARNS)
-    said, instead = verdicts[0] if len(set(verdicts)) == 1 else OPEN, "; ".join(orders)
+    said, instead = verdicts[0] if len(set(verdicts)) == 1 else OPEN, _counted(orders)
     if said == HOLDS:
         said, instead = verdict(effect, HIGHER), ""
     share = scans[0].description["memorized"]
@@ -107,6 +108,14 @@ def _warns(scans: Sequence[Scan]) -> Finding:
     )
     what = "rise of ICR after its minimum"
     return Finding(WARNS, what, effect, said, note, tuple(rows), instead)
+
+
+def _counted(texts: Sequence[str]) -> str:
+    """What was seen of each training, every text once and of how many it was."""
+    counts = Counter(texts)
+    if len(counts) == 1:
+        return texts[0]
+    return "; ".join(f"{text} ({n} of {len(texts)})" for text, n in counts.items())
 
 
 def warned_before(facts: Mapping[str, Any]) -> bool | None:
