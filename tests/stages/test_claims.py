@@ -470,6 +470,7 @@ def test_seeds_outside_our_checkpoints_are_named_and_leave_it_open():
     found = fewer(theirs, [good, good, {10: 16.0, 20: 8.0}])
     assert found.effect.value == pytest.approx(-25)
     assert (found.verdict, found.note) == (f.OPEN, "seed 2: more than step 20")
+    assert found.instead == found.note  # and not the interval of the two others
     found = fewer(theirs, [good, good, {10: 2.0, 20: 1.0}])
     assert (found.verdict, found.note) == (f.OPEN, "seed 2: at most step 10")
     found = fewer(theirs, [{10: 16.0, 20: 8.0}, {10: 2.0, 20: 1.0}])

@@ -149,7 +149,9 @@ def _fewer(claim: Claim, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed
         f"seed {one.seed}: {one.words}" for one in reached.values() if one not in between
     ]:
         note = f"{'; '.join(others)}{'' if between else ', a bound, decided by FD'}"
-    return Finding(claim, f"steps until FD is theirs at step {last}: {about}", effect, said, note)
+    instead = "; ".join(others) if between else ""  # the interval is of the other seeds alone
+    what = f"steps until FD is theirs at step {last}: {about}"
+    return Finding(claim, what, effect, said, note, instead=instead)
 
 
 @dataclass(frozen=True)
