@@ -319,16 +319,26 @@ def _start_tracker(
 
 def failure_text(data: Mapping[str, Any], folder: Path) -> str:
     """Which nodes failed and why, where their logs are, and how to go on."""
-    lines = []
+    lines, alike = [], {}
     for name, node in data["nodes"].items():
         if node["state"] == progress.FAILED:
-            lines.append(f"{name} failed: {node['error']}\n  log: {record.log_path(folder, name)}")
+            alike.setdefault(node["error"], []).append(name)
+    for error, (name, *others) in alike.items():
+        lines.append(f"{name} failed: {error}\n  log: {record.log_path(folder, name)}")
+        if others:
+            lines.append(f"  so did {_some(others)}")
     blocked = [n for n, node in data["nodes"].items() if node["state"] == progress.BLOCKED]
     if blocked:
-        shown = ", ".join(blocked[:SHOWN]) + (", ..." if len(blocked) > SHOWN else "")
-        lines.append(f"not run because of that, {len(blocked)} of {len(data['nodes'])}: {shown}")
+        number = f"{len(blocked)} of {len(data['nodes'])}"
+        lines.append(f"not run because of that, {number}: {_some(blocked)}")
     lines.append(f"what finished is kept; after mending, go on with:\n  {record.resume_command()}")
     return "\n".join(lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def results_text(

@@ -18,6 +18,7 @@ reads, such as weights, do not count: give changed ones another name in the code
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,8 +35,6 @@ class Called(nn.Module):
 
     def forward(self, y: Tensor, sigma: Any, labels: Tensor | None = None) -> Tensor:
         """E[x0 | y]; raises ValueError for an answer of another type or shape."""
-        import torch
-
         from stages.methods.path import per_sample
 
         levels = per_sample(sigma, y).flatten().expand(len(y)).float()
@@ -43,8 +42,25 @@ class Called(nn.Module):
         if not isinstance(answer, Tensor) or answer.shape != y.shape:
             given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise ValueError(f"the denoiser gave {given} for y {tuple(y.shape)}; give one like y")
-        with torch.no_grad():
-            return answer.to(y.dtype)
+        return answer.to(y.dtype)
+
+    def try_out(self, shape: Sequence[int], num_classes: int) -> None:
+        """Ask for two images; ValueError where that fails, or the answer is not finite."""
+        import torch
+
+        y = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(2) % num_classes if num_classes else None
+        try:
+            answer = self(y, 1.0, labels)
+        except ValueError:
+            raise
+        except Exception as error:  # the denoiser is the user's
+            raise ValueError(
+                f"the denoiser cannot be called as denoiser(y, sigma, labels) for y {(2, *shape)} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if not answer.isfinite().all():
+            raise ValueError("the denoiser gave NaN or infinity for noise of level 1")
 
 
 def made(function: str) -> Any:

@@ -72,6 +72,7 @@ def _converted(context: Context, settings: CheckpointSettings, data: Data | None
     facts = given.facts | {"steps_before": 0, "digest": given.digest}
     facts["class_counts"] = _class_counts(data)
     _check_fits(settings.path, facts, data)
+    _try_out(settings, given, facts)
     _write(context.path, given)
     if given.guide is not None:
         _write(context.path / GUIDE, given.guide)
@@ -80,6 +81,16 @@ def _converted(context: Context, settings: CheckpointSettings, data: Data | None
     for name, words in facts["conventions"].items():
         context.log(f"{name}: {words}")
     return TrainedModel.of(context.path, facts)
+
+
+def _try_out(settings: CheckpointSettings, given: Read, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError for a function of the user's own whose denoiser does not answer: here, and
+    not in every node that samples."""
+    if facts["format"] == "python":
+        try:
+            given.module().try_out(facts["shape"], facts["num_classes"])
+        except ValueError as error:
+            raise ValueError(f"{settings.setting}={settings.path}: {error}") from error
 
 
 def _write(folder: Path, given: Read) -> None:

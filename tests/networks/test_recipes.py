@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from pipeline import config
 from pipeline.__main__ import main
-from pipeline.errors import UsageError
+from pipeline.errors import StageError, UsageError
 from pipeline.fingerprint import fingerprint
 from pipeline.graph import Graph
 from pipeline.plan import Request
@@ -21,6 +21,7 @@ from stages.sampling import problem as sampling_problem
 from tests.inline import run_all
 from tests.nets.published import CLOSE, FIXTURES, apart, arguments, tensors
 from tests.networks.stand_ins import edm_pickle
+from tests.stages.context import make
 
 SMALL = [
     *("data.dataset=npz", "data.limit=60", "data.limit_held_out=40", "data.held_out=40"),
@@ -388,6 +389,38 @@ def test_keys_depend_on_contents_and_what_is_said_not_on_places(tmp_path):
         return graph("csflow", *SMALL, *here, *more).keys["checkpoint/given"]
 
     assert key(file, 1) == key(copy, 1) != key(file, 2)
+
+
+def test_a_function_is_differentiated_in_the_samplings_precision(tmp_path, monkeypatch):
+    from stages.networks.python_functions import Called
+
+    (tmp_path / "smooth_denoiser.py").write_text(PYTHON)
+    monkeypatch.syspath_prepend(tmp_path)
+    y = torch.zeros(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    answer = Called("smooth_denoiser:half")(y, 1.0)
+    assert answer.dtype == torch.float64
+    answer.sum().backward()
+    torch.testing.assert_close(y.grad, torch.full_like(y, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "words"),
+    [
+        ("lambda y, sigma, labels: y * float('nan')", "gave NaN or infinity for noise of level 1"),
+        ("lambda y, sigma, labels: y[:, :1]", r"gave \(2, 1, 8, 8\) for y \(2, 3, 8, 8\)"),
+        ("lambda y: y", r"cannot be called as denoiser\(y, sigma, labels\) .*TypeError"),
+        ("lambda y, sigma, labels: y / labels[5]", "cannot be called as .*IndexError"),
+    ],
+)
+def test_a_function_that_does_not_answer_is_one_failure(tmp_path, monkeypatch, denoiser, words):
+    from stages.training import checkpoint
+
+    name = f"denoiser_{abs(hash(denoiser))}"
+    (tmp_path / f"{name}.py").write_text(f"def mine():\n    return {denoiser}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = checkpoint.CheckpointSettings(path=f"{name}:mine", shape=(3, 8, 8), num_classes=2)
+    with pytest.raises(StageError, match=rf"networks\.path={name}:mine: the denoiser {words}"):
+        make(tmp_path / "made", checkpoint.STAGE, settings)
 
 
 def test_two_functions_of_one_file_are_two_networks(tmp_path, monkeypatch):

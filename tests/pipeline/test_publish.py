@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline import cluster, partial, publish, record, session
+from pipeline import cluster, partial, progress, publish, record, session
 from pipeline import plan as planning
 from pipeline.artifact import Artifact
 from pipeline.errors import DamagedArtifactError, UsageError
@@ -220,6 +220,17 @@ def test_why_a_node_failed_is_said_once_and_before_its_report_is_made(monkeypatc
     ended(record.FAILED, said, lambda: said.append("report"))
     assert said[0].startswith("a failed: why")
     assert said[1:] == ["relay", "report", "warning: p"]
+
+
+def test_what_fails_alike_is_said_once(tmp_path):
+    nodes = {f"n{i}": {"state": progress.FAILED, "error": "the same"} for i in range(7)}
+    nodes |= {"other": {"state": progress.FAILED, "error": "else"}}
+    lines = session.failure_text({"nodes": nodes}, tmp_path).splitlines()
+    assert [line for line in lines if "failed: " in line] == [
+        "n0 failed: the same",
+        "other failed: else",
+    ]
+    assert lines[2] == "  so did n1, n2, n3, n4 and 2 more"
 
 
 class FakeRay:
