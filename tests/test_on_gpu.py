@@ -17,6 +17,7 @@ from stages.encoders.classifier import accuracy, train_classifier
 from stages.encoders.embedded import embedded, extract
 from stages.encoders.pretrained import _DINOv2
 from stages.methods import (
+    classified,
     csflow,
     density,
     edm,
@@ -40,13 +41,14 @@ from stages.methods.solvers.multistep import LookAhead
 from stages.methods.solvers.stochastic import ancestral, churned
 from stages.methods.solvers.whole import teacher
 from stages.methods.torchvision_shim import prepare_torchvision
+from stages.methods.training_views import Views
 from stages.nets import edm2, unet
 from stages.nets import sit as nets_sit
 from stages.nets.blocks import placed, recompute
 from stages.nets.edm.preconditioning import dhariwal, song
 from stages.nets.encoders import EmbeddedCNN
 from stages.nets.jit import JiTDenoiser
-from stages.nets.vit import ContrastiveViT
+from stages.nets.vit import EmbeddedViT
 from stages.papers.icr import measure
 from stages.settings.scans import ScannedOptions
 from stages.training.log import LossLog
@@ -104,8 +106,14 @@ TRAININGS = {
         edm.Loss(uncertainty=True),
     ),
     "simclr": (
-        lambda: ContrastiveViT((SIDE, SIDE), 1, 4, width=16, depth=1, num_heads=2),
-        simclr.Loss(),
+        lambda: EmbeddedViT((SIDE, SIDE), 1, 4, width=16, depth=1, num_heads=2),
+        simclr.Loss(views=Views(jitter=0.5)),
+    ),
+    "labels": (
+        lambda: EmbeddedViT(
+            (SIDE, SIDE), 1, 4, width=16, depth=1, num_heads=2, outputs=CLASSES, stem=1
+        ),
+        classified.Loss(),
     ),
     "jit": (lambda: JiTDenoiser(**JIT), jit.Loss(time_density=density.LogitNormal(0.8, 0.8))),
 }
@@ -189,7 +197,7 @@ def test_blocks_are_computed_again_without_a_wait(name):
 def test_a_teacher_looks_at_the_images_of_a_step_without_a_wait():
     def online(stored, where):
         torch.manual_seed(1)
-        vit = ContrastiveViT((SIDE, SIDE), 1, 4, width=WIDTH, depth=1, num_heads=2)
+        vit = EmbeddedViT((SIDE, SIDE), 1, 4, width=WIDTH, depth=1, num_heads=2)
         tokens = vit.eval().requires_grad_(False).to(where).tokens
         return OnlineTeacher(stored, tokens, where, (4, 4), (2, 2), True, "float32", 4)
 

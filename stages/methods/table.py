@@ -51,7 +51,7 @@ EXTRACTORS = {
 
 # Each makes the network that a training aligns with, from its stage's context and the data.
 TEACHERS = {
-    "embedded": "stages.training.contrastive:teacher",
+    "embedded": "stages.training.own_teacher:teacher",
     "dinov2-small": "stages.training.dinov2:teacher",
     "dinov2-base": "stages.training.dinov2:teacher",
     "dinov2-large": "stages.training.dinov2:teacher",
@@ -59,7 +59,7 @@ TEACHERS = {
 
 # Each loads that network from the folder and the facts of a teacher's artifact, onto a device.
 FROZEN_TEACHERS = {
-    "embedded": "stages.training.contrastive:frozen",
+    "embedded": "stages.training.own_teacher:frozen",
     "dinov2-small": "stages.training.dinov2:frozen",
     "dinov2-base": "stages.training.dinov2:frozen",
     "dinov2-large": "stages.training.dinov2:frozen",

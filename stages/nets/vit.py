@@ -1,4 +1,4 @@
-"""The embedded teacher: a small vision transformer of timm's with SimCLR's projection head."""
+"""The embedded teacher: a small vision transformer of timm's, with a head for its training."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from stages.methods.torchvision_shim import prepare_torchvision
 
 
-class ContrastiveViT(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> SimCLR embeddings (B, width), by the class token.
+class EmbeddedViT(nn.Module):
+    """Images (B, C, H, W) in [-1, 1] -> what it is trained on (B, outputs), by the class token.
 
     image_size: (height, width) in pixels, divisible by patch_size. width: divisible by num_heads.
+    outputs: SimCLR's embeddings, as wide as the tokens, where None; else logits of so many classes.
+    stem: 3x3 convolutions of half the width before the patches (Xiao et al. 2021), 0 for none.
     `tokens` gives the features that a student aligns with; the head serves training only.
     """
 
@@ -22,6 +24,8 @@ class ContrastiveViT(nn.Module):
         width: int = 64,
         depth: int = 3,
         num_heads: int = 4,
+        outputs: int | None = None,
+        stem: int = 0,
     ):
         super().__init__()
         prepare_torchvision()
@@ -42,7 +46,10 @@ class ContrastiveViT(nn.Module):
             num_heads=num_heads,
             num_classes=0,
         )
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        if stem:
+            self.encoder.patch_embed = ConvolutionalPatches(channels, patch_size, width, stem)
+        last = nn.Linear(width, width if outputs is None else outputs)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.encoder.forward_features(images)[:, 0])
@@ -50,3 +57,19 @@ class ContrastiveViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 1 + N, width) after the final norm: the class token, then patches in raster order."""
         return self.encoder.forward_features(images)
+
+
+class ConvolutionalPatches(nn.Module):
+    """Images (B, C, H, W) -> tokens (B, N, width) in raster order: 3x3 convolutions, then patches
+    (Xiao et al. 2021), which learns from few steps what patches alone learn from many."""
+
+    def __init__(self, channels: int, patch_size: int, width: int, depth: int):
+        super().__init__()
+        half = max(1, width // 2)
+        layers: list[nn.Module] = []
+        for number in range(depth):
+            layers += [nn.Conv2d(half if number else channels, half, 3, padding=1), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(half, width, patch_size, patch_size))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(2).transpose(1, 2)

@@ -66,6 +66,18 @@ class TeachOptions(Settings):
     train_batch_size: int = Field(128, ge=2, le=65536, description="embedded: images a step")
     lr: float = Field(1.5e-3, gt=0, le=1, description="embedded: peak learning rate, then a cosine")
     temperature: float = Field(0.2, gt=0, le=100, description="embedded: of SimCLR's loss")
+    objective: Literal["simclr", "labels"] = Field(
+        "simclr",
+        description="embedded: what it learns from: views of the same image that find each other, "
+        "or the classes",
+    )
+    stem: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="embedded: 3x3 convolutions before its patches; some make it learn in fewer "
+        "steps",
+    )
     padding: Literal["black", "border", "reflection"] = Field(
         "black", description="embedded: what comes into its views from outside an image"
     )
@@ -162,6 +174,7 @@ class TeachSettings(TeachOptions):
         inherited = super().keyed()
         # The key from before there was the choice.
         before = {"compile": False, "padding": "black", "jitter": 0.0}
+        before |= {"objective": "simclr", "stem": 0}
         inherited = {k: v for k, v in inherited.items() if k not in before or v != before[k]}
         if self.kind == EMBEDDED:
             return inherited

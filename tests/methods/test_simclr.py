@@ -8,6 +8,7 @@ import torch
 from stages.methods.draws import Draws
 from stages.methods.losses import Batch
 from stages.methods.simclr import Loss, nt_xent
+from stages.methods.training_views import Views
 from stages.methods.views import STRENGTHS
 
 
@@ -35,47 +36,13 @@ def test_too_few_embeddings_are_refused(count):
         nt_xent(torch.randn(count, 3), 0.2)
 
 
-def test_views_depend_on_seed_step_and_sample_alone():
-    images = torch.rand(5, 1, 8, 8) * 2 - 1
-    loss, draws = Loss(), Draws(3, torch.arange(5), step=7)
-    first, second = (loss.view(images, draws, number) for number in (0, 1))
-    assert not torch.allclose(first, second)
-    some = loss.view(images[2:4], draws[2:4], 0)
-    torch.testing.assert_close(some, first[2:4])
-    assert not torch.allclose(loss.view(images, draws.at(8), 0), first)
-    # Views of one step are none of the next one's.
-    assert not torch.allclose(loss.view(images, draws.at(8), 0), second)
-
-
 def test_without_augmentation_a_view_is_its_image():
     images = torch.rand(3, 1, 8, 8)
-    still = Loss(strength=STRENGTHS["none"], noise=0.0)
-    assert torch.equal(still.view(images, Draws(0, torch.arange(3)), 1), images)
+    still = Loss(views=Views(strength=STRENGTHS["none"], noise=0.0))
+    assert torch.equal(still.views(images, Draws(0, torch.arange(3)), 1), images)
     # Every image with itself, and orthogonal to the others.
     basis = torch.eye(3)
     found = still(lambda x: basis.repeat(2, 1), Batch(images, None, Draws(0, torch.arange(3))))
     expected = math.log(1 + 4 * math.exp(-1 / still.temperature))
     assert found.total.item() == pytest.approx(expected, rel=1e-5)
     assert found.terms["contrastive"] is found.total
-
-
-def test_jitter_changes_grey_levels_and_nothing_else():
-    """A view is an affine map of the image's levels, its sign changed in half of the views."""
-    images = torch.rand(400, 1, 4, 4) * 2 - 1
-    loss = Loss(strength=STRENGTHS["none"], noise=0.0, jitter=1.0)
-    views = loss.view(images, Draws(0, torch.arange(400)), 0).flatten(1).double()
-    levels = images.flatten(1).double()
-    centred = levels - levels.mean(1, keepdim=True)
-    factor = (centred * views).sum(1) / centred.square().sum(1)
-    rest = views - levels.mean(1, keepdim=True) - factor[:, None] * centred
-    torch.testing.assert_close(rest, rest.mean(1, keepdim=True).expand_as(rest), atol=1e-5, rtol=0)
-    assert rest.mean(1).std().item() == pytest.approx(0.5, abs=0.06)
-    assert factor.abs().log().std().item() == pytest.approx(0.7, abs=0.08)
-    assert (factor < 0).double().mean().item() == pytest.approx(0.5, abs=0.08)
-    less = Loss(strength=STRENGTHS["none"], noise=0.0, jitter=0.1)
-    near = less.view(images, Draws(0, torch.arange(400)), 0).flatten(1).double()
-    assert (
-        ((near - levels) * centred).sum(1) / centred.square().sum(1) < -1
-    ).double().mean() < 0.12
-    with pytest.raises(ValueError, match="jitter"):
-        Loss(jitter=1.5)

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from pipeline.errors import StageError, UsageError
@@ -13,13 +15,13 @@ from stages.artifacts.teacher import TeacherNetwork
 from stages.data import prepare
 from stages.methods import table
 from stages.methods.representation import probe_accuracy
-from stages.training import contrastive, resume, teach
+from stages.training import own_teacher, resume, teach
 from tests.stages.conftest import TEACH
 from tests.stages.context import digests, make
 
 
 def network_of(data):
-    return contrastive._network(contrastive._config(TEACH, data), TEACH.seed)
+    return own_teacher._network(own_teacher._config(TEACH, data), TEACH.seed)
 
 
 def test_features_are_the_network_s_on_the_student_s_grid(few, teacher):
@@ -30,10 +32,8 @@ def test_features_are_the_network_s_on_the_student_s_grid(few, teacher):
     targets, tokens = features.batch(torch.tensor([7, 3]))
     torch.testing.assert_close(targets.norm(dim=-1), torch.ones(2, 4))
     # Again from the stored weights.
-    from safetensors.torch import load_file
-
     network = network_of(few.load()).eval()
-    network.load_state_dict(load_file(teacher.path / contrastive.WEIGHTS))
+    network.load_state_dict(load_file(teacher.path / own_teacher.WEIGHTS))
     with torch.no_grad():
         expected = network.tokens(few.load().train[np.array([7, 3])])
     torch.testing.assert_close(tokens, expected[:, 0], rtol=1e-4, atol=1e-5)
@@ -51,7 +51,7 @@ def test_the_probe_is_of_held_out_images(few, teacher):
 
 
 def test_an_interrupted_teacher_ends_with_the_same_bytes(tmp_path, few, teacher, monkeypatch):
-    monkeypatch.setattr(contrastive, "SAVE_EVERY", 2)
+    monkeypatch.setattr(own_teacher, "SAVE_EVERY", 2)
     whole = resume.save
 
     def stop(folder, step, tensors, record):
@@ -64,6 +64,37 @@ def test_an_interrupted_teacher_ends_with_the_same_bytes(tmp_path, few, teacher,
         make(tmp_path, teach.STAGE, TEACH, data=few)
     monkeypatch.setattr(resume, "save", whole)
     assert digests(make(tmp_path, teach.STAGE, TEACH, data=few).path) == digests(teacher.path)
+
+
+def test_a_teacher_that_learns_classes_is_loaded_again(tmp_path, few, teacher):
+    settings = TEACH.revised(objective="labels", stem=2, jitter=0.5, padding="border")
+    assert settings.keyed() != TEACH.keyed()
+    assert {"objective", "stem", "jitter", "padding"}.isdisjoint(TEACH.keyed())
+    made = make(tmp_path, teach.STAGE, settings, data=few)
+    facts, data = made.description, few.load()
+    assert (facts["config"]["outputs"], facts["config"]["stem"]) == (data.num_classes, 2)
+    tokens = own_teacher.frozen(made.path, facts, "cpu")(data.train[np.array([7, 3])])
+    targets, classes = made.load().batch(torch.tensor([7, 3]))
+    torch.testing.assert_close(classes, tokens[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(targets, F.normalize(tokens[:, 1:], dim=-1), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(classes, teacher.load().batch(torch.tensor([7, 3]))[1], atol=1e-2)
+    # It has learned something of the labels: its logits are better than those of chance.
+    network = own_teacher._network(facts["config"], settings.seed)
+    network.load_state_dict(load_file(made.path / own_teacher.WEIGHTS))
+    with torch.no_grad():
+        trained, fresh = (
+            F.cross_entropy(one(data.train[slice(None)]), data.train.labels).item()
+            for one in (network, own_teacher._network(facts["config"], settings.seed))
+        )
+    assert trained < fresh
+
+
+def test_classes_that_there_are_not_are_not_learned(tmp_path, few):
+    data = few.load()
+    settings = TEACH.revised(objective="labels")
+    unlabelled = SimpleNamespace(num_classes=0, shape=data.shape, train=data.train)
+    with pytest.raises(ValueError, match="labels learns classes, and these data have none"):
+        own_teacher.teacher(SimpleNamespace(settings=settings), unlabelled)
 
 
 def fake(monkeypatch, grid=(2, 2), width=3, fails_after=None):

@@ -1,4 +1,5 @@
-"""The embedded teacher's training: a small ViT by SimCLR, resumable, in the node's own process."""
+"""The embedded teacher's training: a small ViT by SimCLR or by labels, resumable, in the node's own
+process."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from pipeline.errors import StageError
 from pipeline.stage import Context
 from stages.artifacts import reading
 from stages.artifacts.teacher import TeacherNetwork
-from stages.methods.simclr import Loss
+from stages.methods import classified, simclr
+from stages.methods.training_views import Views
 from stages.nets.compiled import compile_network
-from stages.nets.vit import ContrastiveViT
+from stages.nets.vit import EmbeddedViT
 from stages.training import loop, resume
 from stages.training.log import LossLog
 
@@ -24,17 +26,23 @@ if TYPE_CHECKING:
     from stages.artifacts.data import DataSet
 
 WEIGHTS = "encoder.safetensors"
+LABELS = "labels"
 LOG_EVERY, SAVE_EVERY = 25, 100
 
 
 def teacher(context: Context, data: DataSet) -> TeacherNetwork:
     """Train on the training images, write the weights, return the frozen network.
 
-    Raises ValueError for sizes that do not fit together.
+    Raises ValueError for sizes that do not fit together, and for labels that there are not.
     """
     from safetensors.torch import save_file
 
     settings = context.settings
+    if settings.objective == LABELS and data.num_classes < 2:
+        raise ValueError(
+            "teach.objective=labels learns classes, and these data have none; set "
+            "teach.objective=simclr"
+        )
     config = _config(settings, data)
     network, before = (_network(config, settings.seed).to(settings.device) for _ in range(2))
     _train(context, network, data)
@@ -66,7 +74,10 @@ def frozen(
 
 def _config(settings: Any, data: DataSet) -> dict[str, Any]:
     """Keyword arguments of the network."""
-    return {
+    more: dict[str, Any] = {"stem": settings.stem} if settings.stem else {}
+    if settings.objective == LABELS:
+        more["outputs"] = data.num_classes
+    return more | {
         "image_size": tuple(data.shape[1:]),
         "channels": data.shape[0],
         "patch_size": settings.own_patch,
@@ -76,11 +87,11 @@ def _config(settings: Any, data: DataSet) -> dict[str, Any]:
     }
 
 
-def _network(config: Mapping[str, Any], seed: int) -> ContrastiveViT:
+def _network(config: Mapping[str, Any], seed: int) -> EmbeddedViT:
     """The fresh network; the process's own random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ContrastiveViT(**config)
+        return EmbeddedViT(**config)
 
 
 def _train(context: Context, network: nn.Module, data: DataSet) -> None:
@@ -101,10 +112,13 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
         log.restore(tensors, record, settings.device)
         context.log(f"continuing after step {step} of {settings.steps}")
     size = min(settings.train_batch_size, len(data.train))
-    loss = Loss(settings.temperature, padding=settings.padding, jitter=settings.jitter)
+    views = Views(padding=settings.padding, jitter=settings.jitter)
+    loss, labels = simclr.Loss(settings.temperature, views), None
+    if settings.objective == LABELS:
+        loss, labels = classified.Loss(views), data.train.labels
     readers = reading.sensible(settings.readers, settings.device, data.train.small)
     ahead = {"readers": readers, "end": settings.steps}
-    with loop.Batches(data.train, None, size, settings.seed, settings.device, **ahead) as batches:
+    with loop.Batches(data.train, labels, size, settings.seed, settings.device, **ahead) as batches:
         for step in loop.train(state, loss, batches, settings.steps):
             if rows := log.add(step, batches.waited):
                 note = f"loss {rows[0][2]:.3f}"
@@ -119,7 +133,7 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
                 context.work.push()
 
 
-def _frozen(network: ContrastiveViT) -> Callable[[Tensor], Tensor]:
+def _frozen(network: EmbeddedViT) -> Callable[[Tensor], Tensor]:
     network.eval().requires_grad_(False)
 
     @torch.no_grad()
