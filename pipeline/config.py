@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
@@ -70,7 +71,7 @@ def resolve(catalog: Catalog, preset: str | None, overrides: Sequence[str] = ())
     try:
         settings = catalog.settings.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise UsageError(_explain(catalog.settings, error, origins)) from error
+        raise UsageError(explained(catalog.settings, error, origins)) from error
     for key, _ in flatten(settings.model_dump(mode="json")):
         origins.setdefault(key, _group_origin(key, origins) or "default")
     return Resolved(settings, name, origins)
@@ -148,13 +149,15 @@ def _group_origin(key: str, origins: Mapping[str, str]) -> str | None:
 
 def of_node(catalog: Catalog, recipe: str, error: pydantic.ValidationError) -> UsageError:
     """What to say where a recipe made settings of a node that its stage refuses."""
-    return UsageError(f"a node of recipe {recipe}: {_explain(catalog.settings, error, {})}")
+    return UsageError(f"a node of recipe {recipe}: {explained(catalog.settings, error, {})}")
 
 
-def _explain(
-    model: type[pydantic.BaseModel], error: pydantic.ValidationError, origins: Mapping[str, str]
+def explained(
+    model: type[pydantic.BaseModel],
+    error: pydantic.ValidationError,
+    origins: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """One sentence for the first mistake pydantic found."""
+    """One sentence for the first mistake pydantic found. origins: where settings came from."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
     if problem["type"] == "extra_forbidden":

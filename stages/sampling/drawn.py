@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UsageError, raised_as
+from pipeline.errors import UsageError
 from pipeline.shown import Column, Model
 from stages.sampling.sample import STAGE, SampleSettings
 from stages.shards import blocks
@@ -84,13 +84,19 @@ def _settings(
     settings: Mapping[str, Any], row: Mapping[str, Any], params: Mapping[str, Any]
 ) -> SampleSettings:
     import torch
+    from pydantic import ValidationError
+
+    from pipeline.config import explained
 
     chosen = {name: params[name] for name in PARAMS if name in params}
     rowed = {"seed": int(row["seed"]), "num_samples": int(row["count"])}
     if settings["device"] == "cuda" and not torch.cuda.is_available():
         chosen["device"] = "cpu"
-    with raised_as(UsageError):
+    try:
         made = SampleSettings.model_validate({**settings, **chosen, **rowed})
+    except ValidationError as error:
+        words = explained(SampleSettings, error)
+        raise UsageError(words.replace("num_samples=", "count=")) from error
     if lacking := STAGE.needs(made):
         raise UsageError(
             f"solver={made.solver} with grid={made.grid} and correction={made.correction} needs "

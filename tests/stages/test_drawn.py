@@ -106,8 +106,12 @@ def test_what_mlflow_keeps_is_small_linked_and_has_a_signature(loaded):
     [
         ({"seed": [1], "count": [2], "labels": [[0]]}, {}, "holds 1 classes for count=2"),
         ({"seed": [1], "count": [1], "labels": [[10]]}, {}, "labels must be from 0 to 9"),
-        ({"seed": [1], "count": [0]}, {}, "num_samples"),
-        ({"seed": [1], "count": [1]}, {"solver": "eular"}, "solver"),
+        ({"seed": [1], "count": [0]}, {}, "^count=0: input should be greater than or equal to 1$"),
+        (
+            {"seed": [1], "count": [1]},
+            {"solver": "eular"},
+            r"^solver: .*'eular'; did you mean '\w+'\? .*$",
+        ),
         ({"seed": [1], "count": [1]}, {"solver": "whole"}, "needs the input schedule"),
     ],
 )
