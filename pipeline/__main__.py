@@ -145,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", metavar="FOLDER", help="where to (default: FILE without .pkl)")
     shell = add("completion", "a script that completes commands and options in a shell")
     shell.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    shell.set_defaults(parser=parser)
+    shell.set_defaults(parser=parser, parsers=commands.choices)
     doctor = add("doctor", "environment, devices, versions, store, missing weights")
     doctor.add_argument("--verify", action="store_true", help="check every stored file's SHA-256")
     return parser

@@ -244,6 +244,13 @@ def completion(root: Root, options: Namespace) -> int:
     """Print a script that completes `diffusion-bench` in a shell."""
     import shtab
 
+    from pipeline import config
+
+    catalog = root()
+    names = {"recipe": sorted(catalog.recipes), "preset": config.preset_names(catalog)}
+    for parser in options.parsers.values():
+        for action in parser._actions:  # which argparse names nowhere else
+            action.choices = names.get(action.dest, action.choices)
     options.parser.prog = "diffusion-bench"
     print(shtab.complete(options.parser, options.shell))
     return DONE

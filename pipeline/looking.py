@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import progress, record, results
+from pipeline import progress, provenance, record, results
 from pipeline.errors import DONE, UsageError, printable
 from pipeline.stage import Catalog
 from pipeline.stage import resolve as resolve_name
@@ -53,11 +53,10 @@ def show(root: Root, options: Namespace) -> int:
     if options.json:
         print(json.dumps(_shown(run, names), indent=1))
         return DONE
-    revision = data["git"].get("revision", "unknown")[:12]
-    dirty = " with uncommitted changes" if data["git"].get("dirty") else ""
     begun, preset = data["created"][:19], printable(data["preset"])
     print(f"{run.id}: {data['recipe']}/{preset}, {run.state}, begun {begun} UTC")
-    print(f"command: {printable(data['command'])}\ncode: {printable(revision)}{dirty}\n")
+    code = printable(provenance.code(data["git"], 12))
+    print(f"command: {printable(data['command'])}\ncode: {code}\n")
     width = max(map(len, names), default=0)
     for name in names:
         node = run[name]

@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ def git_state(folder: Path) -> dict[str, Any]:
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def code(git: Mapping[str, Any], letters: int | None = None) -> str:
+    """What a run was of, in words. git: as `git_state` gives it. letters: of the revision, all by
+    default."""
+    if not git.get("revision"):
+        return "the installed package"
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    return git["revision"][:letters] + dirty
 
 
 def host() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import drawing, partial, progress
+from pipeline import drawing, partial, progress, provenance
 from pipeline.artifact import Artifact
 from pipeline.errors import DamagedArtifactError
 from pipeline.locations import write_own
@@ -146,14 +146,13 @@ def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:
     timed: HTML of what stages have to say of measured times.
     """
     git = data["git"]
-    dirty = " with uncommitted changes" if git.get("dirty") else ""
     facts = {
         "run": data["id"],
         "state": data["state"],
         "recipe and preset": f"{data['recipe']} / {data['preset']}",
         "begun (UTC)": data["created"][:19],
         "ended (UTC)": data.get("ended", "")[:19],
-        "code": git.get("revision", "unknown") + dirty,
+        "code": provenance.code(git),
         "command": data["command"],
         "figures as files": store.run_path(data["id"]) / FIGURES,
         "the same again, exactly": f"python -m pipeline run {data['recipe']} "
@@ -168,7 +167,7 @@ def section(store: Store, data: Mapping[str, Any], timed: str = "") -> str:
         for name, node in data["nodes"].items()
         if node["state"] in (progress.FAILED, progress.BLOCKED)
     )
-    where = data["command"], git.get("revision", "unknown")[:12] + dirty
+    where = data["command"], provenance.code(git, 12)
     words = f"<p>{html.escape(' at '.join(where))}; {html.escape(_spent(data))}</p>"
     rest = f"<table class='facts'>{rows}</table>{timed}{speeds(data)}"
     folded = f"<details class='rest'><summary>command, code, times</summary>{rest}</details>"

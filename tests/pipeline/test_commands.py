@@ -230,3 +230,5 @@ def test_a_shell_completes_commands(capsys):
     assert "diffusion-bench" in script
     assert "--dry-run" in script
     assert "compare" in script
+    assert re.search(r"run_pos_0_choices=.*\bfull\b", script)  # recipes
+    assert re.search(r"preset_choices=.*\bsmoke\b", script)

@@ -504,6 +504,7 @@ def test_code_in_a_repository_of_something_else_has_no_revision(tmp_path):
     installed.mkdir()
     (installed / "module.py").touch()
     assert provenance.git_state(installed) == {}
+    assert provenance.code({}, 12) == "the installed package"
 
 
 def test_a_command_beside_a_ray_of_this_process_runs_apart(monkeypatch, capsys):
