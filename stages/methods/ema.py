@@ -24,6 +24,7 @@ class EMA:
         self.decay, self.warm_up = decay, warm_up
         self.num_updates = num_updates
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._paired: _Pairs | None = None
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
@@ -31,18 +32,26 @@ class EMA:
         decay = self.decay
         if self.warm_up:
             decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
-        average, weights = _trained(self.network, network)
-        torch._foreach_lerp_(average, weights, 1 - decay)
-        for buffer, source in zip(self.network.buffers(), network.buffers(), strict=True):
+        # To walk through both networks takes longer than a small one's update.
+        if self._paired is None or self._paired.of is not network:
+            self._paired = _Pairs(self.network, network)
+        pairs = self._paired
+        torch._foreach_lerp_(pairs.average, pairs.weights, 1 - decay)
+        for buffer, source in pairs.buffers:
             buffer.copy_(source)
         self.num_updates += 1
 
 
-def _trained(average: nn.Module, network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights that training changes, in both networks and in the same order."""
-    pairs = zip(average.parameters(), network.parameters(), strict=True)
-    pairs = [(_local(a), _local(p)) for a, p in pairs if p.requires_grad]
-    return [a for a, _ in pairs], [p for _, p in pairs]
+class _Pairs:
+    """What training changes in a network, beside its average, in the same order: weights, and
+    buffers as they are."""
+
+    def __init__(self, average: nn.Module, network: nn.Module) -> None:
+        pairs = zip(average.parameters(), network.parameters(), strict=True)
+        pairs = [(_local(a), _local(p)) for a, p in pairs if p.requires_grad]
+        self.of = network
+        self.average, self.weights = [a for a, _ in pairs], [p for _, p in pairs]
+        self.buffers = list(zip(average.buffers(), network.buffers(), strict=True))
 
 
 def _local(parameter: Tensor) -> Tensor:
