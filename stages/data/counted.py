@@ -1,4 +1,4 @@
-"""How many images a data set will have, before any of them is read: for plans.
+"""What is known of a data set before any of its images is read: how many, and whether labelled.
 
 Known data sets are known by name; a folder of pictures is counted by its listing, and so are
 samples made elsewhere.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stages.data.options import DIGITS, HELD_OUT, PrepareSettings
-from stages.data.readers.tree import IMAGES, may_be_images, side_of
+from stages.data.readers.layout import layout_of
+from stages.data.readers.tree import IMAGES, Found, chosen, files_below, may_be_images, side_of
 
 # Training and held-out images, and classes, of sets that are always the same.
 KNOWN = {
@@ -22,6 +24,7 @@ KNOWN = {
     "imagenet": (1_281_167, 50_000, 1000),
 }
 GLYPHS = (50_000, 10_000)  # unless more or fewer are asked for
+LOOKED_AT = 5000  # files of a folder, for what it holds
 LARGEST_HELD_OUT, ASKED_FROM = 10_000, 1_000_000
 
 PNG_SHARE = 0.6  # of the bytes of pixels that photographs take as PNG, about
@@ -82,6 +85,21 @@ def samples_at(place: Path, most: int) -> int | None:
     if kind == "folder":
         return may_be_images(place, most)
     return {"npz": npz.count, "zip": archive.count}.get(kind, lambda place: None)(place)
+
+
+def lacks_labels(place: Path) -> bool:
+    """Whether a folder of images has no labels for sure, by where its first files lie: in no class
+    folders, and without a dataset.json above them."""
+    try:
+        first = islice(files_below(place, True, Found()), LOOKED_AT)
+        paths = chosen(first, str(place)).paths
+        if not paths or layout_of(paths, str(place)).train.classes is not None:
+            return False
+    except (OSError, ValueError):
+        return False
+    within = os.path.commonpath([os.path.dirname(path) for path in paths])
+    above = [place / within, *(place / parent for parent in Path(within).parents)]
+    return not any((folder / "dataset.json").exists() for folder in above)
 
 
 def _listed(place: Path, settings: PrepareSettings) -> tuple[int, int, int]:

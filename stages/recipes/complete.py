@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError, raised_as
 from pipeline.graph import Node
 from pipeline.stage import resolve
-from stages.data.counted import samples_at
+from stages.artifacts.extractor import EMBEDDED
+from stages.data.counted import lacks_labels, samples_at
 from stages.data.readers.tree import may_be_images
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.given import GIVEN
@@ -166,6 +167,7 @@ def _check_data(bench: Bench) -> None:
                 f"{fewest}; raise it"
             )
     _check_folder(data)
+    _check_labels(bench, data)
     if (most := data.most_train) is None:
         return
     if most < evaluate.FEWEST:
@@ -189,6 +191,18 @@ def _check_folder(data: PrepareSettings) -> None:
         raise UsageError(
             f"data.path={data.path} holds too few images, {count}: scores need at least "
             f"{evaluate.FEWEST} to train on and {FEWEST_IMAGES} held out; give more"
+        )
+
+
+def _check_labels(bench: Bench, data: PrepareSettings) -> None:
+    """Raise UsageError for a folder without classes, which the embedded extractor is trained on."""
+    place = Path(data.path or "").expanduser()
+    folder = data.dataset == "folder" and place.is_dir()
+    if bench.extractor.kind == EMBEDDED and folder and lacks_labels(place):
+        raise UsageError(
+            f"data.path={data.path} has no class folders, and extractor.kind=embedded is trained "
+            "to tell the data's classes apart; set extractor.kind=inception or dinov2-base, or put "
+            "the images of each class into a folder of its own"
         )
 
 

@@ -96,6 +96,28 @@ def test_several_seeds_of_a_checkpoint_are_scored_together():
     assert one.keys["sample/sit-step50"] == nodes.keys["sample/sit-step50"]
 
 
+def test_a_folder_without_classes_is_refused_before_any_work(tmp_path):
+    def planned(**more):
+        said = [f"{name.replace('_', '.')}={value}" for name, value in more.items()]
+        return graph(f"data.path={tmp_path / 'set'}", "data.size=8", *said)
+
+    for number in range(60):
+        place = tmp_path / "set" / "train"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").touch()
+    with pytest.raises(UsageError, match=r"no class folders, and extractor\.kind=embedded"):
+        planned()
+    planned(extractor_kind="inception", extractor_weights=tmp_path)
+    (tmp_path / "set" / "dataset.json").touch()  # whatever it says
+    planned()
+    (tmp_path / "set" / "dataset.json").unlink()
+    for number in range(60):
+        place = tmp_path / "set" / "train" / str(number % 2)
+        place.mkdir(exist_ok=True)
+        (tmp_path / "set" / "train" / f"{number}.png").rename(place / f"{number}.png")
+    planned()
+
+
 def test_samples_made_elsewhere_join_a_full_run():
     nodes = graph("evaluate.path=somewhere/best")
     assert nodes["evaluate/external"].tags["method"] == "best"
@@ -159,11 +181,13 @@ def test_data_to_place_ask_for_their_path():
 
 def test_a_folder_of_fewer_images_than_scores_need_is_refused_in_one_sentence(tmp_path):
     data = (f"data.path={tmp_path}", "data.size=8")
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
     for number in range(43):
-        (tmp_path / f"{number}.png").touch()
+        (tmp_path / "ab"[number % 2] / f"{number}.png").touch()
     with pytest.raises(UsageError, match=r"too few images, 43: .* at least 40 to train"):
         graph(*data, preset="smoke")
-    (tmp_path / "43.png").touch()
+    (tmp_path / "b" / "43.png").touch()
     assert "prepare" in graph(*data, preset="smoke").nodes
 
 
