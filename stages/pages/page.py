@@ -85,7 +85,7 @@ pre { background: var(--tint); padding: .8rem; overflow-x: auto; }
 """
 
 
-LONG = 40  # letters of a table's cell that get more room than their column's other cells ask for
+LONG = 60  # letters of a table's cell that get more room than their column's other cells ask for
 FIGURES = 2  # of a section that are shown before anybody asks for more
 
 

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline import provenance
 from pipeline.compare import Comparison, Line, node_words
 from pipeline.progress import duration
 from pipeline.results import Run
 from stages.pages.curves import score_curve
 from stages.pages.figures import PANEL, Axes, Curve, Figure, plot
-from stages.pages.page import Picture, Section, folded, page, pictures, table
+from stages.pages.page import Picture, Section, figure, folded, page, pictures, table
 from stages.report.compare_scores import HEADLINES, Place, aligned, collect, opened
 from stages.sampling import sample
 from stages.scoring import evaluate, external
@@ -29,6 +30,7 @@ ABSCISSAS = {
     "sigma_1000": ("sigma", 1e-3),
     "step": ("solver's step", 1.0),
 }
+SHOWN = 3  # panels of a section, a row of them, before anybody asks for more
 PICTURE_BYTES = 6 * 2**20  # all pictures of a page together
 
 
@@ -55,22 +57,16 @@ def _runs(of: Comparison) -> Section:
         rows.append((word, *(run.data[key] for run in of.runs)))
     rows.append(("state", *(run.state for run in of.runs)))
     rows.append(("begun (UTC)", *(run.data["created"][:19] for run in of.runs)))
-    rows.append(("code", *(_code(run) for run in of.runs)))
+    rows.append(("code", *(provenance.code(run.data["git"], 12) for run in of.runs)))
     rows.append(("command", *(run.data["command"] for run in of.runs)))
-    return Section("Runs", "", [table(rows)])
-
-
-def _code(run: Run) -> str:
-    git = run.data["git"]
-    dirty = " with uncommitted changes" if git.get("dirty") else ""
-    return git.get("revision", "unknown")[:12] + dirty
+    return Section("Runs", "", [table(rows)], whole=True)
 
 
 def _settings(of: Comparison) -> Section:
     if not of.settings:
         return Section("Settings that differ", "<p>No setting differs.</p>")
     rows = [("setting", *of.letters), *((one.key, *one.values) for one in of.settings)]
-    return Section("Settings that differ", "", [table(rows)])
+    return Section("Settings that differ", "", [table(rows)], whole=True)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -89,14 +85,15 @@ def _scores(of: Comparison) -> Iterator[Section]:
             "beyond the 95 % interval of the difference, <b>within noise</b> is inside it.</p>"
         )
         every = folded(f"all {len(of.scores)} scores", "".join(rest))
-        yield Section("Scores", text, [*_groups(of, shown), every])
+        first = "".join(_groups(of, shown))
+        yield Section("Scores", text, [every], first=first)
     scored = {line.node for line in of.scores}
     others = [line for line in of.measures if line.node not in scored]
     if others:
         rows = [("node", "metric", *of.letters)]
         rows += [(line.name, line.metric, *line.values) for line in others]
         tables = [folded(f"{len(others)} lines", table(rows))]
-        yield Section("Other measurements that differ", "", tables)
+        yield Section("Other measurements that differ", "", tables, whole=True)
 
 
 def _groups(of: Comparison, lines: Sequence[Line]) -> list[str]:
@@ -137,7 +134,13 @@ def _score_curves(of: Comparison) -> Iterator[Section]:
         ]
         if panels:
             text = "<p>Bars: one standard error.</p>"
-            yield Section(f"Scores over {label}", text, panels=panels)
+            yield _of_panels(f"Scores over {label}", text, panels)
+
+
+def _of_panels(title: str, text: str, panels: Sequence[Figure]) -> Section:
+    """A section that shows its first panels, and the others when somebody asks."""
+    first = f"<div class='panels'>{''.join(map(figure, panels[:SHOWN]))}</div>"
+    return Section(title, text, panels=panels[SHOWN:], first=first)
 
 
 def _score_panels(
@@ -189,7 +192,7 @@ def _curves(of: Comparison) -> Iterator[Section]:
         text = (
             f"<p>{equal} nodes with curves have the same result in all runs.</p>" if equal else ""
         )
-        yield Section("Other curves", text, panels=[p for some in panels.values() for p in some])
+        yield _of_panels("Other curves", text, [p for some in panels.values() for p in some])
 
 
 def _nodes_beside(of: Comparison) -> Iterator[tuple[str, dict[str, tuple[Run, str]]]]:
@@ -231,7 +234,8 @@ def _panel(title: str, metric: str, abscissa: str, curves: Sequence[Curve]) -> F
 def _samples(of: Comparison) -> Iterator[Section]:
     """Grids of the same place of noise and class beside each other."""
     used, left_out = 0, 0
-    blocks: dict[bool, list[str]] = {True: [], False: []}
+    last: dict[str, str] = {}  # the grids that every training ends with
+    more: list[str] = []
     for common, runs in _nodes_beside(of):
         artifacts = {
             letter: opened(run, name)
@@ -249,19 +253,25 @@ def _samples(of: Comparison) -> Iterator[Section]:
             left_out += 1
             continue
         block = f"<h3>{html.escape(common)}</h3>{pictures(shown)}"
-        blocks["-step" in common or "/" not in common].append(block)
-    if not any(blocks.values()) and not left_out:
+        model, along, _ = common.partition("-step")
+        if not along and "/" in common:
+            more.append(block)
+            continue
+        if model in last:
+            more.append(last[model])
+        last[model] = block
+    if not last and not more and not left_out:
         return
     text = (
         "<p>The same place in two grids is the same class, and the same noise where the seeds "
         "agree; nothing is selected. Nodes with the same result in all runs are left out.</p>"
     )
     tables = []
-    if more := blocks[False]:
+    if more:
         tables.append(folded(f"{len(more)} more", "".join(more)))
     if left_out:
         tables.append(f"<p>{left_out} sets more are left out to keep this file small.</p>")
-    yield Section("Samples", text + "".join(blocks[True]), tables)
+    yield Section("Samples", text, tables, first="".join(last.values()))
 
 
 _WITH_GRIDS = (sample.STAGE.name, external.STAGE.name)
@@ -290,4 +300,4 @@ def _nodes(of: Comparison) -> Section:
         ]
         rows.append((node.name, *cells, "the same" if node.same else ""))
     tables = [folded(f"all {len(of.nodes)} nodes", table(rows))]
-    return Section("Nodes", f"<p>{html.escape(node_words(of))}.</p>", tables)
+    return Section("Nodes", f"<p>{html.escape(node_words(of))}.</p>", tables, whole=True)

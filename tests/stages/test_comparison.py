@@ -1,10 +1,12 @@
 """The page of runs side by side: differences under one protocol, refusals, panels and samples."""
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from pipeline.compare import Comparison
+from pipeline.compare import Changed, Comparison
 from stages.artifacts.diagnosis import Measured
 from stages.artifacts.scores import Row
 from stages.methods.protocol import Protocol, Score
@@ -172,6 +174,27 @@ def test_the_page(tmp_path):
     assert "fid sit-euler; protocol p, extractor aaaaaaaaaaaa" in text
     assert "fid sit-euler; protocol p, extractor bbbbbbbbbbbb" in text
     assert "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_the_page_opens_on_settings_scores_and_the_last_samples(tmp_path):
+    def made(name, first):
+        nodes = {f"train/m{n}": curve(f"{name}{n}", [3.0, first]) for n in range(5)}
+        nodes |= {f"sample/m-step{n}": grid(f"{name}s{n}", tmp_path, 0) for n in (10, 20)}
+        nodes["evaluate/m"] = scores(f"{name}e", row("fid", first))
+        return Run(name, nodes)
+
+    changed = (Changed("train.lr", ("0.1", "0.2")),)
+    of = replace(comparing(made("a", 1.0), made("b", 2.0)), settings=changed)
+    text = compare_page.compared(of)
+    seen = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
+    assert "<td>train.lr</td><td>0.1</td><td>0.2</td>" in seen
+    assert "<td>fid</td>" in seen
+    assert ("<h3>sample/m-step20</h3>" in seen, "<h3>sample/m-step10</h3>" in seen) == (True, False)
+    before, found, _ = text.partition("<summary>more: 2 figures")
+    assert found
+    shown = [f"loss/velocity train/m{n} " in before for n in range(5)]
+    assert shown == [True, True, True, False, False]
+    assert "the installed package" in seen
 
 
 def test_panels_say_against_which_images_scores_were_measured():
