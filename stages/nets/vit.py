@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from stages.methods.torchvision_shim import prepare_torchvision
@@ -61,14 +63,21 @@ class EmbeddedViT(nn.Module):
 
 class ConvolutionalPatches(nn.Module):
     """Images (B, C, H, W) -> tokens (B, N, width) in raster order: 3x3 convolutions, then patches
-    (Xiao et al. 2021), which learns from few steps what patches alone learn from many."""
+    (Xiao et al. 2021), which learns from few steps what patches alone learn from many. Groups are
+    normalised (ours, for batches: no state, and a sample is what it is alone), whatever the
+    contrast of an image."""
 
     def __init__(self, channels: int, patch_size: int, width: int, depth: int):
         super().__init__()
         half = max(1, width // 2)
         layers: list[nn.Module] = []
         for number in range(depth):
-            layers += [nn.Conv2d(half if number else channels, half, 3, padding=1), nn.GELU()]
+            before = half if number else channels
+            layers += [
+                nn.Conv2d(before, half, 3, padding=1, bias=False),
+                nn.GroupNorm(math.gcd(4, half), half),
+                nn.GELU(),
+            ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(half, width, patch_size, patch_size))
 
     def forward(self, images: Tensor) -> Tensor:
