@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
 ENDED = (DONE, REUSED, FAILED, BLOCKED)
 SAID = (DONE, REUSED, FAILED)  # what a failed node kept from running is counted at the end
 SHOWN = 4  # running nodes in a plain line
+SOON = 15.0  # seconds after which a node's own pace says more than what was expected of it
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class NodeView:
         if self.state in ENDED:
             return 0.0
         elapsed = now - self.begun if self.state == RUNNING else 0.0
-        if self.state == RUNNING and self.total and self.done / self.total > 0.05:
-            return elapsed * (self.total / self.done - 1)
+        share = self.done / self.total if self.state == RUNNING and self.total else 0.0
+        if share > 0.05 or (share and elapsed > SOON):
+            return elapsed * (1 / share - 1)
         return max(self.expected - elapsed, 1.0) if self.expected is not None else None
 
 
@@ -57,12 +59,36 @@ class View(Protocol):
 
 
 def time_left(nodes: Mapping[str, NodeView], jobs: int, now: float) -> float | None:
-    """Seconds until all nodes end on `jobs` cores; None while some are unknown."""
-    left = [node.remaining(now) for node in nodes.values()]
-    if any(seconds is None for seconds in left):
-        return None
-    known = [seconds for seconds in left if seconds is not None]
+    """Seconds until all nodes end on `jobs` cores; None while some are unknown. Nodes to come take
+    as many times what is expected of them as those of their stage that ran."""
+    slower = _slower(nodes.values(), now)
+    known = []
+    for node in nodes.values():
+        seconds = node.remaining(now)
+        if seconds is None:
+            return None
+        to_come = node.state not in (*ENDED, RUNNING)
+        known.append(seconds * slower.get(_stage(node), 1.0) if to_come else seconds)
     return max(sum(known) / max(jobs, 1), max(known, default=0.0))
+
+
+def _stage(node: NodeView) -> str:
+    return node.name.partition("/")[0]
+
+
+def _slower(nodes: Iterable[NodeView], now: float) -> dict[str, float]:
+    """By stage, the time that its nodes took, or will by their pace, over what was expected."""
+    spent: dict[str, list[tuple[float, float]]] = {}
+    for node in nodes:
+        took = node.seconds if node.state == DONE else 0.0
+        if node.state == RUNNING and node.done and now - node.begun > SOON:
+            took = now - node.begun + (node.remaining(now) or 0.0)
+        if took and node.expected:
+            spent.setdefault(_stage(node), []).append((took, node.expected))
+    return {
+        stage: sum(took for took, _ in pairs) / sum(expected for _, expected in pairs)
+        for stage, pairs in spent.items()
+    }
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,16 @@ import pytest
 from rich.console import Console
 
 from pipeline import progress
-from pipeline.progress import DONE, FAILED, QUEUED, RUNNING, WAITING, LiveView, PlainView
+from pipeline.progress import (
+    DONE,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    WAITING,
+    LiveView,
+    NodeView,
+    PlainView,
+)
 
 NODES = {"prepare": 1.0, "train/sit": 5.0, "train/repa": 5.0, "sample/sit": 2.0}
 
@@ -81,3 +90,21 @@ def test_time_left_is_what_the_longest_node_or_all_cores_need():
     assert progress.time_left(views, jobs=8, now=0) == pytest.approx(5)
     views["prepare"] = progress.NodeView("prepare")
     assert progress.time_left(views, jobs=2, now=0) is None
+
+
+def test_the_pace_of_a_stage_is_expected_of_its_other_nodes():
+    """Twenty seconds in, 1 % is done of what was to take a minute: it takes 2,000 s, and so does
+    the next of its kind."""
+    slow = NodeView("train/a", RUNNING, done=1, total=100, expected=60.0, begun=100.0)
+    queued = NodeView("train/b", expected=60.0)
+    other = NodeView("sample/a", expected=5.0)
+    assert slow.remaining(110.0) == 50.0  # too early to judge
+    assert slow.remaining(120.0) == pytest.approx(1980)
+    views = {node.name: node for node in (slow, queued, other)}
+    assert progress.time_left(views, jobs=1, now=120.0) == pytest.approx(1980 + 2000 + 5)
+    quick = NodeView("train/c", DONE, expected=60.0, seconds=20.0)
+    views = {node.name: node for node in (quick, queued, other)}
+    assert progress.time_left(views, jobs=1, now=120.0) == pytest.approx(20 + 5)
+    cached = NodeView("train/c", progress.REUSED, expected=60.0)
+    views = {node.name: node for node in (cached, queued)}
+    assert progress.time_left(views, jobs=1, now=120.0) == pytest.approx(60)
