@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -108,6 +109,9 @@ def _run_shard(
     return worker.run_shard(node, function, item, common, channel.push)
 
 
+# With it products on a GPU can repeat bit for bit. cuBLAS and torch read it once, at the first
+# product of a process, which may be of another node than the one that asks for it.
+CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _prepared = False
 
 
@@ -116,4 +120,5 @@ def prepare_process() -> None:
     global _prepared
     if not _prepared:
         _prepared = True
+        os.environ.setdefault(*CUBLAS)
         worker.watch_parent()

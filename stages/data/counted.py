@@ -87,11 +87,19 @@ def samples_at(place: Path, most: int) -> int | None:
     return {"npz": npz.count, "zip": archive.count}.get(kind, lambda place: None)(place)
 
 
+def unlabelled(settings: PrepareSettings) -> bool:
+    """Whether these are images in a folder that has no labels for sure."""
+    place = Path(settings.path or "").expanduser()
+    return settings.dataset == "folder" and place.is_dir() and lacks_labels(place)
+
+
 def lacks_labels(place: Path) -> bool:
-    """Whether a folder of images has no labels for sure, by where its first files lie: in no class
-    folders, and without a dataset.json above them."""
+    """Whether a folder of images has no labels for sure, by where its files lie: in no class
+    folders, and without a dataset.json above them. False of more than `LOOKED_AT`."""
     try:
-        first = islice(files_below(place, True, Found()), LOOKED_AT)
+        first = list(islice(files_below(place, True, Found()), LOOKED_AT + 1))
+        if len(first) > LOOKED_AT:  # all of them may lie in the first of several classes
+            return False
         paths = chosen(first, str(place)).paths
         if not paths or layout_of(paths, str(place)).train.classes is not None:
             return False

@@ -14,6 +14,8 @@ class EMA:
     (ours) min(decay, (1+k)/(10+k)), which forgets fresh weights sooner. The codes of SiT, REPA and
     REG hold d constant from the first update on. `network` is a frozen copy in eval mode, ready to
     sample from. Give it the bare network, not one wrapped for compilation or for many workers.
+    From its first update on parameters may change their values, in place, and no more: it keeps
+    which of them it averages.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.methods.draws import Draws
 from stages.methods.losses import check_fraction, check_weight
-from stages.methods.views import NUM_MOVES, STRENGTHS, Strength, augment
+from stages.methods.views import NUM_MOVES, PADDINGS, STRENGTHS, Strength, augment
 
 NUM_VIEWS = 2
 
@@ -34,6 +34,8 @@ class Views:
     def __post_init__(self):
         check_weight("noise", self.noise)
         check_fraction("jitter", self.jitter)
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding is {self.padding!r}; choose among {', '.join(PADDINGS)}")
 
     def __call__(self, images: Tensor, draws: Draws, number: int) -> Tensor:
         """View 0 or 1 of images (B, C, H, W) at the draws' step."""

@@ -45,13 +45,14 @@ class Called(nn.Module):
         return answer.to(y.dtype)
 
     def try_out(self, shape: Sequence[int], num_classes: int) -> None:
-        """Ask for two images; ValueError where that fails, or the answer is not finite."""
+        """Ask for two images, on a GPU where there is one and the CPU will not do; ValueError where
+        that fails, or the answer is not finite."""
         import torch
 
         y = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         labels = torch.arange(2) % num_classes if num_classes else None
         try:
-            answer = self(y, 1.0, labels)
+            answer = self._tried(y, labels)
         except ValueError:
             raise
         except Exception as error:  # the denoiser is the user's
@@ -61,6 +62,17 @@ class Called(nn.Module):
             ) from error
         if not answer.isfinite().all():
             raise ValueError("the denoiser gave NaN or infinity for noise of level 1")
+
+    def _tried(self, y: Tensor, labels: Tensor | None) -> Tensor:
+        import torch
+
+        with torch.no_grad():
+            try:
+                return self(y, 1.0, labels)
+            except RuntimeError:  # of two devices, say, where it holds a network of a GPU's
+                if not torch.cuda.is_available():
+                    raise
+                return self(y.cuda(), 1.0, None if labels is None else labels.cuda())
 
 
 def made(function: str) -> Any:

@@ -11,7 +11,7 @@ from pipeline.errors import UsageError, raised_as
 from pipeline.graph import Node
 from pipeline.stage import resolve
 from stages.artifacts.extractor import EMBEDDED
-from stages.data.counted import lacks_labels, samples_at
+from stages.data.counted import samples_at, unlabelled
 from stages.data.readers.tree import may_be_images
 from stages.methods.fewest import FEWEST_IMAGES
 from stages.recipes.given import GIVEN
@@ -196,9 +196,7 @@ def _check_folder(data: PrepareSettings) -> None:
 
 def _check_labels(bench: Bench, data: PrepareSettings) -> None:
     """Raise UsageError for a folder without classes, which the embedded extractor is trained on."""
-    place = Path(data.path or "").expanduser()
-    folder = data.dataset == "folder" and place.is_dir()
-    if bench.extractor.kind == EMBEDDED and folder and lacks_labels(place):
+    if bench.extractor.kind == EMBEDDED and unlabelled(data):
         raise UsageError(
             f"data.path={data.path} has no class folders, and extractor.kind=embedded is trained "
             "to tell the data's classes apart; set extractor.kind=inception or dinov2-base, or put "

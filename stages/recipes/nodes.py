@@ -11,6 +11,7 @@ from pipeline.graph import Node
 from pipeline.stage import Settings
 from stages.artifacts.extractor import EMBEDDED
 from stages.data import encode, prepare, spectrum
+from stages.data.counted import unlabelled
 from stages.data.encode import EncodeSettings
 from stages.encoders.weights import FOLDER
 from stages.sampling import decode, sample
@@ -358,6 +359,11 @@ def teacher_nodes(bench: Bench) -> list[Node]:
         raise UsageError(
             "data.latent=true, and a teacher sees pixels: set teach.pixels to the same images as "
             "pixels, such as teach.pixels.dataset=folder and teach.pixels.path=FOLDER"
+        )
+    if options.objective == teach.LABELS and unlabelled(seen := options.pixels or bench.pictures):
+        raise UsageError(
+            f"teach.objective=labels learns classes, and {seen.path} has no class folders; set "
+            "teach.objective=simclr, or put the images of each class into a folder of its own"
         )
     if options.kind == teach.EMBEDDED and options.patch is None and bench.shrink > 1:
         options = options.revised(patch=patch * bench.shrink)

@@ -196,7 +196,7 @@ def _next(run: Run, found: Sequence[Finding]) -> Iterator[str]:
         recipe, number = absent.most_common(1)[0]
         preset = run.data["preset"]
         words = f" --preset {preset}" if preset != "digits" else ""
-        own = [one for one in run.data["overrides"] if one.startswith("data.")]
+        own = [one for one in run.data["overrides"] if one.startswith(("data.", "extractor."))]
         words += "".join(f" {shlex.quote(one)}" for one in own)
         what = f"{number} claims that this run did not" if number > 1 else "one more claim"
         yield f"next:    python -m pipeline run {recipe}{words}    measures {what}"

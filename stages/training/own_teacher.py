@@ -21,12 +21,12 @@ from stages.nets.compiled import compile_network
 from stages.nets.vit import EmbeddedViT
 from stages.training import loop, resume
 from stages.training.log import LossLog
+from stages.training.teach import LABELS
 
 if TYPE_CHECKING:
     from stages.artifacts.data import DataSet
 
 WEIGHTS = "encoder.safetensors"
-LABELS = "labels"
 LOG_EVERY, SAVE_EVERY = 25, 100
 
 

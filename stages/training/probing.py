@@ -74,10 +74,12 @@ def _judge(probes: dict[str, float], settings: TeachSettings) -> None:
             "lower teach.min_probe if you accept that"
         )
     gain = best["trained"] - best["untrained"]
-    if gain < settings.min_gain:
+    # Of classes that are told apart without training half of what is left is asked for.
+    asked = min(settings.min_gain, (1 - best["untrained"]) / 2)
+    if gain < asked:
         raise StageError(
             f"the linear probe is {gain:.3f} above that of the untrained network "
-            f"({best['trained']:.3f} against {best['untrained']:.3f}), less than "
-            f"teach.min_gain={settings.min_gain}; raise teach.steps, or lower teach.min_gain if "
+            f"({best['trained']:.3f} against {best['untrained']:.3f}), less than {asked:.3g} "
+            f"(teach.min_gain={settings.min_gain}); raise teach.steps, or lower teach.min_gain if "
             "you accept that"
         )

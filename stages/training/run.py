@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamagedArtifactError, StageError
+from pipeline.fanout import CUBLAS
 from pipeline.stage import Context, Result
 from stages.artifacts.network import TrainedNetwork, checkpoint_name
 from stages.settings import networks
@@ -55,8 +57,6 @@ def _damaged(told: str) -> DamagedArtifactError:
 
 
 def _trainer(context: Context, attempt: int) -> Any:
-    import os
-
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -100,6 +100,8 @@ def _fit(trainer: Any) -> bool:
 def _guarded(context: Context) -> None:
     """`train_worker`, a mistake of the settings or a broken loss told through the work area: they
     are errors of every worker, and no reason to start the group anew."""
+    if context.settings.num_workers:
+        os.environ.setdefault(*CUBLAS)  # these processes are Ray Train's own
     if context.settings.num_workers and context.work.told(DAMAGED):
         return  # Ray Train takes it for a lost worker, and would try again and again
     try:

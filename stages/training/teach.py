@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stages.artifacts.data import DataSet, Images
     from stages.artifacts.teacher import TeacherNetwork
 
-EMBEDDED = "embedded"
+EMBEDDED, LABELS = "embedded", "labels"
 DINO_GRID = (16, 16)  # patches of 14 pixels on images resized to 224
 DINO_WIDTHS = {"dinov2-small": 384, "dinov2-base": 768, "dinov2-large": 1024}
 STORED_BELOW = 20e9  # bytes of features, unless settings say otherwise
@@ -37,8 +37,8 @@ class TeachOptions(Settings):
 
     kind: table.choice("teacher", table.TEACHERS) = Field(
         EMBEDDED,
-        description="embedded (a small ViT trained on the training images without labels, no "
-        "download) or dinov2-small, -base, -large (weights placed by hand)",
+        description="embedded (a small ViT trained on the training images, no download; see "
+        "objective) or dinov2-small, -base, -large (weights placed by hand)",
     )
     mode: Literal["stored", "online"] | None = Field(
         None,
@@ -118,11 +118,17 @@ class TeachOptions(Settings):
         0.1,
         ge=-1,
         le=1,
-        description="by how much the probe must be above that of the same network untrained",
+        description="by how much the probe must be above that of the same network untrained, or by "
+        "half of what that leaves, if this is less",
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> TeachOptions:
+        if self.kind != EMBEDDED and self.objective == LABELS:
+            raise ValueError(
+                f"objective={self.objective} and kind={self.kind} contradict each other: only the "
+                "embedded teacher is trained; leave objective unset"
+            )
         if self.kind == EMBEDDED and self.weights is not None:
             raise ValueError(
                 f"weights={self.weights} and kind=embedded contradict each other: the embedded "
@@ -176,6 +182,8 @@ class TeachSettings(TeachOptions):
         before = {"compile": False, "padding": "black", "jitter": 0.0}
         before |= {"objective": "simclr", "stem": 0}
         inherited = {k: v for k, v in inherited.items() if k not in before or v != before[k]}
+        if self.objective == LABELS:
+            del inherited["temperature"]
         if self.kind == EMBEDDED:
             return inherited
         trained = {

@@ -61,16 +61,23 @@ def train_worker(context: Context) -> None:
 @contextmanager
 def _kernels(settings: TrainSettings) -> Iterator[None]:
     """Where kernels repeat, if settings ask for it. Raises StageError where there are none such."""
-    from stages.nets.precision import CUBLAS, repeatable
+    from stages.nets.precision import CUBLAS, REPEATS, repeatable
 
-    if settings.repeats_on_gpu:
-        os.environ.setdefault(*CUBLAS)
+    if not settings.repeats_on_gpu:
+        yield
+        return
+    if os.environ.get(CUBLAS) not in REPEATS:
+        raise StageError(
+            f"train.deterministic=true needs {CUBLAS}={REPEATS[0]} in the environment of every "
+            f"process that trains, and this one has {os.environ.get(CUBLAS) or 'none'}; set it "
+            "where Ray is started, or set train.deterministic=false"
+        )
     try:
-        with repeatable(settings.repeats_on_gpu):
+        with repeatable(True):
             yield
     except RuntimeError as error:
         said = str(error).partition(", but")[0]
-        if "deterministic" not in said:
+        if "does not have a deterministic" not in said:
             raise
         raise StageError(f"train.deterministic=true: {said}; set it to false") from error
 

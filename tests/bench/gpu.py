@@ -33,7 +33,7 @@ from stages.methods.solvers import solve
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.nets.blocks import recompute
 from stages.nets.compiled import compile_network
-from stages.nets.precision import CUBLAS, products_in, repeatable
+from stages.nets.precision import CUBLAS, REPEATS, products_in, repeatable
 from stages.nets.sit import SiT
 from stages.training.loop import Batches, Optimization, TrainState, train
 from stages.training.saving import Saver
@@ -267,6 +267,18 @@ def kernels(bench: Bench) -> Iterator[tuple[str, float]]:
     yield f"{size}/tflops_while_at_arithmetic", flops / busy / 1e9
 
 
+def host(bench: Bench) -> Iterator[tuple[str, float]]:
+    """REG's steps a second on a small network, compiled, of more and more images: where they stay
+    the same the host is the limit."""
+    shape = SIZES["S"] if not bench.tiny else {"width": 32, "depth": 2, "num_heads": 2}
+    more = {"class_token_dim": TEACHER, "teacher_dim": TEACHER, "projector_width": 1024}
+    for batch in (2, 4) if bench.tiny else (128, 256):
+        network = SiT(32, channels=1, num_classes=62, alignment_depth=2, **shape, **more)
+        bench.compiled(network.to(bench.device))
+        one = Training(network, reg.Loss(), *data(batch, 16, 1, bench.device), bench.is_gpu)
+        yield f"{batch}/steps_a_second", 1 / bench.seconds(one.step, most=2.0)
+
+
 class _Latents:
     """A mapped file of latents, as the loop reads images."""
 
@@ -437,7 +449,6 @@ def resume(bench: Bench) -> Iterator[tuple[str, float]]:
     """Four steps twice, and two, a save, a load and two more: how far the weights are apart; as
     trainings run by default, and with `train.deterministic`, then compiled, too. And its cost."""
     size = bench.sizes()[0]
-    os.environ.setdefault(*CUBLAS)
 
     def run(compiled: bool, steps: Sequence[int], state: Record | None = None) -> Training:
         torch.manual_seed(1)
@@ -541,7 +552,7 @@ def nccl(bench: Bench) -> Iterator[tuple[str, float]]:
 
 PHASES = (
     *(ceilings, correctness, waits, training, sampling, feeding, resume, recomputed, kernels),
-    *(nccl, features, scoring, decoding, stages),
+    *(host, nccl, features, scoring, decoding, stages),
 )
 
 
@@ -615,6 +626,7 @@ def main() -> None:
         lines = options.show.read_text(encoding="utf-8").splitlines()
         print(shown([json.loads(line) for line in lines]))
         return
+    os.environ.setdefault(CUBLAS, REPEATS[0])  # before any product
     deadline = time.monotonic() + options.seconds
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.device, options.tiny, deadline, options.peak)

@@ -8,7 +8,7 @@ import pytest
 from tests.bench import gpu
 from tests.stages.test_table import graph
 
-SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.recomputed, gpu.kernels, gpu.nccl)
+SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.recomputed, gpu.kernels, gpu.host, gpu.nccl)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,7 @@ def test_every_phase_measures_and_none_fails(records):
     assert records["decoding/images_a_second"]["value"] > 0
     assert records["kernels/tiny/products_ms"]["value"] > 0
     assert records["kernels/tiny/attention_ms"]["value"] > 0
+    assert records["host/4/steps_a_second"]["value"] > 0
     assert records["nccl/sum"]["value"] == 8
     assert records["nccl/sharded"]["value"] < 1e-6
     assert records["scoring/adm/seconds"]["value"] > 0

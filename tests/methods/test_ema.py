@@ -78,6 +78,24 @@ def test_a_restored_average_goes_on_as_the_first_would():
         assert torch.equal(a, b)
 
 
+def test_it_follows_other_weights_and_another_network():
+    """Values that are loaded in place, and then the weights of a network of its own."""
+    network, other = network_of(), network_of(1)
+    ema = EMA(network, decay=0.5, warm_up=False)
+    ema.update(network)
+    network.load_state_dict(network_of(2).state_dict())
+    for source in (network, other):
+        expected = {
+            name: (p.double() + q.detach().double()) / 2
+            for (name, p), q in zip(
+                ema.network.named_parameters(), source.parameters(), strict=True
+            )
+        }
+        ema.update(source)
+        for name, p in ema.network.named_parameters():
+            torch.testing.assert_close(p.double(), expected[name])
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_impossible_decays_are_refused(decay):
     with pytest.raises(ValueError, match="decay"):

@@ -1,10 +1,13 @@
 """Precision and compilation of networks that are sampled: of their products alone."""
 
+import threading
+
 import pytest
 import torch
 from torch._functorch import config as functorch
 
 from pipeline.errors import StageError
+from pipeline.fanout import CUBLAS
 from stages.methods import suite
 from stages.nets import compiled, precision
 from stages.sampling import problem as sampling_problem
@@ -165,8 +168,48 @@ def test_kernels_that_repeat_are_taken_within_alone():
         unordered[0](*unordered[1:])
 
 
+@pytest.mark.filterwarnings("ignore:put_ does not have")
+def test_what_the_process_chose_comes_back():
+    from torch._inductor import config as inductor
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with inductor.patch(deterministic=False):
+            with precision.repeatable(True):
+                assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+            assert not inductor.deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_backward_passes_are_compiled_to_repeat_wherever_they_run():
+    """On a GPU that is a thread of torch's own, which has settings of the compiler of its own."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor import config as inductor
+
+    seen = {}
+
+    def compiler(way):
+        def keep(graph, inputs):
+            seen[way] = inductor.deterministic
+            return graph
+
+        return keep
+
+    backend = aot_autograd(fw_compiler=compiler("forward"), bw_compiler=compiler("backward"))
+    x = torch.randn(3, requires_grad=True)
+    with precision.repeatable(True):
+        y = torch.compile(lambda x: (x.sin() ** 2).sum(), backend=backend)(x)
+        thread = threading.Thread(target=y.backward)
+        thread.start()
+        thread.join()
+    torch.compiler.reset()
+    assert x.grad is not None
+    assert seen == {"forward": True, "backward": True}
+
+
 def test_a_training_that_repeats_on_a_gpu_has_a_key_of_its_own(monkeypatch):
-    monkeypatch.setenv(*precision.CUBLAS)
     usual = train.TrainSettings(device="cuda")
     asked = usual.revised(deterministic=True)
     assert asked.keyed() == usual.keyed() | {"deterministic": True}
@@ -174,8 +217,19 @@ def test_a_training_that_repeats_on_a_gpu_has_a_key_of_its_own(monkeypatch):
     assert on_cpu.keyed() == train.TrainSettings().keyed()
     with worker._kernels(on_cpu):
         assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv(*CUBLAS)
     said = "train.deterministic=true: put_ does not have a deterministic implementation; set it"
     with pytest.raises(StageError, match=said), worker._kernels(asked):
         torch.zeros(2).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
     with pytest.raises(RuntimeError, match="out of memory"), worker._kernels(asked):
         raise RuntimeError("CUDA out of memory")
+    for other in (":0:0", None):
+        monkeypatch.setenv(CUBLAS[0], other) if other else monkeypatch.delenv(CUBLAS[0])
+        said = f"needs CUBLAS_WORKSPACE_CONFIG=:4096:8 .* has {other or 'none'}"
+        with pytest.raises(StageError, match=said), worker._kernels(asked):
+            pass
+
+
+def test_what_workers_begin_with_lets_products_repeat():
+    assert CUBLAS[0] == precision.CUBLAS
+    assert CUBLAS[1] in precision.REPEATS

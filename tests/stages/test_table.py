@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.graph import Graph
 from pipeline.stage import Stage, resolve
 from stages.catalog import CATALOG, RECIPES, STAGES, Bench
+from stages.data import counted
 from stages.methods import table as names
 from stages.scoring.evaluate import features_node
 from stages.settings.methods import options_of
@@ -116,6 +117,30 @@ def test_a_folder_without_classes_is_refused_before_any_work(tmp_path):
         place.mkdir(exist_ok=True)
         (tmp_path / "set" / "train" / f"{number}.png").rename(place / f"{number}.png")
     planned()
+    planned(teach_objective="labels")
+
+
+def test_a_teacher_of_classes_wants_some_before_any_work(tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number}.png").touch()
+    said = [f"data.path={tmp_path}", "data.size=8", "extractor.kind=inception"]
+    said += [f"extractor.weights={tmp_path}"]
+    graph(*said)
+    with pytest.raises(UsageError, match=r"teach\.objective=labels learns classes, and .* has no"):
+        graph(*said, "teach.objective=labels")
+
+
+def test_the_first_of_large_classes_is_not_taken_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(counted, "LOOKED_AT", 5)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            (tmp_path / name / f"{number}.png").touch()
+    assert not counted.lacks_labels(tmp_path)
+    (tmp_path / "flat").mkdir()
+    for number in range(5):
+        (tmp_path / "flat" / f"{number}.png").touch()
+    assert counted.lacks_labels(tmp_path / "flat")
 
 
 def test_samples_made_elsewhere_join_a_full_run():

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from pipeline.errors import StageError, UsageError
 from stages.artifacts.teacher import TeacherNetwork
 from stages.data import prepare
-from stages.methods import table
+from stages.methods import table, training_views
 from stages.methods.representation import probe_accuracy
-from stages.training import own_teacher, resume, teach
+from stages.training import own_teacher, probing, resume, teach
 from tests.stages.conftest import TEACH
 from tests.stages.context import digests, make
 
@@ -66,11 +66,17 @@ def test_an_interrupted_teacher_ends_with_the_same_bytes(tmp_path, few, teacher,
     assert digests(make(tmp_path, teach.STAGE, TEACH, data=few).path) == digests(teacher.path)
 
 
-def test_a_teacher_that_learns_classes_is_loaded_again(tmp_path, few, teacher):
+def test_a_teacher_that_learns_classes_is_loaded_again(tmp_path, few, teacher, monkeypatch):
     settings = TEACH.revised(objective="labels", stem=2, jitter=0.5, padding="border")
+    views = []
+    monkeypatch.setattr(
+        own_teacher, "Views", lambda **how: views.append(how) or training_views.Views(**how)
+    )
     assert settings.keyed() != TEACH.keyed()
     assert {"objective", "stem", "jitter", "padding"}.isdisjoint(TEACH.keyed())
+    assert settings.keyed() == settings.revised(temperature=0.7).keyed()
     made = make(tmp_path, teach.STAGE, settings, data=few)
+    assert views == [{"padding": "border", "jitter": 0.5}]
     facts, data = made.description, few.load()
     assert (facts["config"]["outputs"], facts["config"]["stem"]) == (data.num_classes, 2)
     tokens = own_teacher.frozen(made.path, facts, "cpu")(data.train[np.array([7, 3])])
@@ -207,13 +213,23 @@ def test_grids_are_checked_before_any_work(options, size, patch, refused):
     ("options", "words"),
     [
         ({"min_probe": 1.0}, "below teach.min_probe=1.0; raise teach.steps"),
-        ({"min_gain": 0.9}, "less than teach.min_gain=0.9; raise teach.steps"),
+        ({"min_gain": 0.9}, r"less than 0\.\d+ \(teach.min_gain=0.9\); raise teach.steps"),
     ],
 )
 def test_a_poor_teacher_is_refused(tmp_path, few, monkeypatch, options, words):
     fake(monkeypatch)
     with pytest.raises(StageError, match=words):
         make(tmp_path, teach.STAGE, TEACH.revised(**options), data=few)
+
+
+def test_of_classes_that_need_no_teacher_half_of_the_rest_is_asked():
+    def judged(trained):
+        probes = {"probe_accuracy/class_trained": trained, "probe_accuracy/class_untrained": 0.98}
+        probing._judge(probes, TEACH.revised(min_gain=0.1))
+
+    judged(0.9901)
+    with pytest.raises(StageError, match=r"0\.005 above .* less than 0\.01 \(teach\.min_gain=0\.1"):
+        judged(0.985)
 
 
 def test_a_missing_weight_file_is_one_sentence(tmp_path):
