@@ -25,7 +25,8 @@ SOON = 15.0  # seconds after which a node's own pace says more than what was exp
 
 @dataclass(frozen=True)
 class NodeView:
-    """One line of the view. `expected` is how long it took last time, if known."""
+    """One line of the view. `expected` is how long it took last time, if known; `first` is what was
+    done when it was first heard of."""
 
     name: str
     state: str = QUEUED
@@ -36,13 +37,22 @@ class NodeView:
     expected: float | None = None
     begun: float = 0.0
     seconds: float = 0.0
+    first: float = 0.0
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it went on where an earlier run of it had come to."""
+        return self.first > 0.05 * self.total
 
     def remaining(self, now: float) -> float | None:
         """Seconds until it ends, as far as anybody can tell."""
         if self.state in ENDED:
             return 0.0
         elapsed = now - self.begun if self.state == RUNNING else 0.0
-        share = self.done / self.total if self.state == RUNNING and self.total else 0.0
+        begun = self.first if self.resumed else 0.0
+        share = 0.0
+        if self.state == RUNNING and self.total > begun:
+            share = (self.done - begun) / (self.total - begun)
         if share > 0.05 or (share and elapsed > SOON):
             return elapsed * (1 / share - 1)
         return max(self.expected - elapsed, 1.0) if self.expected is not None else None
@@ -80,6 +90,8 @@ def _slower(nodes: Iterable[NodeView], now: float) -> dict[str, float]:
     """By stage, the time that its nodes took, or will by their pace, over what was expected."""
     spent: dict[str, list[tuple[float, float]]] = {}
     for node in nodes:
+        if node.resumed:
+            continue
         took = node.seconds if node.state == DONE else 0.0
         if node.state == RUNNING and node.done and now - node.begun > SOON:
             took = now - node.begun + (node.remaining(now) or 0.0)
@@ -113,6 +125,8 @@ class _Lines:
         now = time.monotonic()
         if changes.get("state") == RUNNING and before.state != RUNNING:
             changes["begun"] = now
+        if "done" in changes and not before.total:
+            changes["first"] = changes["done"]
         if changes.get("state") in ENDED and before.begun:
             changes.setdefault("seconds", now - before.begun)
         self.nodes[name] = replace(before, **changes)

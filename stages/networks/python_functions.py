@@ -26,6 +26,10 @@ from torch import Tensor, nn
 from stages.networks.found import Conventions, Found
 
 
+class _MisshapenError(ValueError):
+    """An answer of another type or shape than what was asked about."""
+
+
 class Called(nn.Module):
     """The denoiser that a user's function gives."""
 
@@ -41,7 +45,9 @@ class Called(nn.Module):
         answer = self.called(y.float(), levels, labels)
         if not isinstance(answer, Tensor) or answer.shape != y.shape:
             given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise ValueError(f"the denoiser gave {given} for y {tuple(y.shape)}; give one like y")
+            raise _MisshapenError(
+                f"the denoiser gave {given} for y {tuple(y.shape)}; give one like y"
+            )
         return answer.to(y.dtype)
 
     def try_out(self, shape: Sequence[int], num_classes: int) -> None:
@@ -53,7 +59,7 @@ class Called(nn.Module):
         labels = torch.arange(2) % num_classes if num_classes else None
         try:
             answer = self._tried(y, labels)
-        except ValueError:
+        except _MisshapenError:
             raise
         except Exception as error:  # the denoiser is the user's
             raise ValueError(

@@ -11,7 +11,7 @@ from pipeline import provenance
 from pipeline.compare import Comparison, Line, node_words
 from pipeline.progress import duration
 from pipeline.results import Run
-from stages.pages.curves import score_curve
+from stages.pages.curves import SEED, score_curve
 from stages.pages.figures import PANEL, Axes, Curve, Figure, plot
 from stages.pages.page import Picture, Section, figure, folded, page, pictures, table
 from stages.report.compare_scores import HEADLINES, Place, aligned, collect, opened
@@ -232,36 +232,34 @@ def _panel(title: str, metric: str, abscissa: str, curves: Sequence[Curve]) -> F
 
 
 def _samples(of: Comparison) -> Iterator[Section]:
-    """Grids of the same place of noise and class beside each other."""
-    used, left_out = 0, 0
-    last: dict[str, str] = {}  # the grids that every training ends with
-    more: list[str] = []
+    """Grids of the same place of noise and class beside each other; those that a training of the
+    runs' own seed ends with are seen first, and have the first claim on the page's size."""
+    grids: dict[str, list[Picture]] = {}
     for common, runs in _nodes_beside(of):
         artifacts = {
-            letter: opened(run, name)
+            letter: artifact
             for letter, (run, name) in runs.items()
             if run[name].data["stage"] in _WITH_GRIDS
+            and (artifact := opened(run, name)) is not None
         }
-        artifacts = {
-            letter: artifact for letter, artifact in artifacts.items() if artifact is not None
-        }
-        if len({artifact.manifest.key for artifact in artifacts.values()}) < 2:
-            continue
-        shown = list(_grids(artifacts))
-        used += sum(len(picture.png) for picture in shown)
-        if used > PICTURE_BYTES:
-            left_out += 1
-            continue
-        block = f"<h3>{html.escape(common)}</h3>{pictures(shown)}"
-        model, along, _ = common.partition("-step")
-        if not along and "/" in common:
-            more.append(block)
-            continue
-        if model in last:
-            more.append(last[model])
-        last[model] = block
-    if not last and not more and not left_out:
+        if len({artifact.manifest.key for artifact in artifacts.values()}) > 1:
+            grids[common] = list(_grids(artifacts))
+    if not grids:
         return
+    of_model = {
+        name.partition("-step")[0]: name
+        for name in grids
+        if not SEED.search(name) and ("-step" in name or "/" not in name)
+    }
+    last, used = list(of_model.values()), 0
+    shown: dict[str, str] = {}
+    for common in (*last, *(name for name in grids if name not in last)):
+        size = sum(len(picture.png) for picture in grids[common])
+        if used + size <= PICTURE_BYTES:
+            used += size
+            shown[common] = f"<h3>{html.escape(common)}</h3>{pictures(grids[common])}"
+    more = [shown[name] for name in grids if name in shown and name not in last]
+    left_out = len(grids) - len(shown)
     text = (
         "<p>The same place in two grids is the same class, and the same noise where the seeds "
         "agree; nothing is selected. Nodes with the same result in all runs are left out.</p>"
@@ -271,7 +269,8 @@ def _samples(of: Comparison) -> Iterator[Section]:
         tables.append(folded(f"{len(more)} more", "".join(more)))
     if left_out:
         tables.append(f"<p>{left_out} sets more are left out to keep this file small.</p>")
-    yield Section("Samples", text, tables, first="".join(last.values()))
+    first = "".join(shown[name] for name in last if name in shown)
+    yield Section("Samples", text, tables, first=first)
 
 
 _WITH_GRIDS = (sample.STAGE.name, external.STAGE.name)

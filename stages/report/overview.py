@@ -143,7 +143,8 @@ def _finest(samples: Mapping[str, Samples]) -> dict[str, tuple[int, Samples]]:
             continue
         density = facts["time_density"]
         trained = f", trained with t {density}" if density not in ("", "uniform") else ""
-        name = f"{shown(facts['method'])}{trained}, step {facts['training_step']:,}"
+        step = facts["training_step"]  # 0 of a network from elsewhere
+        name = f"{shown(facts['method'])}{trained}" + (f", step {step:,}" if step else "")
         if nfe > finest.get(name, (0,))[0]:
             finest[name] = nfe, artifact
     return finest

@@ -168,11 +168,12 @@ def _plot(
 
 
 def _over_seeds(many: Sequence[Sequence[Row]], over: str) -> tuple[list[float], list[Score]]:
-    """Where a training of one seed was scored, and how; of several at the places that all have."""
-    if len(many) == 1:
-        return [getattr(row, over) for row in many[0]], [row.score for row in many[0]]
+    """Where a training of one seed was scored, and how; of several at the places that all have, or
+    the first where these are none."""
     tables = [{getattr(row, over): row.score for row in rows} for rows in many]
     at = [x for x in tables[0] if all(x in table for table in tables)]
+    if len(many) == 1 or not at:
+        return [getattr(row, over) for row in many[0]], [row.score for row in many[0]]
     return at, [mean_score([table[x] for table in tables]) for x in at]
 
 

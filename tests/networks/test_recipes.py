@@ -410,6 +410,7 @@ def test_a_function_is_differentiated_in_the_samplings_precision(tmp_path, monke
         ("lambda y, sigma, labels: y[:, :1]", r"gave \(2, 1, 8, 8\) for y \(2, 3, 8, 8\)"),
         ("lambda y: y", r"cannot be called as denoiser\(y, sigma, labels\) .*TypeError"),
         ("lambda y, sigma, labels: y / labels[5]", "cannot be called as .*IndexError"),
+        ("lambda y, sigma, labels: int('y')", "cannot be called as .*ValueError"),
     ],
 )
 def test_a_function_that_does_not_answer_is_one_failure(tmp_path, monkeypatch, denoiser, words):

@@ -108,3 +108,23 @@ def test_the_pace_of_a_stage_is_expected_of_its_other_nodes():
     cached = NodeView("train/c", progress.REUSED, expected=60.0)
     views = {node.name: node for node in (cached, queued)}
     assert progress.time_left(views, jobs=1, now=120.0) == pytest.approx(60)
+
+
+def test_what_was_resumed_says_nothing_of_others_and_keeps_its_own_pace(clock):
+    """Twenty steps in twenty seconds, from the 900th of a thousand on: eighty are left."""
+    view = PlainView({"train/a": 500.0, "train/b": 500.0}, jobs=1)
+    view.update("train/a", state=RUNNING)
+    view.update("train/a", done=900, total=1000, unit="steps")
+    clock(20)
+    view.update("train/a", done=920, total=1000)
+    now = progress.time.monotonic()
+    assert view.nodes["train/a"].remaining(now) == pytest.approx(80)
+    assert progress.time_left(view.nodes, 1, now) == pytest.approx(580)
+    view.update("train/a", state=DONE)
+    assert progress.time_left(view.nodes, 1, now) == pytest.approx(500)
+    view.update("train/b", state=RUNNING)
+    view.update("train/b", done=1, total=100)  # a first step is no resumption
+    clock(20)
+    view.update("train/b", done=2, total=100)
+    now = progress.time.monotonic()
+    assert view.nodes["train/b"].remaining(now) == pytest.approx(20 * 49)

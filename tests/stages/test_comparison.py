@@ -220,6 +220,23 @@ def test_pictures_beyond_the_budget_are_left_out_and_said(tmp_path, monkeypatch)
     assert "1 sets more are left out" in text
 
 
+def test_last_grids_of_the_runs_own_seed_are_seen_first_and_kept_first(tmp_path, monkeypatch):
+    steps = [f"{n}{seed}" for n in (10, 80) for seed in ("", "-seed1")]
+    a, b = (
+        Run(k, {f"sample/m-step{s}": grid(f"{k}{s}".encode().hex(), tmp_path, 0) for s in steps})
+        for k in "ab"
+    )
+
+    def headings():
+        text = compare_page.compared(comparing(a, b))
+        seen = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
+        return [re.findall(r"<h3>sample/m-step(.*?)</h3>", one) for one in (seen, text)]
+
+    assert headings() == [["80"], ["80", "10", "10-seed1", "80-seed1"]]
+    monkeypatch.setattr(compare_page, "PICTURE_BYTES", 12)  # of one set
+    assert headings() == [["80"], ["80"]]
+
+
 @pytest.mark.parametrize("metric", ["loss/velocity", "icr", "denoising_mse", "lipschitz_max"])
 def test_shared_names_are_drawn(metric):
     assert compare_page.METRICS.fullmatch(metric)

@@ -144,12 +144,14 @@ def _fewer(claim: Claim, ours: Mapping[int, BySeed], theirs: Mapping[int, BySeed
         said = verdict(effect, LOWER) if len(between) == len(reached) else OPEN
     else:
         effect, about, said = _bounded(list(reached.values()), last, ours, theirs)
-    note = "interpolated in log FD between checkpoints"
+    note, instead = "interpolated in log FD between checkpoints", ""
     if others := [
         f"seed {one.seed}: {one.words}" for one in reached.values() if one not in between
     ]:
-        note = f"{'; '.join(others)}{'' if between else ', a bound, decided by FD'}"
-    instead = "; ".join(others) if between else ""  # the interval is of the other seeds alone
+        if between:  # the interval is of these seeds alone
+            instead = "; ".join(others)
+        else:
+            note = f"{'; '.join(others)}, a bound, decided by FD"
     what = f"steps until FD is theirs at step {last}: {about}"
     return Finding(claim, what, effect, said, note, instead=instead)
 
