@@ -50,8 +50,8 @@ class EmbeddedViT(nn.Module):
         )
         if stem:
             self.encoder.patch_embed = ConvolutionalPatches(channels, patch_size, width, stem)
-        last = nn.Linear(width, width if outputs is None else outputs)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
+        outputs = width if outputs is None else outputs
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.encoder.forward_features(images)[:, 0])

@@ -15,6 +15,7 @@ from stages.artifacts.teacher import TeacherNetwork
 from stages.data import prepare
 from stages.methods import table, training_views
 from stages.methods.representation import probe_accuracy
+from stages.nets.vit import EmbeddedViT
 from stages.training import own_teacher, probing, resume, teach
 from tests.stages.conftest import TEACH
 from tests.stages.context import digests, make
@@ -101,6 +102,21 @@ def test_classes_that_there_are_not_are_not_learned(tmp_path, few):
     unlabelled = SimpleNamespace(num_classes=0, shape=data.shape, train=data.train)
     with pytest.raises(ValueError, match="labels learns classes, and these data have none"):
         own_teacher.teacher(SimpleNamespace(settings=settings), unlabelled)
+
+
+def test_first_weights_are_drawn_in_a_fixed_order():
+    """Encoder, stem, then the head from its first layer on: another order is another teacher, and
+    moves what is measured of networks aligned with it."""
+    import timm
+
+    sizes = {"img_size": (8, 8), "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 1}
+    torch.manual_seed(3)
+    network = EmbeddedViT((8, 8), 1, 4, width=16, depth=1, num_heads=2)
+    torch.manual_seed(3)
+    timm.models.vision_transformer.VisionTransformer(**sizes, num_heads=2, num_classes=0)
+    for layer in (network.head[0], network.head[2]):
+        expected = torch.nn.Linear(16, 16)
+        assert torch.equal(layer.weight, expected.weight)
 
 
 def fake(monkeypatch, grid=(2, 2), width=3, fails_after=None):
