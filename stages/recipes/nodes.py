@@ -370,7 +370,8 @@ def teacher_nodes(bench: Bench) -> list[Node]:
     if options.kind != teach.EMBEDDED or options.pixels is None or encoded:
         with raised_as(UsageError):
             check_grids(options, bench.network_shape[0], patch, bench.pictures.image_size)
-    more = {"seed": bench.seed, "student_patch": patch, "weights": weights_of(options)}
+    seed = bench.seed if options.seed is None else options.seed
+    more = {"seed": seed, "student_patch": patch, "weights": weights_of(options)}
     settings = settings_of(TeachSettings, options, **more)
     inputs, nodes = {"data": data_node(bench), **pixels_input(bench)}, []
     if options.pixels is not None and not encoded:

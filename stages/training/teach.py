@@ -65,6 +65,12 @@ class TeachOptions(Settings):
     steps: int = Field(400, ge=1, le=10**7, description="embedded: optimizer steps")
     train_batch_size: int = Field(128, ge=2, le=65536, description="embedded: images a step")
     lr: float = Field(1.5e-3, gt=0, le=1, description="embedded: peak learning rate, then a cosine")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="embedded: of its weights, order and views; unset is the run's seed. What is "
+        "measured of networks that align with it moves with the teacher",
+    )
     temperature: float = Field(0.2, gt=0, le=100, description="embedded: of SimCLR's loss")
     objective: Literal["simclr", "labels"] = Field(
         "simclr",

@@ -456,3 +456,12 @@ def test_every_stage_says_which_metrics_it_may_report():
     # A stage left out would take any name, and a wrong one would fail only in the trial.
     anything = Stage.metrics
     assert [name for name, stage in STAGES.items() if stage.metrics is anything] == []
+
+
+def test_another_teacher_is_asked_for_alone():
+    usual, other = graph(), graph("teach.seed=1")
+    assert other.nodes["teach"].settings.seed == 1
+    moved = {name for name in usual.nodes if usual.keys[name] != other.keys[name]}
+    assert {"teach", "train/repa", "train/reg", "train/maskalign", "report"} <= moved
+    assert not moved & {"prepare", "extractor", "train/sit", "train/unet-rich"}
+    assert graph("teach.seed=0").keys == usual.keys
