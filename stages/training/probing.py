@@ -74,8 +74,9 @@ def _judge(probes: dict[str, float], settings: TeachSettings) -> None:
             "lower teach.min_probe if you accept that"
         )
     gain = best["trained"] - best["untrained"]
-    # Of classes that are told apart without training half of what is left is asked for.
-    asked = min(settings.min_gain, (1 - best["untrained"]) / 2)
+    # Where so much is not left to be gained, half of what is left is asked for.
+    left = 1 - best["untrained"]
+    asked = settings.min_gain if settings.min_gain < left else left / 2
     if gain < asked:
         raise StageError(
             f"the linear probe is {gain:.3f} above that of the untrained network "

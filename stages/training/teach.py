@@ -124,8 +124,8 @@ class TeachOptions(Settings):
         0.1,
         ge=-1,
         le=1,
-        description="by how much the probe must be above that of the same network untrained, or by "
-        "half of what that leaves, if this is less",
+        description="by how much the probe must be above that of the same network untrained; where "
+        "that leaves less, by half of what it leaves",
     )
 
     @model_validator(mode="after")

@@ -239,13 +239,17 @@ def test_a_poor_teacher_is_refused(tmp_path, few, monkeypatch, options, words):
 
 
 def test_of_classes_that_need_no_teacher_half_of_the_rest_is_asked():
-    def judged(trained):
-        probes = {"probe_accuracy/class_trained": trained, "probe_accuracy/class_untrained": 0.98}
+    def judged(trained, untrained):
+        both = {"class_trained": trained, "class_untrained": untrained}
+        probes = {f"probe_accuracy/{name}": value for name, value in both.items()}
         probing._judge(probes, TEACH.revised(min_gain=0.1))
 
-    judged(0.9901)
+    judged(0.9901, 0.98)
     with pytest.raises(StageError, match=r"0\.005 above .* less than 0\.01 \(teach\.min_gain=0\.1"):
-        judged(0.985)
+        judged(0.985, 0.98)
+    judged(0.98, 0.85)
+    with pytest.raises(StageError, match=r"0\.090 above .* less than 0\.1 \("):
+        judged(0.94, 0.85)
 
 
 def test_a_missing_weight_file_is_one_sentence(tmp_path):
