@@ -49,10 +49,10 @@ class NodeView:
         if self.state in ENDED:
             return 0.0
         elapsed = now - self.begun if self.state == RUNNING else 0.0
-        begun = self.first if self.resumed else 0.0
+        before = self.first if self.resumed else 0.0
         share = 0.0
-        if self.state == RUNNING and self.total > begun:
-            share = (self.done - begun) / (self.total - begun)
+        if self.state == RUNNING and self.total > before:
+            share = (self.done - before) / (self.total - before)
         if share > 0.05 or (share and elapsed > SOON):
             return elapsed * (1 / share - 1)
         return max(self.expected - elapsed, 1.0) if self.expected is not None else None

@@ -33,6 +33,19 @@ def test_every_phase_measures_and_none_fails(records):
     assert records["scoring/adm/seconds"]["value"] > 0
 
 
+def test_some_phases_alone(tmp_path, monkeypatch):
+    def phase(bench):
+        yield "value", 1.0
+
+    def other(bench):
+        raise AssertionError("it was not asked for")
+
+    monkeypatch.setattr(gpu, "PHASES", (phase, other))
+    bench = gpu.Bench("cpu", tiny=True, deadline=time.monotonic() + 60)
+    names = [record["name"] for record in gpu.run(bench, tmp_path / "gpu.jsonl", ["phase"])]
+    assert names == ["device", "phase/value"]
+
+
 def test_what_has_a_target_here_meets_it(records):
     for name in ("correctness/float32", "correctness/compiled", "correctness/draws"):
         assert records[name]["value"] <= gpu.TARGETS[name][1]

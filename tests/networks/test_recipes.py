@@ -424,6 +424,28 @@ def test_a_function_that_does_not_answer_is_one_failure(tmp_path, monkeypatch, d
         make(tmp_path / "made", checkpoint.STAGE, settings)
 
 
+def test_a_function_that_wants_a_gpu_is_tried_on_one_where_there_is_one(tmp_path, monkeypatch):
+    from stages.networks.python_functions import Called
+
+    (tmp_path / "gpu_denoiser.py").write_text(
+        "def mine():\n"
+        "    def denoiser(y, sigma, labels):\n"
+        "        if y.abs().sum() > 0:\n"
+        "            raise RuntimeError('tensors on two devices')\n"
+        "        return y\n"
+        "    return denoiser\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    called = Called("gpu_denoiser:mine")
+    with pytest.raises(
+        ValueError, match=r"cannot be called .*RuntimeError: tensors on two devices"
+    ):
+        called.try_out((3, 8, 8), 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda y: torch.zeros_like(y))  # it is another
+    called.try_out((3, 8, 8), 2)
+
+
 def test_two_functions_of_one_file_are_two_networks(tmp_path, monkeypatch):
     (tmp_path / "two_denoisers.py").write_text(PYTHON + "\ndef other():\n    return half()\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,17 +1,21 @@
 """Precision and compilation of networks that are sampled: of their products alone."""
 
+import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._functorch import config as functorch
 
+from pipeline import fanout
 from pipeline.errors import StageError
 from pipeline.fanout import CUBLAS
 from stages.methods import suite
 from stages.nets import compiled, precision
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
+from stages.training import run as train_run
 from stages.training import train, worker
 from tests.stages.context import make
 
@@ -230,6 +234,19 @@ def test_a_training_that_repeats_on_a_gpu_has_a_key_of_its_own(monkeypatch):
             pass
 
 
-def test_what_workers_begin_with_lets_products_repeat():
+def test_what_workers_begin_with_lets_products_repeat(monkeypatch):
+    """Processes of nodes and of Ray Train's groups; what a person has set stays."""
     assert CUBLAS[0] == precision.CUBLAS
     assert CUBLAS[1] in precision.REPEATS
+    monkeypatch.setattr(fanout.worker, "watch_parent", lambda: None)
+    monkeypatch.setattr(train_run.worker, "train_worker", lambda context: None)
+    work = SimpleNamespace(told=lambda word: "")
+    group = SimpleNamespace(settings=SimpleNamespace(num_workers=2), work=work)
+    for begin in (fanout.prepare_process, lambda: train_run._guarded(group)):
+        for before, expected in ((None, CUBLAS[1]), (":0:0", ":0:0")):
+            monkeypatch.setattr(fanout, "_prepared", False)
+            monkeypatch.setenv(CUBLAS[0], before or "")
+            if before is None:
+                monkeypatch.delenv(CUBLAS[0])
+            begin()
+            assert os.environ[CUBLAS[0]] == expected

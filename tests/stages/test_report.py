@@ -178,12 +178,14 @@ def test_a_run_without_samples_along_its_trainings_shows_those_with_the_most_eva
         "sample/sit-nfe5": facts | {"nfe": 5},
         "sample/sit-nfe10": facts | {"nfe": 10},
         "sample/csflow-nfe5": facts | {"nfe": 5, "time_density": "csflow a=0.4"},
+        "sample/elsewhere": facts | {"nfe": 3, "method": "reg", "training_step": 0},
         "external": facts | {"nfe": 0},
     }
     samples = {name: SimpleNamespace(path=tmp_path, description=one) for name, one in told.items()}
     assert [picture.caption for picture in overview.latest(samples)] == [
         "SiT, step 900, 10 evaluations",
         "SiT, trained with t csflow a=0.4, step 900, 5 evaluations",
+        "REG, 3 evaluations",  # of no step that anybody knows
     ]
 
 

@@ -195,6 +195,14 @@ def test_the_seeds_of_a_training_are_one_curve_with_the_error_over_them():
     assert figure.caption.endswith("one standard error (2 seeds).")
 
 
+def test_seeds_that_were_scored_at_no_common_step_are_not_averaged():
+    first, other = ([row(value, training_step=step)] for value, step in ((3.0, 10), (5.0, 20)))
+    at, found = score_section._over_seeds([first, other], "training_step")
+    assert (at, [score.value for score in found]) == ([10], [3.0])
+    at, found = score_section._over_seeds([first, first], "training_step")
+    assert (at, [score.num_seeds for score in found]) == ([10], [2])
+
+
 def test_cautions_and_floors_are_shown():
     text = "".join(
         score_section.overview({"evaluate/a": [row(3.0, caution="too few images")]}).tables

@@ -115,6 +115,9 @@ def test_what_to_run_next_is_on_the_same_data(run):
     run.data["overrides"] = ["data.path=my pictures", "data.size=16", "train.lr=0.1"]
     *_, last = summary.ending(run).splitlines()
     assert "run train 'data.path=my pictures' data.size=16    measures 2" in last
+    run.data["overrides"] = ["extractor.kind=inception", "extractors.none=1"]
+    *_, last = summary.ending(run).splitlines()
+    assert "run train extractor.kind=inception    measures 2" in last
 
 
 def test_the_best_score_is_of_sets_measured_alike_and_of_no_network_that_saw_few_images(run):
