@@ -77,6 +77,22 @@ def resolve(catalog: Catalog, preset: str | None, overrides: Sequence[str] = ())
     return Resolved(settings, name, origins)
 
 
+def as_of(catalog: Catalog, preset: str | None, origin: str) -> Settings | None:
+    """The settings of a preset with the layers up to the one of this origin, which it extends or
+    is; None where there is none, or it cannot stand alone."""
+    _, layers = _preset_layers(catalog, preset or catalog.default_preset)
+    origins = [name for name, _ in layers]
+    if origin not in origins:
+        return None
+    tree: dict[str, Any] = {}
+    for name, layer in layers[: len(origins) - origins[::-1].index(origin)]:
+        _merge(tree, layer, name, {})
+    try:
+        return catalog.settings.model_validate(tree)
+    except pydantic.ValidationError:
+        return None
+
+
 def preset_names(catalog: Catalog) -> list[str]:
     return sorted(path.stem for path in catalog.presets.glob("*.yaml"))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.graph import Graph
-from pipeline.stage import resolve
 
 # Operations a second that a GPU is taken to make: 40 % of 400 TFLOP/s.
 RATE = 0.4 * 400e12
@@ -61,16 +60,11 @@ class Taken:
 
 def by_stage(graph: Graph, todo: Collection[str]) -> dict[str, Taken]:
     """What the nodes `todo` take, by stage; empty where it is little, or not known."""
-    known: dict[str, Mapping[str, Any]] = {}
     taken: dict[str, Taken] = {}
     for node in graph:
-        known[node.name] = {}
-        if node.stage.estimate:
-            given = {slot: known[names[0]] for slot in node.inputs if (names := node.slot(slot))}
-            known[node.name] = resolve(node.stage.estimate)(node.settings, given)
-        if node.name in todo and known[node.name]:
+        if node.name in todo and (known := graph.estimates[node.name]):
             stage = node.stage.name
-            taken[stage] = taken.get(stage, Taken()).with_node(known[node.name])
+            taken[stage] = taken.get(stage, Taken()).with_node(known)
     hours, size = _totals(taken)
     return taken if hours > LARGE_HOURS or size > LARGE_BYTES else {}
 

@@ -14,7 +14,7 @@ from pipeline import sources
 from pipeline.capacity import Amount
 from pipeline.errors import UsageError, nearest
 from pipeline.fingerprint import fingerprint
-from pipeline.stage import Input, Resources, Settings, Stage
+from pipeline.stage import Input, Resources, Settings, Stage, resolve
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Node:
         inputs: for each slot of the stage the name of a node, or several for a `many` slot.
         tags: what MLflow and the report say of it (`method`, ...); not part of the key.
         hint_seconds: how long it may take, for a first estimate; not part of the key.
+        hint_setting: the setting, by dotted key, that says so.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Node:
     resources: Resources = field(default_factory=Resources)
     tags: Mapping[str, str] = field(default_factory=dict)
     hint_seconds: float | None = None
+    hint_setting: str = ""
 
     @property
     def upstream(self) -> tuple[str, ...]:
@@ -200,6 +202,19 @@ class Graph:
                 raise UsageError(f"the graph has a cycle: {cycle}")
             elif parent not in order:
                 trail[parent] = iter(self.nodes[parent].upstream)
+
+    @cached_property
+    def estimates(self) -> dict[str, Mapping[str, Any]]:
+        """What is known of every node before it runs, see `Stage.estimate`; may be nothing."""
+        known: dict[str, Mapping[str, Any]] = {}
+        for node in self:
+            known[node.name] = {}
+            if node.stage.estimate:
+                given = {
+                    slot: known[names[0]] for slot in node.inputs if (names := node.slot(slot))
+                }
+                known[node.name] = resolve(node.stage.estimate)(node.settings, given)
+        return known
 
     @cached_property
     def identities(self) -> dict[str, Identity]:

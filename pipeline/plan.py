@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.artifact import Manifest
 from pipeline.capacity import Amount
 from pipeline.config import Resolved, flatten
+from pipeline.durations import Durations, Known, device, work
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
 from pipeline.fingerprint import difference
 from pipeline.gpus import local_gpus as local_gpus
@@ -35,7 +36,8 @@ class NodePlan:
 
     Args:
         reason: why it must run, or which artifact serves it.
-        seconds: how long it took last time, or the preset's hint, if either is known.
+        seconds: how long it took, or will take about, if that is known.
+        work: operations, by its stage's estimate.
     """
 
     node: Node
@@ -44,6 +46,7 @@ class NodePlan:
     reason: str
     seconds: float | None
     manifest: Manifest | None
+    work: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def make(catalog: Catalog, store: Store, request: Request, lenient: bool = False
     resolved, graph = build(catalog, request, lenient)
     wanted = graph.select(request.only, request.start, request.end)
     forced = {name for pattern in request.force for name in graph.matching(pattern)}
-    nodes = _states(graph, store, wanted, forced, _Previous(store, request.recipe))
+    durations = Durations(catalog, request.preset, request.recipe, resolved)
+    previous = _Previous(store, request.recipe, durations)
+    nodes = _states(graph, store, wanted, forced, previous)
     return Plan(request.recipe, resolved, graph, nodes, _version_warnings(catalog, nodes))
 
 
@@ -200,25 +205,25 @@ def _state(
             state, reason = PARTIAL, "interrupted; continues from its last checkpoint"
     reason = graph.absent.get(node.name, reason)
     if seconds is None:
-        measured = previous.seconds(node.name) if previous is not None else None
-        seconds = node.hint_seconds if measured is None else measured
-    return NodePlan(node, key, state, reason, seconds, manifest)
+        seconds = node.hint_seconds if previous is None else previous.seconds(node, graph)
+    return NodePlan(node, key, state, reason, seconds, manifest, work(graph, node.name))
 
 
 class _Previous:
     """What earlier runs of a recipe say of a node: read only when somebody asks."""
 
-    def __init__(self, store: Store, recipe: str) -> None:
-        self._store, self._recipe = store, recipe
-        self._found: dict[str, Manifest | None] = {}
+    def __init__(self, store: Store, recipe: str, durations: Durations) -> None:
+        self._store, self._recipe, self._durations = store, recipe, durations
+        self._found: dict[str, tuple[Manifest, float | None] | None] = {}
 
-    def manifest(self, name: str) -> Manifest | None:
-        """The manifest of the newest finished artifact that a node of this name gave."""
+    def _newest(self, name: str) -> tuple[Manifest, float | None] | None:
+        """The manifest of the newest finished artifact that a node of this name gave, and how much
+        work that was."""
         if name not in self._found:
             self._found[name] = next(self._candidates(name), None)
         return self._found[name]
 
-    def _candidates(self, name: str) -> Iterator[Manifest]:
+    def _candidates(self, name: str) -> Iterator[tuple[Manifest, float | None]]:
         for run in self._runs:
             node = run["nodes"].get(name)
             if node is not None:
@@ -227,21 +232,27 @@ class _Previous:
                 except DamagedArtifactError:
                     continue
                 if manifest is not None:
-                    yield manifest
+                    yield manifest, node.get("work")
 
     @cached_property
     def _runs(self) -> list[dict[str, Any]]:
         runs = self._store.runs()[:100]
         return sorted(runs, key=lambda run: run["recipe"] != self._recipe)
 
-    def seconds(self, name: str) -> float | None:
-        manifest = self.manifest(name)
-        return manifest.seconds if manifest else None
+    def seconds(self, node: Node, graph: Graph) -> float | None:
+        """How long a node will take, about."""
+        measured = None
+        if (newest := self._newest(node.name)) is not None:
+            manifest, amount = newest
+            here = device(node.settings)
+            if manifest.settings.get("device", here) == here:
+                measured = Known(manifest.seconds, amount)
+        return self._durations.seconds(node, graph, measured)
 
     def what_changed(self, name: str, identity: Identity, waiting: Sequence[str]) -> str:
         """In words, what changed since a node of this name last finished."""
-        manifest = self.manifest(name)
-        return _changes(manifest, identity, waiting) if manifest else "never made"
+        newest = self._newest(name)
+        return _changes(newest[0], identity, waiting) if newest else "never made"
 
 
 def _changes(old: Manifest, new: Identity, waiting: Sequence[str]) -> str:

@@ -152,7 +152,10 @@ def in_words(rows: Sequence[Sequence[float | None]]) -> str:
 
 
 def _new(run_id: str, plan: Plan, overrides: list[str]) -> dict[str, Any]:
-    nodes = {name: node_entry(item.node, item.key) for name, item in plan.nodes.items()}
+    nodes = {
+        name: node_entry(item.node, item.key) | ({"work": item.work} if item.work else {})
+        for name, item in plan.nodes.items()
+    }
     return {
         "id": run_id,
         "recipe": plan.recipe,

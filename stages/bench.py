@@ -64,8 +64,8 @@ class Bench(Settings):
     report: ReportOptions = Field(ReportOptions(), description="the HTML report")
     hints: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         {},
-        description="seconds a node may take until one was measured, by how its name begins; the "
-        "longest beginning counts",
+        description="seconds a node may take at the preset's own sizes until one was measured, by "
+        "how its name begins; the longest beginning counts, and other sizes take by as much longer",
     )
 
     @property

@@ -57,6 +57,46 @@ def dinov2(kind: str) -> float:
     return vit(width, depth, DINOV2_TOKENS - 1, 3 * 14 * 14)
 
 
+def convolutional_vit(
+    width: int, depth: int, side: int, channels: int, patch: int, stem: int
+) -> float:
+    """Operations of `stages.nets.vit.EmbeddedViT` on images of `side` pixels a side."""
+    patches, half = (side // patch) ** 2, max(1, width // 2)
+    if not stem:
+        return vit(width, depth, patches, channels * patch**2)
+    convolved = _conv(channels, half, side) + (stem - 1) * _conv(half, half, side)
+    return vit(width, depth, patches, half * patch**2) + convolved
+
+
+def classifier(channels: int, side: int) -> float:
+    """Operations of `stages.nets.encoders.EmbeddedCNN`, but for the classes."""
+    half = -(-side // 2)
+    convolved = _conv(channels, 32, side) + _conv(32, 64, half) + _conv(64, 64, -(-half // 2))
+    return convolved + 2.0 * 256 * 64
+
+
+def unet(config: Mapping[str, Any]) -> float:
+    """Operations of `stages.nets.unet.UNet` by its keyword arguments.
+
+    What is made of the noise level and the class once an image is left out.
+    """
+    channels, width = config["channels"], config["width"]
+    height, wide = config["image_size"]
+    widths = [width * multiplier for multiplier in config["multipliers"]]
+    pixels = [(height >> level) * (wide >> level) for level in range(len(widths))]
+    found, current = 36.0 * channels * width * pixels[0], width  # the first layer and the last
+    for level, size in enumerate(widths):
+        found += 18.0 * current**2 * pixels[level] if level else 0.0
+        found += _level(current, size, config["blocks"], pixels[level])
+        current = size
+    found += _residual(current, current, pixels[-1])
+    for level, size in reversed([*enumerate(widths)]):
+        for _ in range(config["blocks"]):
+            found += _residual(current + size, size, pixels[level])
+            current = size
+    return found
+
+
 def autoencoder(
     widths: Sequence[int], layers: int, channels: int, latent_channels: int, size: int
 ) -> tuple[float, float]:
@@ -74,21 +114,21 @@ def autoencoder(
     decoded += 2.0 * latent_channels**2 * smallest
     before = widths[0]
     for level, width in enumerate(widths):
-        encoded += _level(before, width, layers, sides[level])
+        encoded += _level(before, width, layers, sides[level] ** 2)
         if level + 1 < len(widths):
             encoded += _conv(width, width, sides[level + 1])
         before = width
     before = inner
     for level, width in reversed([*enumerate(widths)]):
-        decoded += _level(before, width, layers + 1, sides[level])
+        decoded += _level(before, width, layers + 1, sides[level] ** 2)
         if level:
             decoded += _conv(width, width, sides[level - 1])
         before = width
     return encoded, decoded
 
 
-def _level(given: int, made: int, layers: int, side: int) -> float:
-    return _residual(given, made, side**2) + (layers - 1) * _residual(made, made, side**2)
+def _level(given: int, made: int, layers: int, pixels: int) -> float:
+    return _residual(given, made, pixels) + (layers - 1) * _residual(made, made, pixels)
 
 
 def _residual(given: int, made: int, pixels: int) -> float:

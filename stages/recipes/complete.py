@@ -51,7 +51,7 @@ def completed(place: str) -> Callable[[Bench], list[Node]]:
         nodes = with_features(bench, [*nodes, report_node(bench, nodes)])
         if is_published(bench):
             nodes = without_unread_data(bench, nodes)
-        return [replace(node, hint_seconds=_hint(bench.hints, node.name)) for node in nodes]
+        return [_hinted(node, bench.hints) for node in nodes]
 
     return build
 
@@ -271,7 +271,10 @@ def report_node(bench: Bench, nodes: Sequence[Node]) -> Node:
     return Node("report", report.STAGE, settings, inputs, bench.resources.report)
 
 
-def _hint(hints: Mapping[str, float], name: str) -> float | None:
-    """Seconds under the longest beginning of a node's name."""
-    beginnings = [key for key in hints if name.startswith(key)]
-    return hints[max(beginnings, key=len)] if beginnings else None
+def _hinted(node: Node, hints: Mapping[str, float]) -> Node:
+    """The node with the seconds under the longest beginning of its name."""
+    beginnings = [key for key in hints if node.name.startswith(key)]
+    if not beginnings:
+        return node
+    key = max(beginnings, key=len)
+    return replace(node, hint_seconds=hints[key], hint_setting=f"hints.{key}")

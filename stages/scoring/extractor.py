@@ -190,4 +190,5 @@ STAGE = Stage(
     files=weight_files,
     version=2,
     metrics=_metrics,
+    estimate="stages.settings.costs:extractor",
 )

@@ -105,10 +105,26 @@ def sample(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
     if "shape" in model:
         each = 4 if settings.kept == "float32" else 1
         facts |= {"shape": model["shape"], "bytes": each * count * prod(model["shape"])}
-    if "forward" in model:
-        passes = settings.nfe * (1 if settings.guidance == 1 else 2)
-        facts["flops"] = count * passes * model["forward"]
-    return facts
+    return facts | evaluated(settings, model, count, settings.nfe)
+
+
+def evaluated(
+    settings: Settings, model: Estimate, images: float, evaluations: float
+) -> dict[str, Any]:
+    """So many evaluations of so many images each, twice where they are guided."""
+    if "forward" not in model:
+        return {}
+    passes = evaluations * (1 if getattr(settings, "guidance", 1) == 1 else 2)
+    return {"flops": images * passes * model["forward"]}
+
+
+def extractor(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
+    """The embedded one's training: forward and backward, every epoch; and its accuracy."""
+    data = given["data"]
+    if settings.kind != "embedded" or not {"shape", "images"} <= data.keys():
+        return {}
+    passes = (3 * settings.epochs + 1) * data["images"] + data["held_out"]
+    return {"flops": passes * costs.classifier(*data["shape"][:2])}
 
 
 def features(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
@@ -117,8 +133,11 @@ def features(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
     count = {"train": data.get("images"), "test": data.get("held_out")}.get(
         settings.part, samples.get("images")
     )
-    if count is None or settings.kind == "embedded":
+    if count is None:
         return {}
+    if settings.kind == "embedded":
+        shape = samples.get("shape", data.get("shape"))
+        return {"flops": count * costs.classifier(*shape[:2])} if shape else {}
     inception = settings.kind == "inception"
     width = 2048 if inception else costs.DINOV2[settings.kind][0]
     flops = costs.INCEPTION_FLOPS if inception else costs.dinov2(settings.kind)

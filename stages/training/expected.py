@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages.artifacts.teacher import STORED
 from stages.methods import costs
 from stages.settings.networks import config_of
-from stages.training.teach import TeachSettings, feature_bytes, mode_of
+from stages.training.teach import LABELS, TeachSettings, feature_bytes, mode_of
 
 if TYPE_CHECKING:
     from stages.settings.costs import Estimate
@@ -25,19 +25,22 @@ INPUT_BYTES = 4
 
 
 def teach(settings: TeachSettings, given: Mapping[str, Estimate]) -> Estimate:
-    """Features of all training images, unless they would be too large to be stored."""
+    """The embedded one's training, the probe, and features of all training images, unless they
+    would be too large to be stored."""
     data = given["data"]
     shown = given.get("pixels", data)
     if "shape" not in data or "shape" not in shown:
         return {}
     grid = data["shape"][1] // settings.student_patch
+    trained = 0  # images that went forward and backward
     if settings.kind in costs.DINOV2:
         flops = costs.dinov2(settings.kind)
     else:
         channels, side, _ = shown["shape"]
-        patches = (side // settings.own_patch) ** 2
-        values = channels * settings.own_patch**2
-        flops = costs.vit(settings.width, settings.depth, patches, values)
+        size = (settings.width, settings.depth, side, channels, settings.own_patch)
+        flops = costs.convolutional_vit(*size, settings.stem)
+        views = 1 if settings.objective == LABELS else 2
+        trained = settings.steps * settings.train_batch_size * views
     facts = {"width": settings.features, "forward": flops}
     if "images" not in data:
         return facts
@@ -45,7 +48,7 @@ def teach(settings: TeachSettings, given: Mapping[str, Estimate]) -> Estimate:
     stored = mode_of(settings, size) == STORED
     said = "" if stored else f"online: its features would take {size / 1e9:,.0f} GB"
     passes = data["images"] if stored else 0
-    passes += 2 * min(settings.probe_images, data["images"])
+    passes += 3 * trained + 2 * min(settings.probe_images, data["images"])
     facts |= {"online": not stored, "said": said, "flops": passes * flops}
     return facts | {"bytes": size if stored else 0}
 
@@ -54,11 +57,16 @@ def train(settings: TrainSettings, given: Mapping[str, Estimate]) -> Estimate:
     """A forward pass and a backward one, twice as long, of every image of every step, and the
     teacher's pass where it is online; checkpoints and one resumable state."""
     data, teacher, size = given["data"], given.get("teacher", {}), settings.network
-    if "shape" not in data or size.kind != "sit":
+    if "shape" not in data or size.kind not in ("sit", "unet"):
         return {"shape": data["shape"]} if "shape" in data else {}
     classes = data.get("classes", 0) if settings.conditional else 0
     more = settings.loss_options.of_network(teacher.get("width", 0))
     config = config_of(size, tuple(data["shape"]), classes, **more)
+    facts = {"shape": data["shape"], "checkpoints": len(settings.kept_steps)}
+    if size.kind == "unet":
+        forward = costs.unet(config)
+        images = settings.steps * settings.batch_size
+        return facts | {"forward": forward, "flops": 3 * images * forward}
     parameters, forward = costs.sit(config)
     each = 3 * forward + (teacher.get("forward", 0) if teacher.get("online") else 0)
     workers = max(1, settings.worker_range[0])
@@ -71,8 +79,7 @@ def train(settings: TrainSettings, given: Mapping[str, Estimate]) -> Estimate:
     weights = parameters * TRAINED_BYTES
     if settings.shard:  # beside its parts a worker holds two blocks whole, and their gradients
         weights = weights / workers + 2 * parameters / size.depth * WHOLE_BYTES
-    return {
-        "shape": data["shape"],
+    return facts | {
         "forward": forward,
         "parameters": parameters,
         "flops": settings.steps * settings.batch_size * each,

@@ -6,7 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.methods import costs
 from stages.methods.torchvision_shim import prepare_torchvision
+from stages.nets.encoders import EmbeddedCNN
 from stages.nets.sit import SiT
+from stages.nets.unet import UNet
+from stages.nets.vit import EmbeddedViT
 from stages.settings.networks import num_parameters
 
 XL = {"image_size": [32, 32], "channels": 4, "width": 1152, "patch_size": 2, "depth": 28}
@@ -76,3 +79,35 @@ def test_operations_of_dinov2_are_those_that_torch_counts():
         network = timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=224)
         found = counted(lambda: network.forward_features(torch.zeros(1, 3, 224, 224)))
     assert costs.dinov2("dinov2-base") == pytest.approx(found, rel=0.01)
+
+
+@pytest.mark.parametrize("stem", [0, 1, 3])
+def test_operations_of_the_embedded_teacher_are_those_that_torch_counts(stem):
+    with torch.device("meta"):
+        network = EmbeddedViT((32, 32), 3, 4, 48, 2, 4, stem=stem)
+        found = counted(lambda: network(torch.zeros(1, 3, 32, 32)))
+    ours = costs.convolutional_vit(48, 2, 32, 3, 4, stem)
+    assert ours == pytest.approx(found, rel=0.02)  # the projection of its output is left out
+
+
+@pytest.mark.parametrize("side", [8, 9, 32])
+def test_operations_of_the_embedded_extractor_are_those_that_torch_counts(side):
+    with torch.device("meta"):
+        network = EmbeddedCNN(3, 10).eval()
+        found = counted(lambda: network(torch.zeros(1, 3, side, side)))
+    assert costs.classifier(3, side) == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"image_size": [8, 8], "channels": 1, "width": 32, "multipliers": [1, 2], "blocks": 1},
+        {"image_size": [32, 32], "channels": 3, "width": 16, "multipliers": [1, 2, 2], "blocks": 2},
+    ],
+)
+def test_operations_of_the_unet_are_those_that_torch_counts(config):
+    with torch.device("meta"):
+        network = UNet(**config, num_classes=10)
+        images = torch.zeros(1, config["channels"], *config["image_size"])
+        found = counted(lambda: network(images, torch.ones(1), torch.zeros(1).long()))
+    assert costs.unet(config) == pytest.approx(found, rel=0.02)

@@ -243,4 +243,5 @@ STAGE = Stage(
         "stages.methods.solvers.best_grid:best_levels",
     ],
     metrics=lambda node: ("rms_*",),
+    estimate="stages.papers.beyond.expected:grids",
 )

@@ -195,4 +195,5 @@ STAGE = Stage(
         "scores": Input(Scores, optional=True),
     },
     metrics=_metrics,
+    estimate="stages.papers.icr.expected:scan",
 )

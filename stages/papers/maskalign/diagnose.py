@@ -256,4 +256,5 @@ STAGE = Stage(
     ],
     needs=lambda settings: ["spectrum"] if densities.needs_spectrum(settings.density.kind) else [],
     metrics=lambda node: METRICS,
+    estimate="stages.papers.maskalign.expected:diagnose",
 )

@@ -381,4 +381,5 @@ STAGE = Stage(
     sources=solvers.sources,
     needs=_needs,
     metrics=_metrics,
+    estimate="stages.papers.stein.expected:calibrate",
 )

@@ -110,4 +110,5 @@ STAGE = Stage(
     inputs={"model": Input(TrainedNetwork), "trajectories": Input(Trajectories)},
     sources=solvers.sources,
     metrics=lambda node: ("rms",),
+    estimate="stages.papers.stein.expected:follow",
 )

@@ -136,4 +136,5 @@ STAGE = Stage(
     sources=solvers.sources,
     needs=solvers.needs,
     metrics=lambda node: ("lipschitz_mean", "lipschitz_max"),
+    estimate="stages.papers.stein.expected:lipschitz",
 )

@@ -103,4 +103,5 @@ STAGE = Stage(
     inputs={"model": Input(TrainedNetwork)},
     sources=solvers.sources,
     metrics=lambda node: (),
+    estimate="stages.papers.stein.expected:trajectory",
 )
