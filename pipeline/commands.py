@@ -145,14 +145,20 @@ def plan_text(plan: Plan, cores: int) -> str:
     if unknown:
         cost += f"{', ' if cost else ''}{unknown} nodes of unknown cost"
     elif known:
-        took = progress.duration(plan.about_seconds(cores))
-        cost += f", about {took} on {cores} core{'s' if cores > 1 else ''}"
+        gpus = max(1, planning.local_gpus()) if any(node.node.gpus for node in todo) else 0
+        took = progress.duration(plan.about_seconds(cores, gpus))
+        cost += f", about {took} on {_counted(cores, 'core')}"
+        cost += f" and {_counted(gpus, 'GPU')}" if gpus else ""
     cost = f" ({cost})" if cost else ""
     lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do{cost}")
     if taken := estimates.text(estimates.by_stage(plan.graph, plan.todo)):
         lines.append(f"\n{taken}")
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def config(root: Root, options: Namespace) -> int:

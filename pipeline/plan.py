@@ -72,14 +72,22 @@ class Plan:
         left = self._chains()
         return sorted(self.nodes, key=lambda name: -left[name])
 
-    def about_seconds(self, cores: int) -> float:
-        """About how long the work takes: as long as its longest chain at the least, and as all of
-        it spread over the cores."""
-        work = sum(
-            (self.nodes[name].seconds or 0.0) * max(1.0, self.nodes[name].node.cpus)
-            for name in self.todo
-        )
-        return max(work / cores, *self._chains().values(), 0.0)
+    def about_seconds(self, cores: int, gpus: int = 0) -> float:
+        """About how long the work takes: as long as its longest chain at the least, as all of it
+        spread over the cores, and as what needs GPUs over these."""
+        shares = self.gpu_shares(gpus)
+        spread = on_gpus = 0.0
+        for name in self.todo:
+            seconds = self.nodes[name].seconds or 0.0
+            spread += seconds * max(1.0, self.nodes[name].node.cpus) / cores
+            on_gpus += seconds * shares[name]
+        return max(spread, on_gpus, *self._chains().values(), 0.0)
+
+    def gpu_shares(self, gpus: int) -> dict[str, float]:
+        """What every node takes of so many GPUs while it runs, of as many as it needs where there
+        are fewer."""
+        taken = {name: item.node.gpus for name, item in self.nodes.items()}
+        return {name: of / max(1, gpus, of) for name, of in taken.items()}
 
     def _chains(self) -> dict[str, float]:
         """Seconds of the longest chain of work from each node on."""

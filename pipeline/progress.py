@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
@@ -25,8 +26,8 @@ SOON = 15.0  # seconds after which a node's own pace says more than what was exp
 
 @dataclass(frozen=True)
 class NodeView:
-    """One line of the view. `expected` is how long it took last time, if known; `first` is what was
-    done when it was first heard of."""
+    """One line of the view. `expected` is how long it may take, if known; `gpu_share` what it takes
+    of all GPUs meanwhile; `first` is what was done when it was first heard of."""
 
     name: str
     state: str = QUEUED
@@ -38,6 +39,7 @@ class NodeView:
     begun: float = 0.0
     seconds: float = 0.0
     first: float = 0.0
+    gpu_share: float = 0.0
 
     @property
     def resumed(self) -> bool:
@@ -69,17 +71,18 @@ class View(Protocol):
 
 
 def time_left(nodes: Mapping[str, NodeView], jobs: int, now: float) -> float | None:
-    """Seconds until all nodes end on `jobs` cores; None while some are unknown. Nodes to come take
-    as many times what is expected of them as those of their stage that ran."""
+    """Seconds until all nodes end on `jobs` cores and the GPUs; None while some are unknown. Nodes
+    to come take as many times what is expected of them as those of their stage that ran."""
     slower = _slower(nodes.values(), now)
-    known = []
+    known, on_gpus = [], 0.0
     for node in nodes.values():
         seconds = node.remaining(now)
         if seconds is None:
             return None
         to_come = node.state not in (*ENDED, RUNNING)
         known.append(seconds * slower.get(_stage(node), 1.0) if to_come else seconds)
-    return max(sum(known) / max(jobs, 1), max(known, default=0.0))
+        on_gpus += known[-1] * node.gpu_share
+    return max(sum(known) / max(jobs, 1), on_gpus, max(known, default=0.0))
 
 
 def _stage(node: NodeView) -> str:
@@ -116,8 +119,17 @@ def duration(seconds: float) -> str:
 class _Lines:
     """Shared state of both views."""
 
-    def __init__(self, expected: Mapping[str, float | None], jobs: int, what: str) -> None:
-        self.nodes = {name: NodeView(name, expected=s) for name, s in expected.items()}
+    def __init__(
+        self,
+        expected: Mapping[str, float | None],
+        jobs: int,
+        what: str = "nodes",
+        gpu_shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.nodes = {
+            name: NodeView(name, expected=seconds, gpu_share=gpu_shares.get(name, 0.0))
+            for name, seconds in expected.items()
+        }
         self.jobs, self.what, self.begun = jobs, what, time.monotonic()
 
     def update(self, name: str, **changes: Any) -> None:
@@ -156,9 +168,10 @@ class PlainView(_Lines):
         expected: Mapping[str, float | None],
         jobs: int,
         what: str = "nodes",
+        gpu_shares: Mapping[str, float] = MappingProxyType({}),
         every: float = 10,
     ) -> None:
-        super().__init__(expected, jobs, what)
+        super().__init__(expected, jobs, what, gpu_shares)
         self._every, self._said = every, self.begun
 
     def changed(self, before: NodeView, after: NodeView) -> None:
@@ -213,9 +226,13 @@ class LiveView(_Lines):
     nodes that ended scroll away above it."""
 
     def __init__(
-        self, expected: Mapping[str, float | None], jobs: int, what: str = "nodes"
+        self,
+        expected: Mapping[str, float | None],
+        jobs: int,
+        what: str = "nodes",
+        gpu_shares: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        super().__init__(expected, jobs, what)
+        super().__init__(expected, jobs, what, gpu_shares)
         from rich.console import Console
         from rich.live import Live
 
@@ -274,8 +291,12 @@ def _plain(text: str) -> str:
 
 
 def view(
-    expected: Mapping[str, float | None], jobs: int, what: str = "nodes"
+    expected: Mapping[str, float | None],
+    jobs: int,
+    what: str = "nodes",
+    gpu_shares: Mapping[str, float] = MappingProxyType({}),
 ) -> PlainView | LiveView:
-    """The live table on a terminal, plain lines elsewhere; `what` its lines are counted as."""
+    """The live table on a terminal, plain lines elsewhere; `what` its lines are counted as, and
+    `gpu_shares` how much of all GPUs a line takes while it runs."""
     kind = LiveView if sys.stdout.isatty() else PlainView
-    return kind(expected, jobs, what)
+    return kind(expected, jobs, what, gpu_shares)

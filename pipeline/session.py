@@ -169,7 +169,8 @@ class _Session:
         self.catalog, self.store, self.plan, self.options = catalog, store, plan, options
         self.entry = entry
         expected = {name: node.seconds for name, node in plan.nodes.items()}
-        self.view = progress.view(expected, options.cores)
+        shares = plan.gpu_shares(planning.local_gpus())
+        self.view = progress.view(expected, options.cores, gpu_shares=shares)
         uri = tracking_uri(store, options)
         self.tracker = _start_tracker(catalog, plan, store, entry, uri, self.view)
         nodes = [planned.node for planned in plan.nodes.values()]

@@ -1,11 +1,13 @@
 """How long a node takes follows from what is known of one like it, and how much more it does."""
 
+import re
 from dataclasses import replace
 
 import pytest
 from pydantic import Field
 
 from pipeline import plan as planning
+from pipeline.commands import plan_text
 from pipeline.durations import Known
 from pipeline.plan import CACHED, Request
 from pipeline.store import Store
@@ -82,6 +84,16 @@ def test_what_is_said_of_a_cpu_tells_nothing_of_a_gpu(tmp_path):
     found = seconds(tmp_path, "train.device=cuda", "resources.train.gpus=1")
     assert found["train/sit"] is None
     assert found["teach"] == 75
+
+
+def test_trainings_on_one_gpu_follow_each_other(tmp_path):
+    plan = planning.make(BENCH, Store(tmp_path / "store"), Request("train", "glyphs32"))
+    work = sum(node.seconds for node in plan.nodes.values() if node.node.gpus)
+    assert work > 4 * 480
+    assert plan.about_seconds(64, 1) == pytest.approx(work)
+    assert plan.about_seconds(64, 0) == pytest.approx(work)  # as on the one that it needs
+    assert plan.about_seconds(64, 2) == pytest.approx(work / 2)
+    assert re.search(r"about \d+ min \d+ s on 64 cores and \d+ GPUs?\)", plan_text(plan, 64))
 
 
 def test_of_two_sizes_the_nearer_counts():

@@ -84,6 +84,14 @@ def test_a_terminal_shows_a_bar_for_phases_that_have_begun_and_not_ended(clock):
     assert len(rows) == 3
 
 
+def test_nodes_that_share_a_gpu_wait_for_each_other():
+    views = {f"train/{i}": NodeView(f"train/{i}", expected=10.0, gpu_share=0.5) for i in range(6)}
+    assert progress.time_left(views, jobs=16, now=0) == pytest.approx(30)
+    assert progress.time_left(views, jobs=1, now=0) == pytest.approx(60)
+    view = PlainView({"train/a": 10.0, "total": 2.0}, jobs=16, gpu_shares={"train/a": 1.0})
+    assert [node.gpu_share for node in view.nodes.values()] == [1.0, 0.0]
+
+
 def test_time_left_is_what_the_longest_node_or_all_cores_need():
     views = {name: progress.NodeView(name, QUEUED, expected=s) for name, s in NODES.items()}
     assert progress.time_left(views, jobs=2, now=0) == pytest.approx(6.5)
