@@ -20,12 +20,12 @@ from stages.scoring import evaluate, extractor, features
 from stages.scoring.evaluate import EvaluateSettings
 from stages.scoring.extractor import ExtractorSettings
 from stages.scoring.features import FeatureSettings
-from stages.settings import densities
+from stages.settings import densities, teachers
 from stages.settings.extractors import ExtractorOptions
 from stages.settings.methods import options_of
 from stages.settings.solvers import runnable_nfe
+from stages.settings.teachers import TeachOptions, TeachSettings, check_grids
 from stages.training import teach, train
-from stages.training.teach import TeachOptions, TeachSettings, check_grids
 from stages.training.train import TrainSettings
 
 if TYPE_CHECKING:
@@ -360,14 +360,16 @@ def teacher_nodes(bench: Bench) -> list[Node]:
             "data.latent=true, and a teacher sees pixels: set teach.pixels to the same images as "
             "pixels, such as teach.pixels.dataset=folder and teach.pixels.path=FOLDER"
         )
-    if options.objective == teach.LABELS and unlabelled(seen := options.pixels or bench.pictures):
+    if options.objective == teachers.LABELS and unlabelled(
+        seen := options.pixels or bench.pictures
+    ):
         raise UsageError(
             f"teach.objective=labels learns classes, and {seen.path} has no class folders; set "
             "teach.objective=simclr, or put the images of each class into a folder of its own"
         )
-    if options.kind == teach.EMBEDDED and options.patch is None and bench.shrink > 1:
+    if options.kind == teachers.EMBEDDED and options.patch is None and bench.shrink > 1:
         options = options.revised(patch=patch * bench.shrink)
-    if options.kind != teach.EMBEDDED or options.pixels is None or encoded:
+    if options.kind != teachers.EMBEDDED or options.pixels is None or encoded:
         with raised_as(UsageError):
             check_grids(options, bench.network_shape[0], patch, bench.pictures.image_size)
     seed = bench.seed if options.seed is None else options.seed

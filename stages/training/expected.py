@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages.artifacts.teacher import STORED
 from stages.methods import costs
 from stages.settings.networks import config_of
-from stages.training.teach import LABELS, TeachSettings, feature_bytes, mode_of
+from stages.settings.teachers import LABELS, TeachSettings, feature_bytes, mode_of
 
 if TYPE_CHECKING:
     from stages.settings.costs import Estimate

@@ -19,9 +19,9 @@ from stages.methods import classified, simclr
 from stages.methods.training_views import Views
 from stages.nets.compiled import compile_network
 from stages.nets.vit import EmbeddedViT
+from stages.settings.teachers import LABELS
 from stages.training import loop, resume
 from stages.training.log import LossLog
-from stages.training.teach import LABELS
 
 if TYPE_CHECKING:
     from stages.artifacts.data import DataSet

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from stages.artifacts.data import DataSet, Images
     from stages.artifacts.teacher import TeacherNetwork
-    from stages.training.teach import TeachSettings
+    from stages.settings.teachers import TeachSettings
 
 
 def passes(tokens: Any, images: Images, indices: Any, settings: TeachSettings) -> Any:

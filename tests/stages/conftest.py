@@ -9,6 +9,7 @@ from stages.artifacts import features, teacher
 from stages.data import prepare
 from stages.scoring import extractor as scoring_extractor
 from stages.scoring import features as scoring_features
+from stages.settings import teachers
 from stages.settings.networks import NetworkSettings
 from stages.training import run, teach, train, worker
 from tests.stages.context import Context, context, make, sealed
@@ -63,7 +64,7 @@ TINY = train.TrainSettings(
 )
 
 
-TEACH = teach.TeachSettings(
+TEACH = teachers.TeachSettings(
     student_patch=4,
     width=16,
     depth=1,

@@ -166,10 +166,11 @@ def test_another_autoencoder_in_the_same_folder_is_another(tmp_path, images):
 
 
 def test_a_teacher_is_told_of_an_order_that_nobody_checked(tmp_path, folder, pixels, latents):
+    from stages.settings import teachers
     from stages.training import teach
 
     settings = {"steps": 1, "width": 8, "heads": 1, "depth": 1, "min_probe": 0, "min_gain": -1}
-    settings = teach.TeachSettings(**settings, student_patch=2, patch=4, train_batch_size=4)
+    settings = teachers.TeachSettings(**settings, student_patch=2, patch=4, train_batch_size=4)
     told = []
     for name, data in (("known", latents), ("unknown", other_of(tmp_path, latents))):
         at = context(tmp_path / name, settings, data=data, pixels=pixels)

@@ -25,6 +25,7 @@ from stages.methods.statistics import from_arrays
 from stages.methods.torchvision_shim import prepare_torchvision
 from stages.papers.maskalign import diagnose
 from stages.papers.stein import calibrate
+from stages.settings import teachers
 from stages.training import loop, teach
 from tests.stages import losses
 from tests.stages.conftest import TEACH, TINY, trained_in
@@ -129,7 +130,7 @@ def test_dinov2_online_is_dinov2_stored(tmp_path, suffix):
     save_dinov2(tmp_path, suffix)
     settings = prepare.PrepareSettings(limit=40, limit_held_out=10)
     data = make(tmp_path / "data", prepare.STAGE, settings)
-    dino = teach.TeachSettings(
+    dino = teachers.TeachSettings(
         kind="dinov2-small",
         weights=str(tmp_path),
         student_patch=4,
@@ -407,14 +408,16 @@ def test_diagnoses_and_calibrations_are_the_same(
 
 def test_what_features_take():
     imagenet = {"kind": "dinov2-base", "student_patch": 2, "precision": "float16"}
-    settings = teach.TeachSettings(**imagenet)
-    size = teach.feature_bytes(settings, 1_281_167, (16, 16))
+    settings = teachers.TeachSettings(**imagenet)
+    size = teachers.feature_bytes(settings, 1_281_167, (16, 16))
     assert size == 1_281_167 * 257 * 768 * 2  # 506 GB
-    assert teach.mode_of(settings, size) == "online"
-    assert teach.mode_of(settings, teach.feature_bytes(settings, 50_000, (16, 16))) == "stored"
+    assert teachers.mode_of(settings, size) == "online"
+    assert (
+        teachers.mode_of(settings, teachers.feature_bytes(settings, 50_000, (16, 16))) == "stored"
+    )
     for mode in ("stored", "online"):
         for num_bytes in (1, 10**12):
-            assert teach.mode_of(settings.revised(mode=mode), num_bytes) == mode
+            assert teachers.mode_of(settings.revised(mode=mode), num_bytes) == mode
 
 
 def test_a_small_set_is_stored_and_a_large_one_is_not(tmp_path, few, monkeypatch):

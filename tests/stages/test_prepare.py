@@ -17,8 +17,8 @@ from stages.data import prepare
 from stages.recipes.nodes import weights_of
 from stages.scoring import external
 from stages.settings.extractors import ExtractorOptions
+from stages.settings.teachers import TeachOptions
 from stages.training.checkpoint import CheckpointSettings
-from stages.training.teach import TeachOptions
 from tests.stages.context import context, digests, make
 
 

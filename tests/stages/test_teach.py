@@ -16,6 +16,7 @@ from stages.data import prepare
 from stages.methods import table, training_views
 from stages.methods.representation import probe_accuracy
 from stages.nets.vit import EmbeddedViT
+from stages.settings import teachers
 from stages.training import own_teacher, probing, resume, teach
 from tests.stages.conftest import TEACH
 from tests.stages.context import digests, make
@@ -217,12 +218,12 @@ def test_another_grid_is_refused_or_resampled(tmp_path, few, monkeypatch):
     ],
 )
 def test_grids_are_checked_before_any_work(options, size, patch, refused):
-    settings = teach.TeachOptions(**options)
+    settings = teachers.TeachOptions(**options)
     if refused:
         with pytest.raises(ValueError, match=r"teach.interpolate=true"):
-            teach.check_grids(settings, size, patch)
+            teachers.check_grids(settings, size, patch)
     else:
-        teach.check_grids(settings, size, patch)
+        teachers.check_grids(settings, size, patch)
 
 
 @pytest.mark.parametrize(
@@ -253,13 +254,13 @@ def test_of_classes_that_need_no_teacher_half_of_the_rest_is_asked():
 
 
 def test_a_missing_weight_file_is_one_sentence(tmp_path):
-    settings = teach.TeachSettings(kind="dinov2-base", weights=str(tmp_path), student_patch=2)
+    settings = teachers.TeachSettings(kind="dinov2-base", weights=str(tmp_path), student_patch=2)
     with pytest.raises(UsageError, match=r"dinov2_vitb14_pretrain.pth.*set teach.weights"):
         teach.weight_files(settings)
 
 
 def test_what_trains_the_embedded_one_is_not_dino_s():
-    dino = teach.TeachSettings(kind="dinov2-base", student_patch=2)
+    dino = teachers.TeachSettings(kind="dinov2-base", student_patch=2)
     assert dino.keyed() == dino.revised(steps=7, seed=3, width=32).keyed()
     assert TEACH.keyed() != TEACH.revised(steps=7).keyed()
     assert "compile" not in TEACH.keyed()
@@ -277,7 +278,7 @@ def test_what_trains_the_embedded_one_is_not_dino_s():
 )
 def test_contradictions_are_refused_in_words(options, words):
     with pytest.raises(ValueError, match=words):
-        teach.TeachOptions(**options)
+        teachers.TeachOptions(**options)
 
 
 def test_pixels_must_show_the_same_images(tmp_path, few, monkeypatch):
