@@ -93,6 +93,11 @@ class TeachOptions(Settings):
     compile: bool = Field(
         False, description="embedded: compile the network by its blocks (worth it on a GPU)"
     )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU: only kernels that add up in a fixed order, so that the embedded "
+        "one's training and stored features repeat bit for bit; slower",
+    )
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where the teacher runs; online it then runs where the network trains"
     )
@@ -159,10 +164,17 @@ class TeachSettings(TeachOptions):
         """Side of the embedded teacher's patches, in pixels."""
         return self.patch or self.student_patch
 
+    @property
+    def repeats_on_gpu(self) -> bool:
+        """Whether kernels are to be chosen so that it repeats; on a CPU it does."""
+        return self.deterministic and self.device == "cuda"
+
     def keyed(self) -> dict[str, Any]:
         """As the base's; of a teacher that is not embedded, what trains the embedded one left
         out."""
         inherited = super().keyed()
+        if not self.repeats_on_gpu:
+            del inherited["deterministic"]
         # The key from before there was the choice.
         before = {"compile": False, "padding": "black", "jitter": 0.0}
         before |= {"objective": "simclr", "stem": 0}

@@ -29,6 +29,7 @@ from stages.settings.teachers import (
     weight_files,
 )
 from stages.training import probing
+from stages.training.repeated import repeating
 
 if TYPE_CHECKING:
     from stages.artifacts.data import DataSet, Images
@@ -47,6 +48,11 @@ class TeacherOptions(TeachOptions):
 
 def run(context: Context) -> Result:
     """Make the teacher, probe it, and store its features unless it is to be online."""
+    with repeating("teach", context.settings.repeats_on_gpu):
+        return _run(context)
+
+
+def _run(context: Context) -> Result:
     settings: TeachSettings = context.settings
     data, pixels = (context.inputs.get(name) for name in ("data", "pixels"))
     loaded = data.load()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from stages.artifacts.network import build_network
 from stages.methods import table
 from stages.settings import densities, networks
 from stages.training import watch as training_watch
+from stages.training.repeated import repeating
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,32 +54,8 @@ def train_worker(context: Context) -> None:
 
     Only the first worker writes. All that `finish` needs is in the work area.
     """
-    with _kernels(context.settings):
+    with repeating("train", context.settings.repeats_on_gpu):
         _train(context)
-
-
-@contextmanager
-def _kernels(settings: TrainSettings) -> Iterator[None]:
-    """Where kernels repeat, if settings ask for it. Raises StageError where there are none such."""
-    from stages.nets.precision import CUBLAS, REPEATS, repeatable
-
-    if not settings.repeats_on_gpu:
-        yield
-        return
-    if os.environ.get(CUBLAS) not in REPEATS:
-        raise StageError(
-            f"train.deterministic=true needs {CUBLAS}={REPEATS[0]} in the environment of every "
-            f"process that trains, and this one has {os.environ.get(CUBLAS) or 'none'}; set it "
-            "where Ray is started, or set train.deterministic=false"
-        )
-    try:
-        with repeatable(True):
-            yield
-    except RuntimeError as error:
-        said = str(error).partition(", but")[0]
-        if "does not have a deterministic" not in said:
-            raise
-        raise StageError(f"train.deterministic=true: {said}; set it to false") from error
 
 
 def _train(context: Context) -> None:

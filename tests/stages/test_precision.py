@@ -15,8 +15,10 @@ from stages.methods import suite
 from stages.nets import compiled, precision
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
+from stages.settings.teachers import TeachSettings
 from stages.training import run as train_run
-from stages.training import train, worker
+from stages.training import teach, train, worker
+from stages.training.repeated import repeating
 from tests.stages.context import make
 
 SETTINGS = sample.SampleSettings(nfe=5, num_samples=8, block_size=4)
@@ -213,25 +215,56 @@ def test_backward_passes_are_compiled_to_repeat_wherever_they_run():
     assert seen == {"forward": True, "backward": True}
 
 
-def test_a_training_that_repeats_on_a_gpu_has_a_key_of_its_own(monkeypatch):
-    usual = train.TrainSettings(device="cuda")
-    asked = usual.revised(deterministic=True)
+@pytest.mark.parametrize(
+    "usual",
+    [
+        train.TrainSettings(device="cuda"),
+        TeachSettings(device="cuda", student_patch=2),
+        TeachSettings(device="cuda", student_patch=2, kind="dinov2-base"),
+    ],
+)
+def test_what_repeats_on_a_gpu_has_a_key_of_its_own(usual):
+    asked, on_cpu = usual.revised(deterministic=True), usual.revised(device="cpu")
     assert asked.keyed() == usual.keyed() | {"deterministic": True}
-    on_cpu = train.TrainSettings(deterministic=True)
-    assert on_cpu.keyed() == train.TrainSettings().keyed()
-    with worker._kernels(on_cpu):
+    assert on_cpu.revised(deterministic=True).keyed() == on_cpu.keyed()
+    assert asked.repeats_on_gpu
+    assert not on_cpu.revised(deterministic=True).repeats_on_gpu
+
+
+def test_kernels_that_repeat_are_asked_for_in_the_name_of_the_setting(monkeypatch):
+    with repeating("train", False):
         assert not torch.are_deterministic_algorithms_enabled()
     monkeypatch.setenv(*CUBLAS)
-    said = "train.deterministic=true: put_ does not have a deterministic implementation; set it"
-    with pytest.raises(StageError, match=said), worker._kernels(asked):
+    said = "teach.deterministic=true: put_ does not have a deterministic implementation; set it"
+    with pytest.raises(StageError, match=said), repeating("teach", True):
         torch.zeros(2).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
-    with pytest.raises(RuntimeError, match="out of memory"), worker._kernels(asked):
+    with pytest.raises(RuntimeError, match="out of memory"), repeating("train", True):
         raise RuntimeError("CUDA out of memory")
     for other in (":0:0", None):
         monkeypatch.setenv(CUBLAS[0], other) if other else monkeypatch.delenv(CUBLAS[0])
-        said = f"needs CUBLAS_WORKSPACE_CONFIG=:4096:8 .* has {other or 'none'}"
-        with pytest.raises(StageError, match=said), worker._kernels(asked):
+        said = (
+            f"train.deterministic=true needs CUBLAS_WORKSPACE_CONFIG=:4096:8 .* has {other or 'n'}"
+        )
+        with pytest.raises(StageError, match=said), repeating("train", True):
             pass
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_trainings_and_teachers_ask_for_them(asked, monkeypatch):
+    seen = []
+
+    def note(context):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+
+    monkeypatch.setattr(worker, "_train", note)
+    monkeypatch.setattr(teach, "_run", note)
+    monkeypatch.setenv(*CUBLAS)
+    for settings, run in (
+        (train.TrainSettings(device="cuda", deterministic=asked), worker.train_worker),
+        (TeachSettings(device="cuda", deterministic=asked, student_patch=2), teach.run),
+    ):
+        run(SimpleNamespace(settings=settings))
+    assert seen == [asked, asked]
 
 
 def test_what_workers_begin_with_lets_products_repeat(monkeypatch):
