@@ -27,7 +27,8 @@ SOON = 15.0  # seconds after which a node's own pace says more than what was exp
 @dataclass(frozen=True)
 class NodeView:
     """One line of the view. `expected` is how long it may take, if known; `gpu_share` what it takes
-    of all GPUs meanwhile; `first` is what was done when it was first heard of."""
+    of all GPUs meanwhile; `first` is what was done when it was first heard of. Where it counts in
+    another unit than before: `recounted` is when that began, `again` what was done then."""
 
     name: str
     state: str = QUEUED
@@ -40,6 +41,8 @@ class NodeView:
     seconds: float = 0.0
     first: float = 0.0
     gpu_share: float = 0.0
+    recounted: float = 0.0
+    again: float = 0.0
 
     @property
     def resumed(self) -> bool:
@@ -51,12 +54,14 @@ class NodeView:
         if self.state in ENDED:
             return 0.0
         elapsed = now - self.begun if self.state == RUNNING else 0.0
-        before = self.first if self.resumed else 0.0
+        before, counting = self.first if self.resumed else 0.0, elapsed
+        if self.recounted:
+            before, counting = self.again, now - self.recounted
         share = 0.0
         if self.state == RUNNING and self.total > before:
             share = (self.done - before) / (self.total - before)
-        if share > 0.05 or (share and elapsed > SOON):
-            return elapsed * (1 / share - 1)
+        if share > 0.05 or (share and counting > SOON):
+            return counting * (1 / share - 1)
         return max(self.expected - elapsed, 1.0) if self.expected is not None else None
 
 
@@ -139,6 +144,8 @@ class _Lines:
             changes["begun"] = now
         if "done" in changes and not before.total:
             changes["first"] = changes["done"]
+        elif before.total and changes.get("unit", before.unit) != before.unit:
+            changes |= {"recounted": now, "again": changes.get("done", 0.0)}
         if changes.get("state") in ENDED and before.begun:
             changes.setdefault("seconds", now - before.begun)
         self.nodes[name] = replace(before, **changes)

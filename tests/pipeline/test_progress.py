@@ -118,6 +118,20 @@ def test_the_pace_of_a_stage_is_expected_of_its_other_nodes():
     assert progress.time_left(views, jobs=1, now=120.0) == pytest.approx(60)
 
 
+def test_a_node_that_counts_anew_is_timed_anew(clock):
+    """A teacher is trained for 1,000 s, then looks at 10,000 images, 500 of them a second."""
+    view = PlainView({"teach": 30.0}, jobs=1)
+    view.update("teach", state=RUNNING)
+    view.update("teach", done=25, total=2000, unit="steps")
+    clock(1000)
+    view.update("teach", done=2000, total=2000, unit="steps")
+    view.update("teach", done=0, total=10_000, unit="images")
+    clock(4)
+    view.update("teach", done=2000, total=10_000, unit="images")
+    left = view.nodes["teach"].remaining(progress.time.monotonic())
+    assert left == pytest.approx(16)
+
+
 def test_what_was_resumed_says_nothing_of_others_and_keeps_its_own_pace(clock):
     """Twenty steps in twenty seconds, from the 900th of a thousand on: eighty are left."""
     view = PlainView({"train/a": 500.0, "train/b": 500.0}, jobs=1)
