@@ -143,11 +143,11 @@ def plan_text(plan: Plan, cores: int) -> str:
     unknown = sum(node.seconds is None for node in todo)
     cost = f"{progress.duration(known)} of work" if known else ""
     if unknown:
-        cost += f"{', ' if cost else ''}{unknown} nodes of unknown cost"
-    elif known:
+        cost += f"{' and ' if cost else ''}{_counted(unknown, 'node')} of unknown cost"
+    if known:
         gpus = max(1, planning.local_gpus()) if any(node.node.gpus for node in todo) else 0
         took = progress.duration(plan.about_seconds(cores, gpus))
-        cost += f", about {took} on {_counted(cores, 'core')}"
+        cost += f", {'at least' if unknown else 'about'} {took} on {_counted(cores, 'core')}"
         cost += f" and {_counted(gpus, 'GPU')}" if gpus else ""
     cost = f" ({cost})" if cost else ""
     lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do{cost}")

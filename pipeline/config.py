@@ -19,6 +19,8 @@ from pipeline.stage import Catalog, Settings
 from pipeline.written import meant, overriding
 from pipeline.yaml12 import Block, Scalar, read
 
+COMMAND_LINE = "command line"  # the origin of what is typed
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -123,8 +125,10 @@ def _preset_layers(
     base = _base(tree, origin)
     layers = [(origin, meant(catalog.settings, tree, origin))]
     if base is not None:
-        further = _preset_layers(catalog, base, path.parent, (*above, own))
-        layers = further[1] + layers
+        further = _preset_layers(catalog, base, path.parent, (*above, own))[1]
+        if any(name == origin for name, _ in further):  # it bears the name of one that it extends
+            layers = [(f"{origin}{path.suffix}", layer) for _, layer in layers]
+        layers = further + layers
     return path.stem, layers
 
 
@@ -141,7 +145,7 @@ def _override(model: type[Settings], text: str) -> tuple[str, dict[str, Any]]:
     if not separator or not key:
         raise UsageError(f"'{text}' is not a setting; write key=value, such as train.lr=0.001")
     block = overriding(model, key.strip(), value)
-    return "command line", meant(model, block)
+    return COMMAND_LINE, meant(model, block)
 
 
 def _merge(tree: dict, layer: Mapping, origin: str, origins: dict[str, str], at: str = "") -> None:
@@ -180,7 +184,7 @@ def explained(
         grouped = isinstance(problem["input"], Mapping)
         return f"unknown setting '{key}'{_suggestion(key, list(known_keys(model)), grouped)}"
     origin = origins.get(key, "")
-    where = f" (from {origin})" if origin and origin != "command line" else ""
+    where = f" (from {origin})" if origin and origin != COMMAND_LINE else ""
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{key}: {message}{where}" if key else message

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipeline.artifact import Manifest
 from pipeline.capacity import Amount
 from pipeline.config import Resolved, flatten
-from pipeline.durations import Durations, Known, device, work
+from pipeline.durations import Durations, Known, work
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
 from pipeline.fingerprint import difference
 from pipeline.gpus import local_gpus as local_gpus
@@ -75,19 +75,12 @@ class Plan:
     def about_seconds(self, cores: int, gpus: int = 0) -> float:
         """About how long the work takes: as long as its longest chain at the least, as all of it
         spread over the cores, and as what needs GPUs over these."""
-        shares = self.gpu_shares(gpus)
         spread = on_gpus = 0.0
-        for name in self.todo:
-            seconds = self.nodes[name].seconds or 0.0
-            spread += seconds * max(1.0, self.nodes[name].node.cpus) / cores
-            on_gpus += seconds * shares[name]
+        for item in (self.nodes[name] for name in self.todo):
+            seconds, taken = item.seconds or 0.0, item.node.gpus
+            spread += seconds * max(1.0, item.node.cpus) / cores
+            on_gpus += seconds * taken / max(1.0, gpus, taken)
         return max(spread, on_gpus, *self._chains().values(), 0.0)
-
-    def gpu_shares(self, gpus: int) -> dict[str, float]:
-        """What every node takes of so many GPUs while it runs, of as many as it needs where there
-        are fewer."""
-        taken = {name: item.node.gpus for name, item in self.nodes.items()}
-        return {name: of / max(1, gpus, of) for name, of in taken.items()}
 
     def _chains(self) -> dict[str, float]:
         """Seconds of the longest chain of work from each node on."""
@@ -252,9 +245,7 @@ class _Previous:
         measured = None
         if (newest := self._newest(node.name)) is not None:
             manifest, amount = newest
-            here = device(node.settings)
-            if manifest.settings.get("device", here) == here:
-                measured = Known(manifest.seconds, amount)
+            measured = Known(manifest.seconds, amount, dict(flatten(manifest.settings)))
         return self._durations.seconds(node, graph, measured)
 
     def what_changed(self, name: str, identity: Identity, waiting: Sequence[str]) -> str:

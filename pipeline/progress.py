@@ -26,9 +26,10 @@ SOON = 15.0  # seconds after which a node's own pace says more than what was exp
 
 @dataclass(frozen=True)
 class NodeView:
-    """One line of the view. `expected` is how long it may take, if known; `gpu_share` what it takes
-    of all GPUs meanwhile; `first` is what was done when it was first heard of. Where it counts in
-    another unit than before: `recounted` is when that began, `again` what was done then."""
+    """One line of the view. `expected` is how long it may take, if known, and `gpus` how many it
+    takes meanwhile. `first` is what was done when it was first heard of, and `resumed` whether an
+    earlier run of it had done that. Where it counts in another unit than before: `recounted` is
+    when that began, `first` what was done then."""
 
     name: str
     state: str = QUEUED
@@ -39,24 +40,18 @@ class NodeView:
     expected: float | None = None
     begun: float = 0.0
     seconds: float = 0.0
+    gpus: float = 0.0
     first: float = 0.0
-    gpu_share: float = 0.0
+    resumed: bool = False
     recounted: float = 0.0
-    again: float = 0.0
-
-    @property
-    def resumed(self) -> bool:
-        """Whether it went on where an earlier run of it had come to."""
-        return self.first > 0.05 * self.total
 
     def remaining(self, now: float) -> float | None:
         """Seconds until it ends, as far as anybody can tell."""
         if self.state in ENDED:
             return 0.0
         elapsed = now - self.begun if self.state == RUNNING else 0.0
-        before, counting = self.first if self.resumed else 0.0, elapsed
-        if self.recounted:
-            before, counting = self.again, now - self.recounted
+        before = self.first if self.resumed or self.recounted else 0.0
+        counting = now - (self.recounted or self.begun)
         share = 0.0
         if self.state == RUNNING and self.total > before:
             share = (self.done - before) / (self.total - before)
@@ -72,22 +67,24 @@ class View(Protocol):
 
     def message(self, text: str) -> None: ...
 
+    def room(self, jobs: int, gpus: float) -> None: ...
+
     def close(self) -> None: ...
 
 
-def time_left(nodes: Mapping[str, NodeView], jobs: int, now: float) -> float | None:
-    """Seconds until all nodes end on `jobs` cores and the GPUs; None while some are unknown. Nodes
-    to come take as many times what is expected of them as those of their stage that ran."""
+def time_left(nodes: Mapping[str, NodeView], jobs: int, now: float, gpus: float = 1.0) -> float:
+    """Seconds until all nodes end on `jobs` cores and so many GPUs, or as many as the largest
+    needs; those count as nothing of which nobody knows. Nodes to come take as many times what is
+    expected of them as those of their stage that ran."""
     slower = _slower(nodes.values(), now)
-    known, on_gpus = [], 0.0
+    known, on_gpus = [0.0], 0.0
     for node in nodes.values():
-        seconds = node.remaining(now)
-        if seconds is None:
-            return None
-        to_come = node.state not in (*ENDED, RUNNING)
-        known.append(seconds * slower.get(_stage(node), 1.0) if to_come else seconds)
-        on_gpus += known[-1] * node.gpu_share
-    return max(sum(known) / max(jobs, 1), on_gpus, max(known, default=0.0))
+        seconds = node.remaining(now) or 0.0
+        if node.state not in (*ENDED, RUNNING):
+            seconds *= slower.get(_stage(node), 1.0)
+        known.append(seconds)
+        on_gpus += seconds * node.gpus / max(gpus, node.gpus, 1.0)
+    return max(sum(known) / max(jobs, 1), on_gpus, max(known))
 
 
 def _stage(node: NodeView) -> str:
@@ -129,12 +126,13 @@ class _Lines:
         expected: Mapping[str, float | None],
         jobs: int,
         what: str = "nodes",
-        gpu_shares: Mapping[str, float] = MappingProxyType({}),
+        gpus: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.nodes = {
-            name: NodeView(name, expected=seconds, gpu_share=gpu_shares.get(name, 0.0))
+            name: NodeView(name, expected=seconds, gpus=gpus.get(name, 0.0))
             for name, seconds in expected.items()
         }
+        self.num_gpus = 1.0
         self.jobs, self.what, self.begun = jobs, what, time.monotonic()
 
     def update(self, name: str, **changes: Any) -> None:
@@ -143,9 +141,10 @@ class _Lines:
         if changes.get("state") == RUNNING and before.state != RUNNING:
             changes["begun"] = now
         if "done" in changes and not before.total:
-            changes["first"] = changes["done"]
+            resumed = changes["done"] > 0.05 * changes.get("total", 0.0)
+            changes |= {"first": changes["done"], "resumed": resumed}
         elif before.total and changes.get("unit", before.unit) != before.unit:
-            changes |= {"recounted": now, "again": changes.get("done", 0.0)}
+            changes |= {"first": changes.get("done", 0.0), "recounted": now}
         if changes.get("state") in ENDED and before.begun:
             changes.setdefault("seconds", now - before.begun)
         self.nodes[name] = replace(before, **changes)
@@ -159,11 +158,17 @@ class _Lines:
 
     def summary(self) -> str:
         ended = sum(node.state in ENDED for node in self.nodes.values())
-        left = time_left(self.nodes, self.jobs, time.monotonic())
+        now = time.monotonic()
+        left = time_left(self.nodes, self.jobs, now, self.num_gpus)
+        unknown = any(node.remaining(now) is None for node in self.nodes.values())
         text = f"{ended}/{len(self.nodes)} {self.what}, {duration(time.monotonic() - self.begun)}"
-        if ended < len(self.nodes):
-            text += f", about {duration(left)} left" if left is not None else ""
+        if ended < len(self.nodes) and left:
+            text += f", {'at least' if unknown else 'about'} {duration(left)} left"
         return text
+
+    def room(self, jobs: int, gpus: float) -> None:
+        """There are so many cores and GPUs, as is known once Ray is there."""
+        self.jobs, self.num_gpus = jobs, max(gpus, 1.0)
 
 
 class PlainView(_Lines):
@@ -175,10 +180,10 @@ class PlainView(_Lines):
         expected: Mapping[str, float | None],
         jobs: int,
         what: str = "nodes",
-        gpu_shares: Mapping[str, float] = MappingProxyType({}),
+        gpus: Mapping[str, float] = MappingProxyType({}),
         every: float = 10,
     ) -> None:
-        super().__init__(expected, jobs, what, gpu_shares)
+        super().__init__(expected, jobs, what, gpus)
         self._every, self._said = every, self.begun
 
     def changed(self, before: NodeView, after: NodeView) -> None:
@@ -237,9 +242,9 @@ class LiveView(_Lines):
         expected: Mapping[str, float | None],
         jobs: int,
         what: str = "nodes",
-        gpu_shares: Mapping[str, float] = MappingProxyType({}),
+        gpus: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        super().__init__(expected, jobs, what, gpu_shares)
+        super().__init__(expected, jobs, what, gpus)
         from rich.console import Console
         from rich.live import Live
 
@@ -301,9 +306,9 @@ def view(
     expected: Mapping[str, float | None],
     jobs: int,
     what: str = "nodes",
-    gpu_shares: Mapping[str, float] = MappingProxyType({}),
+    gpus: Mapping[str, float] = MappingProxyType({}),
 ) -> PlainView | LiveView:
     """The live table on a terminal, plain lines elsewhere; `what` its lines are counted as, and
-    `gpu_shares` how much of all GPUs a line takes while it runs."""
+    `gpus` how many of them a line takes while it runs."""
     kind = LiveView if sys.stdout.isatty() else PlainView
-    return kind(expected, jobs, what, gpu_shares)
+    return kind(expected, jobs, what, gpus)

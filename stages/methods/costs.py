@@ -13,6 +13,7 @@ from typing import Any
 DINOV2 = {"dinov2-small": (384, 12), "dinov2-base": (768, 12), "dinov2-large": (1024, 24)}
 DINOV2_TOKENS = 257
 
+CLASSIFIER_WIDTH = 64  # features of the embedded extractor
 INCEPTION_FLOPS = 11.4e9  # at 299 pixels (Szegedy et al. 2016: 5.7e9 multiply-adds)
 
 
@@ -72,7 +73,7 @@ def classifier(channels: int, side: int) -> float:
     """Operations of `stages.nets.encoders.EmbeddedCNN`, but for the classes."""
     half = -(-side // 2)
     convolved = _conv(channels, 32, side) + _conv(32, 64, half) + _conv(64, 64, -(-half // 2))
-    return convolved + 2.0 * 256 * 64
+    return convolved + 2.0 * 256 * CLASSIFIER_WIDTH
 
 
 def unet(config: Mapping[str, Any]) -> float:

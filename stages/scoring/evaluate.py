@@ -262,4 +262,5 @@ STAGE = Stage(
     },
     version=3,
     metrics=_metrics,
+    estimate="stages.settings.costs:evaluate",
 )

@@ -137,12 +137,24 @@ def features(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
         return {}
     if settings.kind == "embedded":
         shape = samples.get("shape", data.get("shape"))
-        return {"flops": count * costs.classifier(*shape[:2])} if shape else {}
+        found = {"flops": count * costs.classifier(*shape[:2])} if shape else {}
+        return {"images": count, "width": costs.CLASSIFIER_WIDTH} | found
     inception = settings.kind == "inception"
     width = 2048 if inception else costs.DINOV2[settings.kind][0]
     flops = costs.INCEPTION_FLOPS if inception else costs.dinov2(settings.kind)
     spatial = 0 if inception else 7 * 256
-    return {"bytes": 4 * count * (width + spatial), "flops": count * flops}
+    size = 4 * count * (width + spatial)
+    return {"images": count, "width": width, "bytes": size, "flops": count * flops}
+
+
+def evaluate(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
+    """The moments of a set's features, and neighbours of all among the real ones and each other."""
+    real = given["train"]
+    if "images" not in real:
+        return {}
+    count, width = settings.num_samples, real["width"]
+    pairs = count * (real["images"] + count) if settings.neighbours else 0
+    return {"flops": 2.0 * width * (pairs + width * (count + 10 * width))}
 
 
 def published(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:

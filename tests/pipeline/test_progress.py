@@ -85,11 +85,26 @@ def test_a_terminal_shows_a_bar_for_phases_that_have_begun_and_not_ended(clock):
 
 
 def test_nodes_that_share_a_gpu_wait_for_each_other():
-    views = {f"train/{i}": NodeView(f"train/{i}", expected=10.0, gpu_share=0.5) for i in range(6)}
+    views = {f"train/{i}": NodeView(f"train/{i}", expected=10.0, gpus=0.5) for i in range(6)}
     assert progress.time_left(views, jobs=16, now=0) == pytest.approx(30)
+    assert progress.time_left(views, jobs=16, now=0, gpus=2) == pytest.approx(15)
     assert progress.time_left(views, jobs=1, now=0) == pytest.approx(60)
-    view = PlainView({"train/a": 10.0, "total": 2.0}, jobs=16, gpu_shares={"train/a": 1.0})
-    assert [node.gpu_share for node in view.nodes.values()] == [1.0, 0.0]
+    alone = {"train/a": NodeView("train/a", expected=10.0, gpus=8.0)}
+    assert progress.time_left(alone, jobs=16, now=0) == pytest.approx(10)
+
+
+def test_the_room_that_ray_has_is_what_the_time_left_counts_on():
+    view = PlainView({f"train/{i}": 10.0 for i in range(8)}, jobs=2, gpus={"train/0": 1.0})
+    assert view.nodes["train/0"].gpus == 1
+    assert view.summary().endswith("about 40.0 s left")
+    view.room(jobs=8, gpus=0)
+    assert view.summary().endswith("about 10.0 s left")
+
+
+def test_what_nobody_knows_takes_at_least_what_is_known():
+    view = PlainView({"train/a": 10.0, "total": None}, jobs=1)
+    assert view.summary().endswith("at least 10.0 s left")
+    assert "left" not in PlainView({"total": None}, jobs=1).summary()
 
 
 def test_time_left_is_what_the_longest_node_or_all_cores_need():
@@ -97,7 +112,7 @@ def test_time_left_is_what_the_longest_node_or_all_cores_need():
     assert progress.time_left(views, jobs=2, now=0) == pytest.approx(6.5)
     assert progress.time_left(views, jobs=8, now=0) == pytest.approx(5)
     views["prepare"] = progress.NodeView("prepare")
-    assert progress.time_left(views, jobs=2, now=0) is None
+    assert progress.time_left(views, jobs=2, now=0) == pytest.approx(6.5 - 0.5 * NODES["prepare"])
 
 
 def test_the_pace_of_a_stage_is_expected_of_its_other_nodes():

@@ -142,4 +142,5 @@ STAGE = Stage(
     sources=solvers.sources,
     needs=solvers.needs,
     metrics=lambda node: (),
+    estimate="stages.papers.wavelet.expected:draw",
 )

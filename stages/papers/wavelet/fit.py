@@ -380,4 +380,5 @@ STAGE = Stage(
     inputs={"data": Input(Data)},
     sources=lambda settings: [table.FAMILIES[settings.family]],
     metrics=lambda node: ("num_images", "features"),
+    estimate="stages.papers.wavelet.expected:fit",
 )

@@ -356,4 +356,5 @@ STAGE = Stage(
     },
     needs=lambda settings: {"score": ["score"], "network": ["model"]}.get(settings.denoiser, []),
     metrics=lambda node: tuple(f"denoising_mse_sigma_{s:g}" for s in node.settings.sigmas),
+    estimate="stages.papers.wavelet.expected:risk",
 )
