@@ -442,3 +442,18 @@ def test_the_embedded_extractor_is_trained_there():
         return [network.classifier.weight, accuracy(network, pixels.to(device), labels)]
 
     same_on_both(classified)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_training_the_embedded_extractor_waits_once_an_epoch(shift):
+    """Or not even then, where nobody is told."""
+    pixels, labels = torch.rand(40, 1, SIDE, SIDE), torch.arange(40) % CLASSES
+
+    def waits(told, batch_size):
+        with running() as gpu:
+            more = {"shift_pixels": shift, "device": DEVICE, "progress": told}
+            train_classifier(pixels, labels, CLASSES, 3, batch_size=batch_size, **more)
+            return sum(gpu.waits.values())
+
+    assert waits(None, 10) == waits(None, 4)
+    assert waits(lambda at: None, 4) == waits(None, 4) + 3

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.encoders.feeding import fed, pinned
 from stages.nets.encoders import EmbeddedCNN
 
 __all__ = ["ClassifierProgress", "accuracy", "train_classifier"]
@@ -76,23 +77,24 @@ def train_classifier(
     total = epochs * batches
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=generator)
-        loss_sum = correct = count = 0.0
-        for i, chosen in enumerate(order.tensor_split(batches)):
-            step = epoch * batches + i
+        parts = order.tensor_split(batches)
+        known = pinned(labels[order.to(labels.device)].long(), device)
+        known = known.to(device, non_blocking=True).tensor_split(batches)
+        seen = torch.zeros(2, dtype=torch.float64, device=device)  # losses, and right answers
+        shown = fed(([pinned(images[chosen].float(), device)] for chosen in parts), device)
+        for i, (x, y) in enumerate(zip(shown, known, strict=True)):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * _one_cycle(step, total)
-            x = _shifted(images[chosen].to(device).float(), shift_pixels, generator)
-            y = labels[chosen].to(device).long()
-            logits = network(x).logits
+                group["lr"] = learning_rate * _one_cycle(epoch * batches + i, total)
+            logits = network(_shifted(x, shift_pixels, generator)).logits
             loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            loss_sum += loss.item() * len(y)
-            correct += (logits.argmax(1) == y).sum().item()
-            count += len(y)
+            right = (logits.argmax(1) == y).sum()
+            seen += torch.stack([loss.detach().double() * len(y), right.double()])
         if progress is not None:
-            progress(ClassifierProgress(epoch + 1, epochs, loss_sum / count, correct / count))
+            mean_loss, share = (seen / len(images)).tolist()
+            progress(ClassifierProgress(epoch + 1, epochs, mean_loss, share))
     return network.eval().requires_grad_(False)
 
 
@@ -132,8 +134,10 @@ def _shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4, mode="replicate")
     down, right = torch.randint(0, 2 * pixels + 1, (2, n, 1, 1), generator=generator)
-    rows = (down + torch.arange(height)[:, None]).to(images.device)
-    columns = (right + torch.arange(width)).to(images.device)
+    rows, columns = (
+        pinned(place, images.device).to(images.device, non_blocking=True)
+        for place in (down + torch.arange(height)[:, None], right + torch.arange(width))
+    )
     image = torch.arange(n, device=images.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2).contiguous()
 

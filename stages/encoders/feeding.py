@@ -39,7 +39,7 @@ def fed(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[T
     one is copied while what was made of the last one before it is still being computed."""
     if device.type != "cuda":
         for batch in batches:
-            yield _joined(batch).to(device)
+            yield _joined(batch).to(device, non_blocking=True)
         return
     copying, using = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     done: deque[torch.cuda.Event] = deque()

@@ -158,6 +158,7 @@ def _trained_state(context: Context, data: DataSet) -> dict[str, Tensor]:
         context.log(f"epoch {at.epoch} of {at.epochs}: {note}")
 
     settings: ExtractorSettings = context.settings
+    context.progress(0, settings.epochs, "epochs")
     network = train_classifier(
         data.train,
         data.train.labels,

@@ -111,6 +111,7 @@ def _train(context: Context, network: nn.Module, data: DataSet) -> None:
         state.restore(step, tensors)
         log.restore(tensors, record, settings.device)
         context.log(f"continuing after step {step} of {settings.steps}")
+    context.progress(state.step, settings.steps, "steps")
     size = min(settings.train_batch_size, len(data.train))
     views = Views(padding=settings.padding, jitter=settings.jitter)
     loss, labels = simclr.Loss(settings.temperature, views), None

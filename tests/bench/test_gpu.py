@@ -1,4 +1,5 @@
-"""The GPU's benchmark runs small on a CPU: every phase but those that the recipes' tests cover."""
+"""The GPU benchmark runs small on a CPU: every phase but `stages`, which recipes' tests cover,
+and `features`, whose networks are large."""
 
 import json
 import time
@@ -8,7 +9,8 @@ import pytest
 from tests.bench import gpu
 from tests.stages.test_table import graph
 
-SHORT = (gpu.correctness, gpu.waits, gpu.resume, gpu.recomputed, gpu.kernels, gpu.host, gpu.nccl)
+SHORT = (gpu.ceilings, gpu.correctness, gpu.waits, gpu.training, gpu.sampling, gpu.feeding)
+SHORT += (gpu.resume, gpu.recomputed, gpu.kernels, gpu.host, gpu.nccl)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,10 @@ def test_every_phase_measures_and_none_fails(records):
     assert records["nccl/sum"]["value"] == 8
     assert records["nccl/sharded"]["value"] < 1e-6
     assert records["scoring/adm/seconds"]["value"] > 0
+    shown = gpu.shown(list(records.values()))
+    for name in ("ceilings/", "training/", "sampling/", "feeding/"):
+        assert any(found.startswith(name) for found in records), name
+        assert f"| {name}" in shown
 
 
 def test_some_phases_alone(tmp_path, monkeypatch):
@@ -69,8 +75,9 @@ def test_the_table_says_what_met_its_target():
     assert "| stages | no time was left | | |" in table
 
 
-def test_every_stage_that_has_a_device_is_put_on_it():
-    nodes = graph(preset="smoke-gpu").nodes.values()
+@pytest.mark.parametrize("preset", ["smoke-gpu", "glyphs32"])
+def test_every_stage_that_has_a_device_is_put_on_it(preset):
+    nodes = graph(preset=preset).nodes.values()
     found = [node for node in nodes if hasattr(node.settings, "device")]
     assert {node.settings.device for node in found} == {"cuda"}
     assert all(node.resources.gpus for node in found)
