@@ -79,7 +79,7 @@ def test_icrs_experiment_in_miniature(folder):
 
 @pytest.mark.slow
 def test_maskaligns_comparison_on_glyphs_in_miniature(folder):
-    devices = ("extractor", "teach", "train", "diagnose", "sample")
+    devices = ("extractor", "teach", "train", "diagnose", "sample", "evaluate", "scan")
     changes = (
         *(f"{section}.device=cpu" for section in devices),
         *(
