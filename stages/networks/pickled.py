@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stages.networks import unpickling
+from stages.networks.torch_files import REMEDY
 
 PERSISTENT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
 LARGEST = 32 * 2**30  # bytes of a file
@@ -76,7 +77,7 @@ def read(path: Path) -> Any:
     except unpickling.RefusedError as error:
         raise ValueError(f"{path} is refused: {error}") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error}; {REMEDY}") from error
 
 
 def tensors(module: Holder, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -92,7 +92,10 @@ def made(function: str) -> Any:
             "install it"
         ) from error
     if not callable(found := getattr(module, name, None)):
-        raise ValueError(f"{function}: {place} has no function {name or '(none is named)'}")
+        raise ValueError(
+            f"{function}: {place} has no function {name or '(none is named)'}; name one of its own, "
+            "as module:function, that gives a denoiser"
+        )
     try:
         denoiser = found()
     except Exception as error:  # the function is the user's

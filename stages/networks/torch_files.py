@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+REMEDY = "it may have come in part: fetch it again, or name another file"
 AVERAGES = ("ema", "model_ema1")  # the weights that are evaluated, in files that train
 
 
@@ -27,7 +28,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             return load_file(path), {}
         except Exception as error:  # the library raises its own kinds
-            raise ValueError(f"{path} is no readable safetensors file ({error})") from error
+            raise ValueError(
+                f"{path} is no readable safetensors file ({error}); {REMEDY}"
+            ) from error
     content = _content(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a state dict is expected")
@@ -56,12 +59,16 @@ def _content(path: Path) -> Any:
         with path.open("rb") as stream:
             begins = stream.read(2)
         if begins != b"PK" and begins[:1] != pickle.PROTO:  # neither torch's zip nor a pickle
-            raise ValueError(f"{path} is no checkpoint: it is none of torch's formats") from error
+            raise ValueError(
+                f"{path} is no checkpoint: it is none of torch's formats; {REMEDY}"
+            ) from error
         raise ValueError(
             f"{path} asks for more than tensors, and nothing else is read: {_reason(error)}"
         ) from error
     except Exception as error:  # a damaged file raises nearly anything
-        raise ValueError(f"{path} is no readable checkpoint ({_reason(error)})") from error
+        raise ValueError(
+            f"{path} is no readable checkpoint ({type(error).__name__}: {_reason(error)}); {REMEDY}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
