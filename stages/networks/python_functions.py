@@ -93,8 +93,8 @@ def made(function: str) -> Any:
         ) from error
     if not callable(found := getattr(module, name, None)):
         raise ValueError(
-            f"{function}: {place} has no function {name or '(none is named)'}; name one of its own, "
-            "as module:function, that gives a denoiser"
+            f"{function}: {place} has no function {name or '(none is named)'}; name one that gives "
+            "a denoiser, as module:function"
         )
     try:
         denoiser = found()
