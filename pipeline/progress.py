@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -74,38 +76,52 @@ class View(Protocol):
 
 def time_left(nodes: Mapping[str, NodeView], jobs: int, now: float, gpus: float = 1.0) -> float:
     """Seconds until all nodes end on `jobs` cores and so many GPUs, or as many as the largest
-    needs; those count as nothing of which nobody knows. Nodes to come take as many times what is
-    expected of them as those of their stage that ran."""
-    slower = _slower(nodes.values(), now)
-    known, on_gpus = [0.0], 0.0
-    for node in nodes.values():
-        seconds = node.remaining(now) or 0.0
-        if node.state not in (*ENDED, RUNNING):
+    needs; those count as nothing of which nobody knows."""
+    left = remaining(nodes.values(), now)
+    known = [left[name] or 0.0 for name in nodes]
+    shares = [node.gpus / max(gpus, node.gpus, 1.0) for node in nodes.values()]
+    on_gpus = sum(map(operator.mul, known, shares))
+    return max(sum(known) / max(jobs, 1), on_gpus, max(known, default=0.0))
+
+
+def remaining(nodes: Iterable[NodeView], now: float) -> dict[str, float | None]:
+    """Seconds until each ends. Nodes to come take as many times what is expected of them as those
+    of their stage that ran, or as long as these where nothing is expected."""
+    nodes = list(nodes)
+    slower, usual = _paces(nodes, now)
+    left = {}
+    for node in nodes:
+        seconds = node.remaining(now)
+        if seconds is None:
+            seconds = replace(node, expected=usual.get(_stage(node))).remaining(now)
+        elif node.state not in (*ENDED, RUNNING):
             seconds *= slower.get(_stage(node), 1.0)
-        known.append(seconds)
-        on_gpus += seconds * node.gpus / max(gpus, node.gpus, 1.0)
-    return max(sum(known) / max(jobs, 1), on_gpus, max(known))
+        left[node.name] = seconds
+    return left
 
 
 def _stage(node: NodeView) -> str:
     return node.name.partition("/")[0]
 
 
-def _slower(nodes: Iterable[NodeView], now: float) -> dict[str, float]:
-    """By stage, the time that its nodes took, or will by their pace, over what was expected."""
-    spent: dict[str, list[tuple[float, float]]] = {}
+def _paces(nodes: Iterable[NodeView], now: float) -> tuple[dict[str, float], dict[str, float]]:
+    """By stage, of nodes that ran or whose pace tells how long they will: the time that they took
+    over what was expected, and the mean of it."""
+    spent: dict[str, list[tuple[float, float | None]]] = {}
     for node in nodes:
         if node.resumed:
             continue
         took = node.seconds if node.state == DONE else 0.0
         if node.state == RUNNING and node.done and now - node.begun > SOON:
             took = now - node.begun + (node.remaining(now) or 0.0)
-        if took and node.expected:
+        if took:
             spent.setdefault(_stage(node), []).append((took, node.expected))
-    return {
-        stage: sum(took for took, _ in pairs) / sum(expected for _, expected in pairs)
-        for stage, pairs in spent.items()
-    }
+    slower, usual = {}, {}
+    for stage, pairs in spent.items():
+        usual[stage] = statistics.fmean(took for took, _ in pairs)
+        if foreseen := [(took, expected) for took, expected in pairs if expected]:
+            slower[stage] = sum(took for took, _ in foreseen) / sum(of for _, of in foreseen)
+    return slower, usual
 
 
 def duration(seconds: float) -> str:
@@ -160,7 +176,7 @@ class _Lines:
         ended = sum(node.state in ENDED for node in self.nodes.values())
         now = time.monotonic()
         left = time_left(self.nodes, self.jobs, now, self.num_gpus)
-        unknown = any(node.remaining(now) is None for node in self.nodes.values())
+        unknown = None in remaining(self.nodes.values(), now).values()
         text = f"{ended}/{len(self.nodes)} {self.what}, {duration(time.monotonic() - self.begun)}"
         if ended < len(self.nodes) and left:
             text += f", {'at least' if unknown else 'about'} {duration(left)} left"

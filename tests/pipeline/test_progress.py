@@ -101,6 +101,19 @@ def test_the_room_that_ray_has_is_what_the_time_left_counts_on():
     assert view.summary().endswith("about 10.0 s left")
 
 
+def test_of_what_nothing_is_expected_others_of_its_stage_tell(clock):
+    view = PlainView(dict.fromkeys(("trial/1", "trial/2", "trial/3", "total")), jobs=1)
+    assert "left" not in view.summary()
+    view.update("trial/1", state=RUNNING)
+    clock(20)
+    view.update("trial/1", state=DONE)
+    assert view.summary().endswith("at least 40.0 s left")
+    view.update("trial/2", state=RUNNING)
+    clock(5)
+    view.update("total", state=progress.REUSED)
+    assert view.summary().endswith("about 35.0 s left")
+
+
 def test_what_nobody_knows_takes_at_least_what_is_known():
     view = PlainView({"train/a": 10.0, "total": None}, jobs=1)
     assert view.summary().endswith("at least 10.0 s left")
