@@ -1,13 +1,13 @@
 """The stage `decode`: pictures of sampled latents, sharded.
 
 The autoencoder is called on fixed blocks of samples, so that the bytes depend neither on how many
-shards there are nor on their size.
+shards there are nor on their size. A shard's pictures lie in the work area as soon as they are
+made: an interrupted decode goes on, and no process holds them all.
 """
 
 from __future__ import annotations
 
 import time
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Place, Result, Stage, unkeyed
+from stages.artifacts import samples as artifacts_samples
 from stages.artifacts.data import Data
 from stages.artifacts.samples import Samples
 from stages.settings.latents import CodingOptions, autoencoder_files, geometry
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from stages.artifacts.storage import LatentScale
-
-HELD_BYTES = 2**30  # of pictures that are held at once before they are written, about
 
 
 class DecodeSettings(CodingOptions):
@@ -45,26 +44,23 @@ def run(context: Context) -> Result:
     """Decode all shards; write pictures, and all that is known of their latents."""
     import numpy as np
 
+    from stages.artifacts import written
+
     settings: DecodeSettings = context.settings
     samples, data = context.inputs["samples"], context.inputs.get("data")
     begun, facts = time.perf_counter(), samples.description
     count = facts["num_samples"]
-    items = iter(shards(count, settings.batch_size, settings.shard_size))
+    items = shards(count, settings.batch_size, settings.shard_size)
     context.progress(0, count, "samples")
     with raised_as(StageError, ValueError, OSError):
-        shape = _shape(samples, settings)
+        _check_shape(samples, settings)
         scale = _checked_scale(data, settings)
         unit = data is not None and data.of_unit_pixels
-        pictures = np.lib.format.open_memmap(
-            context.path / "samples.npy", "w+", np.uint8, (count, *shape)
-        )
-        rows = max(1, HELD_BYTES // (settings.shard_size * int(np.prod(shape))))
-        while wave := list(islice(items, rows)):
-            parts = context.map(decode_shard, wave, samples, scale, settings, unit)
-            for (first, last), part in zip(wave, parts, strict=True):
-                pictures[first:last] = part
-            context.progress(wave[-1][1], count, "samples")
-        pictures.flush()
+        names = context.map(decode_shard, items, samples, scale, settings, unit, context.work)
+    context.work.pull()
+    files = [context.work.path / name for name in names]
+    written.join_arrays(files, context.path / artifacts_samples.FILE)
+    context.progress(count, count, "samples")
     steps = samples.path / "steps.json"
     if steps.is_file():
         (context.path / steps.name).write_bytes(steps.read_bytes())
@@ -75,6 +71,25 @@ def run(context: Context) -> Result:
 
 
 def decode_shard(
+    shard: tuple[int, int],
+    samples: Samples,
+    scale: LatentScale,
+    settings: DecodeSettings,
+    unit: bool,
+    folder: Path,
+) -> str:
+    """The name of the file, in the work area `folder`, with the pictures of samples
+    first..last-1."""
+    from stages.artifacts import written
+
+    def make() -> dict[str, np.ndarray]:
+        return {"images": _pictures(shard, samples, scale, settings, unit)}
+
+    name = f"pictures-{shard[0]}-{shard[1]}"
+    return written.write_arrays(Path(folder), name, make)["images"].name
+
+
+def _pictures(
     shard: tuple[int, int],
     samples: Samples,
     scale: LatentScale,
@@ -115,15 +130,14 @@ def _bytes(images: torch.Tensor, rounding: str) -> torch.Tensor:
     return rounded(images, rounding)
 
 
-def _shape(samples: Samples, settings: DecodeSettings) -> tuple[int, int, int]:
-    """(C, H, W) of the pictures; ValueError for latents that the autoencoder does not read."""
-    known, (channels, *sides) = geometry(settings.autoencoder), samples.shape
+def _check_shape(samples: Samples, settings: DecodeSettings) -> None:
+    """Raise ValueError for latents that the autoencoder does not read."""
+    known, channels = geometry(settings.autoencoder), samples.shape[0]
     if channels != known.latent_channels:
         raise ValueError(
             f"the samples have {channels} channels, and the autoencoder's latents have "
             f"{known.latent_channels}; set latents.autoencoder to the one that they are of"
         )
-    return (known.channels, *(side * known.factor for side in sides))
 
 
 def _checked_scale(data: Data | None, settings: DecodeSettings) -> LatentScale:

@@ -232,20 +232,39 @@ def test_pictures_are_those_of_diffusers(tmp_path, folder, samples, latents):
 
 
 @pytest.mark.parametrize("size", [3, 6, 7, 100])
-def test_pictures_do_not_depend_on_shards(tmp_path, folder, samples, latents, size, monkeypatch):
+def test_pictures_do_not_depend_on_shards(tmp_path, folder, samples, latents, size):
     whole = decoded(tmp_path / "whole", folder, samples, latents)
-    monkeypatch.setattr(decode, "HELD_BYTES", 1)  # a shard a wave
     parts = decoded(tmp_path / "parts", folder, samples, latents, shard_size=size)
     assert digests(whole.path) == digests(parts.path)
+
+
+def test_an_interrupted_decode_goes_on_to_the_same_bytes(
+    tmp_path, folder, samples, latents, monkeypatch
+):
+    whole = decoded(tmp_path / "whole", folder, samples, latents)
+    settings = DecodeSettings(autoencoder=str(folder), batch_size=3, shard_size=6)
+    at = context(tmp_path / "cut", settings, samples=samples, data=latents)
+    calls, real = [], decode._pictures
+
+    def pictures(shard, *more):
+        calls.append(shard)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(shard, *more)
+
+    monkeypatch.setattr(decode, "_pictures", pictures)
+    with pytest.raises(KeyboardInterrupt):
+        decode.run(at)
+    decode.run(at)
+    assert calls == [(0, 6), (6, 12), (6, 12), (12, 16)]
+    assert digests(at.path) == digests(whole.path)
 
 
 def test_a_picture_does_not_depend_on_how_many_follow(folder, samples):
     settings = DecodeSettings(autoencoder=str(folder), batch_size=4)
     scale = LatentScale(0.5, 0.1)
-    whole = decode.decode_shard((0, 16), samples, scale, settings)
-    np.testing.assert_array_equal(
-        whole[8:10], decode.decode_shard((8, 10), samples, scale, settings)
-    )
+    whole = decode._pictures((0, 16), samples, scale, settings)
+    np.testing.assert_array_equal(whole[8:10], decode._pictures((8, 10), samples, scale, settings))
 
 
 def test_latents_of_another_autoencoder_are_refused(tmp_path, folder, samples, pixels, latents):
