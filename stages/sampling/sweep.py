@@ -6,11 +6,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.stage import unkeyed
 from stages.methods import table
 from stages.sampling.sample import SampleOptions, SampleSettings, brings_grid
 from stages.settings import densities
 from stages.settings import solvers as settings_solvers
 from stages.settings.solvers import NFE, runnable
+
+TASK_EVALUATIONS = 250_000  # of the network, by one task: minutes of a GPU for SiT-XL/2
 
 
 class SampleSweep(SampleOptions):
@@ -51,6 +54,12 @@ class SampleSweep(SampleOptions):
     )
     checkpoint_nfe: int | None = Field(
         None, ge=1, le=10_000, description="their network evaluations; unset is nfe"
+    )
+    shard_size: int = unkeyed(
+        5000,
+        ge=1,
+        description="samples of one task at most, rounded up to whole blocks; fewer of more than "
+        "50 evaluations each, 1000 of 250: a task that is lost is made anew",
     )
     num_seeds: int = Field(
         1,
@@ -123,8 +132,11 @@ class SampleSweep(SampleOptions):
         return self.solver_grids.get(solver, self.grid)
 
     def options(self, **changes: object) -> SampleSettings:
-        """The settings of one sample node."""
+        """The settings of one sample node. Few steps make large tasks, since each may start a
+        process and compile the network there."""
         own = {"classes": self.classes or "balanced"}
         chosen = self.shared_with(SampleOptions) | own | changes
+        most = max(1, TASK_EVALUATIONS // chosen["nfe"])
+        chosen["shard_size"] = min(chosen["shard_size"], most)
         kinds = densities.of_grids([chosen["grid"]])
         return SampleSettings(**chosen | {"density": chosen["density"].read_by(kinds)})

@@ -18,6 +18,7 @@ from stages.methods.draws import Draws
 from stages.methods.path import VelocityDenoiser
 from stages.sampling import problem as sampling_problem
 from stages.sampling import sample
+from stages.sampling.sweep import SampleSweep
 from stages.settings import solvers as solver_settings
 from stages.training import checkpoint
 from tests.nets.published import FIXTURES
@@ -56,6 +57,13 @@ def test_shards_are_whole_blocks():
     assert sample.shards(44, 8, 20) == [(0, 24), (24, 44)]
     assert sample.shards(44, 8, 1) == [(i, min(i + 8, 44)) for i in range(0, 44, 8)]
     assert sample.shards(44, 8, 1000) == [(0, 44)]
+
+
+def test_tasks_of_many_evaluations_are_smaller():
+    swept = SampleSweep(num_samples=50_000)
+    sizes = {nfe: swept.options(nfe=nfe).shard_size for nfe in (5, 50, 99, 250)}
+    assert sizes == {5: 5000, 50: 5000, 99: 2525, 250: 1000}
+    assert swept.revised(shard_size=500).options(nfe=250).shard_size == 500
 
 
 def test_a_sample_depends_on_seed_and_index_only(tmp_path, model, samples):
