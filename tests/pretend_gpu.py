@@ -90,11 +90,15 @@ def running() -> Iterator[Gpu]:
     def known(device: str, *how: Any, **more: Any) -> Any:
         return autocast("cpu" if device == DEVICE.type else device, *how, **more)
 
+    def without_gradients(mode: bool) -> torch.no_grad:
+        """Of functions too that were decorated before."""
+        return torch.no_grad()
+
     place = "torch.optim.optimizer._get_fused_kernels_supported_devices"
     with (
         mock.patch(place, return_value=["cpu", DEVICE.type]),
         mock.patch("torch.autocast", known),
-        mock.patch("torch.inference_mode", torch.no_grad),
+        mock.patch("torch._C._InferenceMode", without_gradients),
         _Functions(gpu),
         _Operations(gpu),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from stages.artifacts.data import Images
 from stages.artifacts.network import TrainedModel
 from stages.artifacts.storage import LatentScale
 from stages.artifacts.teacher import OnlineTeacher
+from stages.encoders import pretrained, suites
 from stages.encoders.classifier import accuracy, train_classifier
 from stages.encoders.embedded import embedded, extract
 from stages.encoders.pretrained import _DINOv2
@@ -53,6 +55,7 @@ from stages.papers.icr import measure
 from stages.settings.scans import ScannedOptions
 from stages.training.log import LossLog
 from stages.training.loop import Batches, Optimization, TrainState, train
+from tests import dinov2_like, inception_like
 from tests.pretend_gpu import DEVICE, Gpu, running
 
 CLASSES, SIDE, WIDTH = 5, 8, 6
@@ -430,6 +433,54 @@ def test_extractors_and_teachers_look_there():
         return [found.features, found.spatial, found.logits, tokens]
 
     same_on_both(looked)
+
+
+def eager(path, map_location="cpu"):
+    """A file of `inception_like` as torch.jit.load gives it, but run by Python: compiled code is
+    not for a stand-in."""
+    network = inception_like.Inception()
+    network.load_state_dict(torch_script(path).state_dict())
+    return network.requires_grad_(False).to(map_location)
+
+
+torch_script = torch.jit.load
+PIXELS = torch.randint(
+    0, 256, (COUNT, 3, 20, 24), generator=torch.Generator().manual_seed(7)
+).byte()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Files of small random networks in the forms of the published ones."""
+    folder = tmp_path_factory.mktemp("published")
+    inception_like.write(folder / "inception-2015-12-05.pt")
+    dinov2_like.write(folder / "dinov2_vitl14_pretrain.pth")
+    return folder
+
+
+def clean_fid(folder, device):
+    network = pretrained.load("inception", folder, device)
+    return [extract(network, PIXELS / 127.5 - 1, batch_size=3).features]
+
+
+def of_suite(kind, folder, device):
+    suite = suites.load.__wrapped__(kind, str(folder), device)
+    found = vars(suite(PIXELS))
+    return [x for x in found.values() if x is not None]
+
+
+PUBLISHED = {
+    "clean-fid's Inception": clean_fid,
+    "ADM's Inception": partial(of_suite, "inception"),
+    "DINOv2": partial(of_suite, "dinov2-large"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_look_there(name, published, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", eager)
+    monkeypatch.setattr(suites, "DINO_DEPTH", dinov2_like.DEPTH)
+    same_on_both(partial(PUBLISHED[name], published))
 
 
 def test_the_embedded_extractor_is_trained_there():
