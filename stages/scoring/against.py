@@ -207,7 +207,8 @@ def _arrays(
 ) -> dict[str, np.ndarray]:
     import torch
 
-    from stages.artifacts.reading import in_order, sensible
+    from pipeline.gpus import feeders
+    from stages.artifacts.reading import in_order
     from stages.encoders import suites
     from stages.encoders.feeding import fed, pinned
     from stages.methods import suite
@@ -220,9 +221,7 @@ def _arrays(
     def read(part: range) -> list[Tensor]:
         return [pinned(torch.from_numpy(pixels_of(of, part, rounding)), network.device)]
 
-    # On CPUs there is a task for each of them already.
-    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
-    batches = in_order(read, parts, readers)
+    batches = in_order(read, parts, feeders(settings.readers, settings.device))
     found = suites.on_the_cpu([network.seen(pixels) for pixels in fed(batches, network.device)])
     bad = (~found.features.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:

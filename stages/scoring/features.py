@@ -189,7 +189,8 @@ def _arrays(
     settings: FeatureSettings,
     among: int,
 ) -> dict[str, np.ndarray]:
-    from stages.artifacts.reading import in_order, sensible
+    from pipeline.gpus import feeders
+    from stages.artifacts.reading import in_order
     from stages.encoders import embedded
     from stages.shards import blocks
 
@@ -203,8 +204,7 @@ def _arrays(
         name_of = f"{words} image {{}}".format
     network = extractor.load(settings.weights, settings.device)
 
-    # On CPUs there is a task for each of them already.
-    readers = 0 if settings.device == "cpu" else sensible(None, settings.device, False)
+    readers = feeders(settings.readers, settings.device)
 
     def batches(size: int, most: int, made: Callable[[Tensor], T] = lambda x: x) -> Iterator[T]:
         """Images of the shard, clipped as an image file would be; at most so many of a batch. made:

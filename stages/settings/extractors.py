@@ -74,6 +74,14 @@ class PassOptions(Settings):
     shard_size: int = unkeyed(
         5000, ge=1, description="images of one task; rounded up to whole batches"
     )
+    readers: int | None = unkeyed(
+        None,
+        ge=0,
+        le=256,
+        description="threads of each task that read and resize the next images meanwhile; 0 reads "
+        "between passes; unset is that on a CPU, and on a GPU one for each core, shared by the "
+        "machine's GPUs",
+    )
 
 
 class ExtractorOptions(NetworkOptions, PassOptions, TrainingOptions):

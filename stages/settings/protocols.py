@@ -93,6 +93,15 @@ class ProtocolOptions(Settings):
         "features are",
     )
 
+    readers: int | None = unkeyed(
+        None,
+        ge=0,
+        le=256,
+        description="published protocols: threads of each task that read the next images "
+        "meanwhile; 0 reads between passes; unset is that on a CPU, and on a GPU one for each "
+        "core, shared by the machine's GPUs",
+    )
+
     @property
     def rounding_stated(self) -> str:
         """How samples become 8 bits."""

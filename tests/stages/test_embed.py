@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.errors import StageError
 from pipeline.stage import Result
+from stages.artifacts import reading
 from stages.encoders import embedded as encoders_embedded
 from stages.methods import memorization, table
 from stages.scoring import external, features
@@ -50,6 +51,23 @@ def test_shards_change_no_byte(tmp_path, few, extractor, noise):
     )
     assert digests(whole.path) == digests(parts.path)
     assert settings.keyed() == settings.revised(shard_size=30).keyed()
+
+
+def test_readers_are_those_asked_for_and_change_no_byte(
+    tmp_path, few, extractor, noise, monkeypatch
+):
+    samples = samples_of(tmp_path, noise)
+    settings = features.FeatureSettings(batch_size=16)
+    one = embedded(tmp_path / "1", few, extractor, settings, samples=samples)
+    asked, in_order = [], reading.in_order
+    monkeypatch.setattr(
+        reading, "in_order", lambda *given: asked.append(given[-1]) or in_order(*given)
+    )
+    more = settings.revised(readers=3)
+    two = embedded(tmp_path / "2", few, extractor, more, samples=samples)
+    assert set(asked) == {3}
+    assert digests(one.path) == digests(two.path)
+    assert settings.keyed() == more.keyed()
 
 
 def test_a_long_search_is_made_only_where_it_is_asked_for(

@@ -16,6 +16,7 @@ from pipeline.errors import StageError, UsageError
 from pipeline.graph import Graph
 from pipeline.plan import Request
 from pipeline.store import Store
+from stages.artifacts import reading
 from stages.artifacts.scores import Scores
 from stages.catalog import CATALOG, RECIPES
 from stages.data import references
@@ -30,7 +31,7 @@ from stages.scoring.published import PublishedSettings
 from tests import dinov2_like, inception_like
 from tests.inline import run_all
 from tests.networks.test_recipes import edm
-from tests.stages.context import context, make
+from tests.stages.context import context, digests, make
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "samples_adm" / "samples_32x8x8x3.npz"
 
@@ -365,6 +366,21 @@ def test_an_interrupted_evaluation_goes_on_and_keeps_no_features(
     before = len(calls)
     published.run(at)
     assert len(calls) == before
+
+
+def test_readers_are_those_asked_for_and_change_no_byte(folder, archive, tmp_path, monkeypatch):
+    settings = settings_of(folder, protocol="edm", protocol_samples=10, best_of=1, batch_size=5)
+    asked, in_order = [], reading.in_order
+    monkeypatch.setattr(
+        reading, "in_order", lambda *given: asked.append(given[-1]) or in_order(*given)
+    )
+    made = [
+        make(tmp_path / str(n), published.STAGE, one, samples={"a/x": archive})
+        for n, one in enumerate((settings, settings.revised(readers=3)))
+    ]
+    assert asked == [0, 3]
+    assert digests(made[0].path) == digests(made[1].path)
+    assert settings.keyed() == settings.revised(readers=3).keyed()
 
 
 def test_samples_that_the_settings_contradict_are_refused(folder, own, tmp_path):

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from pipeline import gpus
 from stages.artifacts import reading
 from stages.artifacts.reading import QUEUE, Ahead
 from stages.methods import sit
@@ -254,6 +255,15 @@ def test_small_sets_are_read_in_place_on_a_cpu(few, monkeypatch):
         assert reading.sensible(asked, device, small) == expected
     monkeypatch.setattr(reading, "cores", lambda: 64)
     assert reading.sensible(None, "cuda", False) == reading.MOST_READERS
+
+
+@pytest.mark.parametrize(("number", "cores", "expected"), [(1, 64, 64), (4, 64, 16), (8, 32, 8)])
+def test_gpus_share_the_cores_that_feed_them(monkeypatch, number, cores, expected):
+    monkeypatch.setattr(gpus, "installed", lambda: ["GPU"] * number)
+    monkeypatch.setattr(gpus.os, "sched_getaffinity", lambda process: range(cores))
+    assert gpus.feeders(None, "cuda") == expected
+    assert gpus.feeders(None, "cpu") == 0
+    assert [gpus.feeders(asked, "cuda") for asked in (0, 40)] == [0, 40]
 
 
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
