@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from stages.encoders import suites
 from stages.encoders.weights import MissingWeightsError
+from stages.methods.torchvision_shim import prepare_torchvision
 from tests import dinov2_like, inception_like
 
 
@@ -83,6 +84,7 @@ def test_positions_are_resampled_at_the_hubs_points():
 
 
 def test_dinov2_reads_its_file_at_full_size_and_resamples(tmp_path, monkeypatch):
+    prepare_torchvision()
     import timm
 
     file = dinov2_like.write(tmp_path / "dinov2_vitl14_pretrain.pth")
