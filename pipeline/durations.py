@@ -3,17 +3,19 @@ how much longer as there is more to do."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline import config
-from pipeline.config import Resolved, flatten
+from pipeline.config import Resolved
 from pipeline.errors import UsageError
 from pipeline.graph import Graph, Node
 from pipeline.stage import Catalog
@@ -29,45 +31,117 @@ KNOWN_OF_INPUTS = ("shape", "images", "held_out", "states")
 
 
 @dataclass(frozen=True)
-class Known:
-    """How long something took, or may take, and what it was.
+class Foreseen:
+    """What is known of a node before it runs; kept with its run, to be compared with others.
 
-    work: operations, by its stage's estimate; None where that says nothing. settings: as JSON, by
-    dotted key.
+    work: operations, by its stage's estimate; None where that says nothing. how: what decides how
+    fast these are. scope: where work is None, a hash of its settings, but for the seed, and of what
+    is known of its inputs.
     """
 
-    seconds: float
-    work: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    work: float | None
+    how: Mapping[str, Any]
+    scope: str = ""
 
-    def of(self, work: float | None) -> float | None:
-        """Seconds of so much work; as long as this where either is not known.
+    @classmethod
+    def of(cls, graph: Graph, node: Node) -> Foreseen:
+        """Of a node of the graph."""
+        work = graph.estimates[node.name].get("flops") or None
+        return cls(work, _how(node), "" if work else _scope(graph, node))
+
+    def data(self) -> dict[str, Any]:
+        """As JSON; `Foreseen(**data)` gives it back."""
+        return asdict(self)
+
+
+def _how(node: Node) -> dict[str, Any]:
+    found: dict[str, Any] = {"threads": node.resources.threads}
+    for name in HOW:
+        value: Any = node.settings
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _scope(graph: Graph, node: Node) -> str:
+    settings = node.settings.model_dump(mode="json", exclude={"seed"})
+    known = (graph.estimates[name] for name in node.upstream)
+    inputs = {str([of.get(fact) for fact in KNOWN_OF_INPUTS]) for of in known}
+    text = json.dumps([settings, sorted(inputs)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Known:
+    """How long something took, or may take, and what it was."""
+
+    seconds: float
+    was: Foreseen
+
+    def of(self, node: Foreseen) -> float | None:
+        """Seconds of a node; None where this tells nothing of it.
 
         An operation more takes as long as these did, or less where these were few and most of the
-        time went elsewhere; None where they were too few to tell.
+        time went elsewhere; where they were too few, nobody knows.
         """
-        if not work or not self.work:
-            return self.seconds
-        rate = self.work / max(self.seconds, 1e-9)
-        slowest = SLOWEST.get(self.settings.get("device", ""), SLOWEST_CPU)
-        if rate < slowest and self.distance(work) > math.log(MOST):
+        before, work = self.was.work, node.work
+        if self.was.how != node.how or bool(before) != bool(work):
             return None
-        return self.seconds + (work - self.work) / max(rate, slowest)
+        if not work or not before:
+            return self.seconds if self.was.scope == node.scope else None
+        rate = before / max(self.seconds, 1e-9)
+        slowest = SLOWEST.get(node.how.get("device", ""), SLOWEST_CPU)
+        if rate < slowest and self.distance(node) > math.log(MOST):
+            return None
+        return self.seconds + (work - before) / max(rate, slowest)
 
-    def distance(self, work: float | None) -> float:
-        """By how much so much work is another, up or down; 0 where that is not known."""
-        return abs(math.log(work / self.work)) if work and self.work else 0.0
-
-    def as_fast(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a node of these settings makes operations as fast."""
-        return all(
-            self.settings.get(name, settings.get(name)) == settings.get(name) for name in HOW
-        )
+    def distance(self, node: Foreseen) -> float:
+        """By how much a node does more or less; 0 where that is not counted."""
+        return abs(math.log(node.work / self.was.work)) if node.work and self.was.work else 0.0
 
 
-def work(graph: Graph, name: str) -> float | None:
-    """Operations of a node, where its stage's estimate says."""
-    return graph.estimates[name].get("flops") or None
+class Hinted:
+    """The nodes of whose times a preset speaks, in the sizes that it has."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    @cached_property
+    def _by_setting(self) -> dict[str, dict[str, Foreseen]]:
+        found: dict[str, dict[str, Foreseen]] = {}
+        for node in self._graph:
+            if node.hint_setting:
+                of = Foreseen.of(self._graph, node)
+                found.setdefault(node.hint_setting, {})[node.name] = of
+        return found
+
+    @cached_property
+    def _groups(self) -> dict[str, list[Foreseen]]:
+        """Under each setting, one for all that work alike: of their median, or of each scope."""
+        groups = {}
+        for setting, nodes in self._by_setting.items():
+            works: dict[str, list[float]] = {}
+            others: dict[str, Foreseen] = {}
+            for of in nodes.values():
+                if of.work:
+                    works.setdefault(json.dumps(of.how), []).append(of.work)
+                else:
+                    others[of.scope] = of
+            counted = [Foreseen(statistics.median(w), json.loads(how)) for how, w in works.items()]
+            groups[setting] = counted + list(others.values())
+        return groups
+
+    def like(self, node: Node, here: Foreseen) -> Foreseen | None:
+        """What the preset speaks of: the node of this name, or those under the same setting."""
+        named = self._by_setting.get(node.hint_setting, {}).get(node.name)
+        if named is not None:
+            return named
+        for of in self._groups.get(node.hint_setting, ()):
+            if of.how == here.how and ((of.work and here.work) or of.scope == here.scope):
+                return of
+        return None
 
 
 class Durations:
@@ -79,8 +153,8 @@ class Durations:
     """
 
     def __init__(self, catalog: Catalog, preset: str | None, recipe: str, resolved: Resolved):
-        self._catalog, self._preset, self._recipe = catalog, preset, recipe
-        self._resolved = resolved
+        self._build, self._resolved = catalog.recipes[recipe], resolved
+        self._standing = cache(lambda origin: config.as_of(catalog, preset, origin))
         self._hinted = cache(self._hinted_by)
 
     def seconds(self, node: Node, graph: Graph, measured: Known | None) -> float | None:
@@ -89,51 +163,31 @@ class Durations:
         measured: how long one of its name took. Where it was of another size than what the preset
         says, the nearer counts.
         """
-        amount, settings = work(graph, node.name), written(node)
-        known = [found for found in (measured, self._hint(node, graph)) if found is not None]
-        known = [found for found in known if found.as_fast(settings)]
+        if measured is None and node.hint_seconds is None:
+            return None
+        here = Foreseen.of(graph, node)
+        known = [found for found in (measured, self._hint(node, here)) if found is not None]
+        known = [found for found in known if found.of(here) is not None]
         if not known:
             return None
-        return min(known, key=lambda found: found.distance(amount)).of(amount)
+        return min(known, key=lambda found: found.distance(here)).of(here)
 
-    def _hint(self, node: Node, here: Graph) -> Known | None:
+    def _hint(self, node: Node, here: Foreseen) -> Known | None:
         """What the preset says, of its own data and sizes."""
         if node.hint_seconds is None:
             return None
-        settings, origin = written(node), self._resolved.origins.get(node.hint_setting, "")
-        whole = Known(node.hint_seconds, work(here, node.name), settings)
-        if not origin or origin == config.COMMAND_LINE:
-            return whole
-        graph = self._hinted(origin, here)
-        if graph is here or graph is None:
-            return graph and whole
-        alike = [other for other in graph if other.hint_setting == node.hint_setting]
-        alike = [other for other in alike if other.name == node.name] or alike
-        alike = [other for other in alike if whole.as_fast(written(other))]
-        amounts = [amount for other in alike if (amount := work(graph, other.name))]
-        if amounts and whole.work:
-            return Known(node.hint_seconds, statistics.median(amounts), settings)
-        scope = _scope(here, node)
-        return whole if any(_scope(graph, other) == scope for other in alike) else None
+        origin = self._resolved.origins.get(node.hint_setting, config.COMMAND_LINE)
+        # What is typed is said of this very run.
+        if origin == config.COMMAND_LINE or self._standing(origin) == self._resolved.settings:
+            return Known(node.hint_seconds, here)
+        hinted = self._hinted(origin)
+        was = hinted and hinted.like(node, here)
+        return was and Known(node.hint_seconds, was)
 
-    def _hinted_by(self, origin: str, here: Graph) -> Graph | None:
-        """The recipe's graph by the preset that hints at its times; None where there is none."""
+    def _hinted_by(self, origin: str) -> Hinted | None:
+        """By the preset that hints at its times; None where it cannot stand alone."""
         try:
-            settings = config.as_of(self._catalog, self._preset, origin)
-            if settings == self._resolved.settings:
-                return here
-            return settings and Graph(self._catalog.recipes[self._recipe](settings))
+            settings = self._standing(origin)
+            return settings and Hinted(Graph(self._build(settings)))
         except (UsageError, ValidationError):
             return None
-
-
-def written(node: Node) -> dict[str, Any]:
-    """A node's settings as JSON, by dotted key."""
-    return dict(flatten(node.settings.model_dump(mode="json")))
-
-
-def _scope(graph: Graph, node: Node) -> tuple[dict[str, Any], set[str]]:
-    """All that decides how long a node takes whose operations nobody counts."""
-    settings = {name: value for name, value in written(node).items() if name != "seed"}
-    known = (graph.estimates[name] for name in node.upstream)
-    return settings, {str([of.get(fact) for fact in KNOWN_OF_INPUTS]) for of in known}

@@ -210,8 +210,9 @@ class Graph:
         for node in self:
             known[node.name] = {}
             if node.stage.estimate:
+                filled = {slot: names for slot in node.inputs if (names := node.slot(slot))}
                 given = {
-                    slot: known[names[0]] for slot in node.inputs if (names := node.slot(slot))
+                    slot: {**known[names[0]], "nodes": len(names)} for slot, names in filled.items()
                 }
                 known[node.name] = resolve(node.stage.estimate)(node.settings, given)
         return known

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipeline.artifact import Manifest
 from pipeline.capacity import Amount
 from pipeline.config import Resolved, flatten
-from pipeline.durations import Durations, Known, work
+from pipeline.durations import Durations, Foreseen, Known
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
 from pipeline.fingerprint import difference
 from pipeline.gpus import local_gpus as local_gpus
@@ -37,7 +37,6 @@ class NodePlan:
     Args:
         reason: why it must run, or which artifact serves it.
         seconds: how long it took, or will take about, if that is known.
-        work: operations, by its stage's estimate.
     """
 
     node: Node
@@ -46,7 +45,6 @@ class NodePlan:
     reason: str
     seconds: float | None
     manifest: Manifest | None
-    work: float | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def _state(
     reason = graph.absent.get(node.name, reason)
     if seconds is None:
         seconds = node.hint_seconds if previous is None else previous.seconds(node, graph)
-    return NodePlan(node, key, state, reason, seconds, manifest, work(graph, node.name))
+    return NodePlan(node, key, state, reason, seconds, manifest)
 
 
 class _Previous:
@@ -215,16 +213,16 @@ class _Previous:
 
     def __init__(self, store: Store, recipe: str, durations: Durations) -> None:
         self._store, self._recipe, self._durations = store, recipe, durations
-        self._found: dict[str, tuple[Manifest, float | None] | None] = {}
+        self._found: dict[str, tuple[Manifest, Foreseen | None] | None] = {}
 
-    def _newest(self, name: str) -> tuple[Manifest, float | None] | None:
-        """The manifest of the newest finished artifact that a node of this name gave, and how much
-        work that was."""
+    def _newest(self, name: str) -> tuple[Manifest, Foreseen | None] | None:
+        """The manifest of the newest finished artifact that a node of this name gave, and what was
+        foreseen of it."""
         if name not in self._found:
             self._found[name] = next(self._candidates(name), None)
         return self._found[name]
 
-    def _candidates(self, name: str) -> Iterator[tuple[Manifest, float | None]]:
+    def _candidates(self, name: str) -> Iterator[tuple[Manifest, Foreseen | None]]:
         for run in self._runs:
             node = run["nodes"].get(name)
             if node is not None:
@@ -233,7 +231,8 @@ class _Previous:
                 except DamagedArtifactError:
                     continue
                 if manifest is not None:
-                    yield manifest, node.get("work")
+                    told = node.get("foreseen")
+                    yield manifest, told and Foreseen(**told)
 
     @cached_property
     def _runs(self) -> list[dict[str, Any]]:
@@ -243,9 +242,8 @@ class _Previous:
     def seconds(self, node: Node, graph: Graph) -> float | None:
         """How long a node will take, about."""
         measured = None
-        if (newest := self._newest(node.name)) is not None:
-            manifest, amount = newest
-            measured = Known(manifest.seconds, amount, dict(flatten(manifest.settings)))
+        if (newest := self._newest(node.name)) is not None and newest[1] is not None:
+            measured = Known(newest[0].seconds, newest[1])
         return self._durations.seconds(node, graph, measured)
 
     def what_changed(self, name: str, identity: Identity, waiting: Sequence[str]) -> str:

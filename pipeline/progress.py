@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from pipeline.capacity import Amount
+
 QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
     "queued",
     "waits for another run",
@@ -23,15 +25,16 @@ QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
 ENDED = (DONE, REUSED, FAILED, BLOCKED)
 SAID = (DONE, REUSED, FAILED)  # what a failed node kept from running is counted at the end
 SHOWN = 4  # running nodes in a plain line
+ONE = Amount(1.0)
 SOON = 15.0  # seconds after which a node's own pace says more than what was expected of it
 
 
 @dataclass(frozen=True)
 class NodeView:
-    """One line of the view. `expected` is how long it may take, if known, and `gpus` how many it
-    takes meanwhile. `first` is what was done when it was first heard of, and `resumed` whether an
-    earlier run of it had done that. Where it counts in another unit than before: `recounted` is
-    when that began, `first` what was done then."""
+    """One line of the view. `expected` is how long it may take, if known, and `need` what it takes
+    of the machines meanwhile. `first` is what was done when it was first heard of, and `resumed`
+    whether an earlier run of it had done that. Where it counts in another unit than before:
+    `recounted` is when that began, `first` what was done then."""
 
     name: str
     state: str = QUEUED
@@ -42,13 +45,14 @@ class NodeView:
     expected: float | None = None
     begun: float = 0.0
     seconds: float = 0.0
-    gpus: float = 0.0
+    need: Amount = ONE
     first: float = 0.0
     resumed: bool = False
     recounted: float = 0.0
 
-    def remaining(self, now: float) -> float | None:
-        """Seconds until it ends, as far as anybody can tell."""
+    def remaining(self, now: float, usual: float | None = None) -> float | None:
+        """Seconds until it ends, as far as anybody can tell. usual: what is expected where nothing
+        was said of it."""
         if self.state in ENDED:
             return 0.0
         elapsed = now - self.begun if self.state == RUNNING else 0.0
@@ -59,49 +63,53 @@ class NodeView:
             share = (self.done - before) / (self.total - before)
         if share > 0.05 or (share and counting > SOON):
             return counting * (1 / share - 1)
-        return max(self.expected - elapsed, 1.0) if self.expected is not None else None
+        expected = usual if self.expected is None else self.expected
+        return None if expected is None else max(expected - elapsed, 1.0)
 
 
 class View(Protocol):
+    there: Amount
+
     def update(self, name: str, **changes: Any) -> None: ...
 
     def tick(self) -> None: ...
 
     def message(self, text: str) -> None: ...
 
-    def room(self, jobs: int, gpus: float) -> None: ...
-
     def close(self) -> None: ...
 
 
-def time_left(nodes: Mapping[str, NodeView], jobs: int, now: float, gpus: float = 1.0) -> float:
-    """Seconds until all nodes end on `jobs` cores and so many GPUs, or as many as the largest
-    needs; those count as nothing of which nobody knows."""
+def time_left(nodes: Mapping[str, NodeView], there: Amount, now: float) -> tuple[float, bool]:
+    """Seconds until all nodes end on the machines that are there, and whether some count as nothing
+    since nobody knows of them."""
     left = remaining(nodes.values(), now)
-    known = [left[name] or 0.0 for name in nodes]
-    shares = [node.gpus / max(gpus, node.gpus, 1.0) for node in nodes.values()]
-    on_gpus = sum(map(operator.mul, known, shares))
-    return max(sum(known) / max(jobs, 1), on_gpus, max(known, default=0.0))
+    known = [seconds or 0.0 for seconds in left]
+    spread = max(known, default=0.0)
+    for kind, least in (("cpus", 1.0), ("gpus", 0.0)):
+        needs = [max(getattr(node.need, kind), least) for node in nodes.values()]
+        room = max(getattr(there, kind), *needs, 1.0) if needs else 1.0
+        spread = max(spread, sum(map(operator.mul, known, needs)) / room)
+    return spread, None in left
 
 
-def remaining(nodes: Iterable[NodeView], now: float) -> dict[str, float | None]:
+def remaining(nodes: Iterable[NodeView], now: float) -> list[float | None]:
     """Seconds until each ends. Nodes to come take as many times what is expected of them as those
     of their stage that ran, or as long as these where nothing is expected."""
     nodes = list(nodes)
     slower, usual = _paces(nodes, now)
-    left = {}
+    left = []
     for node in nodes:
-        seconds = node.remaining(now)
-        if seconds is None:
-            seconds = replace(node, expected=usual.get(_stage(node))).remaining(now)
-        elif node.state not in (*ENDED, RUNNING):
-            seconds *= slower.get(_stage(node), 1.0)
-        left[node.name] = seconds
+        stage = _stage(node)
+        seconds = node.remaining(now, usual.get(stage))
+        if seconds and node.expected is not None and node.state not in (*ENDED, RUNNING):
+            seconds *= slower.get(stage, 1.0)
+        left.append(seconds)
     return left
 
 
 def _stage(node: NodeView) -> str:
-    return node.name.partition("/")[0]
+    """What nodes of its kind are called: `train` of `train/sit`, `trial-` of `trial-07`."""
+    return node.name.partition("/")[0].rstrip("0123456789")
 
 
 def _paces(nodes: Iterable[NodeView], now: float) -> tuple[dict[str, float], dict[str, float]]:
@@ -140,21 +148,22 @@ class _Lines:
     def __init__(
         self,
         expected: Mapping[str, float | None],
-        jobs: int,
+        there: Amount,
         what: str = "nodes",
-        gpus: Mapping[str, float] = MappingProxyType({}),
+        needs: Mapping[str, Amount] = MappingProxyType({}),
     ) -> None:
         self.nodes = {
-            name: NodeView(name, expected=seconds, gpus=gpus.get(name, 0.0))
+            name: NodeView(name, expected=seconds, need=needs.get(name, ONE))
             for name, seconds in expected.items()
         }
-        self.num_gpus = 1.0
-        self.jobs, self.what, self.begun = jobs, what, time.monotonic()
+        self.there, self.what, self.begun = there, what, time.monotonic()
 
     def update(self, name: str, **changes: Any) -> None:
         before = self.nodes[name]
         now = time.monotonic()
         if changes.get("state") == RUNNING and before.state != RUNNING:
+            # Another attempt, it may be.
+            before = replace(before, done=0.0, total=0.0, first=0.0, resumed=False, recounted=0.0)
             changes["begun"] = now
         if "done" in changes and not before.total:
             resumed = changes["done"] > 0.05 * changes.get("total", 0.0)
@@ -174,17 +183,11 @@ class _Lines:
 
     def summary(self) -> str:
         ended = sum(node.state in ENDED for node in self.nodes.values())
-        now = time.monotonic()
-        left = time_left(self.nodes, self.jobs, now, self.num_gpus)
-        unknown = None in remaining(self.nodes.values(), now).values()
+        left, unknown = time_left(self.nodes, self.there, time.monotonic())
         text = f"{ended}/{len(self.nodes)} {self.what}, {duration(time.monotonic() - self.begun)}"
         if ended < len(self.nodes) and left:
             text += f", {'at least' if unknown else 'about'} {duration(left)} left"
         return text
-
-    def room(self, jobs: int, gpus: float) -> None:
-        """There are so many cores and GPUs, as is known once Ray is there."""
-        self.jobs, self.num_gpus = jobs, max(gpus, 1.0)
 
 
 class PlainView(_Lines):
@@ -194,12 +197,12 @@ class PlainView(_Lines):
     def __init__(
         self,
         expected: Mapping[str, float | None],
-        jobs: int,
+        there: Amount,
         what: str = "nodes",
-        gpus: Mapping[str, float] = MappingProxyType({}),
+        needs: Mapping[str, Amount] = MappingProxyType({}),
         every: float = 10,
     ) -> None:
-        super().__init__(expected, jobs, what, gpus)
+        super().__init__(expected, there, what, needs)
         self._every, self._said = every, self.begun
 
     def changed(self, before: NodeView, after: NodeView) -> None:
@@ -256,11 +259,11 @@ class LiveView(_Lines):
     def __init__(
         self,
         expected: Mapping[str, float | None],
-        jobs: int,
+        there: Amount,
         what: str = "nodes",
-        gpus: Mapping[str, float] = MappingProxyType({}),
+        needs: Mapping[str, Amount] = MappingProxyType({}),
     ) -> None:
-        super().__init__(expected, jobs, what, gpus)
+        super().__init__(expected, there, what, needs)
         from rich.console import Console
         from rich.live import Live
 
@@ -320,11 +323,11 @@ def _plain(text: str) -> str:
 
 def view(
     expected: Mapping[str, float | None],
-    jobs: int,
+    there: Amount,
     what: str = "nodes",
-    gpus: Mapping[str, float] = MappingProxyType({}),
+    needs: Mapping[str, Amount] = MappingProxyType({}),
 ) -> PlainView | LiveView:
-    """The live table on a terminal, plain lines elsewhere; `what` its lines are counted as, and
-    `gpus` how many of them a line takes while it runs."""
+    """The live table on a terminal, plain lines elsewhere; `what` its lines are counted as, `there`
+    the machines, and `needs` what a line takes of them while it runs."""
     kind = LiveView if sys.stdout.isatty() else PlainView
-    return kind(expected, jobs, what, gpus)
+    return kind(expected, there, what, needs)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline import progress, provenance
+from pipeline.durations import Foreseen
 from pipeline.graph import Node
 from pipeline.holding import hold
 from pipeline.journal import Journal
@@ -153,7 +154,8 @@ def in_words(rows: Sequence[Sequence[float | None]]) -> str:
 
 def _new(run_id: str, plan: Plan, overrides: list[str]) -> dict[str, Any]:
     nodes = {
-        name: node_entry(item.node, item.key) | ({"work": item.work} if item.work else {})
+        name: node_entry(item.node, item.key)
+        | {"foreseen": Foreseen.of(plan.graph, item.node).data()}
         for name, item in plan.nodes.items()
     }
     return {

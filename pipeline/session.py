@@ -169,8 +169,8 @@ class _Session:
         self.catalog, self.store, self.plan, self.options = catalog, store, plan, options
         self.entry = entry
         expected = {name: node.seconds for name, node in plan.nodes.items()}
-        gpus = {name: node.node.gpus for name, node in plan.nodes.items()}
-        self.view = progress.view(expected, options.cores, gpus=gpus)
+        needs = {name: node.node.need for name, node in plan.nodes.items()}
+        self.view = progress.view(expected, options.machine, needs=needs)
         uri = tracking_uri(store, options)
         self.tracker = _start_tracker(catalog, plan, store, entry, uri, self.view)
         nodes = [planned.node for planned in plan.nodes.values()]
@@ -220,9 +220,10 @@ class _Session:
 
     def _connect(self) -> None:
         self.connected = True  # or half: what came up is let go of at the end
-        there = self.options.connect()
-        planning.check_resources(self.plan, there, "the cluster")
-        self.view.room(int(there.cpus), there.gpus)
+        from pipeline import cluster
+
+        planning.check_resources(self.plan, self.options.connect(), "the cluster")
+        self.view.there = cluster.here()
 
     def _ended(self, name: str, item: Any) -> None:
         seconds = item.manifest.seconds if item.manifest else None

@@ -141,8 +141,9 @@ class Stage:
         metrics: the headline numbers that a given node may report: what sweeps can name; `*`
             stands for any part of a name.
         estimate: `"module:function"` of a function that takes given settings and, by input slot,
-            what it gave for the node there, and gives what the node takes, as far as it is known
-            (see `pipeline.estimates`), and what later nodes ask for; no part of a key.
+            what it gave for the node there, of several the first, and their number as `nodes`, and
+            gives what the node takes, as far as it is known (see `pipeline.estimates`), and what
+            later nodes ask for; no part of a key.
         curve_steps: where its nodes tell a curve while they run, how many steps a given one has.
     """
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import cluster, progress, track
 from pipeline import record as runs
+from pipeline.capacity import Amount
 from pipeline.errors import DONE, INTERRUPTED, NODE_FAILED, RayLostError, UsageError
 from pipeline.news import open_log
 from pipeline.record import resume_command
@@ -65,7 +66,7 @@ class Session:
         self.root, self.store, self.checked, self.how, self.entry = root, store, checked, how, entry
         self.catalog, self.sweep = root(), checked.sweep
         self.trials: dict[str, TrialRecord] = {}  # by Ray Tune's names
-        self.view: Any = progress.PlainView({}, how.cores)
+        self.view: Any = progress.PlainView({}, how.machine)
         self.tracker = self._start_tracker()
         self.curves = Curves(self.tracker, store, checked.sweep.space)
 
@@ -106,15 +107,16 @@ class Session:
         names = [trial.name for trial in self.entry.trials]
         count = len(self.checked.values) or self.sweep.space.trials
         names += [record.trial_name(i) for i in range(len(names), count)]
-        self.view = progress.view(dict.fromkeys(names), self.how.cores, "trials")
+        at_once = self.checked.concurrent(have.cpus, have.gpus)
+        self.view = progress.view(dict.fromkeys(names), Amount(at_once), "trials")
         for trial in self.entry.trials:
             if trial.ended or trial.error:
                 self._show_end(trial, progress.REUSED if trial.ended else progress.FAILED)
         if todo is None or todo:
-            self._search(todo or [], self.checked.concurrent(have.cpus, have.gpus))
+            self._search(todo or [], at_once)
 
-    def _show_nodes(self, names: Sequence[str]) -> Any:
-        self.view = progress.view(dict.fromkeys(names), self.how.cores, "shared nodes")
+    def _show_nodes(self, needs: Mapping[str, Amount]) -> Any:
+        self.view = progress.view(dict.fromkeys(needs), cluster.here(), "shared nodes", needs)
         return self.view
 
     # Trials

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import progress
+from pipeline.capacity import Amount
 from pipeline.news import open_log
 from pipeline.plan import CACHED, DAMAGED, NodePlan, Plan
 from pipeline.record import node_entry
@@ -22,7 +23,7 @@ class SharedNodes:
 
     Args:
         packages: distributions whose versions go into manifests.
-        show: makes the view of nodes by their names.
+        show: makes the view of nodes, by their names, from what each needs.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class SharedNodes:
         checked: Checked,
         entry: SweepRecord,
         packages: Sequence[str],
-        show: Callable[[Sequence[str]], Any],
+        show: Callable[[Mapping[str, Amount]], Any],
     ) -> None:
         self._store, self._checked, self._entry = store, checked, entry
         self._packages, self._show = packages, show
@@ -48,7 +49,9 @@ class SharedNodes:
         names = {p.key: self._label(n, p.key) for plan in plans for n, p in plan.nodes.items()}
         todo = {p.key for plan in plans for p in plan.nodes.values() if p.state != CACHED}
         say(f"{len(todo)} nodes that several trials need come first")
-        view = self._show([name for key, name in names.items() if key in todo])
+        nodes = {names[p.key]: p.node for plan in plans for p in plan.nodes.values()}
+        needs = {name: nodes[name].need for key, name in names.items() if key in todo}
+        view = self._show(needs)
         claims = Claims()
         executions = [
             Execution(

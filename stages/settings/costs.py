@@ -148,13 +148,14 @@ def features(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
 
 
 def evaluate(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:
-    """The moments of a set's features, and neighbours of all among the real ones and each other."""
-    real = given["train"]
+    """The moments of every set's features, and neighbours of all among the real ones and each
+    other."""
+    real, sets = given["train"], given.get("features", {}).get("nodes", 1)
     if "images" not in real:
         return {}
     count, width = settings.num_samples, real["width"]
     pairs = count * (real["images"] + count) if settings.neighbours else 0
-    return {"flops": 2.0 * width * (pairs + width * (count + 10 * width))}
+    return {"flops": 2.0 * sets * width * (pairs + width * (count + 10 * width))}
 
 
 def published(settings: Settings, given: Mapping[str, Estimate]) -> Estimate:

@@ -1,15 +1,17 @@
 """How long a node takes follows from what is known of one like it, and how much more it does."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from pydantic import Field
 
+from pipeline import durations
 from pipeline import plan as planning
 from pipeline.commands import plan_text
-from pipeline.durations import Known
+from pipeline.durations import Foreseen, Known
 from pipeline.plan import CACHED, Request
 from pipeline.store import Store
 from stages.catalog import CATALOG as BENCH
@@ -105,8 +107,13 @@ def test_what_nobody_counts_takes_as_long_only_where_it_is_the_same(tmp_path):
     assert seconds(tmp_path, "train.lr=0.001")["report"] == usual["report"]
     assert seconds(tmp_path, "data.held_out=280")["spectrum"] is None
     jit = "train.network={kind: jit, width: 64, depth: 2, heads: 2, patch: 2}"
-    found = seconds(tmp_path, jit, "train.method=jit", "maskalign.methods=[jit]", recipe="train")
-    assert found["train/jit"] is None
+    more = (jit, "train.method=jit", "maskalign.methods=[jit]")
+    found = seconds(tmp_path, *more, recipe="train")
+    sampled = [found[name] for name in found if name.startswith("sample/jit")]
+    assert sampled
+    assert {found["train/jit"], *sampled} == {None}
+    sets = "sample.nfes=[3, 4, 5, 6, 7, 8, 9, 10]"
+    assert seconds(tmp_path, sets)["evaluate/sit-euler"] > usual["evaluate/sit-euler"]
 
 
 @pytest.mark.parametrize(
@@ -137,20 +144,27 @@ def test_a_preset_that_bears_the_name_of_one_it_extends(tmp_path):
     assert seconds(tmp_path, preset=str(own))["train/sit"] == pytest.approx(300)
 
 
+def of(work, scope="", **how):
+    return Foreseen(work, how, scope)
+
+
 def test_an_operation_takes_as_long_as_others_did_unless_these_were_few():
-    assert Known(10, 1e12).of(3e12) == pytest.approx(30)
-    assert Known(10, 1e12).of(1e11) == pytest.approx(1)
-    assert Known(10).of(300) == Known(10, 100).of(None) == 10
+    known = Known(10, of(1e12))
+    assert known.of(of(3e12)) == pytest.approx(30)
+    assert known.of(of(1e11)) == pytest.approx(1)
+    assert known.of(of(1e15)) == pytest.approx(1e4)
     # Two seconds of 1e6 operations went elsewhere.
-    assert Known(2, 1e6).of(2e6) == pytest.approx(2, rel=1e-3)
-    assert Known(2, 1e6).of(1e9) is None
-    assert Known(100, 1e12).of(1e15) == pytest.approx(1e5)
+    assert Known(2, of(1e6)).of(of(2e6)) == pytest.approx(2, rel=1e-3)
+    assert Known(2, of(1e6)).of(of(1e9)) is None
 
 
-def test_of_two_sizes_the_nearer_counts():
-    sizes = [Known(2.0, 10.0), Known(50.0, 200.0)]
-    assert min(sizes, key=lambda known: known.distance(300.0)) is sizes[1]
-    assert min(sizes, key=lambda known: known.distance(20.0)) is sizes[0]
+def test_what_is_not_counted_tells_of_its_own_like_alone():
+    assert Known(10, of(None, "a")).of(of(None, "a")) == 10
+    assert Known(10, of(None, "a")).of(of(None, "b")) is None
+    assert Known(10, of(None, "a")).of(of(1e9)) is None
+    assert Known(10, of(1e9)).of(of(None, "a")) is None
+    assert Known(10, of(1e9, device="cpu")).of(of(1e9, device="cuda")) is None
+    assert Known(10, of(1e9, threads=1)).of(of(1e9, threads=2)) is None
 
 
 class Placed(NumberSettings):
@@ -185,7 +199,56 @@ def test_what_was_measured_is_scaled_and_only_on_its_device(tmp_path):
     run_all(placed("cpu"), store, request)
     record(store, planning.make(placed("cpu"), store, request))
     took = first(100).seconds
-    assert (first(100).state, first(100).work) == (CACHED, 1e14)
-    assert store.runs()[0]["nodes"]["number/a"]["work"] == 1e14
+    assert first(100).state == CACHED
+    told = store.runs()[0]["nodes"]["number/a"]["foreseen"]
+    assert told == {"work": 1e14, "how": {"threads": 1, "device": "cpu"}, "scope": ""}
     assert first(200).seconds == pytest.approx(2 * took)
     assert first(200, "cuda").seconds is None
+
+
+def test_of_a_hint_and_a_measurement_the_nearer_in_size_counts(tmp_path):
+    def chain(toy):
+        first, *others = placed("cpu").recipes["chain"](toy)
+        return [replace(first, hint_seconds=100.0, hint_setting="apply.shards"), *others]
+
+    preset = tmp_path / "own.yaml"
+    preset.write_text("a: {value: 1}\napply: {shards: 1}\n")
+    catalog, store = replace(placed("cpu"), recipes={"chain": chain}), Store(tmp_path / "store")
+
+    def request(value):
+        return Request("chain", str(preset), (f"a.value={value}", "a.seconds=0.1"))
+
+    run_all(catalog, store, request(100))
+    record(store, planning.make(catalog, store, request(100)))
+    found = {
+        value: planning.make(catalog, store, request(value)).nodes["number/a"].seconds
+        for value in (2, 90)
+    }
+    assert found[2] == pytest.approx(200)  # twice the preset's own
+    assert 0 < found[90] < 1  # nearer to what took a tenth of a second
+
+
+def test_what_an_old_record_measured_is_left_aside(tmp_path):
+    """It does not say of how much work that was."""
+    store = Store(tmp_path / "store")
+    request = Request("chain", overrides=("a.value=100", "a.seconds=0.1"))
+    run_all(CATALOG, store, request)
+    entry = record(store, planning.make(CATALOG, store, request))
+    for node in entry.data["nodes"].values():
+        del node["foreseen"]
+    store.write_run(entry.id, entry.data)
+    again = planning.make(CATALOG, store, Request("chain", overrides=("a.value=7",)))
+    assert again.nodes["number/a"].seconds is None
+
+
+def test_a_plan_looks_at_each_node_once(tmp_path, monkeypatch):
+    seen, foreseen = [], Foreseen.of.__func__
+
+    def noted(cls, graph, node):
+        seen.append(node.name)
+        return foreseen(cls, graph, node)
+
+    monkeypatch.setattr(durations.Foreseen, "of", classmethod(noted))
+    nodes = seconds(tmp_path, "stein.nfes=[4,7,9]", recipe="stein")
+    assert len(nodes) > 500
+    assert max(Counter(seen).values()) <= 2  # here, and as the preset has it

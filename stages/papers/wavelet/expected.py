@@ -28,11 +28,11 @@ def fit(settings: FitSettings, given: Mapping[str, Estimate]) -> Estimate:
 
 def risk(settings: RiskSettings, given: Mapping[str, Estimate]) -> Estimate:
     """The score, or the network, at every level of every held-out image and of as many others."""
-    data, model = given["data"], given.get("model", {})
-    if not {"shape", "held_out"} <= data.keys():
+    data, model = given["data"], given.get("model", {"forward": 0.0})
+    if not {"shape", "held_out"} <= data.keys() or "forward" not in model:
         return {}
     images = min(settings.num_images or data["held_out"], data["held_out"])
-    each = model.get("forward", 0) + 2.0 * prod(data["shape"]) ** 2
+    each = model["forward"] + 2.0 * prod(data["shape"]) ** 2
     return {"flops": 2 * images * settings.num_draws * len(settings.sigmas) * each}
 
 
