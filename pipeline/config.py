@@ -126,8 +126,8 @@ def _preset_layers(
     layers = [(origin, meant(catalog.settings, tree, origin))]
     if base is not None:
         further = _preset_layers(catalog, base, path.parent, (*above, own))[1]
-        if any(name == origin for name, _ in further):  # it bears the name of one that it extends
-            layers = [(f"{origin}{path.suffix}", layer) for _, layer in layers]
+        if origin in (name for name, _ in further):  # it bears the name of one that it extends
+            layers = [(f"preset {own}", layer) for _, layer in layers]
         layers = further + layers
     return path.stem, layers
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-LEAST_FEEDERS = 8  # of a GPU, where there are so many cores
+LEAST_FEEDERS, MOST_FEEDERS = 8, 16  # of a GPU, where there are so many cores
 
 
 def local_gpus() -> int:
@@ -18,13 +18,15 @@ def local_gpus() -> int:
 
 def feeders(asked: int | None, device: str) -> int:
     """How many threads prepare what a task computes with: those asked for, or for a GPU one on each
-    core of this machine, which its GPUs share; none for a CPU, since there is a task on each."""
+    core of this machine, which its GPUs share, 16 at most; none for a CPU, since there is a task on
+    each."""
     if asked is not None:
         return asked
     if device == "cpu":
         return 0
     cores = len(os.sched_getaffinity(0))
-    return max(min(LEAST_FEEDERS, cores), cores // max(1, len(installed())))
+    share = min(MOST_FEEDERS, cores // max(1, len(installed())))
+    return max(min(LEAST_FEEDERS, cores), share)
 
 
 def visible(listed: str | None, uuids: Sequence[str]) -> list[str]:

@@ -56,10 +56,11 @@ def run(context: Context) -> Result:
         _check_shape(samples, settings)
         scale = _checked_scale(data, settings)
         unit = data is not None and data.of_unit_pixels
+        written.sweep(context.work.path)
         names = context.map(decode_shard, items, samples, scale, settings, unit, context.work)
-    context.work.pull()
-    files = [context.work.path / name for name in names]
-    written.join_arrays(files, context.path / artifacts_samples.FILE)
+        context.work.pull()
+        files = [context.work.path / name for name in names]
+        written.join_arrays(files, context.path / artifacts_samples.FILE)
     context.progress(count, count, "samples")
     steps = samples.path / "steps.json"
     if steps.is_file():

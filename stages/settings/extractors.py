@@ -80,7 +80,7 @@ class PassOptions(Settings):
         le=256,
         description="threads of each task that read and resize the next images meanwhile; 0 reads "
         "between passes; unset is that on a CPU, and on a GPU one for each core, shared by the "
-        "machine's GPUs",
+        "machine's GPUs, 16 at most",
     )
 
 

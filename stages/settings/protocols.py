@@ -99,7 +99,7 @@ class ProtocolOptions(Settings):
         le=256,
         description="published protocols: threads of each task that read the next images "
         "meanwhile; 0 reads between passes; unset is that on a CPU, and on a GPU one for each "
-        "core, shared by the machine's GPUs",
+        "core, shared by the machine's GPUs, 16 at most",
     )
 
     @property

@@ -139,9 +139,13 @@ def test_a_recipe_that_needs_more_than_its_preset_is_not_guessed_at(tmp_path):
 
 
 def test_a_preset_that_bears_the_name_of_one_it_extends(tmp_path):
-    own = tmp_path / "digits.yaml"
+    own, other = tmp_path / "digits.yaml", tmp_path / "a" / "digits.yaml"
     own.write_text("extends: digits\ntrain: {steps: 4800}\n")
     assert seconds(tmp_path, preset=str(own))["train/sit"] == pytest.approx(300)
+    own.write_text("extends: digits\ntrain: {steps: 1200}\nhints: {train/sit: 75}\n")
+    other.parent.mkdir()
+    other.write_text("extends: ../digits.yaml\ntrain: {steps: 4800}\n")
+    assert seconds(tmp_path, preset=str(other))["train/sit"] == pytest.approx(300)
 
 
 def of(work, scope="", **how):

@@ -257,7 +257,7 @@ def test_small_sets_are_read_in_place_on_a_cpu(few, monkeypatch):
     assert reading.sensible(None, "cuda", False) == reading.MOST_READERS
 
 
-@pytest.mark.parametrize(("number", "cores", "expected"), [(1, 64, 64), (4, 64, 16), (8, 32, 8)])
+@pytest.mark.parametrize(("number", "cores", "expected"), [(1, 64, 16), (8, 96, 12), (8, 32, 8)])
 def test_gpus_share_the_cores_that_feed_them(monkeypatch, number, cores, expected):
     monkeypatch.setattr(gpus, "installed", lambda: ["GPU"] * number)
     monkeypatch.setattr(gpus.os, "sched_getaffinity", lambda process: range(cores))
