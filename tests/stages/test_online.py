@@ -423,13 +423,13 @@ def test_what_features_take():
 def test_a_small_set_is_stored_and_a_large_one_is_not(tmp_path, few, monkeypatch):
     """The stage decides by the data, so the key says what settings say, and no more."""
     size = 96 * 5 * 16 * 4
-    monkeypatch.setattr(teach, "STORED_BELOW", size + 1)
+    monkeypatch.setattr(teachers, "STORED_BELOW", size + 1)
     at = context(tmp_path / "small", TEACH, data=few)
     teach.run(at)
     assert (at.path / "patches.npy").exists()
     assert any("96 images, 2x2 patches and a class token of 16 float32" in s for s in at.logged)
     assert any("teach.mode is stored" in line for line in at.logged)
-    monkeypatch.setattr(teach, "STORED_BELOW", size)
+    monkeypatch.setattr(teachers, "STORED_BELOW", size)
     at = context(tmp_path / "large", TEACH, data=few)
     teach.run(at)
     assert not (at.path / "patches.npy").exists()
