@@ -165,8 +165,10 @@ def test_lagging_trainings_stop_without_artifacts_and_ctrl_c_keeps_the_rest(tmp_
             # It ends at a rung: at the first, unless none that was better had come there before.
             # States may be saved, and their points untold, when Ctrl-C comes: one gap at the most.
             told = [step for step, _ in trial.reports]
-            assert told[-1] in (20, 40)
             missing = sorted(set(range(10, told[-1] + 1, 10)) - set(told))
+            # Where the rung itself is in the gap, it is judged by the first point behind it.
+            rung = 40 if told[-1] >= 40 else 20
+            assert set(range(rung, told[-1], 10)) <= set(missing)
             assert missing == list(range(missing[0], missing[-1] + 1, 10)) if missing else True
             assert len(told) + len(missing) == told[-1] // 10
             assert node.manifest is None
