@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,13 +41,26 @@ class Amount:
 
     def words(self) -> str:
         """Such as `2 CPUs and 1 GPU`."""
-        parts = [_number(self.cpus, "CPU"), _number(self.gpus, "GPU")]
+        parts = [counted(self.cpus, "CPU"), counted(self.gpus, "GPU")]
         parts += [f"{self.memory_gib:g} GiB of memory"] if self.memory_gib else []
         return " and ".join(filter(None, parts)) or "nothing"
 
 
-def _number(value: float, what: str) -> str:
+def counted(value: float, what: str) -> str:
+    """Such as `2 CPUs`; empty for none."""
     return f"{value:g} {what}{'' if value == 1 else 's'}" if value else ""
+
+
+def spread(tasks: Sequence[tuple[float, Amount]], there: Amount) -> float:
+    """Seconds that tasks take at the least, of so many seconds each and a core or more: the longest
+    of them, and all of them over the cores and the GPUs that are there, or that one of them needs
+    where these are more."""
+    found = [0.0, *(seconds for seconds, _ in tasks)]
+    for kind, least in (("cpus", 1.0), ("gpus", 0.0)):
+        needs = [max(getattr(need, kind), least) for _, need in tasks]
+        room = max(1.0, getattr(there, kind), *needs)
+        found.append(sum(task[0] * need for task, need in zip(tasks, needs, strict=True)) / room)
+    return max(found)
 
 
 def of_ray(resources: Mapping[str, float]) -> Amount:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import estimates, looking, progress, record, results
 from pipeline import plan as planning
+from pipeline.capacity import Amount, counted
 from pipeline.errors import DONE, NODE_FAILED, UsageError, raised_as
 from pipeline.garbage import garbage
 from pipeline.graph import Node
@@ -131,7 +132,8 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 def plan_text(plan: Plan, cores: int) -> str:
     """A plan as aligned lines, with what it will cost as far as earlier runs tell.
 
-    Where the cost of every node is known: how long that is on so many cores.
+    How long that is on so many cores, and on the GPUs here or one; at least, where the cost of some
+    nodes is unknown.
     """
     width = max(map(len, plan.nodes), default=0)
     lines = []
@@ -143,22 +145,18 @@ def plan_text(plan: Plan, cores: int) -> str:
     unknown = sum(node.seconds is None for node in todo)
     cost = f"{progress.duration(known)} of work" if known else ""
     if unknown:
-        cost += f"{' and ' if cost else ''}{_counted(unknown, 'node')} of unknown cost"
+        cost += f"{' and ' if cost else ''}{counted(unknown, 'node')} of unknown cost"
     if known:
         gpus = max(1, planning.local_gpus()) if any(node.node.gpus for node in todo) else 0
-        took = progress.duration(plan.about_seconds(cores, gpus))
-        cost += f", {'at least' if unknown else 'about'} {took} on {_counted(cores, 'core')}"
-        cost += f" and {_counted(gpus, 'GPU')}" if gpus else ""
+        took = progress.duration(plan.about_seconds(Amount(cores, gpus)))
+        machine = " and ".join(filter(None, (counted(cores, "core"), counted(gpus, "GPU"))))
+        cost += f", {'at least' if unknown else 'about'} {took} on {machine}"
     cost = f" ({cost})" if cost else ""
     lines.append(f"\n{len(plan.nodes) - len(todo)} cached, {len(todo)} to do{cost}")
     if taken := estimates.text(estimates.by_stage(plan.graph, plan.todo)):
         lines.append(f"\n{taken}")
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def config(root: Root, options: Namespace) -> int:

@@ -66,10 +66,7 @@ def resolve(catalog: Catalog, preset: str | None, overrides: Sequence[str] = ())
     """
     name, layers = _preset_layers(catalog, preset or catalog.default_preset)
     layers += [_override(catalog.settings, text) for text in overrides]
-    tree: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for origin, layer in layers:
-        _merge(tree, layer, origin, origins)
+    tree, origins = _merged(layers)
     try:
         settings = catalog.settings.model_validate(tree)
     except pydantic.ValidationError as error:
@@ -86,9 +83,7 @@ def as_of(catalog: Catalog, preset: str | None, origin: str) -> Settings | None:
     origins = [name for name, _ in layers]
     if origin not in origins:
         return None
-    tree: dict[str, Any] = {}
-    for name, layer in layers[: len(origins) - origins[::-1].index(origin)]:
-        _merge(tree, layer, name, {})
+    tree, _ = _merged(layers[: origins.index(origin) + 1])
     try:
         return catalog.settings.model_validate(tree)
     except pydantic.ValidationError:
@@ -146,6 +141,15 @@ def _override(model: type[Settings], text: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"'{text}' is not a setting; write key=value, such as train.lr=0.001")
     block = overriding(model, key.strip(), value)
     return COMMAND_LINE, meant(model, block)
+
+
+def _merged(layers: Sequence[tuple[str, Mapping]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What layers say together, later ones over earlier ones, and where each value came from."""
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        _merge(tree, layer, origin, origins)
+    return tree, origins
 
 
 def _merge(tree: dict, layer: Mapping, origin: str, origins: dict[str, str], at: str = "") -> None:

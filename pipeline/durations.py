@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ MOST = 30.0  # times as much to do that such a node tells anything of
 HOW = ("device", "kind", "network.kind", "precision", "compute", "compile", "num_workers", "shard")
 # What nodes know of each other before they run, see `Stage.estimate`.
 KNOWN_OF_INPUTS = ("shape", "images", "held_out", "states")
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ class Durations:
     """
 
     def __init__(self, catalog: Catalog, preset: str | None, recipe: str, resolved: Resolved):
-        self._build, self._resolved = catalog.recipes[recipe], resolved
-        self._standing = cache(lambda origin: config.as_of(catalog, preset, origin))
+        self._catalog, self._preset, self._resolved = catalog, preset, resolved
+        self._build = catalog.recipes[recipe]
         self._hinted = cache(self._hinted_by)
 
     def seconds(self, node: Node, graph: Graph, measured: Known | None) -> float | None:
@@ -166,28 +167,31 @@ class Durations:
         if measured is None and node.hint_seconds is None:
             return None
         here = Foreseen.of(graph, node)
-        known = [found for found in (measured, self._hint(node, here)) if found is not None]
-        known = [found for found in known if found.of(here) is not None]
-        if not known:
-            return None
-        return min(known, key=lambda found: found.distance(here)).of(here)
+        told = [
+            (known.distance(here), seconds)
+            for known in (measured, self._hint(node, here))
+            if known is not None and (seconds := known.of(here)) is not None
+        ]
+        return min(told, key=lambda one: one[0])[1] if told else None
 
     def _hint(self, node: Node, here: Foreseen) -> Known | None:
         """What the preset says, of its own data and sizes."""
         if node.hint_seconds is None:
             return None
         origin = self._resolved.origins.get(node.hint_setting, config.COMMAND_LINE)
-        # What is typed is said of this very run.
-        if origin == config.COMMAND_LINE or self._standing(origin) == self._resolved.settings:
+        if origin == config.COMMAND_LINE:  # what is typed is said of this very run
             return Known(node.hint_seconds, here)
         hinted = self._hinted(origin)
-        was = hinted and hinted.like(node, here)
+        was = here if hinted is OWN else hinted and hinted.like(node, here)
         return was and Known(node.hint_seconds, was)
 
-    def _hinted_by(self, origin: str) -> Hinted | None:
-        """By the preset that hints at its times; None where it cannot stand alone."""
+    def _hinted_by(self, origin: str) -> Hinted | Literal["own"] | None:
+        """By the preset that hints at its times: `OWN` where that is what runs, None where it
+        cannot stand alone."""
+        settings = config.as_of(self._catalog, self._preset, origin)
+        if settings == self._resolved.settings:
+            return OWN
         try:
-            settings = self._standing(origin)
             return settings and Hinted(Graph(self._build(settings)))
         except (UsageError, ValidationError):
             return None

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.artifact import Manifest
-from pipeline.capacity import Amount
+from pipeline.capacity import Amount, spread
 from pipeline.config import Resolved, flatten
 from pipeline.durations import Durations, Foreseen, Known
 from pipeline.errors import DamagedArtifactError, EarlierArtifactError, UsageError, nearest
@@ -70,15 +70,12 @@ class Plan:
         left = self._chains()
         return sorted(self.nodes, key=lambda name: -left[name])
 
-    def about_seconds(self, cores: int, gpus: int = 0) -> float:
-        """About how long the work takes: as long as its longest chain at the least, as all of it
-        spread over the cores, and as what needs GPUs over these."""
-        spread = on_gpus = 0.0
-        for item in (self.nodes[name] for name in self.todo):
-            seconds, taken = item.seconds or 0.0, item.node.gpus
-            spread += seconds * max(1.0, item.node.cpus) / cores
-            on_gpus += seconds * taken / max(1.0, gpus, taken)
-        return max(spread, on_gpus, *self._chains().values(), 0.0)
+    def about_seconds(self, there: Amount) -> float:
+        """About how long the work takes on these machines: as long as its longest chain at the
+        least, and as all of it spread over them; nothing for what nobody knows."""
+        items = [self.nodes[name] for name in self.todo]
+        tasks = [(item.seconds or 0.0, item.node.need) for item in items]
+        return max(spread(tasks, there), *self._chains().values(), 0.0)
 
     def _chains(self) -> dict[str, float]:
         """Seconds of the longest chain of work from each node on."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from pipeline.capacity import Amount
+from pipeline.capacity import Amount, spread
 
 QUEUED, WAITING, RUNNING, DONE, REUSED, FAILED, BLOCKED = (
     "queued",
@@ -82,20 +81,14 @@ class View(Protocol):
 def time_left(nodes: Mapping[str, NodeView], there: Amount, now: float) -> tuple[float, bool]:
     """Seconds until all nodes end on the machines that are there, and whether some count as nothing
     since nobody knows of them."""
-    left = remaining(nodes.values(), now)
-    known = [seconds or 0.0 for seconds in left]
-    spread = max(known, default=0.0)
-    for kind, least in (("cpus", 1.0), ("gpus", 0.0)):
-        needs = [max(getattr(node.need, kind), least) for node in nodes.values()]
-        room = max(getattr(there, kind), *needs, 1.0) if needs else 1.0
-        spread = max(spread, sum(map(operator.mul, known, needs)) / room)
-    return spread, None in left
+    left = remaining(list(nodes.values()), now)
+    tasks = [(of or 0.0, node.need) for of, node in zip(left, nodes.values(), strict=True)]
+    return spread(tasks, there), None in left
 
 
-def remaining(nodes: Iterable[NodeView], now: float) -> list[float | None]:
+def remaining(nodes: Sequence[NodeView], now: float) -> list[float | None]:
     """Seconds until each ends. Nodes to come take as many times what is expected of them as those
     of their stage that ran, or as long as these where nothing is expected."""
-    nodes = list(nodes)
     slower, usual = _paces(nodes, now)
     left = []
     for node in nodes:
@@ -143,7 +136,7 @@ def duration(seconds: float) -> str:
 
 
 class _Lines:
-    """Shared state of both views."""
+    """Shared state of both views, made of what `view` is told."""
 
     def __init__(
         self,
@@ -194,15 +187,8 @@ class PlainView(_Lines):
     """A line for every node that ended, and every few seconds one of what runs; for pipes and log
     files."""
 
-    def __init__(
-        self,
-        expected: Mapping[str, float | None],
-        there: Amount,
-        what: str = "nodes",
-        needs: Mapping[str, Amount] = MappingProxyType({}),
-        every: float = 10,
-    ) -> None:
-        super().__init__(expected, there, what, needs)
+    def __init__(self, *given: Any, every: float = 10, **more: Any) -> None:
+        super().__init__(*given, **more)
         self._every, self._said = every, self.begun
 
     def changed(self, before: NodeView, after: NodeView) -> None:
@@ -256,14 +242,8 @@ class LiveView(_Lines):
     """A table that redraws itself: a bar a phase, what runs, what is waited for, the time left;
     nodes that ended scroll away above it."""
 
-    def __init__(
-        self,
-        expected: Mapping[str, float | None],
-        there: Amount,
-        what: str = "nodes",
-        needs: Mapping[str, Amount] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(expected, there, what, needs)
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
         from rich.console import Console
         from rich.live import Live
 

@@ -15,9 +15,8 @@ from pydantic import Field
 
 from pipeline.errors import StageError, raised_as
 from pipeline.stage import Context, Input, Place, Result, Stage, unkeyed
-from stages.artifacts import samples as artifacts_samples
 from stages.artifacts.data import Data
-from stages.artifacts.samples import Samples
+from stages.artifacts.samples import FILE, Samples
 from stages.settings.latents import CodingOptions, autoencoder_files, geometry
 from stages.shards import blocks, shards
 
@@ -60,7 +59,7 @@ def run(context: Context) -> Result:
         names = context.map(decode_shard, items, samples, scale, settings, unit, context.work)
         context.work.pull()
         files = [context.work.path / name for name in names]
-        written.join_arrays(files, context.path / artifacts_samples.FILE)
+        written.join_arrays(files, context.path / FILE)
     context.progress(count, count, "samples")
     steps = samples.path / "steps.json"
     if steps.is_file():

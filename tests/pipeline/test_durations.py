@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipeline import durations
 from pipeline import plan as planning
+from pipeline.capacity import Amount
 from pipeline.commands import plan_text
 from pipeline.durations import Foreseen, Known
 from pipeline.plan import CACHED, Request
@@ -95,9 +96,9 @@ def test_trainings_on_one_gpu_follow_each_other(tmp_path):
     plan = planning.make(BENCH, Store(tmp_path / "store"), Request("train", "glyphs32"))
     work = sum(node.seconds for node in plan.nodes.values() if node.node.gpus)
     assert work > 4 * 480
-    assert plan.about_seconds(64, 1) == pytest.approx(work)
-    assert plan.about_seconds(64, 0) == pytest.approx(work)  # as on the one that it needs
-    assert plan.about_seconds(64, 2) == pytest.approx(work / 2)
+    assert plan.about_seconds(Amount(64, 1)) == pytest.approx(work)
+    assert plan.about_seconds(Amount(64, 0)) == pytest.approx(work)  # as on the one that it needs
+    assert plan.about_seconds(Amount(64, 2)) == pytest.approx(work / 2)
     assert re.search(r"about \d+ min \d+ s on 64 cores and \d+ GPUs?\)", plan_text(plan, 64))
 
 

@@ -254,8 +254,10 @@ def test_how_long_a_plan_takes_is_its_work_over_the_cores_or_its_longest_chain(s
     seconds = {"number/a": 10.0, "number/b": 20.0, "apply/a": 3.0, "total": 4.0}
     nodes = {name: replace(node, seconds=seconds[name]) for name, node in found.nodes.items()}
     plan = replace(found, nodes=nodes)
-    assert plan.about_seconds(1) == 37
-    assert plan.about_seconds(2) == plan.about_seconds(100) == 24  # number/b and total
+    assert plan.about_seconds(Amount(1)) == 37
+    assert (
+        plan.about_seconds(Amount(2)) == plan.about_seconds(Amount(100)) == 24
+    )  # number/b and total
     assert plan_text(plan, 2).endswith("4 to do (37.0 s of work, about 24.0 s on 2 cores)")
     assert "about" not in plan_text(found, 2)  # of unknown cost
 
